@@ -1,0 +1,38 @@
+# make run    set up, then fine-tune the embedded model for compression
+# make test   set up, then the default tests
+VENV ?= .venv
+ifeq ($(OS),Windows_NT)
+BIN := $(VENV)/Scripts
+PYTHON ?= python
+else
+BIN := $(VENV)/bin
+PYTHON ?= python3
+endif
+
+.PHONY: run test test-all check setup clean
+
+setup: $(VENV)/installed
+
+# The constraints pin torch: a plain `torch` pulls gigabytes of CUDA on a machine without a GPU.
+$(VENV)/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -c "from pathlib import Path; Path('$(VENV)/installed').touch()"
+
+run: setup
+	$(BIN)/rlcm loop --task compression
+
+test: setup
+	$(BIN)/python -m pytest
+
+test-all: setup
+	$(BIN)/python -m pytest -m "slow or not slow"
+
+check: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+clean:
+	rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

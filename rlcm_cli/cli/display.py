@@ -1,0 +1,151 @@
+"""Showing what phases yield: bars and a live line in a terminal, plain lines elsewhere, one JSON line at will."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+if TYPE_CHECKING:
+    from rlcm_cli.phases.events import Evaluated, Event
+
+
+class Display:
+    """Prints the events of a command, and remembers what its closing line needs."""
+
+    def __init__(self, *, quiet: bool, as_json: bool, iterations: int | None = None) -> None:
+        # Where the last line is for a machine, people read the other stream.
+        self.console = Console(stderr=as_json, highlight=False, soft_wrap=True)
+        self.quiet = quiet
+        self.as_json = as_json
+        self.iterations = iterations
+        self.summary: dict[str, Any] = {}
+        self._evaluations: dict[int, Evaluated] = {}
+        self._phase: TaskID | None = None
+        self._whole: TaskID | None = None
+        self._unit = ""
+        self._started = time.perf_counter()
+        self._progress = Progress(
+            TextColumn("{task.description:<10}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[note]}"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=self.console,
+            transient=True,
+            disable=quiet or not self.console.is_terminal,
+        )
+
+    def say(self, text: str) -> None:
+        """Print a line, unless quiet."""
+        if not self.quiet:
+            self.console.print(text, markup=False)
+
+    def follow(self, events: Iterable[Event]) -> None:
+        """Print events as they come."""
+        with self._progress:
+            for event in events:
+                self._show(event)
+
+    def finish(self, result: Mapping[str, Any] | None = None) -> None:
+        """Print the machine-readable line, where one was asked for."""
+        if self.as_json:
+            print(json.dumps({**self.summary, **(result or {})}, ensure_ascii=False))
+            sys.stdout.flush()
+
+    def _show(self, event: Event) -> None:
+        from rlcm_cli.phases import events
+
+        match event:
+            case events.PhaseStarted():
+                self._start_phase(event)
+            case events.Advanced(count):
+                if self._phase is not None:
+                    self._progress.advance(self._phase, count)
+                    speed = self._progress.tasks[self._progress.task_ids.index(self._phase)].speed
+                    self._progress.update(self._phase, note=f"{speed:.1f} {self._unit}/s" if speed else "")
+            case events.PhaseSkipped(phase, iteration, reason):
+                self.say(f"{phase} of iteration {iteration}: nothing to do, {reason}")
+                self.summary.setdefault("skipped", []).append(phase)
+            case events.Warned(message):
+                self.console.print(f"warning: {message}", markup=False, style="yellow")
+            case events.IterationTrained(number, metrics):
+                self._show_iteration(number, metrics)
+            case events.Evaluated():
+                self._show_evaluation(event)
+            case events.CostEstimated(seconds, disk_bytes, iterations):
+                self.say(
+                    f"{iterations} iterations will take about {_duration(seconds)} and {_size(disk_bytes)} of disk"
+                )
+            case events.FileWritten(path, what):
+                self.console.print(f"{path}: {what}", markup=False)
+                self.summary.setdefault("files", []).append(str(path))
+
+    def _start_phase(self, event: Any) -> None:
+        if self.iterations and self._whole is None:
+            self._whole = self._progress.add_task(
+                "iteration", total=self.iterations, completed=event.iteration, note=""
+            )
+        if self._phase is not None:
+            self._progress.remove_task(self._phase)
+        self._unit = event.unit
+        self._phase = self._progress.add_task(event.phase, total=event.total, note="")
+
+    def _show_iteration(self, number: int, metrics: Mapping[str, Any]) -> None:
+        line = f"reward {metrics['reward_mean']:.3f} ± {metrics['reward_std']:.3f}  best {metrics['reward_best']:.3f}"
+        parts = ", ".join(f"{name} {value:.3f}" for name, value in metrics["rewards"].items())
+        if len(metrics["rewards"]) > 1:
+            line += f"  ({parts})"
+        if self._whole is not None:
+            self._progress.update(self._whole, completed=number, note=line)
+        seconds = time.perf_counter() - self._started
+        self._started = time.perf_counter()
+        if not self.console.is_terminal or self.iterations is None:
+            of = f"/{self.iterations}" if self.iterations else ""
+            self.say(f"iteration {number}{of}  {line}  kl {metrics['kl_to_base']:.4f}  {seconds:.1f} s")
+        self.summary.update(checkpoint=number, reward_mean=metrics["reward_mean"], reward_std=metrics["reward_std"])
+
+    def _show_evaluation(self, event: Evaluated) -> None:
+        self._evaluations[event.checkpoint] = event
+        held_out = "" if event.reward_held_out is None else f", on prompts kept out of it {event.reward_held_out:.3f}"
+        parts = ", ".join(f"{name} {value:.3f}" for name, value in event.components.items())
+        self.console.print(
+            f"checkpoint {event.checkpoint}, held-out seeds: reward on training prompts "
+            f"{event.reward_training:.3f}{held_out}  ({parts})",
+            markup=False,
+        )
+        self.summary.setdefault("evaluations", {})[str(event.checkpoint)] = {
+            "reward_training": event.reward_training,
+            "reward_held_out": event.reward_held_out,
+            **event.components,
+        }
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"
+
+
+def _size(count: float) -> str:
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"

@@ -1,0 +1,41 @@
+"""`rlcm evaluate`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from rlcm_cli.cli import options as o
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the program."""
+    app.command("evaluate", epilog="Example: rlcm evaluate --run runs/a --checkpoint 0 --checkpoint 40")(run)
+
+
+def run(
+    root: o.ExistingRunOption,
+    checkpoints: Annotated[
+        list[int],
+        typer.Option("--checkpoint", help="Checkpoint to draw with; repeatable.", show_default="the newest"),
+    ] = [],  # noqa: B006
+    device: o.DeviceOption = None,
+    quiet: o.QuietOption = False,
+    as_json: o.JsonOption = False,
+) -> None:
+    """Draw and score the run's fixed held-out images with some of its checkpoints."""
+    from rlcm_cli.cli.display import Display
+    from rlcm_cli.phases.evaluate import evaluate
+    from rlcm_cli.phases.policy import load_policy_model
+    from rlcm_cli.phases.run import create_run
+    from rlcm_cli.phases.score import load_rewards
+    from rlcm_cli.store.checkpoint import latest_checkpoint
+
+    path, config = o.resolve_run(root, task=None, config_file=None, assignments=[], flags={"runtime.device": device})
+    display = Display(quiet=quiet, as_json=as_json)
+    the_run = create_run(path, config)
+    rewards, model = load_rewards(the_run), load_policy_model(config)
+    for checkpoint in checkpoints or [latest_checkpoint(the_run.layout)]:
+        display.follow(evaluate(the_run, model, rewards, checkpoint))
+    display.finish({"run": str(root)})

@@ -1,0 +1,131 @@
+"""`rlcm loop`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from rlcm_cli.cli import options as o
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the program."""
+    app.command("loop", epilog="Example: rlcm loop --task compression --iterations 40 --seed 1")(run)
+
+
+def run(
+    task: o.TaskOption = None,
+    root: o.RunOption = None,
+    config_file: o.ConfigOption = None,
+    assignments: o.SetOption = [],  # noqa: B006
+    model: o.ModelOption = None,
+    iterations: Annotated[
+        int | None,
+        typer.Option(
+            "--iterations",
+            help="Sample-score-train cycles in all.",
+            rich_help_panel=o.CONFIGURATION,
+            show_default=False,
+        ),
+    ] = None,
+    samples: o.SamplesOption = None,
+    steps: o.StepsOption = None,
+    seed: o.SeedOption = None,
+    device: o.DeviceOption = None,
+    dtype: o.DtypeOption = None,
+    start: o.FromOption = None,
+    kl: Annotated[
+        float | None,
+        typer.Option(
+            "--kl",
+            help="Weight of the KL to the base model.",
+            rich_help_panel=o.CONFIGURATION,
+            show_default=False,
+        ),
+    ] = None,
+    keep_rollouts: Annotated[
+        int | None,
+        typer.Option(
+            "--keep-rollouts",
+            help="Newest rollouts to keep.",
+            rich_help_panel=o.CONFIGURATION,
+            show_default="all",
+        ),
+    ] = None,
+    keep_checkpoints: Annotated[
+        int | None,
+        typer.Option(
+            "--keep-checkpoints",
+            help="Newest checkpoints to keep.",
+            rich_help_panel=o.CONFIGURATION,
+            show_default="all",
+        ),
+    ] = None,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Print the resolved configuration and leave.", rich_help_panel=o.OUTPUT),
+    ] = False,
+    quiet: o.QuietOption = False,
+    as_json: o.JsonOption = False,
+) -> None:
+    """Fine-tune for a reward: sample, score and train, again and again.
+
+    The same command goes on where a run was stopped; a larger --iterations extends a finished one. Only
+    [runtime] settings (iterations, device, micro_batch_size, keep_*) may change between the calls.
+    """
+    path, config = o.resolve_run(
+        root,
+        task=task,
+        config_file=config_file,
+        assignments=assignments,
+        start=start,
+        flags={
+            "model.name": model,
+            "runtime.iterations": iterations,
+            "sample.samples": samples,
+            "sample.steps": steps,
+            "seed": seed,
+            "runtime.device": device,
+            "model.dtype": dtype,
+            "train.kl_weight": kl,
+            "runtime.keep_rollouts": keep_rollouts,
+            "runtime.keep_checkpoints": keep_checkpoints,
+        },
+    )
+    config.require_actions()
+    if dry_run:
+        typer.echo(config.to_json())
+        return
+
+    from rlcm_cli.cli.display import Display
+    from rlcm_cli.phases.loop import loop
+    from rlcm_cli.phases.policy import load_policy_model
+    from rlcm_cli.phases.run import create_run
+    from rlcm_cli.phases.score import load_rewards
+    from rlcm_cli.report.pairs import write_pairs
+
+    display = Display(quiet=quiet, as_json=as_json, iterations=config.runtime.iterations)
+    the_run = create_run(path, config)
+    display.say(f"run {path}: task {config.task}, model {config.model.name}, seed {config.seed}")
+    rewards = load_rewards(the_run)
+    loaded = load_policy_model(config)
+    display.say(device_line(config.model.name, str(loaded.device)))
+    display.follow(loop(the_run, loaded, rewards))
+    picture = write_pairs(the_run.layout)
+    if picture:
+        display.say(f"{picture}: the same held-out seeds before (left) and after (right)")
+    display.say(f"draw with it: rlcm generate --lora {path} --prompt cat --count 8 --steps {config.sample.steps}")
+    display.finish({"run": str(path)})
+
+
+def device_line(model: str, device: str) -> str:
+    """Say where the work is done, and where a GPU lies idle under a laptop's model."""
+    from rlcm_cli.config import EMBEDDED_MODEL
+
+    if device != "cpu" and model == EMBEDDED_MODEL:
+        return (
+            f"device {device}: a GPU is here; the papers' model is --model SimianLuo/LCM_Dreamshaper_v7, "
+            f"{EMBEDDED_MODEL} is for trying things out"
+        )
+    return f"device {device}"

@@ -1,0 +1,61 @@
+"""`rlcm sample`."""
+
+from __future__ import annotations
+
+import typer
+
+from rlcm_cli.cli import options as o
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the program."""
+    app.command("sample", epilog="Example: rlcm sample --task compression --run runs/a --worker 0/4")(run)
+
+
+def run(
+    task: o.TaskOption = None,
+    root: o.RunOption = None,
+    config_file: o.ConfigOption = None,
+    assignments: o.SetOption = [],  # noqa: B006
+    model: o.ModelOption = None,
+    samples: o.SamplesOption = None,
+    steps: o.StepsOption = None,
+    seed: o.SeedOption = None,
+    device: o.DeviceOption = None,
+    dtype: o.DtypeOption = None,
+    start: o.FromOption = None,
+    worker: o.WorkerOption = None,
+    quiet: o.QuietOption = False,
+    as_json: o.JsonOption = False,
+) -> None:
+    """Draw the next iteration's images with the newest policy; start the run where there is none."""
+    path, config = o.resolve_run(
+        root,
+        task=task,
+        config_file=config_file,
+        assignments=assignments,
+        start=start,
+        flags={
+            "model.name": model,
+            "sample.samples": samples,
+            "sample.steps": steps,
+            "seed": seed,
+            "runtime.device": device,
+            "model.dtype": dtype,
+        },
+    )
+    config.require_actions()
+
+    from rlcm_cli.cli.display import Display
+    from rlcm_cli.phases.policy import load_policy_model
+    from rlcm_cli.phases.run import create_run, parse_worker
+    from rlcm_cli.phases.sample import sample
+
+    share = parse_worker(worker)
+    display = Display(quiet=quiet, as_json=as_json)
+    the_run = create_run(path, config)
+    display.follow(sample(the_run, load_policy_model(config), share))
+    layout = the_run.layout
+    iteration = layout.checkpoints()[-1]
+    display.say(f"{layout.rollout(iteration)}: sampled; next: rlcm score --run {path}")
+    display.finish({"run": str(path), "iteration": iteration})

@@ -1,0 +1,46 @@
+"""`rlcm train`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from rlcm_cli.cli import options as o
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the program."""
+    app.command("train", epilog="Example: rlcm train --run runs/a --device cuda")(run)
+
+
+def run(
+    root: o.ExistingRunOption,
+    device: o.DeviceOption = None,
+    micro_batch: Annotated[
+        int | None,
+        typer.Option("--micro-batch", help="Transitions a forward and backward pass.", show_default=False),
+    ] = None,
+    off_policy: Annotated[
+        bool, typer.Option("--off-policy", help="Train on rollouts that another policy drew.")
+    ] = False,
+    quiet: o.QuietOption = False,
+    as_json: o.JsonOption = False,
+) -> None:
+    """Update the policy on the scored rollout of the newest checkpoint, and publish the next checkpoint."""
+    from rlcm_cli.cli.display import Display
+    from rlcm_cli.phases.policy import load_policy_model
+    from rlcm_cli.phases.run import create_run
+    from rlcm_cli.phases.train import train
+
+    path, config = o.resolve_run(
+        root,
+        task=None,
+        config_file=None,
+        assignments=[],
+        flags={"runtime.device": device, "runtime.micro_batch_size": micro_batch},
+    )
+    display = Display(quiet=quiet, as_json=as_json)
+    the_run = create_run(path, config)
+    display.follow(train(the_run, load_policy_model(config), off_policy=off_policy))
+    display.finish({"run": str(root), "checkpoint": the_run.layout.checkpoints()[-1]})

@@ -1,0 +1,371 @@
+"""The typed, frozen configuration of a run: TOML in, JSON out, unknown keys refused.
+
+Every section but `[runtime]` is the identity of a run: a run directory keeps it, and no phase runs there
+with another. `[runtime]` holds what may change between two calls (how long, where, how much memory and
+disk) without changing what an iteration computes, rounding aside.
+
+The layers of a configuration, each overriding the ones before it:
+
+    defaults < task preset < the preset's [embedded] table (embedded model only)
+             < --config FILE.toml < --set key=value < named flags
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import tomllib
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from rlcm_cli.errors import ConfigError
+
+EMBEDDED_MODEL = "emoji-lcm"
+
+PositiveInt = Annotated[int, Field(ge=1)]
+PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+class Section(BaseModel):
+    """A frozen table of settings that refuses what it does not know and converts no types."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+SectionT = TypeVar("SectionT", bound=Section)
+
+
+class ModelSettings(Section):
+    """The pipeline that is fine-tuned."""
+
+    name: str = EMBEDDED_MODEL
+    """The embedded `emoji-lcm`, a local diffusers pipeline folder, or a hub id."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub id."""
+    dtype: Literal["float32", "float16", "bfloat16"] = "float32"
+    """Type of the frozen weights and of the latents; LoRA weights and log-probabilities are float32."""
+
+
+class PromptSettings(Section):
+    """Where prompts come from."""
+
+    source: str = "simple_animals"
+    """A built-in set, a text file, or a `datasets` source such as `hf:NAME:COLUMN` or `FILE.csv:COLUMN`."""
+    held_out_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """Share of the prompts never trained on, drawn before and after to see what carries over."""
+
+
+class SampleSettings(Section):
+    """How an iteration's images are drawn."""
+
+    steps: PositiveInt = 4
+    """Model calls H an image; H − 1 of them are actions of the policy."""
+    spacing: Literal["diffusers", "strided"] = "diffusers"
+    """`diffusers`: LCMScheduler's own; `strided`: every (original_steps // H)-th, as RLCM's code has it."""
+    original_steps: PositiveInt = 50
+    """Length of the distillation's schedule, of which the H timesteps are a part."""
+    guidance_scale: NonNegativeFloat = 8.0
+    """As in diffusers' pipeline: the U-Net is given the embedding of w = guidance_scale − 1."""
+    samples: PositiveInt = 64
+    """Images an iteration."""
+    group_size: PositiveInt = 1
+    """Images of one prompt drawn together; `samples` is a multiple of it."""
+    shards: PositiveInt = 1
+    """Units of work an iteration, which several processes can take."""
+    batch_size: PositiveInt = 32
+    """Images a model call; part of the plan, since bytes depend on it."""
+
+    @model_validator(mode="after")
+    def _check_sizes(self) -> SampleSettings:
+        if self.steps > self.original_steps:
+            raise ValueError(
+                f"sample.steps is {self.steps}, more than the schedule's {self.original_steps} "
+                f"(sample.original_steps); use 2 to {self.original_steps}"
+            )
+        if self.samples % self.group_size:
+            raise ValueError(
+                f"sample.samples is {self.samples}, not a multiple of sample.group_size {self.group_size}"
+            )
+        if self.shards > self.samples // self.group_size:
+            raise ValueError(
+                f"sample.shards is {self.shards}, more than the {self.samples // self.group_size} groups of an "
+                "iteration; a group never crosses a shard"
+            )
+        return self
+
+
+class LoraSettings(Section):
+    """The adapter that is trained."""
+
+    rank: PositiveInt = 16
+    alpha: PositiveInt = 32
+    target_modules: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")
+    start: str | None = None
+    """LoRA file, checkpoint or run to start from; its rank, alpha and modules must be those above."""
+
+
+class TrainSettings(Section):
+    """PPO over the stored trajectories."""
+
+    learning_rate: PositiveFloat = 1e-4
+    lr_decay_iterations: Annotated[int, Field(ge=0)] = 0
+    """Iterations after which a linear decay would reach 0; 0 keeps the rate constant."""
+    lr_decay_every: PositiveInt = 1
+    """Iterations between two steps of the decay."""
+    minibatch_size: PositiveInt | None = None
+    """Samples an optimizer step; None: all samples of the iteration."""
+    inner_epochs: PositiveInt = 1
+    clip_range: PositiveFloat = 1e-4
+    advantage_clip: PositiveFloat = 10.0
+    max_grad_norm: PositiveFloat = 5.0
+    kl_weight: NonNegativeFloat = 0.0
+    """Weight of the closed-form KL between the policy's and the base model's Gaussians."""
+    buffer_size: PositiveInt = 16
+    """Rewards kept a prompt for its running mean and standard deviation."""
+    min_count: PositiveInt = 16
+    """Rewards of a prompt below which the batch's statistics serve instead."""
+    adam_beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    adam_beta2: Annotated[float, Field(ge=0, lt=1)] = 0.999
+    adam_epsilon: PositiveFloat = 1e-8
+    weight_decay: NonNegativeFloat = 0.0
+    """Decoupled (AdamW); at 0 this is Adam."""
+
+
+class EvaluateSettings(Section):
+    """The fixed images drawn with the first and the last policy."""
+
+    prompts: PositiveInt = 45
+    """Prompts drawn at most; up to a third of them are held-out ones."""
+    images_per_prompt: PositiveInt = 4
+
+
+class RuntimeSettings(Section):
+    """What may change when a run is continued."""
+
+    iterations: PositiveInt = 100
+    device: str = "auto"
+    """`auto` (CUDA, then MPS, then CPU) or a torch device."""
+    micro_batch_size: PositiveInt = 64
+    """Transitions in one forward and backward pass; bounds the memory of training."""
+    keep_rollouts: PositiveInt | None = None
+    """Newest rollouts to keep; None: all. Receipts and metrics always stay."""
+    keep_checkpoints: PositiveInt | None = None
+    """Newest checkpoints to keep beside the first; None: all."""
+
+
+class Config(Section):
+    """A whole, resolved configuration."""
+
+    task: str
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    model: ModelSettings = ModelSettings()
+    prompts: PromptSettings = PromptSettings()
+    sample: SampleSettings = SampleSettings()
+    rewards: dict[str, float] = Field(min_length=1)
+    """Name → weight; the training reward is the weighted sum."""
+    lora: LoraSettings = LoraSettings()
+    train: TrainSettings = TrainSettings()
+    evaluate: EvaluateSettings = EvaluateSettings()
+    runtime: RuntimeSettings = RuntimeSettings()
+
+    @model_validator(mode="after")
+    def _check_sizes(self) -> Config:
+        sample, train = self.sample, self.train
+        if train.minibatch_size is not None and train.minibatch_size > sample.samples:
+            raise ValueError(
+                f"train.minibatch_size is {train.minibatch_size}, more than the {sample.samples} samples of an "
+                "iteration (sample.samples)"
+            )
+        if train.min_count > train.buffer_size:
+            raise ValueError(
+                f"train.min_count is {train.min_count}, more than train.buffer_size {train.buffer_size}: "
+                "a prompt's own statistics would never serve"
+            )
+        return self
+
+    def require_actions(self) -> None:
+        """Raise `ConfigError` where a trajectory would hold no action, so that nothing could be learned."""
+        if self.sample.steps < 2:
+            raise ConfigError(
+                "sample.steps is 1: the only model call is the last one, which is deterministic, so there is "
+                "no action to train; use --steps 2 or more"
+            )
+
+    def to_json(self) -> str:
+        """Give the configuration as indented JSON."""
+        return self.model_dump_json(indent=2)
+
+    def identity(self) -> dict[str, Any]:
+        """Give the settings that a run directory fixes for good: all but `[runtime]`."""
+        return self.model_dump(mode="json", exclude={"runtime"})
+
+
+def task_names() -> list[str]:
+    """Give the names of the shipped presets, sorted."""
+    return sorted(
+        entry.name.removesuffix(".toml") for entry in _tasks_folder().iterdir() if entry.name.endswith(".toml")
+    )
+
+
+def task_text(name: str) -> str:
+    """Give the TOML text of a preset. Raises `ConfigError` for an unknown name."""
+    known = task_names()
+    if name not in known:
+        raise ConfigError(f"unknown task '{name}'{_nearest(name, known)}; `rlcm tasks` lists them all")
+    return _tasks_folder().joinpath(f"{name}.toml").read_text(encoding="utf-8")
+
+
+def resolve_config(
+    task: str | None,
+    *,
+    config_file: Path | None = None,
+    assignments: Sequence[str] = (),
+    flags: Mapping[str, Any] | None = None,
+) -> Config:
+    """Build the configuration of a run from its layers.
+
+    `assignments` are `key=value` strings with dotted keys and TOML values (a bare word is a string);
+    `flags` maps dotted keys to values, None meaning "not given". Raises `ConfigError` for whatever does
+    not fit, naming the key and where it was written.
+    """
+    file_layer = _read_toml(config_file) if config_file else {}
+    named_task = task or file_layer.get("task")
+    if not isinstance(named_task, str):
+        raise ConfigError("no task given; use --task NAME (`rlcm tasks` lists them) or a `task` key in --config")
+
+    preset = tomllib.loads(task_text(named_task))
+    embedded = preset.pop("embedded", {})
+    user = [file_layer, *_explicit_layers(assignments, flags)]
+    chosen = _merge([preset, *user])
+    model = chosen.get("model", {})
+    name = model.get("name", EMBEDDED_MODEL) if isinstance(model, dict) else EMBEDDED_MODEL
+    layers = [preset, embedded, *user] if name == EMBEDDED_MODEL else [preset, *user]
+    return parse_config({**_merge(layers), "task": named_task})
+
+
+def override_config(
+    config: Config, *, assignments: Sequence[str] = (), flags: Mapping[str, Any] | None = None
+) -> Config:
+    """Give a configuration with the two uppermost layers of `resolve_config` on top."""
+    return parse_config(_merge([config.model_dump(mode="json"), *_explicit_layers(assignments, flags)]))
+
+
+def override_section(section: SectionT, values: Mapping[str, Any]) -> SectionT:
+    """Give a section with some of its keys set; a value of None means "not given"."""
+    given = {key: value for key, value in values.items() if value is not None}
+    return _validate(type(section), {**section.model_dump(mode="json"), **given})
+
+
+def parse_config(values: Mapping[str, Any]) -> Config:
+    """Validate a nested mapping. Raises `ConfigError` with every fault in one line."""
+    return _validate(Config, values)
+
+
+def _validate(section: type[SectionT], values: Mapping[str, Any]) -> SectionT:
+    try:
+        return section.model_validate_json(json.dumps(values))
+    except ValidationError as error:
+        raise ConfigError("; ".join(_describe(fault) for fault in error.errors())) from None
+    except TypeError as error:
+        raise ConfigError(f"a value of the configuration is neither number, text nor table: {error}") from None
+
+
+def differences(saved: Mapping[str, Any], asked: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """List the settings in which two identities differ, as `key: saved → asked`."""
+    lines: list[str] = []
+    for key in sorted({*saved, *asked}):
+        old, new = saved.get(key), asked.get(key)
+        if prefix != "rewards." and isinstance(old, dict) and isinstance(new, dict):
+            lines += differences(old, new, f"{prefix}{key}.")
+        elif old != new:
+            lines.append(f"{prefix}{key}: {json.dumps(old)} → {json.dumps(new)}")
+    return lines
+
+
+def _tasks_folder() -> resources.abc.Traversable:
+    return resources.files("rlcm_cli").joinpath("tasks")
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"--config {path}: no such file") from None
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(f"--config {path}: not readable as TOML ({error})") from None
+
+
+def _explicit_layers(assignments: Sequence[str], flags: Mapping[str, Any] | None) -> list[dict[str, Any]]:
+    assigned: dict[str, Any] = {}
+    for assignment in assignments:
+        _assign(assigned, *_parse_assignment(assignment))
+    flagged: dict[str, Any] = {}
+    for key, value in (flags or {}).items():
+        if value is not None:
+            _assign(flagged, key, value)
+    return [assigned, flagged]
+
+
+def _parse_assignment(text: str) -> tuple[str, Any]:
+    key, equals, value = text.partition("=")
+    if not equals or not key.strip():
+        raise ConfigError(f"--set {text}: write key=value, for example --set train.learning_rate=3e-4")
+    try:
+        return key.strip(), tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        return key.strip(), value.strip()
+
+
+def _assign(table: dict[str, Any], dotted_key: str, value: Any) -> None:
+    *parents, last = dotted_key.split(".")
+    for name in parents:
+        table = table.setdefault(name, {})
+        if not isinstance(table, dict):
+            raise ConfigError(f"'{dotted_key}': '{name}' is a value, not a table")
+    table[last] = value
+
+
+def _merge(layers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    merged: dict[str, Any] = {}
+    for layer in layers:
+        for key, value in layer.items():
+            below = merged.get(key)
+            # Rewards are one choice: a layer that names some replaces them, else none could be dropped.
+            if isinstance(value, Mapping) and isinstance(below, dict) and key != "rewards":
+                merged[key] = _merge([below, value])
+            else:
+                merged[key] = dict(value) if isinstance(value, Mapping) else value
+    return merged
+
+
+def _describe(fault: Any) -> str:
+    key = ".".join(str(part) for part in fault["loc"])
+    if fault["type"] == "extra_forbidden":
+        return f"unknown key '{key}'{_nearest(key, _known_keys(Config))}"
+    message = str(fault["msg"]).removeprefix("Value error, ")
+    if fault["type"] == "value_error":
+        return message
+    if fault["type"] == "missing":
+        return f"'{key}' is missing"
+    return f"'{key}' is {json.dumps(fault['input'])}: {message[0].lower()}{message[1:]}"
+
+
+def _known_keys(section: type[BaseModel], prefix: str = "") -> list[str]:
+    keys: list[str] = []
+    for name, field in section.model_fields.items():
+        keys.append(prefix + name)
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            keys += _known_keys(field.annotation, f"{prefix}{name}.")
+    return keys
+
+
+def _nearest(word: str, known: Sequence[str]) -> str:
+    found = difflib.get_close_matches(word, known, n=1)
+    if not found:  # `learning_rate` means `train.learning_rate`
+        found = [key for key in known if key.split(".")[-1] == word.split(".")[-1]][:1]
+    return f" (did you mean '{found[0]}'?)" if found else ""

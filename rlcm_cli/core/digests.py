@@ -1,0 +1,39 @@
+"""SHA-256 digests of values and tensors."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def canonical_json(value: Any) -> str:
+    """Give JSON with sorted keys and no spaces: equal values, equal text."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+def sha256(data: bytes) -> str:
+    """Give the SHA-256 of bytes as 64 hexadecimal digits."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def digest_json(value: Any) -> str:
+    """Give the SHA-256 of a value's canonical JSON."""
+    return sha256(canonical_json(value).encode())
+
+
+def digest_tensors(tensors: Mapping[str, Tensor], metadata: Any = None) -> str:
+    """Give the SHA-256 over names, dtypes, shapes and bytes of tensors, in the order of their names.
+
+    For files whose bytes are not canonical: safetensors writes several metadata keys in random order.
+    """
+    digest = hashlib.sha256(canonical_json(metadata).encode())
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(canonical_json([name, str(tensor.dtype), list(tensor.shape)]).encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()

@@ -1,0 +1,1 @@
+"""The phases: files in, files out, plain functions that yield events."""

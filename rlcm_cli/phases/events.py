@@ -1,0 +1,82 @@
+"""What phases tell while they work. A caller prints them, plots them, or drops them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class PhaseStarted:
+    """A phase begins work on an iteration; it will do `total` units."""
+
+    phase: str
+    iteration: int
+    total: int
+    unit: str
+
+
+@dataclass(frozen=True)
+class Advanced:
+    """A phase has done some of its units."""
+
+    count: int
+
+
+@dataclass(frozen=True)
+class PhaseSkipped:
+    """A phase found nothing to do."""
+
+    phase: str
+    iteration: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class Warned:
+    """Something that a user should know, and that stops nothing."""
+
+    message: str
+
+
+@dataclass(frozen=True)
+class IterationTrained:
+    """A checkpoint was published."""
+
+    number: int
+    metrics: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """The fixed images were drawn with a checkpoint. Means are of the training reward."""
+
+    checkpoint: int
+    reward_training: float
+    """On training prompts."""
+    reward_held_out: float | None
+    """On held-out prompts; None where there are none."""
+    components: Mapping[str, float]
+    """Mean of each reward over all images."""
+
+
+@dataclass(frozen=True)
+class CostEstimated:
+    """What the remaining iterations will take, from one timed model call."""
+
+    seconds: float
+    disk_bytes: int
+    iterations: int
+
+
+@dataclass(frozen=True)
+class FileWritten:
+    """A picture or file for the user."""
+
+    path: Path
+    what: str
+
+
+Event = PhaseStarted | Advanced | PhaseSkipped | Warned | IterationTrained | Evaluated | CostEstimated | FileWritten

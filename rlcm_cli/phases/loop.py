@@ -1,0 +1,78 @@
+"""Sample, score and train, again and again: no algorithm of its own, the phases' functions in turn."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+
+import torch
+
+from rlcm_cli.models.lcm import ConsistencyModel
+from rlcm_cli.phases.evaluate import evaluate, plan_evaluation
+from rlcm_cli.phases.events import CostEstimated, Event
+from rlcm_cli.phases.policy import ensure_start
+from rlcm_cli.phases.run import Run
+from rlcm_cli.phases.sample import sample
+from rlcm_cli.phases.score import score
+from rlcm_cli.phases.train import train
+from rlcm_cli.rewards import RewardFn
+from rlcm_cli.store.checkpoint import latest_checkpoint
+from rlcm_cli.store.run import prune_checkpoints, prune_rollouts
+
+BACKWARD_COST = 2.0
+"""A forward and backward pass through a frozen U-Net to its adapter, in forwards, beyond the forward itself:
+one for the activations' gradients; the rest for attention's recomputation and the adapter."""
+
+
+def loop(run: Run, model: ConsistencyModel, rewards: Mapping[str, RewardFn]) -> Iterator[Event]:
+    """Run the iterations that are missing, and draw the fixed images with the first and the last policy."""
+    run.config.require_actions()
+    layout, runtime = run.layout, run.config.runtime
+    ensure_start(run, model)
+    first_iteration = latest_checkpoint(layout)
+    if first_iteration < runtime.iterations:
+        yield estimate_cost(run, model, runtime.iterations - first_iteration)
+    if 0 in layout.checkpoints():
+        yield from evaluate(run, model, rewards, 0)
+    while latest_checkpoint(layout) < runtime.iterations:
+        yield from sample(run, model)
+        yield from score(run, rewards)
+        yield from train(run, model)
+        if runtime.keep_rollouts is not None:
+            prune_rollouts(layout, runtime.keep_rollouts, latest_checkpoint(layout))
+        if runtime.keep_checkpoints is not None:
+            prune_checkpoints(layout, runtime.keep_checkpoints)
+    last = latest_checkpoint(layout)
+    if last > 0:
+        yield from evaluate(run, model, rewards, last)
+
+
+@torch.no_grad()
+def estimate_cost(run: Run, model: ConsistencyModel, iterations: int) -> CostEstimated:
+    """Estimate time and disk of some iterations, and of two evaluations, from one timed model call."""
+    config = run.config
+    steps, samples, batch = config.sample.steps, config.sample.samples, config.sample.batch_size
+    latents = torch.zeros(batch, *model.latent_shape, device=model.device, dtype=model.dtype)
+    timesteps = torch.full((batch,), 999, device=model.device)
+    conditioning = {
+        name: table.to(model.device).expand(batch, *table.shape[1:])
+        for name, table in model.encode_prompts([""]).items()
+    }
+    seconds_a_call = []
+    for _ in range(3):
+        started = time.perf_counter()
+        model.predict(latents, timesteps, conditioning, config.sample.guidance_scale)
+        model.decode(latents[:1])  # waits for the device
+        seconds_a_call.append(time.perf_counter() - started)
+    forward = min(seconds_a_call) / batch
+    trained = (steps - 1) * config.train.inner_epochs * (1 + BACKWARD_COST + bool(config.train.kl_weight))
+    drawn = len(plan_evaluation(config)) * 2
+    forwards = iterations * samples * (steps + trained) + drawn * steps
+
+    latent_bytes = steps * torch.zeros(model.latent_shape, dtype=model.dtype).nbytes
+    sample_bytes = latent_bytes + 3 * model.image_size**2
+    kept = iterations if config.runtime.keep_rollouts is None else config.runtime.keep_rollouts
+    adapter = 3 * 4 * sum(p.numel() for p in model.unet.parameters() if p.requires_grad)
+    checkpoints = config.runtime.keep_checkpoints or iterations
+    disk = min(kept, iterations) * samples * sample_bytes + min(checkpoints, iterations) * adapter
+    return CostEstimated(forwards * forward, disk + drawn * 3 * model.image_size**2, iterations)

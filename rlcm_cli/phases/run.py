@@ -1,0 +1,112 @@
+"""A run that phases work on: its directory, its configuration, and its share of the work."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+from rlcm_cli.config import Config, differences, parse_config
+from rlcm_cli.errors import ConfigError, RunMismatchError
+from rlcm_cli.rewards import RewardSpec
+from rlcm_cli.store.layout import RunLayout
+from rlcm_cli.store.run import publish_config, read_config
+
+RECORDED_PACKAGES = ("rlcm", "torch", "diffusers", "transformers", "peft", "safetensors", "numpy", "pillow")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run directory with its resolved configuration."""
+
+    layout: RunLayout
+    config: Config
+
+    def reward_specs(self) -> dict[str, RewardSpec]:
+        """Give the rewards of the configuration by name."""
+        return {name: RewardSpec(name) for name in self.config.rewards}
+
+
+@dataclass(frozen=True)
+class Worker:
+    """The share of one of several processes: shards k with k mod `count` = `index`."""
+
+    index: int = 0
+    count: int = 1
+
+    def takes(self, shard: int) -> bool:
+        """Tell whether a shard is this worker's."""
+        return shard % self.count == self.index
+
+
+def create_run(root: Path, config: Config) -> Run:
+    """Open a run directory for a configuration, making it where there is none.
+
+    Raises `RunMismatchError` where the directory was made with another identity; `[runtime]` may differ.
+    """
+    layout = RunLayout(root)
+    if layout.config.exists():
+        changed = differences(_read_config(layout).identity(), config.identity())
+        if changed:
+            raise RunMismatchError(
+                f"{root}: was made with other settings ({'; '.join(changed)}); run it with its own, choose another "
+                "--run, or remove the directory (only [runtime] settings may change: "
+                f"{', '.join(type(config.runtime).model_fields)})"
+            )
+    else:
+        if root.is_dir() and any(root.iterdir()):
+            raise ConfigError(f"{root}: is not empty and no run directory; choose another --run")
+        publish_config(layout, config.to_json(), _versions())
+    return Run(layout, config)
+
+
+def open_run(root: Path) -> Run:
+    """Open a run directory with the configuration that it holds."""
+    layout = RunLayout(root)
+    return Run(layout, _read_config(layout))
+
+
+def parse_worker(text: str | None, environment: Mapping[str, str] = os.environ) -> Worker:
+    """Read `K/N` (K from 0), or `auto`: torchrun's RANK and WORLD_SIZE, else Slurm's variables.
+
+    Raises `ConfigError`.
+    """
+    if text is None:
+        return Worker()
+    if text == "auto":
+        for index, count in (
+            ("RANK", "WORLD_SIZE"),
+            ("SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_COUNT"),
+            ("SLURM_PROCID", "SLURM_NTASKS"),
+        ):
+            if index in environment and count in environment:
+                text = f"{environment[index]}/{environment[count]}"
+                break
+        else:
+            raise ConfigError(
+                "--worker auto: none of RANK, SLURM_ARRAY_TASK_ID and SLURM_PROCID is set; start it with torchrun "
+                "or Slurm, or give --worker K/N"
+            )
+    index_text, slash, count_text = text.partition("/")
+    if not (slash and index_text.isdecimal() and count_text.isdecimal() and int(index_text) < int(count_text)):
+        raise ConfigError(f"--worker {text}: write K/N with K from 0 to N − 1, for example --worker 0/4")
+    return Worker(int(index_text), int(count_text))
+
+
+def _read_config(layout: RunLayout) -> Config:
+    try:
+        return parse_config(read_config(layout))
+    except ConfigError as error:
+        raise ConfigError(f"{layout.config}: {error}") from None
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for package in RECORDED_PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            found[package] = "not installed"
+    return found

@@ -1,0 +1,169 @@
+"""Phase 1: draw an iteration's images with the newest policy, and store their trajectories."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from rlcm_cli.config import Config
+from rlcm_cli.core.gaussian import Reduction
+from rlcm_cli.core.lcm import NoiseSchedule, sample_trajectories
+from rlcm_cli.core.noise import derive_seed, draw_noise
+from rlcm_cli.core.trajectory import Trajectories, join_trajectories
+from rlcm_cli.models.lcm import ConsistencyModel
+from rlcm_cli.phases.events import Advanced, Event, PhaseSkipped, PhaseStarted
+from rlcm_cli.phases.policy import ensure_start, load_checkpoint
+from rlcm_cli.phases.run import Run, Worker
+from rlcm_cli.prompts import draw_prompts, load_prompts, split_prompts
+from rlcm_cli.store.checkpoint import TrainerState, latest_checkpoint
+from rlcm_cli.store.manifest import (
+    PolicyIdentity,
+    RolloutManifest,
+    ScheduleRecord,
+    publish_manifest,
+    split_groups,
+)
+from rlcm_cli.store.rollouts import RolloutShard, missing_shards, publish_shard
+
+REDUCTION: Reduction = "mean"
+
+
+def sample(run: Run, model: ConsistencyModel, worker: Worker = Worker()) -> Iterator[Event]:  # noqa: B008
+    """Draw the shards of this worker that the newest checkpoint's rollout lacks."""
+    run.config.require_actions()
+    ensure_start(run, model)
+    iteration = latest_checkpoint(run.layout)
+    state = load_checkpoint(run, model, iteration)
+    manifest = plan_rollout(run.config, model, state)
+    publish_manifest(run.layout.manifest(iteration), manifest)
+    mine = [number for number in missing_shards(run.layout, manifest) if worker.takes(number)]
+    if not mine:
+        yield PhaseSkipped("sample", iteration, "all shards are there")
+        return
+    total = sum(manifest.shards[number][1] - manifest.shards[number][0] for number in mine)
+    yield PhaseStarted("sample", iteration, total, "images")
+    for number in mine:
+        batches = []
+        for batch in draw_shard(manifest, model, number):
+            batches.append(batch)
+            yield Advanced(len(batch.images))
+        publish_shard(run.layout, manifest, number, assemble_shard(manifest, model, number, batches))
+
+
+def plan_rollout(config: Config, model: ConsistencyModel, policy: TrainerState) -> RolloutManifest:
+    """Make the plan of the iteration that follows a checkpoint: a pure function of its arguments."""
+    settings = config.sample
+    groups = settings.samples // settings.group_size
+    training, _ = split_prompts(load_prompts(config.prompts.source), config.prompts.held_out_fraction)
+    schedule = model_schedule(config, model)
+    return RolloutManifest(
+        iteration=policy.number,
+        task=config.task,
+        run_seed=config.seed,
+        model_digest=model.digest,
+        dtype=config.model.dtype,
+        policy=PolicyIdentity(kind="lcm", checkpoint=policy.number, digest=policy.policy_digest),
+        schedule=ScheduleRecord(
+            timesteps=tuple(schedule.timesteps.tolist()),
+            prediction_type=schedule.prediction_type,
+            timestep_scaling=schedule.timestep_scaling,
+            guidance_scale=settings.guidance_scale,
+        ),
+        reduction=REDUCTION,
+        prompts=tuple(draw_prompts(training, config.seed, policy.number * groups, groups)),
+        group_size=settings.group_size,
+        shards=split_groups(settings.samples, settings.group_size, settings.shards),
+        batch_size=settings.batch_size,
+    )
+
+
+def model_schedule(config: Config, model: ConsistencyModel) -> NoiseSchedule:
+    """Build the sampler's schedule of a configuration for a model."""
+    settings = config.sample
+    return model.schedule(settings.steps, original_steps=settings.original_steps, spacing=settings.spacing)
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """One batch of drawn samples."""
+
+    trajectories: Trajectories
+    images: Tensor
+    """uint8 [B, 3, H, W]."""
+
+
+@torch.no_grad()
+def draw_batch(
+    model: ConsistencyModel,
+    schedule: NoiseSchedule,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    *,
+    guidance_scale: float,
+    reduction: Reduction,
+) -> Drawn:
+    """Draw one image a (prompt, seed), recording its trajectory on the CPU."""
+    noise = draw_noise(seeds, schedule.steps, model.latent_shape).to(model.device)
+    conditioning = _to_device(model.encode_prompts(prompts), model)
+    trajectories, denoised = sample_trajectories(
+        lambda latents, timesteps: model.predict(latents, timesteps, conditioning, guidance_scale),
+        schedule,
+        noise,
+        reduction,
+        model.dtype,
+    )
+    on_cpu = Trajectories(trajectories.latents_BSCHW.cpu(), trajectories.log_probs_BA.cpu(), trajectories.timesteps_A2)
+    return Drawn(on_cpu, model.decode(denoised))
+
+
+def draw_shard(manifest: RolloutManifest, model: ConsistencyModel, number: int) -> Iterator[Drawn]:
+    """Draw the batches of a shard, in the plan's split."""
+    record = manifest.schedule
+    timesteps = torch.tensor(record.timesteps)
+    schedule = NoiseSchedule(
+        timesteps,
+        model.alphas_cumprod[timesteps],
+        record.prediction_type,
+        record.timestep_scaling,
+    )
+    start, stop = manifest.shards[number]
+    for first in range(start, stop, manifest.batch_size):
+        samples = range(first, min(first + manifest.batch_size, stop))
+        yield draw_batch(
+            model,
+            schedule,
+            [manifest.prompt_of(sample) for sample in samples],
+            [sample_seed(manifest, sample) for sample in samples],
+            guidance_scale=record.guidance_scale,
+            reduction=manifest.reduction,
+        )
+
+
+def assemble_shard(
+    manifest: RolloutManifest, model: ConsistencyModel, number: int, batches: Sequence[Drawn]
+) -> RolloutShard:
+    """Join the batches of a shard with the identity and the conditioning of its samples."""
+    samples = range(*manifest.shards[number])
+    prompts = [manifest.prompt_of(sample) for sample in samples]
+    unique = tuple(dict.fromkeys(prompts))
+    return RolloutShard(
+        trajectories=join_trajectories([batch.trajectories for batch in batches]),
+        images=torch.cat([batch.images for batch in batches]),
+        sample_index=torch.tensor(samples),
+        seed=torch.tensor([sample_seed(manifest, sample) for sample in samples]),
+        prompts=unique,
+        prompt_index=torch.tensor([unique.index(prompt) for prompt in prompts]),
+        conditioning=model.encode_prompts(unique),
+    )
+
+
+def sample_seed(manifest: RolloutManifest, sample: int) -> int:
+    """Seed of the noise of a sample."""
+    return derive_seed(manifest.run_seed, "train", manifest.iteration, sample)
+
+
+def _to_device(conditioning: Mapping[str, Tensor], model: ConsistencyModel) -> dict[str, Tensor]:
+    return {name: tensor.to(model.device) for name, tensor in conditioning.items()}

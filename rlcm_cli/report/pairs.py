@@ -1,0 +1,34 @@
+"""One picture of the same seeds before and after training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torch import Tensor
+
+from rlcm_cli.store.evaluations import read_evaluation
+from rlcm_cli.store.layout import RunLayout
+from rlcm_cli.store.pictures import arrange_sheet, write_png
+
+PAIRS_A_ROW = 6
+ROWS = 6
+
+
+def write_pairs(layout: RunLayout) -> Path | None:
+    """Write pairs (before, after) of the first image of each prompt, held-out prompts first; give the path.
+
+    Before is the first evaluation, after the last; None where there are not two.
+    """
+    evaluated = layout.evaluations()
+    if len(evaluated) < 2:
+        return None
+    before, after = read_evaluation(layout, evaluated[0]), read_evaluation(layout, evaluated[-1])
+    first_of_prompt: dict[str, int] = {}
+    for index, prompt in enumerate(before.prompts):
+        first_of_prompt.setdefault(prompt, index)
+    images: list[Tensor] = []
+    for index in list(first_of_prompt.values())[: PAIRS_A_ROW * ROWS]:
+        images += [before.images[index], after.images[index]]
+    path = layout.root / "before_after.png"
+    write_png(path, arrange_sheet(images, 2 * PAIRS_A_ROW))
+    return path

@@ -1,0 +1,1 @@
+"""The on-disk contract: paths, atomic publication, manifests, shards, checkpoints."""

@@ -1,0 +1,131 @@
+"""What a run, a record or an adapter holds, as plain values for a table or for JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from rlcm_cli.errors import ConfigError, MissingFileError, StoreError
+from rlcm_cli.store.adapters import read_adapter_settings
+from rlcm_cli.store.checkpoint import digest_safetensors, read_tensors, read_trainer_state
+from rlcm_cli.store.layout import RunLayout, receipt_path
+from rlcm_cli.store.manifest import read_manifest
+from rlcm_cli.store.rollouts import missing_shards
+from rlcm_cli.store.run import read_config, read_metrics
+from rlcm_cli.store.shards import is_published, read_receipt, read_record
+
+
+def describe(path: Path) -> dict[str, Any]:
+    """Describe a run, a checkpoint, a record or a LoRA file.
+
+    Raises `ConfigError` for a path that is none of them, and `StoreError` for a damaged one.
+    """
+    if not path.exists():
+        raise MissingFileError(f"{path}: not there")
+    if (path / "config.json").is_file():
+        return _describe_run(RunLayout(path))
+    if (path / "trainer.json").is_file():
+        return _describe_checkpoint(path)
+    if path.suffix == ".safetensors" and is_published(path):
+        return _describe_record(path)
+    if path.suffix == ".safetensors":
+        return _describe_adapter(path)
+    raise ConfigError(f"{path}: is no run, checkpoint, shard or LoRA file")
+
+
+def verify_run(layout: RunLayout) -> list[str]:
+    """Check every digest of a run; give one line a fault. Pruned shards are no fault."""
+    faults = []
+    trained = (layout.checkpoints() or [0])[-1]
+    for number in layout.checkpoints():
+        faults += _fault_of(partial(read_trainer_state, layout, number))
+    for iteration in layout.iterations():
+        folder = layout.rollout(iteration)
+        faults += _fault_of(partial(read_manifest, layout.manifest(iteration)))
+        for receipt in sorted([*folder.glob("shard-*.json"), *folder.glob("rewards/*/shard-*.json")]):
+            record = receipt.with_suffix(".safetensors")
+            if iteration < trained and not record.exists():
+                continue
+            faults += _fault_of(partial(_check_record, record))
+    for number in layout.evaluations():
+        faults += _fault_of(partial(_check_record, layout.evaluation(number)))
+    return faults
+
+
+def _check_record(path: Path) -> None:
+    read_record(path, read_receipt(path).kind)
+
+
+def _fault_of(check: Callable[[], object]) -> list[str]:
+    try:
+        check()
+    except StoreError as error:
+        return [str(error)]
+    return []
+
+
+def _describe_run(layout: RunLayout) -> dict[str, Any]:
+    config, metrics = read_config(layout), read_metrics(layout)
+    checkpoints = layout.checkpoints()
+    rollouts = {}
+    for iteration in layout.iterations():
+        manifest = read_manifest(layout.manifest(iteration))
+        count = len(manifest.shards)
+        rewards = {}
+        for folder in sorted((layout.rollout(iteration) / "rewards").glob("*")):
+            scored = sum(
+                is_published(layout.reward_shard(iteration, folder.name, number, count)) for number in range(count)
+            )
+            rewards[folder.name] = f"{scored}/{count}"
+        sampled = count - len(missing_shards(layout, manifest))
+        rollouts[iteration] = {"sampled": f"{sampled}/{count}", "rewards": rewards}
+    return {
+        "kind": "run",
+        "task": config.get("task"),
+        "model": config.get("model", {}).get("name"),
+        "seed": config.get("seed"),
+        "iterations trained": checkpoints[-1] if checkpoints else 0,
+        "checkpoints": checkpoints,
+        "rollouts": rollouts,
+        "evaluations": layout.evaluations(),
+        "reward of the first iteration": metrics[0]["reward_mean"] if metrics else None,
+        "reward of the last iteration": metrics[-1]["reward_mean"] if metrics else None,
+        "bytes": sum(file.stat().st_size for file in layout.root.rglob("*") if file.is_file()),
+    }
+
+
+def _describe_checkpoint(path: Path) -> dict[str, Any]:
+    layout = RunLayout(path.resolve().parent.parent)
+    state = read_trainer_state(layout, int(path.resolve().name))
+    adapter = _describe_adapter(path / "pytorch_lora_weights.safetensors")
+    return {"kind": "checkpoint", **state.model_dump(exclude={"format_version"}), "adapter": adapter}
+
+
+def _describe_record(path: Path) -> dict[str, Any]:
+    receipt = read_receipt(path)
+    tensors, fields = read_record(path, receipt.kind)
+    shapes = {name: f"{str(t.dtype).removeprefix('torch.')} {list(t.shape)}" for name, t in sorted(tensors.items())}
+    return {
+        "kind": receipt.kind,
+        "sha256": receipt.sha256,
+        "receipt": receipt_path(path).name,
+        "rows": receipt.rows,
+        "fields": fields,
+        "tensors": shapes,
+    }
+
+
+def _describe_adapter(path: Path) -> dict[str, Any]:
+    tensors = read_tensors(path)
+    settings = read_adapter_settings(path)
+    return {
+        "kind": "adapter",
+        "rank": settings.rank,
+        "alpha": settings.alpha,
+        "target_modules": list(settings.target_modules),
+        "layers": len(tensors),
+        "parameters": sum(tensor.numel() for tensor in tensors.values()),
+        "digest": digest_safetensors(path),
+    }

@@ -1,0 +1,87 @@
+"""Every path of a run directory."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class RunLayout:
+    """Names the files of one run; creates none."""
+
+    root: Path
+
+    @property
+    def config(self) -> Path:
+        """The resolved configuration."""
+        return self.root / "config.json"
+
+    @property
+    def metrics_jsonl(self) -> Path:
+        """One line an iteration, derived from the metrics files."""
+        return self.root / "metrics.jsonl"
+
+    @property
+    def quarantine(self) -> Path:
+        """Where damaged files go."""
+        return self.root / "quarantine"
+
+    def rollout(self, iteration: int) -> Path:
+        """Folder of an iteration's samples."""
+        return self.root / "rollouts" / f"{iteration:06d}"
+
+    def manifest(self, iteration: int) -> Path:
+        """Plan of an iteration."""
+        return self.rollout(iteration) / "manifest.json"
+
+    def shard(self, iteration: int, shard: int, shards: int) -> Path:
+        """Trajectories of one unit of work."""
+        return self.rollout(iteration) / shard_name(shard, shards)
+
+    def reward_shard(self, iteration: int, reward: str, shard: int, shards: int) -> Path:
+        """Rewards of one unit of work; `reward` is the reward's `<slug>-<digest>`."""
+        return self.rollout(iteration) / "rewards" / reward / shard_name(shard, shards)
+
+    def checkpoint(self, number: int) -> Path:
+        """Folder of the policy after `number` iterations."""
+        return self.root / "checkpoints" / f"{number:06d}"
+
+    def evaluation(self, checkpoint: int) -> Path:
+        """The fixed images drawn with a checkpoint."""
+        return self.root / "evaluations" / f"{checkpoint:06d}" / "evaluation.safetensors"
+
+    def metrics(self, number: int) -> Path:
+        """What the update that made checkpoint `number` measured."""
+        return self.root / "metrics" / f"{number:06d}.json"
+
+    def iterations(self) -> list[int]:
+        """Iterations that have a rollout folder, ascending."""
+        return _numbered(self.root / "rollouts")
+
+    def checkpoints(self) -> list[int]:
+        """Checkpoints that are there, ascending. A checkpoint folder is published whole."""
+        return _numbered(self.root / "checkpoints")
+
+    def evaluations(self) -> list[int]:
+        """Checkpoints that were evaluated, ascending."""
+        return [number for number in _numbered(self.root / "evaluations") if self.evaluation(number).exists()]
+
+
+def shard_name(shard: int, shards: int) -> str:
+    """File name of a shard, counted from 0."""
+    return f"shard-{shard:05d}-of-{shards:05d}.safetensors"
+
+
+def receipt_path(path: Path) -> Path:
+    """Receipt of a published record."""
+    return path.with_suffix(".json")
+
+
+def _numbered(folder: Path) -> list[int]:
+    if not folder.is_dir():
+        return []
+    return sorted(int(entry.name) for entry in folder.iterdir() if re.fullmatch(r"\d{6,}", entry.name))

@@ -1,0 +1,104 @@
+"""The plan of an iteration: which samples, in which shards and batches, drawn by which policy."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from rlcm_cli.core.digests import canonical_json, sha256
+from rlcm_cli.errors import CorruptFileError, ForeignFileError
+from rlcm_cli.store.atomic import publish_bytes
+from rlcm_cli.store.layout import FORMAT_VERSION
+from rlcm_cli.store.shards import REMEDY, read_json
+
+
+class Record(BaseModel):
+    """A frozen JSON object of the run directory."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class PolicyIdentity(Record):
+    """The policy that drew the samples."""
+
+    kind: Literal["lcm"]
+    checkpoint: int
+    digest: str
+    """Of the LoRA's tensors and metadata."""
+
+
+class ScheduleRecord(Record):
+    """The sampler's settings."""
+
+    timesteps: tuple[int, ...]
+    prediction_type: Literal["epsilon", "v_prediction", "sample"]
+    timestep_scaling: float
+    guidance_scale: float
+
+
+class RolloutManifest(Record):
+    """A rollout's plan; a pure function of the configuration, the iteration and the checkpoint."""
+
+    format_version: int = FORMAT_VERSION
+    iteration: int
+    task: str
+    run_seed: int
+    model_digest: str
+    dtype: str
+    policy: PolicyIdentity
+    schedule: ScheduleRecord
+    reduction: Literal["mean", "sum"]
+    prompts: tuple[str, ...]
+    """One a group; group g is the samples g · group_size … (g + 1) · group_size − 1."""
+    group_size: int
+    shards: tuple[tuple[int, int], ...]
+    """[start, stop) of each shard, in samples."""
+    batch_size: int
+    """Samples of a model call; each shard is cut into batches from its start."""
+
+    def encode(self) -> bytes:
+        """Give the canonical bytes."""
+        return canonical_json(self.model_dump(mode="json")).encode()
+
+    @property
+    def digest(self) -> str:
+        """The `plan` that binds shards and rewards to this manifest."""
+        return sha256(self.encode())
+
+    def prompt_of(self, sample: int) -> str:
+        """Prompt of a sample."""
+        return self.prompts[sample // self.group_size]
+
+
+def split_groups(samples: int, group_size: int, shards: int) -> tuple[tuple[int, int], ...]:
+    """Cut samples into shards of nearly equal size that hold whole groups: [start, stop) of each."""
+    groups = samples // group_size
+    edges = [groups * shard // shards * group_size for shard in range(shards + 1)]
+    return tuple(pairwise(edges))
+
+
+def publish_manifest(path: Path, manifest: RolloutManifest) -> None:
+    """Publish a plan, or make sure that the one that is there is the same.
+
+    Raises `ForeignFileError` where another plan is there.
+    """
+    if publish_bytes(path, manifest.encode()):
+        return
+    if read_manifest(path) != manifest:
+        raise ForeignFileError(
+            f"{path}: holds another plan than this run's configuration, model and checkpoint give; "
+            + REMEDY.format(path=path.parent)
+        )
+
+
+def read_manifest(path: Path) -> RolloutManifest:
+    """Read a plan. Raises `MissingFileError`, `CorruptFileError` or `FormatVersionError`."""
+    values = read_json(path)
+    try:
+        manifest = RolloutManifest.model_validate_json(canonical_json(values))
+    except ValidationError:
+        raise CorruptFileError(f"{path}: is no rollout manifest; {REMEDY.format(path=path.parent)}") from None
+    return manifest

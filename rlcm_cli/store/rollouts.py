@@ -1,0 +1,146 @@
+"""Rollout shards and their rewards as records: what is joined by sample, and bound to its plan."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rlcm_cli.core.trajectory import Trajectories
+from rlcm_cli.errors import ForeignFileError, MissingFileError
+from rlcm_cli.store.layout import RunLayout
+from rlcm_cli.store.manifest import RolloutManifest
+from rlcm_cli.store.shards import REMEDY, is_published, publish_record, read_receipt, read_record
+
+CONDITIONING = "conditioning."
+CONDITIONING_INDEX = "conditioning_index."
+
+
+@dataclass(frozen=True)
+class RolloutShard:
+    """The samples of one unit of work: B samples, U unique prompts."""
+
+    trajectories: Trajectories
+    images: Tensor
+    """uint8 [B, 3, H, W], RGB."""
+    sample_index: Tensor
+    """int64 [B]."""
+    seed: Tensor
+    """int64 [B]."""
+    prompts: tuple[str, ...]
+    """The U unique prompts."""
+    prompt_index: Tensor
+    """int64 [B], into `prompts`."""
+    conditioning: Mapping[str, Tensor]
+    """Name → [U, …], row u belongs to prompt u."""
+
+    def sample_prompts(self) -> list[str]:
+        """Prompt of each sample."""
+        return [self.prompts[index] for index in self.prompt_index.tolist()]
+
+
+def publish_shard(layout: RunLayout, manifest: RolloutManifest, number: int, shard: RolloutShard) -> None:
+    """Publish a shard of a plan."""
+    trajectories = shard.trajectories
+    tensors = {
+        "latents": trajectories.latents_BSCHW,
+        "log_probs": trajectories.log_probs_BA,
+        "timesteps": trajectories.timesteps_A2,
+        "images": shard.images,
+        "sample_index": shard.sample_index,
+        "group_id": shard.sample_index // manifest.group_size,
+        "member": shard.sample_index % manifest.group_size,
+        "seed": shard.seed,
+        "prompt_index": shard.prompt_index,
+        "task_index": torch.zeros_like(shard.prompt_index),
+    }
+    for name, tensor in shard.conditioning.items():
+        tensors[CONDITIONING + name] = tensor
+        tensors[CONDITIONING_INDEX + name] = shard.prompt_index.clone()
+    fields = {"plan": manifest.digest, "prompts": list(shard.prompts), "tasks": [manifest.task]}
+    publish_record(layout.shard(manifest.iteration, number, len(manifest.shards)), "rollout", tensors, fields)
+
+
+def read_shard(layout: RunLayout, manifest: RolloutManifest, number: int) -> RolloutShard:
+    """Read a shard of a plan. Raises the errors of `read_record`, and `ForeignFileError` for another plan's."""
+    path = layout.shard(manifest.iteration, number, len(manifest.shards))
+    tensors, fields = read_record(path, "rollout")
+    _check_plan(fields, manifest, path)
+    return RolloutShard(
+        Trajectories(tensors["latents"], tensors["log_probs"], tensors["timesteps"]),
+        tensors["images"],
+        tensors["sample_index"],
+        tensors["seed"],
+        tuple(fields["prompts"]),
+        tensors["prompt_index"],
+        {name.removeprefix(CONDITIONING): tensors[name] for name in tensors if name.startswith(CONDITIONING)},
+    )
+
+
+def publish_rewards(
+    layout: RunLayout,
+    manifest: RolloutManifest,
+    number: int,
+    directory: str,
+    reward: Mapping[str, Any],
+    sample_index: Tensor,
+    values: Tensor,
+) -> None:
+    """Publish the rewards of a shard: int64 [B], float32 [B], bound to the shard's digest."""
+    shards = len(manifest.shards)
+    receipt = read_receipt(layout.shard(manifest.iteration, number, shards))
+    fields = {"plan": manifest.digest, "shard_sha256": receipt.sha256, "reward": dict(reward)}
+    publish_record(
+        layout.reward_shard(manifest.iteration, directory, number, shards),
+        "rewards",
+        {"sample_index": sample_index, "reward": values},
+        fields,
+    )
+
+
+def read_rewards(layout: RunLayout, manifest: RolloutManifest, directory: str) -> Tensor:
+    """Read one reward of all samples of a plan, float32 [samples], in the order of the samples.
+
+    Raises `MissingFileError` where shards are not scored, and `ForeignFileError` where the rewards were
+    given to another shard than the one that is there.
+    """
+    shards = len(manifest.shards)
+    values = torch.full((manifest.shards[-1][1],), torch.nan)
+    for number in range(shards):
+        path = layout.reward_shard(manifest.iteration, directory, number, shards)
+        if not is_published(path):
+            raise MissingFileError(f"{path}: not there; score the rollout first with `rlcm score --run {layout.root}`")
+        tensors, fields = read_record(path, "rewards")
+        _check_plan(fields, manifest, path)
+        shard = read_receipt(layout.shard(manifest.iteration, number, shards))
+        if fields.get("shard_sha256") != shard.sha256:
+            raise ForeignFileError(f"{path}: scores another shard than the one there; {REMEDY.format(path=path)}")
+        values[tensors["sample_index"]] = tensors["reward"]
+    return values
+
+
+def missing_shards(layout: RunLayout, manifest: RolloutManifest) -> list[int]:
+    """Numbers of the shards that are not published."""
+    count = len(manifest.shards)
+    return [n for n in range(count) if not is_published(layout.shard(manifest.iteration, n, count))]
+
+
+def missing_rewards(layout: RunLayout, manifest: RolloutManifest, directories: Sequence[str]) -> list[int]:
+    """Numbers of the shards that lack one of the rewards."""
+    count = len(manifest.shards)
+    return [
+        number
+        for number in range(count)
+        if not all(
+            is_published(layout.reward_shard(manifest.iteration, directory, number, count))
+            for directory in directories
+        )
+    ]
+
+
+def _check_plan(fields: Mapping[str, Any], manifest: RolloutManifest, path: object) -> None:
+    if fields.get("plan") != manifest.digest:
+        raise ForeignFileError(f"{path}: belongs to another plan than its manifest; {REMEDY.format(path=path)}")

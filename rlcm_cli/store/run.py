@@ -1,0 +1,68 @@
+"""The run directory as a whole: its configuration, its metrics, and what is pruned from it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rlcm_cli.errors import ForeignFileError, MissingFileError
+from rlcm_cli.store.atomic import publish_bytes, replace_bytes
+from rlcm_cli.store.layout import FORMAT_VERSION, RunLayout, receipt_path
+from rlcm_cli.store.shards import read_json
+
+
+def publish_config(layout: RunLayout, config_json: str, versions: Mapping[str, str]) -> None:
+    """Write the configuration of a run that has none yet."""
+    record = {"format_version": FORMAT_VERSION, "config": json.loads(config_json), "versions": dict(versions)}
+    publish_bytes(layout.config, (json.dumps(record, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def read_config(layout: RunLayout) -> dict[str, Any]:
+    """Read the configuration of a run as plain values. Raises `MissingFileError` or `ForeignFileError`."""
+    try:
+        record = read_json(layout.config)
+    except MissingFileError:
+        raise MissingFileError(
+            f"{layout.root}: is no run directory (no config.json); start a run there with --task NAME"
+        ) from None
+    if not isinstance(record.get("config"), dict):
+        raise ForeignFileError(f"{layout.config}: is no configuration of a run; choose another --run")
+    return dict(record["config"])
+
+
+def publish_metrics(layout: RunLayout, number: int, metrics: Mapping[str, Any]) -> None:
+    """Write an iteration's metrics, and derive `metrics.jsonl` from all of them."""
+    text = json.dumps({"format_version": FORMAT_VERSION, **metrics}, ensure_ascii=False)
+    replace_bytes(layout.metrics(number), text.encode())
+    lines = [json.dumps(row, ensure_ascii=False) for row in read_metrics(layout)]
+    replace_bytes(layout.metrics_jsonl, ("\n".join(lines) + "\n").encode())
+
+
+def read_metrics(layout: RunLayout) -> list[dict[str, Any]]:
+    """Read the metrics of all iterations, oldest first."""
+    files = sorted((layout.root / "metrics").glob("*.json"))
+    return [read_json(file) for file in files]
+
+
+def prune_rollouts(layout: RunLayout, keep: int, trained: int) -> list[Path]:
+    """Remove the shards of trained iterations but the newest `keep`; receipts, rewards and manifests stay."""
+    removed = []
+    done = [iteration for iteration in layout.iterations() if iteration < trained]
+    for iteration in done[: max(0, len(done) - keep)]:
+        for shard in layout.rollout(iteration).glob("shard-*.safetensors"):
+            if receipt_path(shard).exists():
+                shard.unlink(missing_ok=True)
+                removed.append(shard)
+    return removed
+
+
+def prune_checkpoints(layout: RunLayout, keep: int) -> list[Path]:
+    """Remove all checkpoints but the first, which is the start, and the newest `keep`."""
+    later = layout.checkpoints()[1:]
+    removed = [layout.checkpoint(number) for number in later[: max(0, len(later) - keep)]]
+    for folder in removed:
+        shutil.rmtree(folder)
+    return removed

@@ -1,0 +1,175 @@
+"""Format version 1 of the run directory: records, receipts, and what a reader checks.
+
+A run directory is read with a JSON parser and the `safetensors` package alone. MUST, MUST NOT and MAY are
+those of RFC 2119.
+
+ 1. A RECORD is a safetensors file `NAME.safetensors` with a RECEIPT `NAME.json` beside it.
+ 2. The receipt is published after the record. Without a receipt a record is not there.
+ 3. A receipt is a JSON object: `format_version`, `kind`, `sha256` and `bytes` of the record file, `rows`
+    (samples in the record). A reader MUST compare size and SHA-256 before it uses a record.
+ 4. The `__metadata__` of a record has exactly one key, `rlcm`, whose value is canonical JSON (sorted keys,
+    no spaces, UTF-8): `format_version`, `kind` and the fields below.
+ 5. A reader MUST refuse a `format_version` above its own, another `kind`, and a record whose `plan` is not
+    the digest of the manifest in whose folder it lies.
+ 6. `manifest.json` of a rollout is canonical JSON; `plan` is the SHA-256 of its bytes. Shard k holds the
+    samples of `shards[k]` = [start, stop). A group (the `group_size` images of one prompt that were drawn
+    together) never crosses a shard.
+ 7. Kind `rollout`: `rollouts/IIIIII/shard-KKKKK-of-NNNNN.safetensors`; fields `plan`, `prompts` (each once),
+    `tasks` (each once). Tensors, for B samples, S states, A = S − 1 actions, U unique prompts:
+
+        latents          [B, S, C, h, w]  float    each state as the model was fed it
+        log_probs        [B, A]           float32  of the actions, under the policy that drew them
+        timesteps        [A, 2]           int64    (timestep, next timestep) of each action
+        images           [B, 3, H, W]     uint8    decoded after the last model call, RGB
+        sample_index     [B]              int64    position in the iteration
+        group_id, member [B]              int64    group of the iteration, and place in it
+        seed             [B]              int64    of the sample's own noise generator
+        prompt_index, task_index [B]      int64    into `prompts` and `tasks`
+        conditioning.X   [U, …]           float    what the model was conditioned on, by name
+        conditioning_index.X [B]          int64    row of `conditioning.X` of each sample
+
+ 8. Kind `rewards`: `rewards/<slug>-<digest>/` in the rollout's folder, one record a shard under the shard's
+    name; fields `plan`, `shard_sha256` (the scored shard), `reward` (name, settings, digest). Tensors
+    `sample_index` int64 [B] and `reward` float32 [B], finite.
+ 9. Kind `evaluation`: `evaluations/NNNNNN/evaluation.safetensors`; fields `checkpoint`, `policy_digest`,
+    `prompts`. Tensors `images`, `prompt_index`, `seed` as above, `held_out` uint8 [B] (prompt kept out of
+    training), `reward.NAME` float32 [B].
+10. Records are immutable. A record that fails a check MUST NOT be used and MUST NOT be deleted: it MAY be
+    moved to `quarantine/`, after which the phase makes it again.
+11. Checkpoints are folders that appear by one rename; `complete.json`, written last, holds their digests.
+12. Names that begin with a dot and end in `.tmp` are not part of the format.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import safetensors
+import safetensors.torch
+from pydantic import BaseModel, ConfigDict, ValidationError
+from torch import Tensor
+
+from rlcm_cli.core.digests import canonical_json, sha256
+from rlcm_cli.errors import CorruptFileError, ForeignFileError, FormatVersionError, MissingFileError
+from rlcm_cli.store.atomic import publish_bytes, replace_bytes
+from rlcm_cli.store.layout import FORMAT_VERSION, receipt_path
+
+Kind = Literal["rollout", "rewards", "evaluation"]
+METADATA_KEY = "rlcm"
+REMEDY = "move it away with `rlcm quarantine {path}` and run the phase again"
+
+
+class Receipt(BaseModel):
+    """What was published, for a reader to hold the file against."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", strict=True)
+
+    format_version: int
+    kind: Kind
+    sha256: str
+    bytes: int
+    rows: int
+
+
+def publish_record(path: Path, kind: Kind, tensors: Mapping[str, Tensor], fields: Mapping[str, Any]) -> Receipt:
+    """Publish tensors with their metadata fields, then the receipt.
+
+    A record without a receipt is one whose writer died between the two: it is written anew.
+    """
+    header = canonical_json({**fields, "format_version": FORMAT_VERSION, "kind": kind})
+    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    data = safetensors.torch.save(contiguous, metadata={METADATA_KEY: header})
+    rows = len(contiguous["sample_index" if "sample_index" in contiguous else "seed"])
+    receipt = Receipt(format_version=FORMAT_VERSION, kind=kind, sha256=sha256(data), bytes=len(data), rows=rows)
+    if receipt_path(path).exists():
+        return read_receipt(path)
+    replace_bytes(path, data)
+    publish_bytes(receipt_path(path), canonical_json(receipt.model_dump()).encode())
+    return receipt
+
+
+def is_published(path: Path) -> bool:
+    """Tell whether a record is there, as rule 2 has it."""
+    return receipt_path(path).exists()
+
+
+def read_receipt(path: Path) -> Receipt:
+    """Read the receipt of a record. Raises `MissingFileError`, `CorruptFileError` or `FormatVersionError`."""
+    receipt = receipt_path(path)
+    values = read_json(receipt)
+    try:
+        return Receipt.model_validate(values)
+    except ValidationError:
+        raise CorruptFileError(f"{receipt}: is no receipt; {REMEDY.format(path=path)}") from None
+
+
+def read_record(path: Path, kind: Kind) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read a record's tensors and metadata fields, after the checks of rules 3 to 5 (the plan is the caller's).
+
+    Raises `MissingFileError`, `CorruptFileError`, `ForeignFileError` or `FormatVersionError`.
+    """
+    receipt = read_receipt(path)
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise MissingFileError(
+            f"{path}: has a receipt but is gone; if it was pruned, its iteration is done, else "
+            + REMEDY.format(path=path)
+        ) from None
+    if len(data) != receipt.bytes:
+        raise CorruptFileError(
+            f"{path}: has {len(data)} bytes, its receipt says {receipt.bytes}: truncated or overwritten; "
+            + REMEDY.format(path=path)
+        )
+    if sha256(data) != receipt.sha256:
+        raise CorruptFileError(
+            f"{path}: its SHA-256 is not the receipt's: a flipped bit or an edit; {REMEDY.format(path=path)}"
+        )
+    fields = _read_header(data, path)
+    _check_version(fields.get("format_version"), path)
+    if fields.get("kind") != kind:
+        raise ForeignFileError(
+            f"{path}: holds a record of kind {fields.get('kind')!r}, not {kind!r}; {REMEDY.format(path=path)}"
+        )
+    return safetensors.torch.load(data), fields
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object of the run directory and check its `format_version`, where it has one."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise MissingFileError(f"{path}: not there") from None
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise CorruptFileError(f"{path}: is no JSON ({error}); {REMEDY.format(path=path)}") from None
+    if not isinstance(values, dict):
+        raise CorruptFileError(f"{path}: holds no JSON object; {REMEDY.format(path=path)}")
+    if "format_version" in values:
+        _check_version(values["format_version"], path)
+    return values
+
+
+def _read_header(data: bytes, path: Path) -> dict[str, Any]:
+    try:
+        size = int.from_bytes(data[:8], "little")
+        metadata = json.loads(data[8 : 8 + size]).get("__metadata__", {})
+        fields = json.loads(metadata[METADATA_KEY])
+    except (ValueError, KeyError, AttributeError):
+        raise ForeignFileError(
+            f"{path}: is no record of this toolkit (no '{METADATA_KEY}' metadata); {REMEDY.format(path=path)}"
+        ) from None
+    if not isinstance(fields, dict):
+        raise ForeignFileError(f"{path}: its '{METADATA_KEY}' metadata is no object; {REMEDY.format(path=path)}")
+    return fields
+
+
+def _check_version(version: object, path: Path) -> None:
+    if not isinstance(version, int):
+        raise ForeignFileError(f"{path}: states no format version; {REMEDY.format(path=path)}")
+    if version > FORMAT_VERSION:
+        raise FormatVersionError(
+            f"{path}: has format version {version}, this rlcm reads up to {FORMAT_VERSION}; install a newer rlcm"
+        )

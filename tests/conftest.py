@@ -1,0 +1,112 @@
+"""Fixtures: a latent consistency pipeline of the real architecture, tiny, with random weights."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from rlcm_cli.config import Config, parse_config
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread() -> None:
+    """Bytes are compared in these tests, and they depend on the number of threads."""
+    torch.set_num_threads(1)
+
+
+def build_tiny_lcm(folder: Path) -> None:
+    """Save a pipeline with 8x8 latents of 4 channels and 16x16 images: a forward takes a few milliseconds."""
+    from diffusers import AutoencoderTiny, LatentConsistencyModelPipeline, LCMScheduler, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+    from rlcm_cli.models.embedded import embedded_folder
+
+    torch.manual_seed(0)
+    tokenizer = CLIPTokenizer.from_pretrained(embedded_folder("emoji-lcm") / "tokenizer")
+    text_encoder = CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=16,
+            intermediate_size=32,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            max_position_embeddings=tokenizer.model_max_length,
+        )
+    )
+    unet = UNet2DConditionModel(
+        sample_size=8,
+        in_channels=4,
+        out_channels=4,
+        block_out_channels=(16, 32),
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        layers_per_block=1,
+        cross_attention_dim=16,
+        attention_head_dim=2,
+        norm_num_groups=8,
+        time_cond_proj_dim=32,
+    )
+    vae = AutoencoderTiny(
+        latent_channels=4,
+        encoder_block_out_channels=(8, 8),
+        decoder_block_out_channels=(8, 8),
+        num_encoder_blocks=(1, 1),
+        num_decoder_blocks=(1, 1),
+    )
+    scheduler = LCMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
+    LatentConsistencyModelPipeline(
+        vae=vae,
+        text_encoder=text_encoder,
+        tokenizer=tokenizer,
+        unet=unet,
+        scheduler=scheduler,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    ).save_pretrained(folder)
+
+
+@pytest.fixture(scope="session")
+def tiny_lcm(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of the tiny pipeline; read it, do not change it."""
+    folder = tmp_path_factory.mktemp("models") / "tiny-lcm"
+    build_tiny_lcm(folder)
+    return folder
+
+
+@pytest.fixture
+def tiny_lcm_copy(tiny_lcm: Path, tmp_path: Path) -> Path:
+    """A copy of the tiny pipeline's folder, to break."""
+    return Path(shutil.copytree(tiny_lcm, tmp_path / "tiny-lcm-copy"))
+
+
+def tiny_values(model: Path, **sections: Any) -> dict[str, Any]:
+    """Give the values of a configuration that trains in well under a second an iteration."""
+    values: dict[str, Any] = {
+        "task": "compression",
+        "model": {"name": str(model)},
+        "rewards": {"compressibility": 1.0},
+        "sample": {"samples": 8, "batch_size": 4, "shards": 2, "steps": 4, "guidance_scale": 4.0},
+        "train": {"learning_rate": 1e-3, "buffer_size": 4, "min_count": 2},
+        "lora": {"rank": 2, "alpha": 4},
+        "evaluate": {"prompts": 3, "images_per_prompt": 1},
+        "runtime": {"iterations": 2, "device": "cpu", "micro_batch_size": 8},
+    }
+    for name, section in sections.items():
+        values[name] = {**values.get(name, {}), **section} if isinstance(section, dict) else section
+    return values
+
+
+@pytest.fixture
+def tiny_config(tiny_lcm: Path) -> Config:
+    """A configuration of the tiny pipeline."""
+    return parse_config(tiny_values(tiny_lcm))
