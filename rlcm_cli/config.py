@@ -85,7 +85,7 @@ class SampleSettings(Section):
         if self.steps > self.original_steps:
             raise ValueError(
                 f"sample.steps is {self.steps}, more than the schedule's {self.original_steps} "
-                f"(sample.original_steps); use 2 to {self.original_steps}"
+                f"(sample.original_steps); use at most {self.original_steps}"
             )
         if self.samples % self.group_size:
             raise ValueError(

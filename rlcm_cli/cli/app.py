@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import Annotated
+from collections.abc import Sequence
+from typing import Annotated, Any
 
-import click
 import typer
 
 from rlcm_cli import __version__
 from rlcm_cli.cli import evaluate, generate, inspect, loop, quarantine, sample, score, tasks, train
 from rlcm_cli.errors import RlcmError
 
+INTERRUPTED = 130
+OUTPUT_CLOSED = 1
+
+# click's: newer typers carry a click of their own, so that `import click` would give another class.
+UsageError: type[Any] = typer.BadParameter.__bases__[0]
+
 app = typer.Typer(
     name="rlcm",
     help="Fine-tune few-step text-to-image models for a reward, by reinforcement learning.",
-    epilog="Start with: rlcm loop --task compression · Any command takes --debug, which shows tracebacks.",
+    epilog="Example: rlcm loop --task compression",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
@@ -36,6 +42,9 @@ def _root(
         bool,
         typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and leave."),
     ] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show the traceback of an error; anywhere on the command line.")
+    ] = False,
 ) -> None:
     pass
 
@@ -44,26 +53,37 @@ for module in (loop, sample, score, train, generate, evaluate, tasks, inspect, q
     module.register(app)
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line: an `RlcmError` is one line and its exit code, any other exception a traceback."""
-    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
-    debug = len(arguments) < len(sys.argv) - 1
+    given = sys.argv[1:] if argv is None else argv
+    # `--debug` may stand after a command, too, where typer would look for an option of the command.
+    arguments = [argument for argument in given if argument != "--debug"]
+    debug = len(arguments) < len(given)
     try:
-        status = app(args=arguments, standalone_mode=False)
+        status = app(args=arguments, prog_name="rlcm", standalone_mode=False)
+        sys.stdout.flush()
     except RlcmError as error:
         if debug:
             raise
         _complain(str(error))
         status = error.exit_code
-    except (click.exceptions.Abort, KeyboardInterrupt):
-        _complain("interrupted; nothing is lost: run the same command again to go on")
-        status = 130
-    except click.ClickException as error:
-        error.show()
+    except UsageError as error:
+        if debug:
+            raise
+        if arguments:
+            command = error.ctx.command_path if error.ctx else "rlcm"
+            message = " ".join(error.format_message().split()).rstrip(".")
+            _complain(f"{message[0].lower()}{message[1:]} (see `{command} --help`)")
+        else:  # click makes it an error whose message is the help
+            error.show()
         status = error.exit_code
+    except (typer.Abort, KeyboardInterrupt):
+        status = INTERRUPTED
     except BrokenPipeError:  # the reader of our output, `head` say, has left
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        status = 141
+        status = OUTPUT_CLOSED
+    if status == INTERRUPTED:  # newer typers turn Ctrl-C into this status by themselves
+        _complain("interrupted; nothing is lost: run the same command again to go on")
     sys.exit(status)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 import time
 from collections.abc import Iterable, Mapping
@@ -64,8 +65,7 @@ class Display:
     def finish(self, result: Mapping[str, Any] | None = None) -> None:
         """Print the machine-readable line, where one was asked for."""
         if self.as_json:
-            print(json.dumps({**self.summary, **(result or {})}, ensure_ascii=False))
-            sys.stdout.flush()
+            print_json({**self.summary, **(result or {})})
 
     def _show(self, event: Event) -> None:
         from rlcm_cli.phases import events
@@ -88,8 +88,10 @@ class Display:
             case events.Evaluated():
                 self._show_evaluation(event)
             case events.CostEstimated(seconds, disk_bytes, iterations):
+                many = "iteration" if iterations == 1 else "iterations"
                 self.say(
-                    f"{iterations} iterations will take about {_duration(seconds)} and {_size(disk_bytes)} of disk"
+                    f"{iterations} {many} will take about {format_duration(seconds)} and "
+                    f"{format_size(disk_bytes)} of disk"
                 )
             case events.FileWritten(path, what):
                 self.console.print(f"{path}: {what}", markup=False)
@@ -115,8 +117,9 @@ class Display:
         seconds = time.perf_counter() - self._started
         self._started = time.perf_counter()
         if not self.console.is_terminal or self.iterations is None:
+            kl = f"  kl {metrics['kl_to_base']:.4f}" if metrics["kl_to_base"] else ""
             of = f"/{self.iterations}" if self.iterations else ""
-            self.say(f"iteration {number}{of}  {line}  kl {metrics['kl_to_base']:.4f}  {seconds:.1f} s")
+            self.say(f"iteration {number}{of}  {line}{kl}  {seconds:.1f} s")
         self.summary.update(checkpoint=number, reward_mean=metrics["reward_mean"], reward_std=metrics["reward_std"])
 
     def _show_evaluation(self, event: Evaluated) -> None:
@@ -135,7 +138,16 @@ class Display:
         }
 
 
-def _duration(seconds: float) -> str:
+def print_json(value: Mapping[str, Any]) -> None:
+    """Print a value as one line of JSON on stdout; what is not finite, which JSON has no word for, as null."""
+    print(json.dumps(_finite(value), ensure_ascii=False, allow_nan=False))
+    sys.stdout.flush()
+
+
+def format_duration(seconds: float) -> str:
+    """Give a duration for people: two digits or three, in s, min or h."""
+    if seconds < 1:
+        return "1 s"
     if seconds < 90:
         return f"{seconds:.0f} s"
     if seconds < 5400:
@@ -143,9 +155,18 @@ def _duration(seconds: float) -> str:
     return f"{seconds / 3600:.1f} h"
 
 
-def _size(count: float) -> str:
+def format_size(count: float) -> str:
+    """Give a number of bytes for people, in decimal units."""
     for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
+        if round(count) < 1000:
             return f"{count:.0f} {unit}"
         count /= 1000
     return f"{count:.1f} TB"
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

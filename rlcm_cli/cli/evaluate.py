@@ -18,7 +18,9 @@ def run(
     root: o.ExistingRunOption,
     checkpoints: Annotated[
         list[int],
-        typer.Option("--checkpoint", help="Checkpoint to draw with; repeatable.", show_default="the newest"),
+        typer.Option(
+            "--checkpoint", metavar="N", help="Checkpoint to draw with; repeatable.", show_default="the newest"
+        ),
     ] = [],  # noqa: B006
     device: o.DeviceOption = None,
     quiet: o.QuietOption = False,
@@ -28,14 +30,13 @@ def run(
     from rlcm_cli.cli.display import Display
     from rlcm_cli.phases.evaluate import evaluate
     from rlcm_cli.phases.policy import load_policy_model
-    from rlcm_cli.phases.run import create_run
     from rlcm_cli.phases.score import load_rewards
     from rlcm_cli.store.checkpoint import latest_checkpoint
 
-    path, config = o.resolve_run(root, task=None, config_file=None, assignments=[], flags={"runtime.device": device})
+    the_run = o.reopen_run(root, device=device)
+    chosen = checkpoints or [latest_checkpoint(the_run.layout)]
+    rewards, model = load_rewards(the_run), load_policy_model(the_run.config)
     display = Display(quiet=quiet, as_json=as_json)
-    the_run = create_run(path, config)
-    rewards, model = load_rewards(the_run), load_policy_model(config)
-    for checkpoint in checkpoints or [latest_checkpoint(the_run.layout)]:
+    for checkpoint in chosen:
         display.follow(evaluate(the_run, model, rewards, checkpoint))
     display.finish({"run": str(root)})

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from rlcm_cli.cli import options as o
+
+NEWEST_SHOWN = 5
 
 
 def register(app: typer.Typer) -> None:
@@ -17,14 +20,19 @@ def register(app: typer.Typer) -> None:
 
 
 def run(
-    path: Annotated[Path, typer.Argument(help="A run, a checkpoint, a shard or a LoRA file.", show_default=False)],
-    verify: Annotated[bool, typer.Option("--verify", help="Check every digest of a run.")] = False,
+    path: Annotated[
+        Path, typer.Argument(metavar="PATH", help="A run, a checkpoint, a shard or a LoRA file.", show_default=False)
+    ],
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Check every digest of a run; exit with 4 if a file is damaged.")
+    ] = False,
     as_json: o.JsonOption = False,
 ) -> None:
-    """Tell what a file or folder of a run holds; with --verify, exit with 4 if a file of a run is damaged."""
+    """Tell what a run or a file of it holds."""
     from rich.console import Console
     from rich.table import Table
 
+    from rlcm_cli.cli.display import print_json
     from rlcm_cli.errors import ConfigError, StoreError
     from rlcm_cli.store.inspection import describe, verify_run
     from rlcm_cli.store.layout import RunLayout
@@ -35,11 +43,57 @@ def run(
             raise ConfigError(f"{path}: --verify checks a whole run; other files are checked as they are read")
         described["faults"] = verify_run(RunLayout(path))
     if as_json:
-        typer.echo(json.dumps(described, ensure_ascii=False))
+        print_json(described)
     else:
         table = Table(show_header=False, box=None)
-        for key, value in described.items():
-            table.add_row(key, json.dumps(value, ensure_ascii=False) if isinstance(value, dict | list) else str(value))
-        Console().print(table)
+        table.add_column(no_wrap=True)
+        table.add_column(overflow="fold")
+        for key, value in _rows({key: value for key, value in described.items() if key != "faults"}):
+            table.add_row(key, value)
+        Console(markup=False, highlight=False).print(table)
+        for fault in described.get("faults", []):  # whole lines, whose remedies can be copied
+            typer.echo(f"fault: {fault}")
+        if verify and not described["faults"]:
+            typer.echo("no fault: every digest is right")
     if described.get("faults"):
         raise typer.Exit(StoreError.exit_code)
+
+
+def _rows(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Give the lines of a table: a table or list within takes a line an entry, of many iterations the newest."""
+    from rlcm_cli.cli.display import format_size
+
+    for key, value in values.items():
+        match value:
+            case _ if key == "bytes":
+                yield "size", format_size(value)
+            case dict() if key == "rollouts":
+                shown = list(value)[-NEWEST_SHOWN:]
+                if len(shown) < len(value):
+                    yield "rollouts", f"{len(value) - len(shown)} older ones, and"
+                for iteration in shown:
+                    yield f"rollout {iteration}", _rollout(value[iteration])
+            case dict():
+                yield from ((f"{key} {name}", _plain(item)) for name, item in value.items())
+            case _:
+                yield key, _plain(value)
+
+
+def _rollout(states: Mapping[str, Any]) -> str:
+    scored = ", ".join(f"{name} {count}" for name, count in states["rewards"].items()) or "nothing"
+    return f"shards sampled {states['sampled']}, scored: {scored}"
+
+
+def _plain(value: Any) -> str:
+    match value:
+        case None:
+            return "none yet"
+        case float():
+            return f"{value:.4f}"
+        case [int(), *_] if value == list(range(value[0], value[-1] + 1)):
+            return f"{value[0]} to {value[-1]}" if len(value) > 1 else str(value[0])
+        case list() | tuple():
+            return ", ".join(map(str, value)) or "none"
+        case dict():
+            return json.dumps(value, ensure_ascii=False)
+    return str(value)

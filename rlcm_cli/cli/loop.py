@@ -20,47 +20,17 @@ def run(
     config_file: o.ConfigOption = None,
     assignments: o.SetOption = [],  # noqa: B006
     model: o.ModelOption = None,
-    iterations: Annotated[
-        int | None,
-        typer.Option(
-            "--iterations",
-            help="Sample-score-train cycles in all.",
-            rich_help_panel=o.CONFIGURATION,
-            show_default=False,
-        ),
-    ] = None,
+    iterations: Annotated[int | None, o.setting("--iterations", "N", "Sample-score-train cycles in all.")] = None,
     samples: o.SamplesOption = None,
     steps: o.StepsOption = None,
     seed: o.SeedOption = None,
     device: o.DeviceOption = None,
     dtype: o.DtypeOption = None,
     start: o.FromOption = None,
-    kl: Annotated[
-        float | None,
-        typer.Option(
-            "--kl",
-            help="Weight of the KL to the base model.",
-            rich_help_panel=o.CONFIGURATION,
-            show_default=False,
-        ),
-    ] = None,
-    keep_rollouts: Annotated[
-        int | None,
-        typer.Option(
-            "--keep-rollouts",
-            help="Newest rollouts to keep.",
-            rich_help_panel=o.CONFIGURATION,
-            show_default="all",
-        ),
-    ] = None,
+    kl: Annotated[float | None, o.setting("--kl", "X", "Weight of the KL to the base model.")] = None,
+    keep_rollouts: Annotated[int | None, o.setting("--keep-rollouts", "N", "Newest rollouts to keep.", "all")] = None,
     keep_checkpoints: Annotated[
-        int | None,
-        typer.Option(
-            "--keep-checkpoints",
-            help="Newest checkpoints to keep.",
-            rich_help_panel=o.CONFIGURATION,
-            show_default="all",
-        ),
+        int | None, o.setting("--keep-checkpoints", "N", "Newest checkpoints to keep.", "all")
     ] = None,
     dry_run: Annotated[
         bool,
@@ -71,8 +41,8 @@ def run(
 ) -> None:
     """Fine-tune for a reward: sample, score and train, again and again.
 
-    The same command goes on where a run was stopped; a larger --iterations extends a finished one. Only
-    [runtime] settings (iterations, device, micro_batch_size, keep_*) may change between the calls.
+    The same command goes on where a run was stopped; a larger --iterations extends a finished one. Between
+    calls, only the settings of the table "runtime" may change: iterations, device, micro_batch_size, keep_*.
     """
     path, config = o.resolve_run(
         root,
@@ -94,29 +64,38 @@ def run(
         },
     )
     config.require_actions()
+
+    from rlcm_cli.phases.run import check_rewards, check_run
+
     if dry_run:
+        check_rewards(config)
         typer.echo(config.to_json())
         return
 
     from rlcm_cli.cli.display import Display
     from rlcm_cli.phases.loop import loop
-    from rlcm_cli.phases.policy import load_policy_model
-    from rlcm_cli.phases.run import create_run
+    from rlcm_cli.phases.policy import start_run
     from rlcm_cli.phases.score import load_rewards
     from rlcm_cli.report.pairs import write_pairs
 
+    rewards = load_rewards(check_run(path, config))
+    the_run, loaded = start_run(path, config)
     display = Display(quiet=quiet, as_json=as_json, iterations=config.runtime.iterations)
-    the_run = create_run(path, config)
     display.say(f"run {path}: task {config.task}, model {config.model.name}, seed {config.seed}")
-    rewards = load_rewards(the_run)
-    loaded = load_policy_model(config)
     display.say(device_line(config.model.name, str(loaded.device)))
+    done, wanted = (the_run.layout.checkpoints() or [0])[-1], config.runtime.iterations
+    if done >= wanted:
+        display.say(f"nothing left to train: {done} iterations are done; extend the run with --iterations {2 * done}")
+    elif done:
+        display.say(f"going on after iteration {done}")
     display.follow(loop(the_run, loaded, rewards))
     picture = write_pairs(the_run.layout)
     if picture:
         display.say(f"{picture}: the same held-out seeds before (left) and after (right)")
     display.say(f"draw with it: rlcm generate --lora {path} --prompt cat --count 8 --steps {config.sample.steps}")
-    display.finish({"run": str(path)})
+    display.finish(
+        {"run": str(path), "checkpoint": the_run.layout.checkpoints()[-1], "picture": picture and str(picture)}
+    )
 
 
 def device_line(model: str, device: str) -> str:

@@ -1,4 +1,4 @@
-"""Options that several commands share, and the configuration that they make."""
+"""Options that several commands share, and the configuration or run that they name."""
 
 from __future__ import annotations
 
@@ -9,81 +9,52 @@ import typer
 
 if TYPE_CHECKING:
     from rlcm_cli.config import Config
+    from rlcm_cli.phases.run import Run
 
 CONFIGURATION = "Configuration"
 OUTPUT = "Output"
 
+
+def setting(flag: str, metavar: str, help: str, default: str | bool = False) -> Any:  # noqa: A002
+    """Make an option that overrides a setting of the configuration; `default` is what the help says of none."""
+    return typer.Option(flag, metavar=metavar, help=help, rich_help_panel=CONFIGURATION, show_default=default)
+
+
 TaskOption = Annotated[
     str | None,
-    typer.Option("--task", help="Preset to start from; `rlcm tasks` lists them.", show_default=False),
+    typer.Option("--task", metavar="NAME", help="Preset to start from; `rlcm tasks` lists them.", show_default=False),
 ]
 RunOption = Annotated[
-    Path | None, typer.Option("--run", help="Run directory.", show_default="runs/TASK", file_okay=False)
-]
-ExistingRunOption = Annotated[Path, typer.Option("--run", help="Run directory.", file_okay=False)]
-ConfigOption = Annotated[
     Path | None,
-    typer.Option("--config", help="TOML file over the preset.", rich_help_panel=CONFIGURATION, show_default=False),
+    typer.Option("--run", metavar="DIR", help="Run directory.", show_default="runs/TASK", file_okay=False),
 ]
-SetOption = Annotated[
-    list[str],
-    typer.Option(
-        "--set",
-        help="A setting, such as train.learning_rate=3e-4; repeatable, over --config.",
-        rich_help_panel=CONFIGURATION,
-        show_default=False,
-    ),
-]
-ModelOption = Annotated[
-    str | None,
-    typer.Option(
-        "--model",
-        help="emoji-lcm (embedded), a pipeline folder, or a hub id.",
-        rich_help_panel=CONFIGURATION,
-        show_default=False,
-    ),
-]
-SamplesOption = Annotated[
-    int | None,
-    typer.Option("--samples", help="Images an iteration.", rich_help_panel=CONFIGURATION, show_default=False),
-]
-StepsOption = Annotated[
-    int | None,
-    typer.Option(
-        "--steps", help="Model calls an image, 2 or more.", rich_help_panel=CONFIGURATION, show_default=False
-    ),
-]
-SeedOption = Annotated[
-    int | None,
-    typer.Option("--seed", help="Seed of all randomness.", rich_help_panel=CONFIGURATION, show_default=False),
-]
-DtypeOption = Annotated[
-    str | None,
-    typer.Option("--dtype", help="float32, float16 or bfloat16.", rich_help_panel=CONFIGURATION, show_default=False),
-]
-FromOption = Annotated[
-    str | None,
-    typer.Option(
-        "--from",
-        help="Start from this LoRA: a run, a checkpoint or a file.",
-        rich_help_panel=CONFIGURATION,
-        show_default=False,
-    ),
-]
-DeviceOption = Annotated[
-    str | None,
-    typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps.", rich_help_panel=CONFIGURATION, show_default=False),
-]
+ExistingRunOption = Annotated[Path, typer.Option("--run", metavar="DIR", help="Run directory.", file_okay=False)]
 WorkerOption = Annotated[
     str | None,
     typer.Option(
         "--worker",
-        help="Share of the shards, K/N with K from 0; `auto` reads torchrun's or Slurm's variables.",
+        metavar="K/N",
+        help="Share of the shards, K from 0 to N − 1; `auto` reads torchrun's or Slurm's variables.",
         show_default=False,
     ),
 ]
+ConfigOption = Annotated[Path | None, setting("--config", "FILE", "TOML file over the preset.")]
+SetOption = Annotated[
+    list[str],
+    setting("--set", "KEY=VALUE", "A setting, such as train.learning_rate=3e-4; repeatable, over --config."),
+]
+ModelOption = Annotated[
+    str | None, setting("--model", "NAME", "emoji-lcm (embedded), a pipeline folder, or a hub id.")
+]
+SamplesOption = Annotated[int | None, setting("--samples", "N", "Images an iteration.")]
+StepsOption = Annotated[int | None, setting("--steps", "H", "Model calls an image, 2 or more.")]
+SeedOption = Annotated[int | None, setting("--seed", "N", "Seed of all randomness.")]
+DtypeOption = Annotated[str | None, setting("--dtype", "TYPE", "float32, float16 or bfloat16.")]
+DeviceOption = Annotated[str | None, setting("--device", "NAME", "auto, cpu, cuda, cuda:1 or mps.")]
+FromOption = Annotated[str | None, setting("--from", "PATH", "LoRA to start from: a run, a checkpoint or a file.")]
 JsonOption = Annotated[
-    bool, typer.Option("--json", help="End with one machine-readable line.", rich_help_panel=OUTPUT)
+    bool,
+    typer.Option("--json", help="End with one machine-readable line on stdout.", rich_help_panel=OUTPUT),
 ]
 QuietOption = Annotated[
     bool, typer.Option("--quiet", "-q", help="Print results and warnings only.", rich_help_panel=OUTPUT)
@@ -96,7 +67,7 @@ def resolve_run(
     task: str | None,
     config_file: Path | None,
     assignments: list[str],
-    start: str | None = None,
+    start: str | None,
     flags: dict[str, Any],
 ) -> tuple[Path, Config]:
     """Find the run directory and the configuration that a command line asks for.
@@ -112,6 +83,18 @@ def resolve_run(
         return root, override_config(open_run(root).config, assignments=assignments, flags=flags)
     config = resolve_config(task, config_file=config_file, assignments=assignments, flags=flags)
     return root or Path("runs") / config.task, config
+
+
+def reopen_run(root: Path, **runtime: Any) -> Run:
+    """Open a run that is there, with some of its `[runtime]` settings changed; None means "not given"."""
+    from dataclasses import replace
+
+    from rlcm_cli.config import override_config
+    from rlcm_cli.phases.run import open_run
+
+    run = open_run(root)
+    flags = {f"runtime.{name}": value for name, value in runtime.items()}
+    return replace(run, config=override_config(run.config, flags=flags))
 
 
 def _adapter_flags(start: str) -> dict[str, Any]:

@@ -17,7 +17,9 @@ def register(app: typer.Typer) -> None:
 
 
 def run(
-    path: Annotated[Path, typer.Argument(help="File or folder of a run that a check refused.", show_default=False)],
+    path: Annotated[
+        Path, typer.Argument(metavar="PATH", help="File or folder of a run that a check refused.", show_default=False)
+    ],
 ) -> None:
     """Move a damaged file of a run, with its receipt, out of the way, so that its phase makes it again."""
     from rlcm_cli.store.quarantine import quarantine

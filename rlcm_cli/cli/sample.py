@@ -47,15 +47,14 @@ def run(
     config.require_actions()
 
     from rlcm_cli.cli.display import Display
-    from rlcm_cli.phases.policy import load_policy_model
-    from rlcm_cli.phases.run import create_run, parse_worker
+    from rlcm_cli.phases.policy import start_run
+    from rlcm_cli.phases.run import parse_worker
     from rlcm_cli.phases.sample import sample
 
     share = parse_worker(worker)
+    the_run, loaded = start_run(path, config)
     display = Display(quiet=quiet, as_json=as_json)
-    the_run = create_run(path, config)
-    display.follow(sample(the_run, load_policy_model(config), share))
-    layout = the_run.layout
-    iteration = layout.checkpoints()[-1]
-    display.say(f"{layout.rollout(iteration)}: sampled; next: rlcm score --run {path}")
+    display.follow(sample(the_run, loaded, share))
+    iteration = the_run.layout.checkpoints()[-1]
+    display.say(f"{the_run.layout.rollout(iteration)}: sampled; next: rlcm score --run {path}")
     display.finish({"run": str(path), "iteration": iteration})

@@ -9,18 +9,27 @@ import typer
 
 def register(app: typer.Typer) -> None:
     """Add the command to the program."""
-    app.command("tasks", epilog="Example: rlcm tasks compression > mine.toml")(run)
+    app.command("tasks", epilog="Example: rlcm tasks show compression > mine.toml")(run)
 
 
 def run(
-    name: Annotated[str | None, typer.Argument(help="Preset to print as TOML.", show_default=False)] = None,
+    words: Annotated[
+        list[str],
+        typer.Argument(metavar="[list] | [show] NAME", help="A preset's name prints it as TOML.", show_default="list"),
+    ] = [],  # noqa: B006
 ) -> None:
     """List the presets, or print one as TOML to start a configuration from."""
     from rlcm_cli.config import task_names, task_text
+    from rlcm_cli.errors import ConfigError
 
-    if name is not None:
-        typer.echo(task_text(name), nl=False)
-        return
-    for task in task_names():
-        summary = task_text(task).splitlines()[0].lstrip("# ")
-        typer.echo(f"{task:<24} {summary}")
+    match words:
+        case [] | ["list"]:
+            for task in task_names():
+                summary = task_text(task).splitlines()[0].lstrip("# ")
+                typer.echo(f"{task:<24} {summary}")
+        case ["show", name] | [name] if name != "show":
+            typer.echo(task_text(name), nl=False)
+        case _:
+            raise ConfigError(
+                f"tasks {' '.join(words)}: write `rlcm tasks`, or `rlcm tasks show NAME` for one of them"
+            )

@@ -18,8 +18,7 @@ def run(
     root: o.ExistingRunOption,
     device: o.DeviceOption = None,
     micro_batch: Annotated[
-        int | None,
-        typer.Option("--micro-batch", help="Transitions a forward and backward pass.", show_default=False),
+        int | None, o.setting("--micro-batch", "N", "Transitions in a forward and backward pass.")
     ] = None,
     off_policy: Annotated[
         bool, typer.Option("--off-policy", help="Train on rollouts that another policy drew.")
@@ -30,17 +29,14 @@ def run(
     """Update the policy on the scored rollout of the newest checkpoint, and publish the next checkpoint."""
     from rlcm_cli.cli.display import Display
     from rlcm_cli.phases.policy import load_policy_model
-    from rlcm_cli.phases.run import create_run
     from rlcm_cli.phases.train import train
 
-    path, config = o.resolve_run(
-        root,
-        task=None,
-        config_file=None,
-        assignments=[],
-        flags={"runtime.device": device, "runtime.micro_batch_size": micro_batch},
-    )
+    the_run = o.reopen_run(root, device=device, micro_batch_size=micro_batch)
     display = Display(quiet=quiet, as_json=as_json)
-    the_run = create_run(path, config)
-    display.follow(train(the_run, load_policy_model(config), off_policy=off_policy))
-    display.finish({"run": str(root), "checkpoint": the_run.layout.checkpoints()[-1]})
+    display.follow(train(the_run, load_policy_model(the_run.config), off_policy=off_policy))
+    checkpoint = the_run.layout.checkpoints()[-1]
+    display.say(
+        f"{the_run.layout.checkpoint(checkpoint)}: trained; next: rlcm sample --run {root}, or rlcm generate "
+        f"--lora {root} --prompt cat"
+    )
+    display.finish({"run": str(root), "checkpoint": checkpoint})

@@ -60,7 +60,8 @@ def lcm_timesteps(steps: int, *, original_steps: int, train_steps: int, spacing:
     origin = (torch.arange(1, original_steps + 1) * (train_steps // original_steps) - 1).flip(0)
     if spacing == "strided":
         return origin[:: original_steps // steps][:steps]
-    return origin[torch.arange(steps) * original_steps // steps]
+    # In float64, not in whole numbers: where a multiple is whole, diffusers' index may be rounded to the one below.
+    return origin[(torch.arange(steps).double() * (original_steps / steps)).long()]
 
 
 def lcm_schedule(
@@ -91,25 +92,26 @@ def transition(schedule: NoiseSchedule, model_output: Tensor, latents: Tensor, s
     device, dtype = latents.device, torch.promote_types(latents.dtype, torch.float32)
 
     def column(values: Tensor) -> Tensor:
-        return values.to(device=device, dtype=dtype)[step.to(device)].view(-1, 1, 1, 1)
+        return values.to(dtype).to(device)[step.to(device)].view(-1, 1, 1, 1)
 
     scaled = schedule.timesteps.double() * schedule.timestep_scaling
     c_skip = column(SIGMA_DATA**2 / (scaled**2 + SIGMA_DATA**2))
     c_out = column(scaled / (scaled**2 + SIGMA_DATA**2).sqrt())
-    alpha_bar = column(schedule.alphas_cumprod)
+    # Roots in the schedule's own float32, as diffusers takes them, whatever the dtype of the latents.
+    alpha_bar = schedule.alphas_cumprod
+    alpha, sigma = column(alpha_bar.sqrt()), column((1 - alpha_bar).sqrt())
     # The last call is not re-noised: ᾱ' = 1 gives mean = denoised and std = 0.
-    one = schedule.alphas_cumprod.new_ones(1)
-    next_alpha_bar = column(torch.cat([schedule.alphas_cumprod[1:], one]))
+    next_alpha_bar = torch.cat([alpha_bar[1:], alpha_bar.new_ones(1)])
 
     x, output = latents.to(dtype), model_output.to(dtype)
     if schedule.prediction_type == "epsilon":
-        x0 = (x - (1 - alpha_bar).sqrt() * output) / alpha_bar.sqrt()
+        x0 = (x - sigma * output) / alpha
     elif schedule.prediction_type == "v_prediction":
-        x0 = alpha_bar.sqrt() * x - (1 - alpha_bar).sqrt() * output
+        x0 = alpha * x - sigma * output
     else:
         x0 = output
     denoised = c_out * x0 + c_skip * x
-    return Transition(next_alpha_bar.sqrt() * denoised, (1 - next_alpha_bar).sqrt(), denoised)
+    return Transition(column(next_alpha_bar.sqrt()) * denoised, column((1 - next_alpha_bar).sqrt()), denoised)
 
 
 def sample_trajectories(

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from rlcm_cli.core.digests import digest_tensors
 from rlcm_cli.core.lcm import NoiseSchedule, PredictionType, Spacing, lcm_schedule, lcm_timesteps
-from rlcm_cli.errors import ModelError
+from rlcm_cli.errors import ConfigError, ModelError
 from rlcm_cli.models.embedded import embedded_folder
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -56,8 +56,16 @@ class ConsistencyModel:
         return cast("Tensor", self.pipeline.scheduler.alphas_cumprod.cpu())
 
     def schedule(self, steps: int, *, original_steps: int, spacing: Spacing) -> NoiseSchedule:
-        """Build the sampler's schedule from the pipeline's own noise levels."""
+        """Build the sampler's schedule from the pipeline's own noise levels.
+
+        Raises `ConfigError` where the distillation's schedule is longer than the training's.
+        """
         config = self.pipeline.scheduler.config
+        if original_steps > config.num_train_timesteps:
+            raise ConfigError(
+                f"sample.original_steps is {original_steps}, more than the {config.num_train_timesteps} timesteps of "
+                "the model's training; latent consistency models are distilled with 50"
+            )
         timesteps = lcm_timesteps(
             steps, original_steps=original_steps, train_steps=config.num_train_timesteps, spacing=spacing
         )
@@ -115,7 +123,7 @@ def load_model(name: str, *, revision: str | None, dtype: str, device: str) -> C
     folder = embedded_folder(name)
     source = str(folder) if folder else name
     place = select_device(device)
-    with _quiet_loading(), _explained(name):
+    with quiet_libraries(), _explained(name):
         from diffusers import LatentConsistencyModelPipeline, LCMScheduler
 
         index = LatentConsistencyModelPipeline.load_config(source, revision=revision)
@@ -145,10 +153,17 @@ def load_model(name: str, *, revision: str | None, dtype: str, device: str) -> C
         )
     pipeline.set_progress_bar_config(disable=True)
     for module in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
+        lacking = [key for key, parameter in module.named_parameters() if parameter.is_meta]
+        if lacking:
+            raise ModelError(
+                f"{name}: the weights of its {type(module).__name__} lack '{lacking[0]}'; get the model's files anew"
+            )
         module.requires_grad_(False)
         module.eval()
     digest = digest_tensors(pipeline.unet.state_dict())
-    return ConsistencyModel(pipeline.to(place), place, DTYPES[dtype], digest)
+    with quiet_libraries():
+        pipeline.to(place)
+    return ConsistencyModel(pipeline, place, DTYPES[dtype], digest)
 
 
 def select_device(device: str) -> torch.device:
@@ -168,7 +183,7 @@ def select_device(device: str) -> torch.device:
 
 
 @contextlib.contextmanager
-def _quiet_loading() -> Iterator[None]:
+def quiet_libraries() -> Iterator[None]:
     """Silence what the libraries log at each load of a small pipeline, none of which a user can act on."""
     import diffusers.utils.logging as diffusers_logging
     import transformers.utils.logging as transformers_logging

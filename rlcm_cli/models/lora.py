@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from rlcm_cli.core.noise import derive_seed
 from rlcm_cli.errors import ModelError
-from rlcm_cli.models.lcm import ConsistencyModel
+from rlcm_cli.models.lcm import ConsistencyModel, quiet_libraries
 
 ADAPTER = "policy"
 PREFIX = "unet."
@@ -107,11 +108,13 @@ def load_foreign_lora(model: ConsistencyModel, place: str, scale: float) -> None
     if path.is_file():
         source = {"pretrained_model_name_or_path_or_dict": str(path.parent), "weight_name": path.name}
     try:
-        model.pipeline.load_lora_weights(**source, adapter_name=ADAPTER, use_safetensors=True)
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        with quiet_libraries():
+            model.pipeline.load_lora_weights(**source, adapter_name=ADAPTER, use_safetensors=True)
+    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        fault = "is no LoRA for this model" if path.exists() else "is not here and could not be loaded from the hub"
         raise ModelError(
-            f"{place}: is no LoRA for this model ({reason[:200]}); name a run, a checkpoint, a LoRA file or a hub id"
+            f"LoRA '{place}' {fault} ({reason[:200]}); name a run, a checkpoint, a LoRA file or a hub id"
         ) from error
     if ADAPTER not in getattr(model.unet, "peft_config", {}):
         raise ModelError(

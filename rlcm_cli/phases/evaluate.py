@@ -12,10 +12,10 @@ from rlcm_cli.errors import ForeignFileError
 from rlcm_cli.models.lcm import ConsistencyModel
 from rlcm_cli.phases.events import Advanced, Evaluated, Event, PhaseStarted
 from rlcm_cli.phases.policy import load_checkpoint
-from rlcm_cli.phases.run import Run
+from rlcm_cli.phases.run import Run, prompt_sets
 from rlcm_cli.phases.sample import REDUCTION, draw_batch, model_schedule
 from rlcm_cli.phases.score import combine_rewards
-from rlcm_cli.prompts import draw_prompts, load_prompts, split_prompts
+from rlcm_cli.prompts import draw_prompts
 from rlcm_cli.rewards import RewardFn, score_images
 from rlcm_cli.store.evaluations import Evaluation, publish_evaluation, read_evaluation
 from rlcm_cli.store.shards import REMEDY, is_published
@@ -76,7 +76,7 @@ def plan_evaluation(config: Config) -> list[tuple[str, int, bool]]:
     Held-out prompts come first and take at most a third of the places; training prompts fill the others.
     """
     settings = config.evaluate
-    training, held_out = split_prompts(load_prompts(config.prompts.source), config.prompts.held_out_fraction)
+    training, held_out = prompt_sets(config.prompts)
     shuffled = draw_prompts(training, config.seed, 0, len(training))
     chosen = [(prompt, True) for prompt in held_out[: settings.prompts // 3]] + [
         (prompt, False) for prompt in shuffled

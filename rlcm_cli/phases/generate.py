@@ -13,7 +13,7 @@ from torch import Tensor
 
 from rlcm_cli import __version__
 from rlcm_cli.config import ModelSettings, SampleSettings, override_section
-from rlcm_cli.errors import ConfigError
+from rlcm_cli.errors import ConfigError, CorruptFileError, ModelError
 from rlcm_cli.models.embedded import RECOMMENDED_GUIDANCE
 from rlcm_cli.models.lcm import ConsistencyModel, load_model
 from rlcm_cli.models.lora import load_foreign_lora
@@ -60,7 +60,10 @@ def find_lora(place: str, scale: float) -> Adapter:
     """Find the LoRA that a run, checkpoint, file or hub id names. Raises `ModelError` or `ConfigError`."""
     file = find_adapter(place)
     if file is not None:
-        return Adapter(str(file), digest_safetensors(file), scale)
+        try:
+            return Adapter(str(file), digest_safetensors(file), scale)
+        except CorruptFileError as error:
+            raise ModelError(f"--lora {error}; name a run, a checkpoint, a LoRA file or a hub id") from None
     if re.fullmatch(r"[\w.-]+/[\w.-]+", place) and not place.startswith((".", "/")):
         return Adapter(place, "", scale)
     raise ConfigError(f"--lora {place}: no such run, checkpoint or file, and no hub id (OWNER/NAME)")

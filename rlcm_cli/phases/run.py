@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
-from rlcm_cli.config import Config, differences, parse_config
+from rlcm_cli.config import Config, PromptSettings, differences, parse_config
 from rlcm_cli.errors import ConfigError, RunMismatchError
+from rlcm_cli.prompts import load_prompts, split_prompts
 from rlcm_cli.rewards import RewardSpec
+from rlcm_cli.store.atomic import TEMPORARY_SUFFIX
 from rlcm_cli.store.layout import RunLayout
 from rlcm_cli.store.run import publish_config, read_config
 
@@ -29,6 +32,12 @@ class Run:
         return {name: RewardSpec(name) for name in self.config.rewards}
 
 
+@functools.cache
+def prompt_sets(settings: PromptSettings) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Read the prompts of a configuration, once a process: (training, held out)."""
+    return split_prompts(load_prompts(settings.source), settings.held_out_fraction)
+
+
 @dataclass(frozen=True)
 class Worker:
     """The share of one of several processes: shards k with k mod `count` = `index`."""
@@ -41,25 +50,44 @@ class Worker:
         return shard % self.count == self.index
 
 
-def create_run(root: Path, config: Config) -> Run:
-    """Open a run directory for a configuration, making it where there is none.
+def check_run(root: Path, config: Config) -> Run:
+    """Give the run that a configuration makes of a directory, and write nothing.
 
-    Raises `RunMismatchError` where the directory was made with another identity; `[runtime]` may differ.
+    Raises `RunMismatchError` where the directory was made with another identity (`[runtime]` may differ),
+    and `ConfigError` where it holds something else, or the rewards or prompts of the configuration cannot be.
     """
     layout = RunLayout(root)
+    run = Run(layout, config)
+    # Looked at before the configuration: another worker may be publishing that now.
+    occupied = root.is_dir() and any(not entry.name.endswith(TEMPORARY_SUFFIX) for entry in root.iterdir())
     if layout.config.exists():
         changed = differences(_read_config(layout).identity(), config.identity())
         if changed:
             raise RunMismatchError(
-                f"{root}: was made with other settings ({'; '.join(changed)}); run it with its own, choose another "
-                "--run, or remove the directory (only [runtime] settings may change: "
+                f"{root}: was made with other settings ({'; '.join(changed)}); go on with its own by `rlcm loop --run "
+                f"{root}`, choose another --run, or remove the directory (only [runtime] settings may change: "
                 f"{', '.join(type(config.runtime).model_fields)})"
             )
-    else:
-        if root.is_dir() and any(root.iterdir()):
-            raise ConfigError(f"{root}: is not empty and no run directory; choose another --run")
-        publish_config(layout, config.to_json(), _versions())
-    return Run(layout, config)
+    elif occupied and not (layout.quarantine / layout.config.name).exists():
+        raise ConfigError(f"{root}: is not empty and no run directory; choose another --run")
+    check_rewards(config)
+    prompt_sets(config.prompts)
+    return run
+
+
+def check_rewards(config: Config) -> None:
+    """Raise `ConfigError` where a reward of the configuration does not exist; loads none."""
+    for name in config.rewards:
+        _ = RewardSpec(name).resolved
+
+
+def create_run(root: Path, config: Config) -> Run:
+    """Open a run directory for a configuration, making it where there is none. Raises as `check_run`."""
+    run = check_run(root, config)
+    if not run.layout.config.exists():
+        publish_config(run.layout, config.to_json(), _versions())
+        check_run(root, config)  # another process may have been first, with other settings
+    return run
 
 
 def open_run(root: Path) -> Run:

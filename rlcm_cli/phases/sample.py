@@ -16,8 +16,8 @@ from rlcm_cli.core.trajectory import Trajectories, join_trajectories
 from rlcm_cli.models.lcm import ConsistencyModel
 from rlcm_cli.phases.events import Advanced, Event, PhaseSkipped, PhaseStarted
 from rlcm_cli.phases.policy import ensure_start, load_checkpoint
-from rlcm_cli.phases.run import Run, Worker
-from rlcm_cli.prompts import draw_prompts, load_prompts, split_prompts
+from rlcm_cli.phases.run import Run, Worker, prompt_sets
+from rlcm_cli.prompts import draw_prompts
 from rlcm_cli.store.checkpoint import TrainerState, latest_checkpoint
 from rlcm_cli.store.manifest import (
     PolicyIdentity,
@@ -57,7 +57,7 @@ def plan_rollout(config: Config, model: ConsistencyModel, policy: TrainerState) 
     """Make the plan of the iteration that follows a checkpoint: a pure function of its arguments."""
     settings = config.sample
     groups = settings.samples // settings.group_size
-    training, _ = split_prompts(load_prompts(config.prompts.source), config.prompts.held_out_fraction)
+    training, _ = prompt_sets(config.prompts)
     schedule = model_schedule(config, model)
     return RolloutManifest(
         iteration=policy.number,

@@ -108,6 +108,12 @@ def train(run: Run, model: ConsistencyModel, *, off_policy: bool = False) -> Ite
         )
         if not records and not off_policy:
             check_ratio(record.ratio_drift, run.config.model.dtype, layout.rollout(iteration).name)
+            if iteration == 0 and record.ratio_drift > settings.clip_range / 10:
+                yield Warned(
+                    f"rounding in {run.config.model.dtype} moves the probability ratio by {record.ratio_drift:.1e}, "
+                    f"not small beside train.clip_range {settings.clip_range:.0e}: it clips updates at random; "
+                    "--dtype float32 learns better"
+                )
         record.grad_norm = float(
             torch.nn.utils.clip_grad_norm_(parameters.values(), settings.max_grad_norm, error_if_nonfinite=False)
         )
@@ -205,8 +211,9 @@ def read_rollout(run: Run, model: ConsistencyModel, policy: TrainerState, *, off
             f"{path.parent}: {len(absent)} of {len(manifest.shards)} shards are not sampled yet (first: {absent[0]}); "
             f"run `rlcm sample --run {layout.root}`, then score them"
         )
-    components = {name: read_rewards(layout, manifest, spec.directory) for name, spec in run.reward_specs().items()}
+    # Shards first: the rewards of a foreign shard do not fit it, but the shard is the one to blame.
     shards = [read_shard(layout, manifest, number) for number in range(len(manifest.shards))]
+    components = {name: read_rewards(layout, manifest, spec.directory) for name, spec in run.reward_specs().items()}
     conditioning, index = join_conditioning(shards)
     record = manifest.schedule
     timesteps = torch.tensor(record.timesteps)

@@ -67,6 +67,13 @@ def publish_folder(path: Path) -> Iterator[Path]:
             shutil.rmtree(temporary, ignore_errors=True)
 
 
+def remove_folder(path: Path) -> None:
+    """Remove a folder so that no reader sees a part of it: it loses its name before its files."""
+    temporary = _temporary_name(path)
+    path.rename(temporary)
+    shutil.rmtree(temporary, ignore_errors=True)
+
+
 def _temporary_name(path: Path) -> Path:
     return path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}{TEMPORARY_SUFFIX}")
 

@@ -10,8 +10,11 @@ complete.json                      digest of each file above, written last
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Callable, Mapping
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import safetensors
@@ -61,7 +64,8 @@ def publish_checkpoint(
     """
     path = layout.checkpoint(number)
     with publish_folder(path) as folder:
-        write_lora(folder)
+        with _explained_by_the_system():
+            write_lora(folder)
         state = TrainerState(
             number=number,
             optimizer_steps=optimizer_steps,
@@ -89,12 +93,17 @@ def read_trainer_state(layout: RunLayout, number: int) -> TrainerState:
     path = layout.checkpoint(number)
     if not path.is_dir():
         raise MissingFileError(f"{path}: no such checkpoint; `rlcm inspect {layout.root}` lists those there are")
-    marker = read_json(path / MARKER_FILE)
-    files = marker.get("files")
+    try:
+        files = read_json(path / MARKER_FILE).get("files")
+    except (MissingFileError, CorruptFileError):
+        # A checkpoint is whole or not there, so the remedy is for its folder, not for the file.
+        raise CorruptFileError(
+            f"{path / MARKER_FILE}: is gone or no JSON object; {REMEDY.format(path=path)}"
+        ) from None
     for name in _FILES:
         file = path / name
         recorded = files.get(name) if isinstance(files, dict) else None
-        if not file.is_file() or recorded != _digest(file):
+        if recorded is None or recorded != _digest(file):
             raise CorruptFileError(f"{file}: is not the file that was published; {REMEDY.format(path=path)}")
     try:
         return TrainerState.model_validate(read_json(path / TRAINER_FILE))
@@ -153,5 +162,21 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 _FILES = (LORA_FILE, OPTIMIZER_FILE, STATISTICS_FILE, TRAINER_FILE)
 
 
-def _digest(file: Path) -> str:
-    return digest_safetensors(file) if file.name == LORA_FILE else sha256(file.read_bytes())
+def _digest(file: Path) -> str | None:
+    """Digest a file of a checkpoint; None where it is not there or unreadable."""
+    try:
+        return digest_safetensors(file) if file.name == LORA_FILE else sha256(file.read_bytes())
+    except (FileNotFoundError, CorruptFileError):
+        return None
+
+
+@contextlib.contextmanager
+def _explained_by_the_system() -> Iterator[None]:
+    """Turn the error with which safetensors reports a full disk into the `OSError` that it was."""
+    try:
+        yield
+    except safetensors.SafetensorError as error:
+        found = re.search(r"os error (\d+)", str(error))
+        if not found:
+            raise
+        raise OSError(int(found[1]), os.strerror(int(found[1]))) from None

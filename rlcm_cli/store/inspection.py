@@ -11,8 +11,8 @@ from rlcm_cli.errors import ConfigError, MissingFileError, StoreError
 from rlcm_cli.store.adapters import read_adapter_settings
 from rlcm_cli.store.checkpoint import digest_safetensors, read_tensors, read_trainer_state
 from rlcm_cli.store.layout import RunLayout, receipt_path
-from rlcm_cli.store.manifest import read_manifest
-from rlcm_cli.store.rollouts import missing_shards
+from rlcm_cli.store.manifest import RolloutManifest, read_manifest
+from rlcm_cli.store.rollouts import check_plan, missing_shards
 from rlcm_cli.store.run import read_config, read_metrics
 from rlcm_cli.store.shards import is_published, read_receipt, read_record
 
@@ -36,26 +36,30 @@ def describe(path: Path) -> dict[str, Any]:
 
 
 def verify_run(layout: RunLayout) -> list[str]:
-    """Check every digest of a run; give one line a fault. Pruned shards are no fault."""
+    """Check every digest and plan of a run; give one line a fault. Pruned shards are no fault."""
     faults = []
     trained = (layout.checkpoints() or [0])[-1]
     for number in layout.checkpoints():
         faults += _fault_of(partial(read_trainer_state, layout, number))
     for iteration in layout.iterations():
         folder = layout.rollout(iteration)
-        faults += _fault_of(partial(read_manifest, layout.manifest(iteration)))
+        manifest = partial(read_manifest, layout.manifest(iteration))
+        damaged = _fault_of(manifest)
+        faults += damaged
         for receipt in sorted([*folder.glob("shard-*.json"), *folder.glob("rewards/*/shard-*.json")]):
             record = receipt.with_suffix(".safetensors")
             if iteration < trained and not record.exists():
                 continue
-            faults += _fault_of(partial(_check_record, record))
+            faults += _fault_of(partial(_check_record, record, None if damaged else manifest()))
     for number in layout.evaluations():
-        faults += _fault_of(partial(_check_record, layout.evaluation(number)))
+        faults += _fault_of(partial(_check_record, layout.evaluation(number), None))
     return faults
 
 
-def _check_record(path: Path) -> None:
-    read_record(path, read_receipt(path).kind)
+def _check_record(path: Path, manifest: RolloutManifest | None) -> None:
+    _, fields = read_record(path, read_receipt(path).kind)
+    if manifest:
+        check_plan(fields, manifest, path)
 
 
 def _fault_of(check: Callable[[], object]) -> list[str]:

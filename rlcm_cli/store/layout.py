@@ -59,8 +59,8 @@ class RunLayout:
         return self.root / "metrics" / f"{number:06d}.json"
 
     def iterations(self) -> list[int]:
-        """Iterations that have a rollout folder, ascending."""
-        return _numbered(self.root / "rollouts")
+        """Iterations that have a plan, ascending."""
+        return [number for number in _numbered(self.root / "rollouts") if self.manifest(number).exists()]
 
     def checkpoints(self) -> list[int]:
         """Checkpoints that are there, ascending. A checkpoint folder is published whole."""
@@ -68,7 +68,9 @@ class RunLayout:
 
     def evaluations(self) -> list[int]:
         """Checkpoints that were evaluated, ascending."""
-        return [number for number in _numbered(self.root / "evaluations") if self.evaluation(number).exists()]
+        return [
+            number for number in _numbered(self.root / "evaluations") if receipt_path(self.evaluation(number)).exists()
+        ]
 
 
 def shard_name(shard: int, shards: int) -> str:

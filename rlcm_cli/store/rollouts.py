@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from rlcm_cli.core.trajectory import Trajectories
-from rlcm_cli.errors import ForeignFileError, MissingFileError
+from rlcm_cli.errors import ForeignFileError, MissingFileError, RewardError
 from rlcm_cli.store.layout import RunLayout
 from rlcm_cli.store.manifest import RolloutManifest
 from rlcm_cli.store.shards import REMEDY, is_published, publish_record, read_receipt, read_record
@@ -68,7 +69,7 @@ def read_shard(layout: RunLayout, manifest: RolloutManifest, number: int) -> Rol
     """Read a shard of a plan. Raises the errors of `read_record`, and `ForeignFileError` for another plan's."""
     path = layout.shard(manifest.iteration, number, len(manifest.shards))
     tensors, fields = read_record(path, "rollout")
-    _check_plan(fields, manifest, path)
+    check_plan(fields, manifest, path)
     return RolloutShard(
         Trajectories(tensors["latents"], tensors["log_probs"], tensors["timesteps"]),
         tensors["images"],
@@ -105,7 +106,8 @@ def read_rewards(layout: RunLayout, manifest: RolloutManifest, directory: str) -
     """Read one reward of all samples of a plan, float32 [samples], in the order of the samples.
 
     Raises `MissingFileError` where shards are not scored, and `ForeignFileError` where the rewards were
-    given to another shard than the one that is there.
+    given to another shard than the one that is there, or to other samples. Raises `RewardError` for rewards
+    that are not finite.
     """
     shards = len(manifest.shards)
     values = torch.full((manifest.shards[-1][1],), torch.nan)
@@ -114,11 +116,18 @@ def read_rewards(layout: RunLayout, manifest: RolloutManifest, directory: str) -
         if not is_published(path):
             raise MissingFileError(f"{path}: not there; score the rollout first with `rlcm score --run {layout.root}`")
         tensors, fields = read_record(path, "rewards")
-        _check_plan(fields, manifest, path)
+        check_plan(fields, manifest, path)
         shard = read_receipt(layout.shard(manifest.iteration, number, shards))
         if fields.get("shard_sha256") != shard.sha256:
             raise ForeignFileError(f"{path}: scores another shard than the one there; {REMEDY.format(path=path)}")
-        values[tensors["sample_index"]] = tensors["reward"]
+        start, stop = manifest.shards[number]
+        if tensors["sample_index"].tolist() != list(range(start, stop)):
+            raise ForeignFileError(
+                f"{path}: does not score the samples {start} to {stop - 1} of its shard; {REMEDY.format(path=path)}"
+            )
+        if not torch.isfinite(tensors["reward"]).all():
+            raise RewardError(f"{path}: holds a NaN or infinite reward; {REMEDY.format(path=path)}")
+        values[start:stop] = tensors["reward"]
     return values
 
 
@@ -141,6 +150,7 @@ def missing_rewards(layout: RunLayout, manifest: RolloutManifest, directories: S
     ]
 
 
-def _check_plan(fields: Mapping[str, Any], manifest: RolloutManifest, path: object) -> None:
+def check_plan(fields: Mapping[str, Any], manifest: RolloutManifest, path: Path) -> None:
+    """Raise `ForeignFileError` unless a record's fields bind it to a plan."""
     if fields.get("plan") != manifest.digest:
         raise ForeignFileError(f"{path}: belongs to another plan than its manifest; {REMEDY.format(path=path)}")

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from rlcm_cli.errors import ForeignFileError, MissingFileError
-from rlcm_cli.store.atomic import publish_bytes, replace_bytes
+from rlcm_cli.store.atomic import publish_bytes, remove_folder, replace_bytes
 from rlcm_cli.store.layout import FORMAT_VERSION, RunLayout, receipt_path
 from rlcm_cli.store.shards import read_json
 
@@ -34,10 +33,14 @@ def read_config(layout: RunLayout) -> dict[str, Any]:
 
 
 def publish_metrics(layout: RunLayout, number: int, metrics: Mapping[str, Any]) -> None:
-    """Write an iteration's metrics, and derive `metrics.jsonl` from all of them."""
+    """Write the metrics of the update that made checkpoint `number`, and derive `metrics.jsonl` from all of them."""
     text = json.dumps({"format_version": FORMAT_VERSION, **metrics}, ensure_ascii=False)
     replace_bytes(layout.metrics(number), text.encode())
-    lines = [json.dumps(row, ensure_ascii=False) for row in read_metrics(layout)]
+    known = layout.metrics_jsonl.read_text(encoding="utf-8").splitlines() if layout.metrics_jsonl.exists() else []
+    if len(known) == number - 1:  # the usual case, without reading a thousand files an iteration
+        lines = [*known, text]
+    else:
+        lines = [json.dumps(row, ensure_ascii=False) for row in read_metrics(layout)]
     replace_bytes(layout.metrics_jsonl, ("\n".join(lines) + "\n").encode())
 
 
@@ -64,5 +67,5 @@ def prune_checkpoints(layout: RunLayout, keep: int) -> list[Path]:
     later = layout.checkpoints()[1:]
     removed = [layout.checkpoint(number) for number in later[: max(0, len(later) - keep)]]
     for folder in removed:
-        shutil.rmtree(folder)
+        remove_folder(folder)
     return removed

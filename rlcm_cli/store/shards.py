@@ -82,8 +82,9 @@ def publish_record(path: Path, kind: Kind, tensors: Mapping[str, Tensor], fields
     header = canonical_json({**fields, "format_version": FORMAT_VERSION, "kind": kind})
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     data = safetensors.torch.save(contiguous, metadata={METADATA_KEY: header})
-    rows = len(contiguous["sample_index" if "sample_index" in contiguous else "seed"])
-    receipt = Receipt(format_version=FORMAT_VERSION, kind=kind, sha256=sha256(data), bytes=len(data), rows=rows)
+    receipt = Receipt(
+        format_version=FORMAT_VERSION, kind=kind, sha256=sha256(data), bytes=len(data), rows=_rows(contiguous)
+    )
     if receipt_path(path).exists():
         return read_receipt(path)
     replace_bytes(path, data)
@@ -134,7 +135,13 @@ def read_record(path: Path, kind: Kind) -> tuple[dict[str, Tensor], dict[str, An
         raise ForeignFileError(
             f"{path}: holds a record of kind {fields.get('kind')!r}, not {kind!r}; {REMEDY.format(path=path)}"
         )
-    return safetensors.torch.load(data), fields
+    tensors = safetensors.torch.load(data)
+    if _rows(tensors) != receipt.rows:
+        raise CorruptFileError(
+            f"{receipt_path(path)}: counts {receipt.rows} samples, the record holds {_rows(tensors)}; "
+            + REMEDY.format(path=path)
+        )
+    return tensors, fields
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -152,6 +159,11 @@ def read_json(path: Path) -> dict[str, Any]:
     return values
 
 
+def _rows(tensors: Mapping[str, Tensor]) -> int:
+    """Count the samples of a record."""
+    return len(tensors["sample_index" if "sample_index" in tensors else "seed"])
+
+
 def _read_header(data: bytes, path: Path) -> dict[str, Any]:
     try:
         size = int.from_bytes(data[:8], "little")
@@ -167,7 +179,7 @@ def _read_header(data: bytes, path: Path) -> dict[str, Any]:
 
 
 def _check_version(version: object, path: Path) -> None:
-    if not isinstance(version, int):
+    if type(version) is not int or version < 1:
         raise ForeignFileError(f"{path}: states no format version; {REMEDY.format(path=path)}")
     if version > FORMAT_VERSION:
         raise FormatVersionError(

@@ -1,0 +1,279 @@
+"""Model cards from evaluation.json: `python -m examples.emoji_lcm.card`."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from typing import Any
+
+from examples.emoji_lcm import paths
+from examples.emoji_lcm.subjects import (
+    ANIMALS,
+    COLOUR_NAMES,
+    EXTRAS,
+    GENERATOR_STYLES,
+    UNSEEN_STYLE,
+    Style,
+)
+
+FRONT = """---
+license: apache-2.0
+tags: [{tags}]
+---
+
+"""
+SAFETY = """It knows 65 words and nine background colours, at 64×64 pixels; other prompts are tokenised but give
+arbitrary pictures. It is a test bed for training code and meant for nothing else. There are no people, flags
+or logos in the training data."""
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.1f} %"
+
+
+def _table(header: list[str], rows: list[list[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def style_table(styles: tuple[Style, ...]) -> str:
+    """Tell package, version, licence, author and source of each set."""
+    return _table(
+        ["npm package", "version", "licence of the art", "by", "source"],
+        [[f"`{s.package}`", s.version, s.licence, s.author, s.source] for s in styles],
+    )
+
+
+def recognised_table(figures: dict[str, Any]) -> str:
+    """Show the recognised shares, a row a kind of picture."""
+    rows = []
+    for name, row in figures.items():
+        worst = ", ".join(f"{animal} {_percent(share)}" for animal, share in row["worst"].items())
+        rows.append([name, _percent(row["share"]), worst, str(row["images"])])
+    return _table(["pictures", "recognised (45-way top-1)", "three worst animals", "images"], rows)
+
+
+def coloured_table(figures: dict[str, Any]) -> str:
+    """Show subject and colour on coloured backgrounds."""
+    rows = []
+    for name, row in figures.items():
+        shares = [_percent(row[key]) for key in ("recognised", "right_colour", "both")]
+        rows.append([f"{name} ({row['pairs']})", *shares, str(row["images"])])
+    return _table(["animal × colour", "recognised", "right colour", "both", "images"], rows)
+
+
+def styles_table(figures: dict[str, Any]) -> str:
+    """Show which training drawings the samples of one prompt resemble."""
+    rows = []
+    for prompt, row in figures.items():
+        counts = ", ".join(f"{style} {count}" for style, count in sorted(row["styles"].items()))
+        rows.append([prompt, counts, f"{row['drawings']} of {row['known_drawings']}"])
+    return _table(["prompt", "nearest training style of 32 samples", "different drawings"], rows)
+
+
+def guidance_tables(effect: dict[str, Any]) -> str:
+    """Show that the guidance acts, and that the LCM tracks its teacher."""
+    scales = [f"{g:g}" for g in effect["guidances"]]
+    kinds = {"LCM, 1 step": "change_1_step", "LCM, 4 steps": "change_4_steps", "teacher": "change_teacher"}
+    change = [[name, *(f"{v:.2f}" for v in effect[key])] for name, key in kinds.items()]
+    distance = [
+        [f"LCM {scale}", *(f"{v:.2f}" for v in row)] for scale, row in zip(scales, effect["distance"], strict=True)
+    ]
+    return "\n\n".join(
+        [
+            _table(["relative change against guidance 1", *scales], change),
+            _table(["distance of one LCM step ↓ to 25 DDIM steps of the teacher →", *scales], distance),
+        ]
+    )
+
+
+def data_section() -> str:
+    """Tell what the generator was trained on."""
+    return f"""## Data
+
+{style_table(GENERATOR_STYLES)}
+
+The packages are Iconify's repackaging of the emoji sets as SVG. Each drawing is trimmed to its drawn part,
+mirrored or not, scaled to 0.6–1.0 of the canvas, shifted a little, turned slightly in hue, and laid on white or
+on one of eight plain colours. One subject × colour pair in six is kept out of training (`is_held_out` in
+`examples/emoji_lcm/subjects.py`).
+
+- Animals: {", ".join(ANIMALS)}.
+- Others: {", ".join(EXTRAS)}.
+- Backgrounds: {", ".join(COLOUR_NAMES)}.
+- Captions: "cat", "a cat", "cat on blue", "a cat on blue", "a cat on a blue background"; no colour means white.
+"""
+
+
+def lcm_card(figures: dict[str, Any]) -> str:
+    """Write the card of emoji-lcm."""
+    speed, guidance = figures["speed"], figures["guidance_scale"]
+    return f"""{FRONT.format(tags="text-to-image, diffusers, latent-consistency-model")}# emoji-lcm
+
+A small latent consistency model that draws 64×64 emoji-like pictures in 1–8 steps: 45 animals and 20 other
+subjects on plain backgrounds. U-Net of 5.4 M parameters with a guidance embedding, AutoencoderTiny with
+12 × 8 × 8 latents of about N(0, 1), CLIP text encoder of width 128 with its own small tokenizer; float16
+safetensors, 13 MB in all.
+
+```python
+from diffusers import LatentConsistencyModelPipeline
+
+pipe = LatentConsistencyModelPipeline.from_pretrained("rlcm_cli/models/embedded/emoji-lcm")
+pipe("a cat on blue", num_inference_steps=4, guidance_scale={guidance:g}).images[0]
+```
+
+Recommended `guidance_scale`: **{guidance:g}** (distilled for 1–9).
+
+![The 45 animals in four steps](contact_sheet.png)
+
+{data_section()}
+## Recipe
+
+`python -m examples.emoji_lcm.build` (see `examples/emoji_lcm/README.md`): autoencoder, then an ε-prediction
+teacher together with the text encoder (`emoji-diffusion`), then latent consistency distillation: 50 original
+steps, one guided DDIM step of 20 a time, w = guidance − 1 uniform in 0–8, pseudo-Huber loss, target average
+0.95.
+
+## Measured
+
+`python -m examples.emoji_lcm.evaluate`. The classifier is `examples/emoji_lcm/classifier`, which took no part
+in training; guidance {guidance:g}, chosen on another seed; {figures["samples_an_animal"]} samples an animal.
+
+{recognised_table(figures["recognised"])}
+
+On coloured backgrounds, 4 steps, "a cat on blue":
+
+{coloured_table(figures["coloured"])}
+
+Variety, 4 steps: the nearest training drawing in the classifier's feature space.
+
+{styles_table(figures["styles"])}
+
+Guidance, relative root-mean-square over the final latents, from the same starting noise:
+
+{guidance_tables(figures["guidance"])}
+
+Speed on {speed["threads"]} CPU threads, float32, batch 32, a 4-step image: {speed["unet_and_decoder_ms"]:.1f} ms
+for U-Net and decoder, {speed["whole_pipeline_ms"]:.1f} ms for the whole pipeline call.
+
+## Limits
+
+{SAFETY} Fine parts (eyes, legs, stripes) are soft, more so at one and two steps.
+"""
+
+
+def teacher_card(figures: dict[str, Any]) -> str:
+    """Write the card of emoji-diffusion."""
+    guidance = figures["guidance_scale"]
+    rows = {name: row for name, row in figures["recognised"].items() if not name.startswith("LCM")}
+    return f"""{FRONT.format(tags="text-to-image, diffusers, stable-diffusion")}# emoji-diffusion
+
+The diffusion teacher of `emoji-lcm`: the same U-Net without the guidance embedding, the same autoencoder, text
+encoder and tokenizer. ε-prediction, scaled-linear betas 0.00085–0.012, 1000 steps, DDIM.
+
+```python
+from diffusers import StableDiffusionPipeline
+
+pipe = StableDiffusionPipeline.from_pretrained("rlcm_cli/models/embedded/emoji-diffusion")
+pipe("a cat on blue", num_inference_steps=20, guidance_scale={guidance:g}).images[0]
+```
+
+{data_section()}
+## Measured
+
+`python -m examples.emoji_lcm.evaluate`, guidance {guidance:g}.
+
+{recognised_table(rows)}
+
+## Limits
+
+{SAFETY}
+"""
+
+
+def judge_card(figures: dict[str, Any]) -> str:
+    """Write the card of emoji_judge."""
+    judge = figures["judge"]
+    rows = []
+    for name in ("training styles", f"unseen style ({UNSEEN_STYLE.name})"):
+        row = judge[name]
+        shares = [_percent(row["top1"]), _percent(row["mean_confidence"])]
+        rows.append([name, *shares, f"{row['calibration_error']:.3f}"])
+    rows += [
+        [f"{name}, 45 animals", _percent(row["share"]), "", ""] for name, row in figures["recognised_by_judge"].items()
+    ]
+    table = _table(["pictures", "top-1 (66-way)", "mean confidence", "calibration error"], rows)
+    on_white, on_noise = (judge[f"probability of 'other' on {kind}"] for kind in ("white", "noise"))
+    return f"""{FRONT.format(tags="image-classification")}# emoji_judge
+
+A small ConvNeXt V2 that says what a 64×64 emoji-like picture shows: 45 animals, 20 other subjects, or `other`
+(blank, noise, shuffled tiles, blur). Made to be put openly into a reward, as the log-probability of the subject
+named in the prompt: trained with smoothed labels and on blurred, noisy, JPEG-compressed, partly erased and
+autoencoder-made pictures.
+
+Input: 64×64 RGB, `x / 127.5 − 1` (`image_mean` = `image_std` = 0.5). Load with
+`transformers.AutoModelForImageClassification.from_pretrained("rlcm_cli/rewards/emoji_judge")`; labels in
+`id2label`.
+
+## Data
+
+{style_table(GENERATOR_STYLES)}
+
+The evaluation classifier of `examples/emoji_lcm` has another architecture (ResNet), another seed and more data
+(all five sets); it must never be part of a reward.
+
+## Measured
+
+`python -m examples.emoji_lcm.evaluate`. Fresh augmentations, all backgrounds:
+
+{table}
+
+Mean probability of `other`: {on_white:.2f} on a white picture, {on_noise:.2f} on noise. Smoothed labels (0.1)
+make it deliberately modest: its confidence on clear pictures stays near 0.9.
+
+## Limits
+
+It knows these drawings, not photographs. A policy that is optimised against it long enough will find pictures
+that it likes and people do not: watch with a classifier that is not in the reward.
+"""
+
+
+def attribution() -> str:
+    """Write ATTRIBUTION.md."""
+    return f"""# Attribution
+
+The weights of `emoji-lcm`, `emoji-diffusion` and `emoji_judge` were trained on drawings of these emoji sets,
+fetched as SVG from the npm registry (Iconify's packages). No drawing itself is part of the package.
+
+{style_table(GENERATOR_STYLES)}
+
+The evaluation classifier in `examples/emoji_lcm/classifier` was trained on these and, besides, on:
+
+{style_table((UNSEEN_STYLE,))}
+
+Text for NOTICE:
+
+> The embedded models were trained on Noto Emoji (© Google Inc., Apache License 2.0,
+> https://github.com/googlefonts/noto-emoji) and Fluent Emoji (© Microsoft Corporation, MIT License,
+> https://github.com/microsoft/fluentui-emoji). The evaluation classifier was also trained on Twemoji
+> (© Twitter, Inc and other contributors, CC BY 4.0, https://creativecommons.org/licenses/by/4.0/,
+> https://github.com/jdecked/twemoji; the drawings were rasterised, augmented and degraded for training).
+"""
+
+
+def write_cards() -> None:
+    """Write the three cards, the contact sheet beside the first, and the attribution."""
+    figures = json.loads((paths.RECIPE / "evaluation.json").read_text(encoding="utf-8"))
+    cards = {
+        paths.LCM: lcm_card(figures),
+        paths.TEACHER: teacher_card(figures),
+        paths.JUDGE: judge_card(figures),
+    }
+    for folder, text in cards.items():
+        (folder / "README.md").write_text(text, encoding="utf-8")
+    shutil.copyfile(paths.RECIPE / "contact_sheet.png", paths.LCM / "contact_sheet.png")
+    (paths.RECIPE / "ATTRIBUTION.md").write_text(attribution(), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    write_cards()

@@ -1,0 +1,1 @@
+"""How far a reward goes before the subject is lost."""

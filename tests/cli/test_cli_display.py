@@ -1,0 +1,141 @@
+"""What is shown of a phase's events: lines for people, one line for machines."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from rlcm_cli.cli.display import Display, format_duration, format_size
+from rlcm_cli.cli.loop import device_line
+from rlcm_cli.phases.events import (
+    Advanced,
+    CostEstimated,
+    Evaluated,
+    FileWritten,
+    IterationTrained,
+    PhaseSkipped,
+    PhaseStarted,
+    Warned,
+)
+
+METRICS = {
+    "reward_mean": -1.25,
+    "reward_std": 0.5,
+    "reward_best": -0.75,
+    "rewards": {"compressibility": -1.0, "recognition": -0.25},
+    "kl_to_base": 0.0,
+}
+EVENTS = [
+    CostEstimated(seconds=200.0, disk_bytes=12_300_000, iterations=2),
+    PhaseStarted("sample", 0, 8, "images"),
+    Advanced(8),
+    Warned("mind this"),
+    PhaseSkipped("score", 0, "all is there"),
+    IterationTrained(1, METRICS),
+    Evaluated(1, -1.5, None, {"compressibility": -1.5}),
+    FileWritten(Path("sheet.png"), "a sheet"),
+]
+
+
+def show(capsys: pytest.CaptureFixture[str], *, quiet: bool = False, as_json: bool = False) -> tuple[str, str]:
+    display = Display(quiet=quiet, as_json=as_json, iterations=2)
+    display.follow(EVENTS)
+    display.finish({"run": "runs/a"})
+    return capsys.readouterr()
+
+
+def test_people_read_cost_reward_warnings_and_results(capsys):
+    out, err = show(capsys)
+    assert err == ""
+    for words in (
+        "2 iterations will take about 3 min and 12 MB of disk",
+        "iteration 1/2  reward -1.250 ± 0.500  best -0.750  (compressibility -1.000, recognition -0.250)",
+        "warning: mind this",
+        "score of iteration 0: nothing to do, all is there",
+        "checkpoint 1, held-out seeds: reward on training prompts -1.500  (compressibility -1.500)",
+        "sheet.png: a sheet",
+    ):
+        assert words in out
+
+
+def test_piped_output_has_no_control_characters(capsys):
+    out, _ = show(capsys)
+    assert all(character.isprintable() for line in out.splitlines() for character in line)
+
+
+def test_quiet_prints_results_and_warnings_only(capsys):
+    out, _ = show(capsys, quiet=True)
+    assert [line.split()[0] for line in out.splitlines()] == ["warning:", "checkpoint", "sheet.png:"]
+
+
+@pytest.mark.parametrize("quiet", [False, True])
+def test_json_is_the_only_line_on_stdout(capsys, quiet):
+    out, err = show(capsys, quiet=quiet, as_json=True)
+    assert json.loads(out) == {
+        "run": "runs/a",
+        "skipped": ["score"],
+        "checkpoint": 1,
+        "reward_mean": -1.25,
+        "reward_std": 0.5,
+        "evaluations": {"1": {"reward_training": -1.5, "reward_held_out": None, "compressibility": -1.5}},
+        "files": ["sheet.png"],
+    }
+    assert out.count("\n") == 1
+    assert "warning: mind this" in err
+
+
+def test_json_has_null_for_what_is_not_finite(capsys):
+    display = Display(quiet=True, as_json=True)
+    display.finish({"a": float("nan"), "b": [float("inf"), 1.0], "c": {"d": float("-inf")}})
+    assert json.loads(capsys.readouterr().out, parse_constant=pytest.fail) == {
+        "a": None,
+        "b": [None, 1.0],
+        "c": {"d": None},
+    }
+
+
+def test_a_single_iteration_is_no_plural(capsys):
+    Display(quiet=False, as_json=False).follow([CostEstimated(1.0, 1.0, 1)])
+    assert capsys.readouterr().out.startswith("1 iteration will")
+
+
+def test_a_kl_penalty_is_shown_where_it_acts(capsys):
+    Display(quiet=False, as_json=False).follow([IterationTrained(1, {**METRICS, "kl_to_base": 0.25})])
+    assert "kl 0.2500" in capsys.readouterr().out
+
+
+def test_markup_in_a_path_is_printed_as_it_is(capsys):
+    Display(quiet=False, as_json=False).follow([FileWritten(Path("[bold]a[/bold].png"), "a sheet")])
+    assert capsys.readouterr().out == "[bold]a[/bold].png: a sheet\n"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.2, "1 s"), (1.4, "1 s"), (89, "89 s"), (90, "2 min"), (5399, "90 min"), (5400, "1.5 h"), (100_000, "27.8 h")],
+)
+def test_durations(seconds, text):
+    assert format_duration(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [
+        (0, "0 B"),
+        (999, "999 B"),
+        (1000, "1 kB"),
+        (999_600, "1 MB"),
+        (13e6, "13 MB"),
+        (2e9, "2 GB"),
+        (3.25e12, "3.2 TB"),
+    ],
+)
+def test_sizes(count, text):
+    assert format_size(count) == text
+
+
+def test_a_gpu_under_the_embedded_model_is_told_of_the_papers_model():
+    assert "SimianLuo/LCM_Dreamshaper_v7" in device_line("emoji-lcm", "cuda")
+    assert device_line("emoji-lcm", "cpu") == "device cpu"
+    assert device_line("some/model", "cuda") == "device cuda"

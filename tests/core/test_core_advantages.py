@@ -1,0 +1,77 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from rlcm_cli.core.advantages import per_prompt_advantages
+
+TABLE = Path(__file__).parent.parent / "data" / "parity" / "per_prompt_stats.json"
+
+
+def test_advantages_equal_the_reference_code_exactly():
+    table = json.loads(TABLE.read_text())
+    statistics = {}
+    for batch in table["batches"]:
+        advantages, statistics = per_prompt_advantages(
+            batch["prompts"],
+            batch["rewards"],
+            statistics,
+            buffer_size=table["buffer_size"],
+            min_count=table["min_count"],
+        )
+        assert advantages.dtype == np.float64
+        assert advantages.tolist() == batch["advantages"]
+    # The table goes through every branch: full buffers, and prompts below the minimum.
+    kept = [len(rewards) for rewards in statistics.values()]
+    assert max(kept) == table["buffer_size"]
+    assert any(batch["prompts"].count("p4") < table["min_count"] for batch in table["batches"][:1])
+
+
+def test_statistics_survive_a_file():
+    def run(through_json):
+        statistics = {}
+        for batch in json.loads(TABLE.read_text())["batches"]:
+            advantages, statistics = per_prompt_advantages(
+                batch["prompts"], batch["rewards"], statistics, buffer_size=16, min_count=4
+            )
+            if through_json:
+                statistics = {name: tuple(kept) for name, kept in json.loads(json.dumps(statistics)).items()}
+        return advantages.tolist(), statistics
+
+    assert run(True) == run(False)
+
+
+def test_a_prompt_below_the_minimum_takes_the_statistics_of_the_batch():
+    prompts, rewards = ["a", "a", "b", "b"], [1.0, 3.0, 10.0, 30.0]
+    advantages, statistics = per_prompt_advantages(prompts, rewards, {"a": (5.0,)}, buffer_size=3, min_count=3)
+    assert statistics == {"a": (5.0, 1.0, 3.0), "b": (10.0, 30.0)}
+    a, batch = np.array([5.0, 1.0, 3.0]), np.array(rewards)
+    expected = [
+        (1.0 - a.mean()) / (a.std() + 1e-6),
+        (3.0 - a.mean()) / (a.std() + 1e-6),
+        (10.0 - batch.mean()) / (batch.std() + 1e-6),
+        (30.0 - batch.mean()) / (batch.std() + 1e-6),
+    ]
+    assert advantages.tolist() == expected
+
+
+def test_the_newest_rewards_of_a_prompt_are_kept_and_no_argument_is_changed():
+    before = {"a": (1.0, 2.0), "other": (7.0,)}
+    _, after = per_prompt_advantages(["a", "a"], [3.0, 4.0], before, buffer_size=3, min_count=1)
+    assert after == {"a": (2.0, 3.0, 4.0), "other": (7.0,)}
+    assert before == {"a": (1.0, 2.0), "other": (7.0,)}
+
+
+@pytest.mark.parametrize("min_count", [1, 16])
+def test_equal_rewards_have_no_advantage(min_count):
+    advantages, _ = per_prompt_advantages(["a"] * 4, [2.5] * 4, {}, buffer_size=16, min_count=min_count)
+    assert advantages.tolist() == [0.0] * 4
+
+
+def test_the_offset_of_a_prompt_does_not_matter():
+    rewards = np.array([1.0, 2.0, 4.0])
+    advantages, _ = per_prompt_advantages(
+        ["a"] * 3 + ["b"] * 3, [*rewards, *(rewards + 1000)], {}, buffer_size=8, min_count=2
+    )
+    np.testing.assert_allclose(advantages[:3], advantages[3:], rtol=1e-9)

@@ -1,0 +1,219 @@
+import json
+import math
+from collections import defaultdict
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import LCMScheduler
+from safetensors.torch import load_file
+
+from rlcm_cli.core.gaussian import take_action
+from rlcm_cli.core.lcm import NoiseSchedule, lcm_schedule, lcm_timesteps, sample_trajectories, transition
+from rlcm_cli.core.trajectory import flatten_transitions
+
+PARITY = Path(__file__).parent.parent / "data" / "parity"
+PREDICTION_TYPES = ["epsilon", "v_prediction", "sample"]
+
+
+def parity_cases() -> dict[str, list[dict]]:
+    """`<prediction type>.<H>` → the cases of that schedule, in the order of its actions."""
+    groups = defaultdict(list)
+    for case in json.loads((PARITY / "lcm_transition.json").read_text()):
+        groups[case["key"].rpartition(".")[0]].append(case)
+    return dict(groups)
+
+
+CASES = parity_cases()
+
+
+def diffusers_scheduler(prediction_type: str = "epsilon") -> LCMScheduler:
+    return LCMScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", prediction_type=prediction_type
+    )
+
+
+def make_schedule(steps: int, spacing: str, prediction_type: str = "epsilon") -> NoiseSchedule:
+    timesteps = lcm_timesteps(steps, original_steps=50, train_steps=1000, spacing=spacing)
+    return lcm_schedule(diffusers_scheduler().alphas_cumprod, timesteps, prediction_type)
+
+
+def assert_rows_close(actual: torch.Tensor, expected: torch.Tensor, tolerance: float) -> None:
+    """Each row within `tolerance` of its own largest value."""
+    error = (actual.double() - expected).abs().flatten(1).amax(1)
+    assert (error <= tolerance * expected.abs().flatten(1).amax(1)).all(), error
+
+
+def without_float32_scalars(log_prob: torch.Tensor, alpha_bar: torch.Tensor) -> torch.Tensor:
+    """The table's log-probability but for the rounding of its scalars.
+
+    The reference code takes 2σ², log σ and log √2π in float32, also where its latents are float64: 1e-8 off.
+    """
+    variance = 1 - alpha_bar
+    std = variance.sqrt()
+    square = log_prob + std.log().double() + torch.tensor(2 * math.pi).sqrt().log().double()
+    exact = square * variance.double() / std.double() ** 2 - std.double().log() - 0.5 * math.log(2 * math.pi)
+    assert_rows_close(exact[:, None], log_prob[:, None], 1e-7)
+    return exact
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.float64, 1e-10)])
+@pytest.mark.parametrize("group", CASES)
+def test_transitions_and_log_probs_equal_the_reference_code(group, dtype, tolerance):
+    prediction_type, steps = group.split(".")
+    schedule = make_schedule(int(steps), "strided", prediction_type)
+    pairs = [[case["timestep"], case["next_timestep"]] for case in CASES[group]]
+    assert schedule.transition_pairs().tolist() == pairs
+
+    # All of a table in one batch, its steps mixed.
+    table = load_file(PARITY / "lcm_transition.safetensors")
+    order = torch.randperm(2 * len(pairs), generator=torch.Generator().manual_seed(0))
+    model_output, sample, next_sample, denoised, log_prob = (
+        torch.cat([table[f"{case['key']}.{name}"] for case in CASES[group]])[order]
+        for name in ("model_output", "sample", "next_sample", "denoised", "log_prob")
+    )
+    step = torch.arange(len(pairs)).repeat_interleave(2)[order]
+    gaussian = transition(schedule, model_output.to(dtype), sample.to(dtype), step)
+    _, scored = take_action(gaussian.mean, gaussian.std, action=next_sample.to(dtype), reduction="mean")
+    assert gaussian.mean.dtype == scored.dtype == dtype
+    expected = without_float32_scalars(log_prob, schedule.alphas_cumprod[step + 1])
+    assert_rows_close(gaussian.denoised, denoised, tolerance)
+    assert_rows_close(scored[:, None], expected[:, None], tolerance)
+
+
+def test_the_parity_tables_are_whole():
+    assert {group: len(cases) for group, cases in CASES.items()} == {
+        "epsilon.2": 1,
+        "epsilon.4": 3,
+        "epsilon.8": 7,
+        "v_prediction.4": 3,
+        "sample.4": 3,
+    }
+
+
+@pytest.mark.parametrize("original_steps", [25, 50, 100, 1000])
+def test_timesteps_equal_those_of_diffusers(original_steps):
+    scheduler = diffusers_scheduler()
+    for steps in [*range(1, min(original_steps, 50) + 1), original_steps]:
+        scheduler.set_timesteps(steps, original_inference_steps=original_steps)
+        timesteps = lcm_timesteps(steps, original_steps=original_steps, train_steps=1000, spacing="diffusers")
+        assert timesteps.dtype == torch.int64
+        assert timesteps.tolist() == scheduler.timesteps.tolist(), steps
+
+
+@pytest.mark.parametrize(
+    ("steps", "timesteps"),
+    [
+        (1, [999]),
+        (2, [999, 499]),
+        (4, [999, 759, 519, 279]),
+        (8, [999, 879, 759, 639, 519, 399, 279, 159]),
+        (16, [*range(999, 39, -60)]),
+        (50, [*range(999, 0, -20)]),
+    ],
+)
+def test_strided_timesteps_are_those_of_the_published_code(steps, timesteps):
+    assert lcm_timesteps(steps, original_steps=50, train_steps=1000, spacing="strided").tolist() == timesteps
+
+
+def test_a_schedule_takes_the_alphas_at_its_timesteps():
+    alphas = diffusers_scheduler().alphas_cumprod
+    schedule = make_schedule(4, "diffusers")
+    assert schedule.steps == 4
+    assert schedule.timesteps.tolist() == [999, 759, 499, 259]
+    assert torch.equal(schedule.alphas_cumprod, alphas[[999, 759, 499, 259]])
+    assert schedule.transition_pairs().tolist() == [[999, 759], [759, 499], [499, 259]]
+
+
+@pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
+@pytest.mark.parametrize("spacing", ["diffusers", "strided"])
+@pytest.mark.parametrize("steps", [1, 2, 3, 4, 8, 50])
+def test_every_transition_equals_a_step_of_diffusers(steps, spacing, prediction_type, monkeypatch):
+    schedule = make_schedule(steps, spacing, prediction_type)
+    generator = torch.Generator().manual_seed(steps)
+    output, latents = torch.randn(2, steps, 4, 8, 8, generator=generator, dtype=torch.float64)
+    gaussian = transition(schedule, output, latents, torch.arange(steps))
+    for noise, expected in [(torch.zeros(1), gaussian.mean), (torch.ones(1), gaussian.mean + gaussian.std)]:
+        monkeypatch.setattr("diffusers.schedulers.scheduling_lcm.randn_tensor", lambda *_, noise=noise, **__: noise)
+        scheduler = diffusers_scheduler(prediction_type)
+        scheduler.num_inference_steps, scheduler.timesteps = steps, schedule.timesteps
+        stepped = [scheduler.step(output[i], t, latents[i]) for i, t in enumerate(schedule.timesteps)]
+        # diffusers takes c_skip and c_out in float32, we take them in float64.
+        assert_rows_close(expected, torch.stack([step.prev_sample for step in stepped]), 2e-7)
+        assert_rows_close(gaussian.denoised, torch.stack([step.denoised for step in stepped]), 2e-7)
+
+
+def test_the_last_call_is_deterministic():
+    schedule = make_schedule(4, "diffusers")
+    output, latents = torch.randn(2, 1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    last = transition(schedule, output, latents, torch.tensor([3]))
+    assert torch.equal(last.mean, last.denoised)
+    assert last.std.item() == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
+def test_a_batch_of_mixed_steps_equals_its_rows_one_by_one(prediction_type, dtype):
+    schedule = make_schedule(5, "diffusers", prediction_type)
+    step = torch.tensor([3, 0, 4, 0, 2, 1])
+    output, latents = torch.randn(2, 6, 4, 8, 8, generator=torch.Generator().manual_seed(0)).to(dtype)
+    together = transition(schedule, output, latents, step)
+    for row in range(6):
+        alone = transition(schedule, output[row, None], latents[row, None], step[row, None])
+        for name in ("mean", "std", "denoised"):
+            assert torch.equal(getattr(together, name)[row, None], getattr(alone, name))
+
+
+def test_the_timestep_scaling_reaches_the_boundary_condition():
+    timesteps = torch.tensor([3, 1])
+    alphas = torch.tensor([0.9, 0.99], dtype=torch.float64)
+    schedule = NoiseSchedule(timesteps, alphas, "sample", timestep_scaling=0.5)
+    latents = torch.full((1, 1, 1, 1), 2.0, dtype=torch.float64)
+    result = transition(schedule, torch.ones_like(latents), latents, torch.tensor([0]))
+    # s = 1.5, σ = 0.5: c_skip = 0.25 / 2.5, c_out = 1.5 / √2.5.
+    assert result.denoised.item() == pytest.approx(0.1 * 2 + 1.5 / 2.5**0.5, rel=1e-12)
+    assert result.mean.item() == pytest.approx(0.99**0.5 * result.denoised.item(), rel=1e-12)
+    assert result.std.item() == pytest.approx(0.01**0.5, rel=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_sampling_records_what_replaying_gives(dtype):
+    schedule = make_schedule(4, "diffusers")
+    fed = []
+
+    def predict(latents, timesteps):
+        fed.append((latents, timesteps))
+        return (latents * (timesteps / 1000).view(-1, 1, 1, 1)).to(dtype)
+
+    noise = torch.randn(3, 4, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    trajectories, denoised = sample_trajectories(predict, schedule, noise, "mean", dtype)
+    assert [timesteps.tolist() for _, timesteps in fed] == [[t] * 3 for t in (999, 759, 499, 259)]
+    assert torch.equal(trajectories.latents_BSCHW, torch.stack([latents for latents, _ in fed], 1))
+    assert torch.equal(trajectories.latents_BSCHW[:, 0], noise[:, 0].to(dtype))
+    assert trajectories.timesteps_A2.tolist() == [[999, 759], [759, 499], [499, 259]]
+    assert trajectories.log_probs_BA.shape == (3, 3)
+    assert denoised.dtype == trajectories.latents_BSCHW.dtype == dtype
+
+    last = torch.full((3,), 3)
+    final = trajectories.latents_BSCHW[:, 3]
+    assert torch.equal(
+        denoised, transition(schedule, predict(final, torch.full((3,), 259)), final, last).mean.to(dtype)
+    )
+
+    flat = flatten_transitions(trajectories, torch.arange(3))
+    output = predict(flat.states_NCHW, schedule.timesteps[flat.steps_N])
+    gaussian = transition(schedule, output, flat.states_NCHW, flat.steps_N)
+    _, log_probs = take_action(gaussian.mean.to(dtype), gaussian.std, action=flat.actions_NCHW, reduction="mean")
+    assert log_probs.dtype == torch.float32
+    assert torch.equal(log_probs, flat.log_probs_N)
+
+
+def test_one_step_sampling_has_no_action():
+    schedule = make_schedule(1, "diffusers")
+    trajectories, denoised = sample_trajectories(
+        lambda latents, _: latents, schedule, torch.ones(2, 1, 4, 8, 8), "mean", torch.float32
+    )
+    assert trajectories.actions == 0
+    assert trajectories.latents_BSCHW.shape == (2, 1, 4, 8, 8)
+    assert trajectories.timesteps_A2.shape == (0, 2)
+    assert denoised.shape == (2, 4, 8, 8)

@@ -1,0 +1,62 @@
+"""What the tests of this room share: the tiny pipeline loaded, adapted and drawn with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rlcm_cli.config import LoraSettings
+from rlcm_cli.models.lcm import ConsistencyModel, load_model
+from rlcm_cli.models.lora import attach_lora, lora_parameters
+from rlcm_cli.phases.sample import Drawn, draw_batch
+
+MODULES = LoraSettings().target_modules
+GUIDANCE = 4.0
+
+
+def load_tiny(folder: Path, dtype: str = "float32") -> ConsistencyModel:
+    return load_model(str(folder), revision=None, dtype=dtype, device="cpu")
+
+
+def attach_tiny(model: ConsistencyModel, *, rank: int = 2, alpha: int = 8, run_seed: int = 0, **settings: Any) -> None:
+    attach_lora(model, **{"rank": rank, "alpha": alpha, "target_modules": MODULES, "run_seed": run_seed, **settings})
+
+
+def shake_lora(model: ConsistencyModel, seed: int = 1) -> None:
+    """Stand in for some updates: every weight of the adapter moves, so that it acts.
+
+    Not by much: from 0.3 on the tiny U-Net is chaotic, and turns rounding of 1e-7 into 1e-3.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in lora_parameters(model).values():
+            parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
+
+
+def draw(
+    model: ConsistencyModel,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    *,
+    steps: int = 4,
+    spacing: str = "diffusers",
+) -> Drawn:
+    schedule = model.schedule(steps, original_steps=50, spacing=spacing)
+    return draw_batch(model, schedule, prompts, seeds, guidance_scale=GUIDANCE, reduction="mean")
+
+
+def draw_with_diffusers(pipeline: Any, prompts: Sequence[str], seeds: Sequence[int], *, steps: int = 4) -> Tensor:
+    """Images uint8 [B, 3, H, W] of the pipeline's own `__call__`."""
+    images = pipeline(
+        list(prompts),
+        num_inference_steps=steps,
+        original_inference_steps=50,
+        guidance_scale=GUIDANCE,
+        generator=[torch.Generator("cpu").manual_seed(seed) for seed in seeds],
+        output_type="pt",
+    ).images
+    return images.mul(255).round().to(torch.uint8)

@@ -1,0 +1,153 @@
+"""A small run written by the store alone: random tensors, no model."""
+
+from __future__ import annotations
+
+import functools
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+
+from rlcm_cli.core.digests import canonical_json, sha256
+from rlcm_cli.core.trajectory import Trajectories
+from rlcm_cli.store.adapters import DIFFUSERS_METADATA_KEY
+from rlcm_cli.store.checkpoint import LORA_FILE, publish_checkpoint
+from rlcm_cli.store.evaluations import Evaluation, publish_evaluation
+from rlcm_cli.store.layout import RunLayout, receipt_path
+from rlcm_cli.store.manifest import PolicyIdentity, RolloutManifest, ScheduleRecord, publish_manifest, split_groups
+from rlcm_cli.store.rollouts import RolloutShard, publish_rewards, publish_shard
+from rlcm_cli.store.run import publish_config, publish_metrics
+
+SAMPLES, GROUP_SIZE, SHARDS, STATES = 8, 2, 2, 3
+REWARD = "odd-0123456789ab"
+LORA_METADATA = {"unet.r": 2, "unet.lora_alpha": 4, "unet.target_modules": ["to_q", "to_k"]}
+
+
+def make_manifest(iteration: int = 0, **changes: Any) -> RolloutManifest:
+    values: dict[str, Any] = {
+        "iteration": iteration,
+        "task": "compression",
+        "run_seed": 5,
+        "model_digest": "m" * 64,
+        "dtype": "float32",
+        "policy": PolicyIdentity(kind="lcm", checkpoint=iteration, digest="p" * 64),
+        "schedule": ScheduleRecord(
+            timesteps=(999, 679, 339), prediction_type="epsilon", timestep_scaling=10.0, guidance_scale=4.0
+        ),
+        "reduction": "mean",
+        "prompts": ("cat", "dog", "cat", "cow"),
+        "group_size": GROUP_SIZE,
+        "shards": split_groups(SAMPLES, GROUP_SIZE, SHARDS),
+        "batch_size": 2,
+    }
+    return RolloutManifest(**{**values, **changes})
+
+
+def make_shard(manifest: RolloutManifest, number: int) -> RolloutShard:
+    start, stop = manifest.shards[number]
+    count = stop - start
+    generator = torch.Generator().manual_seed(1000 * manifest.iteration + number)
+    prompts = [manifest.prompt_of(sample) for sample in range(start, stop)]
+    unique = tuple(dict.fromkeys(prompts))
+    return RolloutShard(
+        trajectories=Trajectories(
+            torch.randn(count, STATES, 4, 2, 2, generator=generator),
+            torch.randn(count, STATES - 1, generator=generator),
+            torch.tensor([[999, 679], [679, 339]]),
+        ),
+        images=torch.randint(0, 256, (count, 3, 4, 4), dtype=torch.uint8, generator=generator),
+        sample_index=torch.arange(start, stop),
+        seed=torch.randint(0, 2**62, (count,), generator=generator),
+        prompts=unique,
+        prompt_index=torch.tensor([unique.index(prompt) for prompt in prompts]),
+        conditioning={"prompt_embeds": torch.randn(len(unique), 3, 2, generator=generator)},
+    )
+
+
+def write_lora(folder: Path, value: float = 1.0, metadata: dict[str, Any] | None = None) -> None:
+    tensors = {f"unet.to_q.lora_{part}.weight": torch.full((2, 3), value) for part in "AB"}
+    text = json.dumps(LORA_METADATA if metadata is None else metadata)
+    safetensors.torch.save_file(tensors, folder / LORA_FILE, metadata={"format": "pt", DIFFUSERS_METADATA_KEY: text})
+
+
+def write_checkpoint(layout: RunLayout, number: int, value: float = 1.0) -> None:
+    publish_checkpoint(
+        layout,
+        number,
+        write_lora=lambda folder: write_lora(folder, value),
+        model_digest="m" * 64,
+        optimizer={"exp_avg/to_q": torch.full((2, 3), 0.5 + number)},
+        optimizer_steps=number,
+        statistics={"cat": (1.0, 2.0)},
+    )
+
+
+def write_rollout(layout: RunLayout, manifest: RolloutManifest) -> None:
+    publish_manifest(layout.manifest(manifest.iteration), manifest)
+    for number in range(len(manifest.shards)):
+        shard = make_shard(manifest, number)
+        publish_shard(layout, manifest, number, shard)
+        values = shard.sample_index.float() / 10
+        publish_rewards(layout, manifest, number, REWARD, {"name": "odd"}, shard.sample_index, values)
+
+
+def write_run(root: Path, iterations: int = 1) -> RunLayout:
+    """Write a run of some trained iterations, with an evaluation of its first checkpoint."""
+    for name, data in _run_files(iterations).items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(data)
+    return RunLayout(root)
+
+
+@functools.cache
+def _run_files(iterations: int) -> dict[str, bytes]:
+    # Published once a session: flushing each file to the disk takes longer than all else here.
+    with tempfile.TemporaryDirectory() as folder:
+        _publish_run(RunLayout(Path(folder)), iterations)
+        return contents(Path(folder))
+
+
+def _publish_run(layout: RunLayout, iterations: int) -> None:
+    publish_config(layout, '{"task": "compression", "seed": 5, "model": {"name": "tiny"}}', {"rlcm": "0"})
+    write_checkpoint(layout, 0)
+    for iteration in range(iterations):
+        write_rollout(layout, make_manifest(iteration))
+        publish_metrics(layout, iteration + 1, {"iteration": iteration, "reward_mean": 0.5 + iteration})
+        write_checkpoint(layout, iteration + 1, 2.0 + iteration)
+    evaluation = Evaluation(
+        checkpoint=0,
+        policy_digest="p" * 64,
+        images=torch.zeros(2, 3, 4, 4, dtype=torch.uint8),
+        prompts=["cat", "dog"],
+        seed=torch.tensor([3, 4]),
+        held_out=torch.tensor([False, True]),
+        rewards={"odd": torch.tensor([1.0, 2.0])},
+    )
+    publish_evaluation(layout, evaluation)
+
+
+def forge_record(path: Path, header: Any, tensors: dict[str, torch.Tensor] | None = None, **receipt: Any) -> None:
+    """Write any safetensors file as a record whose receipt fits it."""
+    metadata = {"rlcm": header if isinstance(header, str) else canonical_json(header)} if header is not None else None
+    data = safetensors.torch.save({"sample_index": torch.arange(4)} if tensors is None else tensors, metadata=metadata)
+    path.write_bytes(data)
+    values = {"format_version": 1, "kind": "rollout", "sha256": sha256(data), "bytes": len(data), "rows": 4}
+    receipt_path(path).write_text(canonical_json({**values, **receipt}))
+
+
+def edit_json(path: Path, **changes: Any) -> None:
+    path.write_text(canonical_json({**json.loads(path.read_text()), **changes}))
+
+
+def flip_bit(path: Path, position: int, bit: int = 0) -> None:
+    data = bytearray(path.read_bytes())
+    data[position] ^= 1 << bit
+    path.write_bytes(data)
+
+
+def contents(root: Path) -> dict[str, bytes]:
+    """Give every file of a folder with its bytes."""
+    return {str(file.relative_to(root)): file.read_bytes() for file in sorted(root.rglob("*")) if file.is_file()}

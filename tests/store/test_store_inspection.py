@@ -1,0 +1,128 @@
+import pytest
+from store_samples import flip_bit, forge_record, make_manifest, write_lora, write_run
+
+from rlcm_cli.errors import ConfigError, CorruptFileError, MissingFileError, ModelError
+from rlcm_cli.store.adapters import find_adapter, read_adapter_settings
+from rlcm_cli.store.checkpoint import LORA_FILE, digest_safetensors
+from rlcm_cli.store.inspection import describe, verify_run
+from rlcm_cli.store.layout import receipt_path
+from rlcm_cli.store.quarantine import quarantine
+from rlcm_cli.store.run import prune_checkpoints, prune_rollouts
+
+
+@pytest.fixture
+def layout(tmp_path):
+    return write_run(tmp_path / "run", iterations=2)
+
+
+class TestDescribe:
+    def test_a_run(self, layout):
+        receipt_path(layout.shard(1, 1, 2)).unlink()
+        found = describe(layout.root)
+        assert found["kind"] == "run"
+        assert (found["task"], found["model"], found["seed"]) == ("compression", "tiny", 5)
+        assert found["iterations trained"] == 2
+        assert found["checkpoints"] == [0, 1, 2]
+        assert found["evaluations"] == [0]
+        assert found["rollouts"][0] == {"sampled": "2/2", "rewards": {"odd-0123456789ab": "2/2"}}
+        assert found["rollouts"][1]["sampled"] == "1/2"
+        assert found["reward of the first iteration"] == 0.5
+        assert found["reward of the last iteration"] == 1.5
+
+    def test_a_checkpoint(self, layout):
+        found = describe(layout.checkpoint(2))
+        assert (found["kind"], found["number"], found["optimizer_steps"]) == ("checkpoint", 2, 2)
+        assert found["adapter"]["digest"] == found["policy_digest"]
+
+    def test_a_shard(self, layout):
+        found = describe(layout.shard(0, 0, 2))
+        assert (found["kind"], found["rows"]) == ("rollout", 4)
+        assert found["fields"]["plan"] == make_manifest().digest
+        assert found["tensors"]["latents"] == "float32 [4, 3, 4, 2, 2]"
+        assert found["tensors"]["images"] == "uint8 [4, 3, 4, 4]"
+
+    def test_rewards_and_an_evaluation(self, layout):
+        assert describe(layout.reward_shard(0, "odd-0123456789ab", 0, 2))["kind"] == "rewards"
+        assert describe(layout.evaluation(0))["kind"] == "evaluation"
+
+    def test_a_lora_file(self, layout):
+        path = layout.checkpoint(1) / LORA_FILE
+        assert describe(path) == {
+            "kind": "adapter",
+            "rank": 2,
+            "alpha": 4,
+            "target_modules": ["to_k", "to_q"],
+            "layers": 2,
+            "parameters": 12,
+            "digest": digest_safetensors(path),
+        }
+
+    def test_what_is_none_of_them(self, layout, tmp_path):
+        with pytest.raises(MissingFileError, match="not there"):
+            describe(tmp_path / "nowhere")
+        with pytest.raises(ConfigError, match="is no run, checkpoint, shard or LoRA file"):
+            describe(layout.root / "metrics")
+
+    def test_a_damaged_shard(self, layout):
+        flip_bit(layout.shard(0, 0, 2), 600)
+        with pytest.raises(CorruptFileError):
+            describe(layout.shard(0, 0, 2))
+
+
+class TestVerifyRun:
+    def test_a_sound_run_has_no_fault(self, layout):
+        assert verify_run(layout) == []
+
+    def test_pruned_files_are_no_fault(self, layout):
+        prune_rollouts(layout, keep=1, trained=2)
+        prune_checkpoints(layout, keep=1)
+        assert verify_run(layout) == []
+
+    def test_every_damaged_file_is_one_line(self, layout):
+        damaged = [
+            layout.checkpoint(1) / "optimizer.safetensors",
+            layout.shard(0, 1, 2),
+            layout.reward_shard(1, "odd-0123456789ab", 0, 2),
+            layout.evaluation(0),
+        ]
+        for path in damaged:
+            flip_bit(path, path.stat().st_size - 1)
+        assert [fault.partition(": ")[0] for fault in verify_run(layout)] == [str(path) for path in damaged]
+
+    def test_a_shard_of_another_plan_is_a_fault(self, layout):
+        forge_record(layout.shard(0, 0, 2), {"format_version": 1, "kind": "rollout", "plan": "another"})
+        (fault,) = verify_run(layout)
+        assert "belongs to another plan" in fault
+
+    def test_a_manifest_that_is_none_is_one_fault(self, layout):
+        layout.manifest(0).write_text("{}")
+        (fault,) = verify_run(layout)
+        assert fault.startswith(f"{layout.manifest(0)}: is no rollout manifest")
+
+    def test_a_quarantined_file_is_no_fault_any_more(self, layout):
+        path = layout.shard(0, 1, 2)
+        flip_bit(path, 10)
+        quarantine(path)
+        assert verify_run(layout) == []
+
+
+class TestAdapters:
+    def test_the_lora_of_a_run_is_that_of_its_newest_checkpoint(self, layout):
+        newest = layout.checkpoint(2) / LORA_FILE
+        assert find_adapter(str(layout.root)) == newest
+        assert find_adapter(str(layout.checkpoint(2))) == newest
+        assert find_adapter(str(newest)) == newest
+        assert find_adapter("owner/name") is None
+
+    def test_a_folder_without_a_lora_is_refused(self, layout):
+        with pytest.raises(ModelError, match="holds no LoRA"):
+            find_adapter(str(layout.rollout(0)))
+
+    def test_a_lora_without_rank_and_alpha_is_refused(self, tmp_path):
+        write_lora(tmp_path, metadata={"unet.r": 2})
+        with pytest.raises(ModelError, match="states no rank and alpha"):
+            read_adapter_settings(tmp_path / LORA_FILE)
+        for damage in (b"", b"\xff" * 40, b"\x02\0\0\0\0\0\0\0[]"):
+            (tmp_path / LORA_FILE).write_bytes(damage)
+            with pytest.raises(ModelError, match="states no rank and alpha"):
+                read_adapter_settings(tmp_path / LORA_FILE)

@@ -1,0 +1,279 @@
+"""The configuration: its layers, its presets, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from rlcm_cli import config as config_module
+from rlcm_cli.config import (
+    Config,
+    differences,
+    override_config,
+    override_section,
+    parse_config,
+    resolve_config,
+    task_names,
+    task_text,
+)
+from rlcm_cli.errors import ConfigError
+
+PAPERS_MODEL = "SimianLuo/LCM_Dreamshaper_v7"
+
+PRESET = """# A preset of the tests.
+[sample]
+samples = 20
+steps = 5
+
+[rewards]
+compressibility = 1.0
+recognition = 0.5
+
+[embedded.sample]
+samples = 30
+
+[embedded.rewards]
+incompressibility = 3.0
+"""
+
+
+@pytest.fixture
+def preset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A preset of its own, so that these tests do not change with the shipped ones."""
+    folder = tmp_path / "tasks"
+    folder.mkdir()
+    (folder / "mine.toml").write_text(PRESET, encoding="utf-8")
+    monkeypatch.setattr(config_module, "_tasks_folder", lambda: folder)
+    return "mine"
+
+
+def write_toml(folder: Path, text: str) -> Path:
+    path = folder / "over.toml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+# Layers
+
+
+@pytest.mark.parametrize(
+    ("present", "samples"),
+    [("default", 64), ("preset", 20), ("embedded", 30), ("file", 40), ("set", 50), ("flag", 60)],
+)
+def test_each_layer_overrides_all_below_it(tmp_path, monkeypatch, present, samples):
+    order = ["default", "preset", "embedded", "file", "set", "flag"]
+    there = order[: order.index(present) + 1]
+    folder = tmp_path / "tasks"
+    folder.mkdir()
+    text = "[rewards]\ncompressibility = 1.0\n"
+    text += "[sample]\nsamples = 20\n" if "preset" in there else ""
+    text += "[embedded.sample]\nsamples = 30\n" if "embedded" in there else ""
+    (folder / "mine.toml").write_text(text, encoding="utf-8")
+    monkeypatch.setattr(config_module, "_tasks_folder", lambda: folder)
+
+    resolved = resolve_config(
+        "mine",
+        config_file=write_toml(tmp_path, "[sample]\nsamples = 40\n") if "file" in there else None,
+        assignments=["sample.samples=50"] if "set" in there else [],
+        flags={"sample.samples": 60 if "flag" in there else None},
+    )
+
+    assert resolved.sample.samples == samples
+
+
+def test_a_layer_leaves_the_keys_that_it_does_not_name(preset):
+    resolved = resolve_config(preset, assignments=["sample.batch_size=7"])
+    assert (resolved.sample.batch_size, resolved.sample.samples, resolved.sample.steps) == (7, 30, 5)
+
+
+def test_a_later_assignment_overrides_an_earlier_one(preset):
+    assert resolve_config(preset, assignments=["seed=1", "seed=2"]).seed == 2
+
+
+def test_rewards_are_replaced_as_a_whole_by_a_file_and_by_the_embedded_table(preset, tmp_path):
+    over = write_toml(tmp_path, "[rewards]\ncompressibility = 2.0\n")
+    assert resolve_config(preset).rewards == {"incompressibility": 3.0}
+    assert resolve_config(preset, config_file=over).rewards == {"compressibility": 2.0}
+
+
+def test_another_model_takes_the_values_outside_of_the_embedded_table(preset):
+    resolved = resolve_config(preset, flags={"model.name": "some/model"})
+    assert resolved.sample.samples == 20
+    assert resolved.rewards == {"compressibility": 1.0, "recognition": 0.5}
+
+
+@pytest.mark.parametrize("layer", ["file", "set", "flag"])
+def test_the_embedded_table_serves_the_model_that_is_chosen_in_the_end(preset, tmp_path, layer):
+    over = write_toml(tmp_path, '[model]\nname = "some/model"\n') if layer == "file" else None
+    assignments = ["model.name=some/model"] if layer == "set" else []
+    flags = {"model.name": "some/model" if layer == "flag" else None}
+    assert resolve_config(preset, config_file=over, assignments=assignments, flags=flags).sample.samples == 20
+    back = {"model.name": "emoji-lcm"}
+    assert resolve_config(preset, config_file=over, assignments=assignments, flags=back).sample.samples == 30
+
+
+def test_the_file_may_name_the_task_and_the_flag_wins(preset, tmp_path):
+    over = write_toml(tmp_path, 'task = "nothing-of-that-name"\n')
+    assert resolve_config(preset, config_file=over).task == preset
+    with pytest.raises(ConfigError, match="nothing-of-that-name"):
+        resolve_config(None, config_file=over)
+
+
+@pytest.mark.parametrize(
+    ("assignment", "value"),
+    [
+        ("runtime.device=cpu", "cpu"),
+        ('runtime.device="cpu"', "cpu"),
+        ("runtime.device = cpu ", "cpu"),
+        ("prompts.source=a=b.txt", "a=b.txt"),
+        ("train.learning_rate=3e-4", 3e-4),
+        ('lora.target_modules=["to_q"]', ("to_q",)),
+        ("train.learning_rate=1", 1.0),
+    ],
+)
+def test_an_assignment_is_toml_or_else_a_bare_word(preset, assignment, value):
+    section, key = assignment.partition("=")[0].strip().split(".")
+    assert getattr(getattr(resolve_config(preset, assignments=[assignment]), section), key) == value
+
+
+def test_override_config_puts_flags_over_assignments_over_a_saved_configuration(preset):
+    saved = resolve_config(preset, flags={"seed": 3})
+    changed = override_config(saved, assignments=["seed=4", "runtime.iterations=8"], flags={"seed": 5})
+    assert (changed.seed, changed.runtime.iterations, changed.sample) == (5, 8, saved.sample)
+    assert override_config(saved) == saved
+
+
+def test_override_section_ignores_what_is_not_given():
+    sample = override_section(config_module.SampleSettings(steps=6), {"steps": None, "guidance_scale": 2.0})
+    assert (sample.steps, sample.guidance_scale) == (6, 2.0)
+
+
+# Presets
+
+
+@pytest.mark.parametrize("task", task_names())
+@pytest.mark.parametrize("model", [None, PAPERS_MODEL])
+def test_every_shipped_preset_is_valid_for_the_embedded_and_for_the_papers_model(task, model):
+    resolved = resolve_config(task, flags={"model.name": model})
+    resolved.require_actions()
+    assert resolved.task == task
+
+
+@pytest.mark.parametrize("task", task_names())
+def test_a_preset_as_printed_is_a_file_for_config_but_for_its_embedded_table(task, tmp_path):
+    text, _, _ = task_text(task).partition("[embedded.")
+    copied = resolve_config(task, config_file=write_toml(tmp_path, text), flags={"model.name": PAPERS_MODEL})
+    assert copied == resolve_config(task, flags={"model.name": PAPERS_MODEL})
+
+
+def test_the_papers_model_takes_the_papers_values():
+    resolved = resolve_config("compression", flags={"model.name": PAPERS_MODEL})
+    assert (resolved.sample.steps, resolved.sample.samples, resolved.sample.guidance_scale) == (8, 16, 8.0)
+    assert (resolved.lora.rank, resolved.lora.alpha, resolved.train.learning_rate) == (16, 32, 1e-4)
+    assert (resolved.prompts.source, resolved.runtime.iterations) == ("imagenet_animals", 1000)
+    assert resolved.rewards == {"compressibility": 1.0}
+
+
+# What is saved
+
+
+def test_a_configuration_survives_its_json(preset):
+    resolved = resolve_config(preset)
+    assert parse_config(json.loads(resolved.to_json())) == resolved
+
+
+def test_the_identity_of_a_run_is_all_but_its_runtime(preset):
+    saved = resolve_config(preset)
+    longer = override_config(saved, flags={"runtime.iterations": 999, "runtime.device": "cpu"})
+    reseeded = override_config(saved, flags={"seed": 1})
+    assert longer.identity() == saved.identity()
+    assert differences(saved.identity(), reseeded.identity()) == ["seed: 0 → 1"]
+
+
+def test_differences_name_each_key_with_both_values(preset):
+    saved = resolve_config(preset)
+    changed = override_config(saved, assignments=["sample.steps=6", 'lora.start="x"'])
+    assert differences(saved.identity(), changed.identity()) == ['lora.start: null → "x"', "sample.steps: 5 → 6"]
+
+
+# Refusals
+
+
+@pytest.mark.parametrize(
+    ("assignment", "words"),
+    [
+        ("sample.stps=3", ("unknown key 'sample.stps'", "did you mean 'sample.steps'?")),
+        ("learning_rate=3e-4", ("unknown key 'learning_rate'", "did you mean 'train.learning_rate'?")),
+        ("sample.steps=three", ("'sample.steps'", '"three"', "integer")),
+        ("sample.steps=2.5", ("'sample.steps'", "2.5", "integer")),
+        ("sample.steps=true", ("'sample.steps'", "true", "integer")),
+        ("sample.steps=0", ("'sample.steps'", "0")),
+        ("sample.steps=51", ("sample.steps is 51", "sample.original_steps", "at most 50")),
+        ("sample=3", ("'sample' is 3",)),
+        ("sample.steps.more=3", ("'sample.steps'",)),
+        ("seed=-1", ("'seed'", "-1")),
+        ("model.dtype=float64", ("'model.dtype'", "float64", "float32", "float16", "bfloat16")),
+        ("train.learning_rate=nan", ("'train.learning_rate'", "NaN")),
+        ("train.learning_rate=inf", ("'train.learning_rate'",)),
+        ("prompts.held_out_fraction=1.0", ("'prompts.held_out_fraction'",)),
+        ("sample.group_size=7", ("sample.samples is 30", "sample.group_size 7")),
+        ("sample.shards=31", ("sample.shards is 31", "30 groups")),
+        ("train.minibatch_size=31", ("train.minibatch_size is 31", "sample.samples")),
+        ("train.min_count=17", ("train.min_count is 17", "train.buffer_size 16")),
+        ("rewards={}", ("'rewards'",)),
+        ("rewards.compressibility=much", ("'rewards.compressibility'", '"much"')),
+        ("train.learning_rate=2026-01-01", ("neither number, text nor table",)),
+        ("nonsense", ("--set nonsense", "key=value")),
+        ("=3", ("--set =3", "key=value")),
+    ],
+)
+def test_a_setting_that_cannot_be_is_refused_in_one_line_that_names_it(preset, assignment, words):
+    with pytest.raises(ConfigError) as refusal:
+        resolve_config(preset, assignments=[assignment])
+    message = str(refusal.value)
+    assert "\n" not in message
+    for word in words:
+        assert word in message
+
+
+def test_all_faults_are_told_at_once(preset):
+    with pytest.raises(ConfigError, match=r"'seed'.*; .*'sample\.stps'"):
+        resolve_config(preset, assignments=["sample.stps=3", "seed=-1"])
+
+
+def test_a_single_step_is_refused_for_training_alone(preset):
+    resolved = resolve_config(preset, flags={"sample.steps": 1})
+    with pytest.raises(ConfigError, match="no action to train; use --steps 2 or more"):
+        resolved.require_actions()
+
+
+@pytest.mark.parametrize(("name", "nearest"), [("compresion", "compression"), ("incompresion", "incompression")])
+def test_an_unknown_task_is_answered_with_the_nearest(name, nearest):
+    with pytest.raises(ConfigError, match=rf"unknown task '{name}' \(did you mean '{nearest}'\?\); `rlcm tasks`"):
+        resolve_config(name)
+
+
+def test_no_task_is_told_how_to_name_one():
+    with pytest.raises(ConfigError, match=r"use --task NAME \(`rlcm tasks` lists them\)"):
+        resolve_config(None)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [(None, "no such file"), (b"x = [", "not readable as TOML"), (b"\xff\xfe", "not readable as TOML")],
+)
+def test_a_file_that_cannot_be_read_is_refused_by_name(preset, tmp_path, content, words):
+    path = tmp_path / "mine.toml"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(ConfigError, match=words) as refusal:
+        resolve_config(preset, config_file=path)
+    assert str(path) in str(refusal.value)
+
+
+def test_a_configuration_cannot_be_changed_in_place(preset):
+    resolved: Config = resolve_config(preset)
+    with pytest.raises(ValueError, match="frozen"):
+        resolved.seed = 1  # type: ignore[misc]
