@@ -240,19 +240,19 @@ def resolve_config(
 
     preset = tomllib.loads(task_text(named_task))
     embedded = preset.pop("embedded", {})
-    user = [file_layer, *_explicit_layers(assignments, flags)]
-    chosen = _merge([preset, *user])
+    chosen = _explicit([preset, file_layer], assignments, flags)
     model = chosen.get("model", {})
     name = model.get("name", EMBEDDED_MODEL) if isinstance(model, dict) else EMBEDDED_MODEL
-    layers = [preset, embedded, *user] if name == EMBEDDED_MODEL else [preset, *user]
-    return parse_config({**_merge(layers), "task": named_task})
+    if name == EMBEDDED_MODEL:
+        chosen = _explicit([preset, embedded, file_layer], assignments, flags)
+    return parse_config({**chosen, "task": named_task})
 
 
 def override_config(
     config: Config, *, assignments: Sequence[str] = (), flags: Mapping[str, Any] | None = None
 ) -> Config:
     """Give a configuration with the two uppermost layers of `resolve_config` on top."""
-    return parse_config(_merge([config.model_dump(mode="json"), *_explicit_layers(assignments, flags)]))
+    return parse_config(_explicit([config.model_dump(mode="json")], assignments, flags))
 
 
 def override_section(section: SectionT, values: Mapping[str, Any]) -> SectionT:
@@ -300,15 +300,17 @@ def _read_toml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"--config {path}: not readable as TOML ({error})") from None
 
 
-def _explicit_layers(assignments: Sequence[str], flags: Mapping[str, Any] | None) -> list[dict[str, Any]]:
-    assigned: dict[str, Any] = {}
+def _explicit(
+    layers: Sequence[Mapping[str, Any]], assignments: Sequence[str], flags: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """Merge layers, then set single keys: `rewards.x=1` adds a reward, `rewards={x=1}` drops the others."""
+    values = _merge(layers)
     for assignment in assignments:
-        _assign(assigned, *_parse_assignment(assignment))
-    flagged: dict[str, Any] = {}
+        _assign(values, *_parse_assignment(assignment))
     for key, value in (flags or {}).items():
         if value is not None:
-            _assign(flagged, key, value)
-    return [assigned, flagged]
+            _assign(values, key, value)
+    return values
 
 
 def _parse_assignment(text: str) -> tuple[str, Any]:
@@ -327,7 +329,11 @@ def _assign(table: dict[str, Any], dotted_key: str, value: Any) -> None:
         table = table.setdefault(name, {})
         if not isinstance(table, dict):
             raise ConfigError(f"'{dotted_key}': '{name}' is a value, not a table")
-    table[last] = value
+    below = table.get(last)
+    if isinstance(value, dict) and isinstance(below, dict) and last != "rewards":
+        table[last] = _merge([below, value])
+    else:
+        table[last] = value
 
 
 def _merge(layers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

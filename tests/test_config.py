@@ -98,6 +98,12 @@ def test_rewards_are_replaced_as_a_whole_by_a_file_and_by_the_embedded_table(pre
     assert resolve_config(preset, config_file=over).rewards == {"compressibility": 2.0}
 
 
+def test_one_reward_is_set_beside_the_others_and_a_table_of_them_replaces_them(preset):
+    beside = resolve_config(preset, assignments=["rewards.recognition=2"])
+    assert beside.rewards == {"incompressibility": 3.0, "recognition": 2.0}
+    assert resolve_config(preset, assignments=["rewards={compressibility=1}"]).rewards == {"compressibility": 1.0}
+
+
 def test_another_model_takes_the_values_outside_of_the_embedded_table(preset):
     resolved = resolve_config(preset, flags={"model.name": "some/model"})
     assert resolved.sample.samples == 20
@@ -212,7 +218,7 @@ def test_differences_name_each_key_with_both_values(preset):
         ("sample.steps=0", ("'sample.steps'", "0")),
         ("sample.steps=51", ("sample.steps is 51", "sample.original_steps", "at most 50")),
         ("sample=3", ("'sample' is 3",)),
-        ("sample.steps.more=3", ("'sample.steps'",)),
+        ("sample.steps.more=3", ("'sample.steps.more'", "'steps' is a value")),
         ("seed=-1", ("'seed'", "-1")),
         ("model.dtype=float64", ("'model.dtype'", "float64", "float32", "float16", "bfloat16")),
         ("train.learning_rate=nan", ("'train.learning_rate'", "NaN")),

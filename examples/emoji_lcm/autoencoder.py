@@ -66,7 +66,7 @@ def train_autoencoder(
             output = model.decode(latents + noise).sample
         loss = reconstruction_loss(output.float(), images) + 0.1 * moment_penalty(latents)
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        torch.autograd.backward(loss)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         cycle.step()
@@ -87,7 +87,8 @@ def encode_pictures(
     """Latents float16 [N, C, h, w] of uint8 pictures."""
     model = model.to(device)
     parts = [
-        model.encode(to_model_range(images).to(device)).latents.half().cpu() for images in pictures.images.split(batch)
+        model.encode(to_model_range(images).to(device)).latents.half().cpu()
+        for images in torch.split(pictures.images, batch)
     ]
     return torch.cat(parts).contiguous()
 
@@ -96,7 +97,7 @@ def encode_pictures(
 def psnr(model: AutoencoderTiny, pictures: Pictures, device: torch.device, batch: int = 256) -> float:
     """Mean over pictures of the PSNR in dB (peak 255)."""
     values = []
-    for images in pictures.images.split(batch):
+    for images in torch.split(pictures.images, batch):
         target = to_model_range(images).to(device)
         output = model.decode(model.encode(target).latents).sample.clamp(-1, 1)
         values.append(-10 * ((output - target) / 2).square().mean((1, 2, 3)).log10().cpu())

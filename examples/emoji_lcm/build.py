@@ -1,4 +1,4 @@
-"""The whole recipe: `python -m examples.emoji_lcm.build`. A stage whose output exists is skipped.
+"""The whole recipe: `python -m examples.emoji_lcm.build`. A stage whose output is in the work folder is skipped.
 
 pictures ─▶ autoencoder ─▶ latents ─▶ teacher ─▶ student ─▶ folders
     └──────▶ judge, evaluation classifier                      └─▶ evaluation ─▶ cards
@@ -15,8 +15,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import AutoencoderTiny, UNet2DConditionModel
+from diffusers import UNet2DConditionModel
 from safetensors.torch import load_file, save_file
+from transformers import CLIPTokenizer
 
 from examples.emoji_lcm import card, evaluate, paths
 from examples.emoji_lcm.autoencoder import encode_pictures, load_autoencoder, psnr, train_autoencoder
@@ -37,7 +38,8 @@ from examples.emoji_lcm.text import new_tokenizer
 
 PICTURES_PER_SUBJECT = 640
 TEACHER_STEPS = 7500
-STUDENT_STEPS = 2600
+STUDENT_STEPS = 2400
+CLASSIFIER_STEPS = 2000
 
 
 @dataclass(frozen=True)
@@ -81,22 +83,27 @@ class Build:
             save_file({"latents": latents, "subject": pictures.subject, "colour": pictures.colour}, path)
         return load_file(path)
 
+    def tokenizer(self) -> CLIPTokenizer:
+        """Train the tokenizer, once: ties between merges fall differently from one training to the next."""
+        folder = self.work / "tokenizer"
+        if not folder.exists():
+            paths.replace_folder(folder, new_tokenizer().save_pretrained)
+        return CLIPTokenizer.from_pretrained(folder)
+
     def teacher(self) -> Teacher:
         """Train the diffusion teacher."""
         folder = self.work / "teacher"
         if not folder.exists():
-            trained = train_teacher(
+            train_teacher(
                 **self.latents(),
-                tokenizer=new_tokenizer(),
+                tokenizer=self.tokenizer(),
                 steps=TEACHER_STEPS,
                 batch=48,
                 learning_rate=8e-4,
                 seed=0,
                 device=self.device,
                 log=self.log,
-                preview=lambda teacher: teacher.save(self.work / "teacher-preview"),
-            )
-            trained.save(folder)
+            ).save(folder)
         return Teacher.load(folder)
 
     def student(self) -> UNet2DConditionModel:
@@ -106,7 +113,7 @@ class Build:
             unet = distil(
                 self.teacher(),
                 **self.latents(),
-                tokenizer=new_tokenizer(),
+                tokenizer=self.tokenizer(),
                 steps=STUDENT_STEPS,
                 batch=32,
                 learning_rate=4e-4,
@@ -117,65 +124,69 @@ class Build:
             paths.replace_folder(folder, lambda fresh: unet.save_pretrained(fresh))
         return UNet2DConditionModel.from_pretrained(folder)
 
-    def classifiers(self) -> None:
-        """Train and write the evaluation classifier and the judge."""
-        vae = load_autoencoder(self.work / "autoencoder").to(self.device)
-        for folder, styles, seed in ((paths.CLASSIFIER, ALL_STYLES, 11), (paths.JUDGE, GENERATOR_STYLES, 23)):
-            if (folder / "model.safetensors").exists():
-                continue
-            images, labels = self._classifier_data(vae, styles, seed, animals_only=folder is paths.CLASSIFIER)
-            if folder is paths.CLASSIFIER:
-                model = train_classifier(
-                    new_evaluation_classifier(),
-                    images,
-                    labels,
-                    steps=2400,
-                    batch=64,
-                    learning_rate=2e-3,
-                    seed=seed,
-                    device=self.device,
-                    log=self.log,
-                )
-            else:
-                model = train_classifier(
-                    new_judge(),
-                    images,
-                    labels,
-                    steps=2400,
-                    batch=64,
-                    learning_rate=2e-3,
-                    seed=seed,
-                    device=self.device,
-                    log=self.log,
-                    smoothing=0.1,
-                    other=len(SUBJECTS),
-                )
-            save_classifier(model.cpu(), folder)
+    def judge(self) -> None:
+        """Train and write the judge."""
+        if not (self.work / "judge").exists():
+            images, labels = self._classifier_data(GENERATOR_STYLES, seed=23, animals_only=False)
+            model = train_classifier(
+                new_judge(),
+                images,
+                labels,
+                steps=CLASSIFIER_STEPS,
+                batch=64,
+                learning_rate=2e-3,
+                seed=23,
+                device=self.device,
+                log=self.log,
+                smoothing=0.1,
+                other=len(SUBJECTS),
+            )
+            save_classifier(model.cpu(), self.work / "judge")
+
+    def classifier(self) -> None:
+        """Train and write the evaluation classifier."""
+        if not (self.work / "classifier").exists():
+            images, labels = self._classifier_data(ALL_STYLES, seed=11, animals_only=True)
+            model = train_classifier(
+                new_evaluation_classifier(),
+                images,
+                labels,
+                steps=CLASSIFIER_STEPS,
+                batch=64,
+                learning_rate=2e-3,
+                seed=11,
+                device=self.device,
+                log=self.log,
+            )
+            save_classifier(model.cpu(), self.work / "classifier")
 
     def _classifier_data(
-        self, vae: AutoencoderTiny, styles: Sequence[Style], seed: int, *, animals_only: bool
+        self, styles: Sequence[Style], *, seed: int, animals_only: bool
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Fresh pictures: a half as drawn, a quarter through the autoencoder, a quarter through JPEG."""
         drawings = load_drawings(styles, self.work / "npm")
         drawings = [d for d in drawings if not animals_only or d.subject < len(ANIMALS)]
         made = make_pictures(drawings, 240, seed, held_out_pairs=True)
-        rebuilt, pressed = torch.arange(len(made)) % 4 == 1, torch.arange(len(made)) % 4 == 3
+        kind = torch.randint(4, (len(made),), generator=torch.Generator().manual_seed(seed))
+        rebuilt, pressed = kind == 1, kind == 3
         images = made.images.clone()
+        vae = load_autoencoder(self.work / "autoencoder").to(self.device)
         images[rebuilt] = reconstructions(vae, images[rebuilt], seed)
         images[pressed] = jpeg(images[pressed], np.random.default_rng(seed))
         return images, made.subject
 
     def folders(self) -> None:
-        """Write the two pipelines from the work folder."""
-        vae, tokenizer, teacher = load_autoencoder(self.work / "autoencoder"), new_tokenizer(), self.teacher()
-        save_lcm(paths.LCM, vae, teacher.text_encoder, tokenizer, self.student())
-        save_teacher(
-            paths.TEACHER,
-            load_autoencoder(self.work / "autoencoder"),
-            self.teacher().text_encoder,
-            tokenizer,
-            teacher.unet,
-        )
+        """Write the two pipelines and the two classifiers from the work folder to their places."""
+        tokenizer = self.tokenizer()
+        # Saving turns the parts to float16, so each pipeline gets its own.
+        for folder, unet, save in (
+            (paths.LCM, self.student(), save_lcm),
+            (paths.TEACHER, self.teacher().unet, save_teacher),
+        ):
+            vae, encoder = load_autoencoder(self.work / "autoencoder"), self.teacher().text_encoder
+            save(folder, vae, encoder, tokenizer, unet)
+        for name, place in (("judge", paths.JUDGE), ("classifier", paths.CLASSIFIER)):
+            paths.copy_folder(self.work / name, place)
 
 
 def main() -> None:
@@ -194,14 +205,14 @@ def main() -> None:
         build.latents,
         build.teacher,
         build.student,
+        build.judge,
+        build.classifier,
         build.folders,
-        build.classifiers,
     ):
         started = time.monotonic()
         stage()
         build.log(f"{stage.__name__}: {time.monotonic() - started:.0f} s")
-    figures = evaluate.evaluate(arguments.work, build.device, evaluate.RECOMMENDED_GUIDANCE)
-    evaluate.write(figures)
+    evaluate.write(evaluate.evaluate(arguments.work, build.device, evaluate.RECOMMENDED_GUIDANCE))
     card.write_cards()
 
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 import io
 import json
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -72,7 +71,7 @@ def reconstructions(vae: AutoencoderTiny, images: torch.Tensor, seed: int, batch
     """Pass uint8 pictures [N, 64, 64, 3] through the autoencoder, noise of std 0–0.3 on the latents."""
     generator = torch.Generator().manual_seed(seed)
     parts = []
-    for chunk in images.split(batch):
+    for chunk in torch.split(images, batch):
         latents = vae.encode(to_model_range(chunk).to(vae.device)).latents
         strength = 0.3 * torch.rand(len(chunk), 1, 1, 1, generator=generator)
         noise = (strength * torch.randn(latents.shape, generator=generator)).to(vae.device)
@@ -177,7 +176,7 @@ def train_classifier(
             logits = model(x).logits
         loss = fn.cross_entropy(logits.float(), wanted, label_smoothing=smoothing)
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        torch.autograd.backward(loss)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         decay.step()
@@ -195,18 +194,23 @@ def train_classifier(
 def classify(model: PreTrainedModel, images: torch.Tensor, batch: int = 256) -> torch.Tensor:
     """Log-probabilities [N, labels] for uint8 pictures [N, 64, 64, 3]."""
     return torch.cat(
-        [model(to_model_range(x).to(model.device)).logits.float().log_softmax(1).cpu() for x in images.split(batch)]
+        [
+            model(to_model_range(x).to(model.device)).logits.float().log_softmax(1).cpu()
+            for x in torch.split(images, batch)
+        ]
     )
 
 
 @torch.no_grad()
 def features(model: ResNetForImageClassification, images: torch.Tensor, batch: int = 256) -> torch.Tensor:
     """Pooled features [N, D], normalised, for uint8 pictures."""
-    parts = [model.resnet(to_model_range(x).to(model.device)).pooler_output.flatten(1) for x in images.split(batch)]
+    parts = [
+        model.resnet(to_model_range(x).to(model.device)).pooler_output.flatten(1) for x in torch.split(images, batch)
+    ]
     return fn.normalize(torch.cat(parts).float().cpu(), dim=1)
 
 
-def save_classifier(model: PreTrainedModel, folder: Path, card: Callable[[], str] | None = None) -> None:
+def save_classifier(model: PreTrainedModel, folder: Path) -> None:
     """Write a transformers folder in float16 with the normalisation in preprocessor_config.json."""
 
     def write(fresh: Path) -> None:
@@ -229,7 +233,5 @@ def save_classifier(model: PreTrainedModel, folder: Path, card: Callable[[], str
         }
         (fresh / "preprocessor_config.json").write_text(json.dumps(processor, indent=2) + "\n", encoding="utf-8")
         (fresh / "model.safetensors").chmod(0o644)
-        if card is not None:
-            (fresh / "README.md").write_text(card(), encoding="utf-8")
 
     replace_folder(folder, write)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import time
+from typing import Any
 
 import torch
 from diffusers import LatentConsistencyModelPipeline, UNet2DConditionModel
@@ -28,7 +29,9 @@ LARGEST_W = 8.0
 
 def guidance_embedding(w: torch.Tensor) -> torch.Tensor:
     """[B] → [B, 256], exactly the embedding that LatentConsistencyModelPipeline feeds to the U-Net."""
-    return LatentConsistencyModelPipeline.get_guidance_scale_embedding(None, w, embedding_dim=GUIDANCE_DIM)
+    embed = LatentConsistencyModelPipeline.get_guidance_scale_embedding
+    embedding: torch.Tensor = embed(None, w, embedding_dim=GUIDANCE_DIM)
+    return embedding
 
 
 def boundary_scalings(t: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -74,20 +77,20 @@ def distil(
     seed: int,
     device: torch.device,
     log: Log,
-    start: UNet2DConditionModel | None = None,
 ) -> UNet2DConditionModel:
     """Return the averaged student. Latents [N, C, h, w]; subject and colour indices [N]."""
     torch.manual_seed(seed)
     unet, encoder = (m.to(device).eval().requires_grad_(False) for m in (teacher.unet, teacher.text_encoder))
     unet = unet.to(memory_format=torch.channels_last)
-    student = (start or new_student(unet)).to(device, memory_format=torch.channels_last).train()
+    student = new_student(unet).to(device, memory_format=torch.channels_last).train()
     target = copy.deepcopy(student).requires_grad_(False)
     projection = student.time_embedding.cond_proj.weight
     slow = slow_components().to(device)
     projection.register_hook(lambda gradient: gradient * slow)
     rest = [p for p in student.parameters() if p is not projection]
+    groups: list[dict[str, Any]] = [{"params": rest}, {"params": [projection], "lr": 5 * learning_rate}]
     optimizer = torch.optim.AdamW(
-        [{"params": rest}, {"params": [projection], "lr": 5 * learning_rate}],
+        groups,
         lr=learning_rate,
         betas=(0.9, 0.99),
         weight_decay=0.0,
@@ -95,7 +98,8 @@ def distil(
     decay = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: cosine(step, steps, 50, 0.02))
     ids = caption_table(tokenizer)
     with torch.no_grad():
-        prompts = encode(encoder, ids.flatten(0, 2).to(device)).unflatten(0, ids.shape[:3])
+        prompts = encode(encoder, ids.flatten(0, 2).to(device))
+        prompts = prompts.view(*ids.shape[:3], *prompts.shape[1:])
         nothing = encode(encoder, tokenize(tokenizer, [""]).to(device))
     bars = alphas_cumprod(device)
     stride = len(bars) // ORIGINAL_STEPS
@@ -105,10 +109,13 @@ def distil(
         model: UNet2DConditionModel, x: torch.Tensor, t: torch.Tensor, p: torch.Tensor, w: torch.Tensor
     ) -> torch.Tensor:
         """f(x, t) = c_skip·x + c_out·x̂0."""
-        noise = model(x.contiguous(memory_format=torch.channels_last), t, p, timestep_cond=w).sample.float()
+        noise: torch.Tensor = model(
+            x.contiguous(memory_format=torch.channels_last), t, p, timestep_cond=w
+        ).sample.float()
         bar = per_sample(bars[t])
         c_skip, c_out = boundary_scalings(t)
-        return c_skip * x + c_out * (x - (1 - bar).sqrt() * noise) / bar.sqrt()
+        x0 = (x - (1 - bar).sqrt() * noise) / bar.sqrt()
+        return c_skip * x + c_out * x0
 
     for step in range(steps):
         pick = torch.randint(len(latents), (batch,))
@@ -135,7 +142,7 @@ def distil(
             output = denoised(student, noisy, t, prompt, embedding)
         loss = ((output - goal).square() + HUBER_C**2).sqrt().mean() - HUBER_C
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        torch.autograd.backward(loss)
         torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)
         optimizer.step()
         decay.step()

@@ -16,7 +16,7 @@ CLASSIFIER = RECIPE / "classifier"
 WORK = ROOT / "build" / "emoji_lcm"
 
 
-def replace_folder(target: Path, write: Callable[[Path], None]) -> None:
+def replace_folder(target: Path, write: Callable[[Path], object]) -> None:
     """Let `write` fill a new folder beside `target`, then put it in the place of `target`."""
     target.parent.mkdir(parents=True, exist_ok=True)
     fresh = target.with_name(f".{target.name}.new-{os.getpid()}")
@@ -28,3 +28,8 @@ def replace_folder(target: Path, write: Callable[[Path], None]) -> None:
         target.rename(old)
     fresh.rename(target)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def copy_folder(source: Path, target: Path) -> None:
+    """Put a copy of `source` in the place of `target`."""
+    replace_folder(target, lambda fresh: shutil.copytree(source, fresh, dirs_exist_ok=True))

@@ -101,19 +101,16 @@ def save_lcm(
 
 
 def _save(pipe: StableDiffusionPipeline | LatentConsistencyModelPipeline, folder: Path) -> None:
-    card = folder / "README.md"
-    kept = card.read_text(encoding="utf-8") if card.exists() else None
-
     def write(fresh: Path) -> None:
         pipe.to(torch.float16).save_pretrained(fresh, safe_serialization=True)
         # Without a dtype in the call, transformers would load float16 and diffusers float32: they must agree.
         _edit_json(fresh / "text_encoder" / "config.json", dtype="float32")
         # AutoencoderTiny derives this key itself and warns where a file has it.
         _edit_json(fresh / "vae" / "config.json", block_out_channels=None)
+        for part in ("unet", "vae"):
+            _edit_json(fresh / part / "config.json", _name_or_path=None)
         for path in fresh.rglob("*.safetensors"):
             path.chmod(0o644)
-        if kept is not None:
-            (fresh / "README.md").write_text(kept, encoding="utf-8")
 
     replace_folder(folder, write)
 
@@ -123,19 +120,3 @@ def _edit_json(path: Path, **changes: str | None) -> None:
     content = json.loads(path.read_text(encoding="utf-8")) | changes
     kept = {key: value for key, value in content.items() if key not in changes or value is not None}
     path.write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")
-
-
-def random_pipelines(teacher: Path, lcm: Path, seed: int = 0) -> None:
-    """Untrained pipelines of the final shape, for code that only needs something to load."""
-    from examples.emoji_lcm.autoencoder import new_autoencoder
-
-    torch.manual_seed(seed)
-    tokenizer = text.new_tokenizer()
-    for folder, guided, save in ((teacher, False, save_teacher), (lcm, True, save_lcm)):
-        save(
-            folder,
-            new_autoencoder(),
-            text.new_text_encoder(tokenizer),
-            tokenizer,
-            new_unet(guidance_embedding=guided),
-        )

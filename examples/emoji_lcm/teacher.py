@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,18 +58,14 @@ def train_teacher(
     seed: int,
     device: torch.device,
     log: Log,
-    start: Teacher | None = None,
-    preview: Callable[[Teacher], None] = lambda _: None,
 ) -> Teacher:
     """Train on latents [N, C, h, w] with subject and colour indices [N]; returns the averaged weights.
 
     The loss is weighted by min(SNR, 5) / SNR (Hang et al., arXiv 2303.09556, for ε-prediction).
     """
     torch.manual_seed(seed)
-    unet = start.unet if start else new_unet(guidance_embedding=False)
-    encoder = start.text_encoder if start else new_text_encoder(tokenizer)
-    unet = unet.to(device, memory_format=torch.channels_last).train()
-    encoder = encoder.to(device).train()
+    unet = new_unet(guidance_embedding=False).to(device, memory_format=torch.channels_last).train()
+    encoder = new_text_encoder(tokenizer).to(device).train()
     average = Teacher(copy.deepcopy(unet), copy.deepcopy(encoder))
     parameters = [*unet.parameters(), *encoder.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=learning_rate, betas=(0.9, 0.99), weight_decay=1e-2)
@@ -93,7 +88,7 @@ def train_teacher(
             predicted = unet(noisy.contiguous(memory_format=torch.channels_last), t, prompt).sample
         loss = (weights[t] * (predicted.float() - noise).square().mean((1, 2, 3))).mean()
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        torch.autograd.backward(loss)
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         decay.step()
@@ -104,6 +99,4 @@ def train_teacher(
         if step % 200 == 199 or step == steps - 1:
             log(f"teacher {step + 1} loss {total / (step % 200 + 1):.4f} {time.monotonic() - started:.0f} s")
             total = 0.0
-        if step % 1000 == 999:
-            preview(average)
     return Teacher(average.unet.eval().to(memory_format=torch.contiguous_format), average.text_encoder.eval())

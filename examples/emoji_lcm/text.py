@@ -64,11 +64,13 @@ def new_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
 
 def tokenize(tokenizer: CLIPTokenizer, prompts: Sequence[str]) -> torch.Tensor:
     """Token ids int64 [B, 24], padded as the diffusers pipelines pad."""
-    return tokenizer(
+    ids: torch.Tensor = tokenizer(
         list(prompts), padding="max_length", max_length=MAX_LENGTH, truncation=True, return_tensors="pt"
     ).input_ids
+    return ids
 
 
 def encode(encoder: CLIPTextModel, ids: torch.Tensor) -> torch.Tensor:
     """Return the prompt embeddings [B, 24, 128] that the pipelines use."""
-    return encoder(ids)[0]
+    embeddings: torch.Tensor = encoder(ids)[0]
+    return embeddings

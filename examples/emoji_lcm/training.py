@@ -29,7 +29,8 @@ def caption_table(tokenizer: CLIPTokenizer) -> torch.Tensor:
 
 def alphas_cumprod(device: torch.device) -> torch.Tensor:
     """ᾱ_t float32 [1000] of the shipped schedulers."""
-    return new_ddim().alphas_cumprod.to(device)
+    bars: torch.Tensor = new_ddim().alphas_cumprod
+    return bars.to(device)
 
 
 def per_sample(values: torch.Tensor) -> torch.Tensor:

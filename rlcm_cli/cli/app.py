@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from types import FrameType
 from typing import Annotated, Any
 
 import typer
@@ -55,6 +58,20 @@ for module in (loop, sample, score, train, generate, evaluate, tasks, inspect, q
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line: an `RlcmError` is one line and its exit code, any other exception a traceback."""
+    with _noting_interrupts() as interrupts:
+        try:
+            status = _run(argv)
+        except Exception:
+            # Ctrl-C inside native code, safetensors' say, comes out as an error of another kind.
+            if not interrupts:
+                raise
+            status = INTERRUPTED
+    if status == INTERRUPTED:
+        _complain("interrupted; nothing is lost: run the same command again to go on")
+    sys.exit(status)
+
+
+def _run(argv: Sequence[str] | None) -> int:
     given = sys.argv[1:] if argv is None else argv
     # `--debug` may stand after a command, too, where typer would look for an option of the command.
     arguments = [argument for argument in given if argument != "--debug"]
@@ -66,7 +83,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if debug:
             raise
         _complain(str(error))
-        status = error.exit_code
+        return error.exit_code
     except UsageError as error:
         if debug:
             raise
@@ -76,15 +93,29 @@ def main(argv: Sequence[str] | None = None) -> None:
             _complain(f"{message[0].lower()}{message[1:]} (see `{command} --help`)")
         else:  # click makes it an error whose message is the help
             error.show()
-        status = error.exit_code
+        return int(error.exit_code)
     except (typer.Abort, KeyboardInterrupt):
-        status = INTERRUPTED
+        return INTERRUPTED
     except BrokenPipeError:  # the reader of our output, `head` say, has left
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        status = OUTPUT_CLOSED
-    if status == INTERRUPTED:  # newer typers turn Ctrl-C into this status by themselves
-        _complain("interrupted; nothing is lost: run the same command again to go on")
-    sys.exit(status)
+        return OUTPUT_CLOSED
+    return int(status or 0)  # newer typers turn Ctrl-C into INTERRUPTED by themselves
+
+
+@contextlib.contextmanager
+def _noting_interrupts() -> Iterator[list[int]]:
+    """Give a list to which each Ctrl-C adds its signal, before it is raised as ever."""
+    interrupts: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        interrupts.append(number)
+        signal.default_int_handler(number, frame)
+
+    previous = signal.signal(signal.SIGINT, note)
+    try:
+        yield interrupts
+    finally:
+        signal.signal(signal.SIGINT, previous)
 
 
 def _complain(message: str) -> None:

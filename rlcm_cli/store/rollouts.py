@@ -66,10 +66,18 @@ def publish_shard(layout: RunLayout, manifest: RolloutManifest, number: int, sha
 
 
 def read_shard(layout: RunLayout, manifest: RolloutManifest, number: int) -> RolloutShard:
-    """Read a shard of a plan. Raises the errors of `read_record`, and `ForeignFileError` for another plan's."""
+    """Read a shard of a plan.
+
+    Raises the errors of `read_record`, and `ForeignFileError` for a shard of another plan or another place in it.
+    """
     path = layout.shard(manifest.iteration, number, len(manifest.shards))
     tensors, fields = read_record(path, "rollout")
     check_plan(fields, manifest, path)
+    start, stop = manifest.shards[number]
+    if tensors["sample_index"].tolist() != list(range(start, stop)):
+        raise ForeignFileError(
+            f"{path}: does not hold the samples {start} to {stop - 1} of its plan; {REMEDY.format(path=path)}"
+        )
     return RolloutShard(
         Trajectories(tensors["latents"], tensors["log_probs"], tensors["timesteps"]),
         tensors["images"],

@@ -75,11 +75,11 @@ def replace(file: Path, source: Path) -> None:
 DAMAGE: dict[str, tuple[Callable[[Path, Path], object], type[RlcmError], str]] = {
     "truncated shard": (lambda run, _: truncate(run / SHARD), CorruptFileError, "truncated"),
     "flipped shard": (lambda run, _: flip_a_bit(run / SHARD), CorruptFileError, "SHA-256"),
-    "foreign shard": (lambda run, other: replace(run / SHARD, other / SHARD), ForeignFileError, "another shard"),
+    "foreign shard": (lambda run, other: replace(run / SHARD, other / SHARD), ForeignFileError, "another plan"),
     "swapped shards": (
         lambda run, _: replace(run / SHARD, run / SHARD.replace("00000-of", "00001-of")),
         ForeignFileError,
-        "another shard",
+        "does not hold the samples",
     ),
     "foreign safetensors": (
         lambda run, _: shutil.copy(run / "checkpoints/000000" / LORA_FILE, run / SHARD),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,10 @@ GUIDANCE = 4.0
 
 def load_tiny(folder: Path, dtype: str = "float32") -> ConsistencyModel:
     return load_model(str(folder), revision=None, dtype=dtype, device="cpu")
+
+
+def edit_json(file: Path, **changes: Any) -> None:
+    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
 
 
 def attach_tiny(model: ConsistencyModel, *, rank: int = 2, alpha: int = 8, run_seed: int = 0, **settings: Any) -> None:

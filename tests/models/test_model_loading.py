@@ -1,21 +1,16 @@
-import json
 import re
 import shutil
 
 import pytest
 import torch
 from diffusers import LCMScheduler
-from model_helpers import draw, load_tiny
+from model_helpers import draw, edit_json, load_tiny
 from safetensors.torch import load_file, save_file
 
 from rlcm_cli.errors import ModelError
 from rlcm_cli.models.lcm import load_model, select_device
 
 UNET = "unet/diffusion_pytorch_model.safetensors"
-
-
-def edit_json(file, **changes):
-    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
 
 
 def assert_refused(name, pattern, **settings):

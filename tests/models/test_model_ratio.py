@@ -98,6 +98,13 @@ def test_the_ratio_tells_another_policy(worker, tiny_config):
     assert ratio_drift(worker, shifted, config) > 1e-4
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_replaying_in_the_same_batches_is_exact(tiny_lcm, tiny_config, dtype):
+    config = configure(tiny_config, batch_size=1, dtype=dtype)
+    model = load_worker(tiny_lcm, dtype)
+    assert ratio_drift(model, draw_rollout([model], config), config, 1) == 0
+
+
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_half_precision_runs_end_to_end_within_its_tolerance(tiny_lcm, tiny_config, dtype):
     config = configure(tiny_config, batch_size=3, shards=2, dtype=dtype)

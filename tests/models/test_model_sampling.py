@@ -1,6 +1,6 @@
 import pytest
 import torch
-from model_helpers import GUIDANCE, draw, draw_with_diffusers, load_tiny
+from model_helpers import GUIDANCE, draw, draw_with_diffusers, edit_json, load_tiny
 
 PROMPTS, SEEDS = ["cat", "a dog on blue", "cat"], [5, 2**62 + 1, 7]
 
@@ -17,6 +17,14 @@ def test_an_image_is_that_of_the_pipeline_of_diffusers(model, steps):
     # It could fail: the images are no plain colour, and prompts and seeds differ visibly.
     assert all(image.unique().numel() > 20 for image in images)
     assert not torch.equal(images[0], images[2])
+
+
+def test_the_scaling_of_the_autoencoder_reaches_the_image(model, tiny_lcm_copy):
+    edit_json(tiny_lcm_copy / "vae" / "config.json", scaling_factor=0.25)
+    scaled = load_tiny(tiny_lcm_copy)
+    images = draw(scaled, PROMPTS, SEEDS).images
+    assert torch.equal(images, draw_with_diffusers(scaled.pipeline, PROMPTS, SEEDS))
+    assert not torch.equal(images, draw(model, PROMPTS, SEEDS).images)
 
 
 def test_prompt_seed_guidance_and_spacing_all_reach_the_image(model):
@@ -56,6 +64,19 @@ def test_the_bytes_of_an_embedding_do_not_depend_on_the_prompts_beside_it(tiny_l
         beside = load_tiny(tiny_lcm).encode_prompts(prompts)["prompt_embeds"]
         assert torch.equal(beside[prompts.index("cat"), None], alone)
     assert not torch.equal(alone[0], load_tiny(tiny_lcm).encode_prompts(["dog"])["prompt_embeds"][0])
+
+
+def test_prompts_are_encoded_one_a_call_and_once(tiny_lcm, monkeypatch):
+    """The tiny text encoder's bytes happen not to depend on the batch; those of larger ones do."""
+    model = load_tiny(tiny_lcm)
+    encode, encoded = model.pipeline.encode_prompt, []
+    monkeypatch.setattr(
+        model.pipeline, "encode_prompt", lambda prompt, *rest: encoded.append(prompt) or encode(prompt, *rest)
+    )
+    embeds = model.encode_prompts(["cat", "dog", "cat"])["prompt_embeds"]
+    assert torch.equal(embeds[0], embeds[2])
+    model.encode_prompts(["dog", "bee"])
+    assert encoded == ["cat", "dog", "bee"]
 
 
 def test_an_embedding_is_that_of_the_pipeline(model):

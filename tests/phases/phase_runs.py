@@ -61,9 +61,7 @@ def make_loop(root: Path, config: Config) -> Run:
     return run
 
 
-def make_by_hand(
-    root: Path, config: Config, workers: tuple[Worker, ...] = (Worker(),), *, fresh: bool = True
-) -> Run:
+def make_by_hand(root: Path, config: Config, workers: tuple[Worker, ...] = (Worker(),), *, fresh: bool = True) -> Run:
     """Make a run as commands do: each phase opens the run anew and, where `fresh`, loads its own model."""
     create_run(root, config)
 
@@ -113,11 +111,14 @@ def copy_run(source: Path, target: Path) -> Run:
 
 
 def fingerprint(root: Path) -> dict[str, str]:
-    """Digest each file of a run but for what may differ: the order of a LoRA's metadata keys, and times."""
+    """Digest each file of a run but for what may differ: the order of a LoRA's metadata keys, and times.
+
+    What is in quarantine, or was left by a killed process, is not of the run.
+    """
     return {
         str(file.relative_to(root)): _digest(file)
         for file in sorted(root.rglob("*"))
-        if file.is_file() and not any(part.endswith(".tmp") for part in file.relative_to(root).parts)
+        if file.is_file() and not any(part == "quarantine" or part.endswith(".tmp") for part in file.parts)
     }
 
 

@@ -7,6 +7,7 @@ import hashlib
 import json
 import re
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 from safetensors import safe_open
@@ -76,7 +77,7 @@ for folder in sorted((RUN / "rollouts").iterdir()):
         expect(tensors, "log_probs", "float32", B, A)
         pairs = expect(tensors, "timesteps", "int64", A, 2)
         timesteps = manifest["schedule"]["timesteps"]
-        assert pairs.tolist() == [list(pair) for pair in zip(timesteps, timesteps[1:], strict=False)]
+        assert pairs.tolist() == [list(pair) for pair in pairwise(timesteps)]
         expect(tensors, "images", "uint8", B, 3, H, W)
         index = expect(tensors, "sample_index", "int64", B)
         assert index.tolist() == list(range(start, stop))

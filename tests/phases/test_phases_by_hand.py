@@ -60,8 +60,9 @@ def test_a_worker_draws_and_scores_its_own_shards_alone(tiny_lcm, tmp_path):
 def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(tiny_lcm, tmp_path):
     again = make_loop(tmp_path / "again", make_config(tiny_lcm))
     assert fingerprint(again.layout.root) == fingerprint(finished_run(tiny_lcm))
-    other, one = fingerprint(make_loop(tmp_path / "other", make_config(tiny_lcm, seed=1)).layout.root), fingerprint(
-        again.layout.root
+    other, one = (
+        fingerprint(make_loop(tmp_path / "other", make_config(tiny_lcm, seed=1)).layout.root),
+        fingerprint(again.layout.root),
     )
     assert other.keys() == one.keys()
     equal = {name for name in one if one[name] == other[name]}

@@ -101,6 +101,16 @@ def cut(path: Path):
     path.write_bytes(path.read_bytes()[:-7])
 
 
+def advice_of(root, model_folder):
+    """Continue a run; give the place that its error advises to move away, None where it ends well."""
+    try:
+        continue_run(root, model_folder)
+    except StoreError as error:
+        (place,) = re.findall(r"`rlcm quarantine (.+?)`", str(error))
+        return Path(place)
+    return None
+
+
 REWARDS = "rollouts/000001/rewards/*/"
 
 
@@ -130,19 +140,12 @@ def test_following_the_advice_of_the_errors_mends_the_run(tiny_lcm, tmp_path, pa
         shutil.rmtree(root / name)
     (path,) = root.glob(pattern)
     damage(path)
-    advised = 0
-    while True:
-        try:
-            continue_run(root, tiny_lcm)
+    for _ in range(4):
+        advice = advice_of(root, tiny_lcm)
+        if advice is None:
             break
-        except StoreError as error:
-            assert "\n" not in str(error)
-            (place,) = re.findall(r"`rlcm quarantine (.+?)`", str(error))
-            assert advised < 4, f"the advice leads nowhere: {error}"
-            advised += 1
-            quarantine(Path(place))
-    mended = {name: digest for name, digest in fingerprint(root).items() if not name.startswith("quarantine/")}
-    assert mended == fingerprint(complete)
+        quarantine(advice)
+    assert fingerprint(root) == fingerprint(complete)
 
 
 def test_without_the_rollouts_a_lost_checkpoint_is_named_as_what_it_is(tiny_lcm, tmp_path):

@@ -42,7 +42,7 @@ def test_every_runtime_setting_may_change(tiny_config, tmp_path):
         ({"sample": {"samples": 16}}, "sample.samples: 8 → 16"),
         ({"train": {"learning_rate": 0.5}}, "train.learning_rate: 0.001 → 0.5"),
         ({"lora": {"rank": 3}}, "lora.rank: 2 → 3"),
-        ({"rewards": {"incompressibility": 1.0}}, 'rewards: {"compressibility": 1.0} → '),
+        ({"rewards": {"incompressibility": 1.0}}, "rewards.incompressibility: null → 1.0"),
         ({"evaluate": {"prompts": 4}}, "evaluate.prompts: 3 → 4"),
         ({"prompts": {"held_out_fraction": 0.5}}, "prompts.held_out_fraction: 0.1 → 0.5"),
     ],

@@ -222,3 +222,11 @@ class TestDisk:
         monkeypatch.setattr(os, "fsync", fail_with(errno.EIO))
         with pytest.raises(OSError, match="Input/output error"):
             write(tmp_path / "file", NEW)
+
+    @each_writer
+    def test_a_naming_that_fails_leaves_nothing(self, write, tmp_path, monkeypatch):
+        for name in ("link", "replace", "rename"):
+            monkeypatch.setattr(os, name, fail_with(errno.ENOSPC))
+        with pytest.raises(StorageFullError):
+            write(tmp_path / "file", NEW)
+        assert os.listdir(tmp_path) == []

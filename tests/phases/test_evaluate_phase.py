@@ -1,0 +1,92 @@
+import pytest
+import torch
+from phase_runs import copy_run, finish, finished_run, make_config, make_loop, raw_bytes, shared_model
+
+from rlcm_cli.config import PromptSettings
+from rlcm_cli.errors import ForeignFileError
+from rlcm_cli.phases.evaluate import evaluate, plan_evaluation
+from rlcm_cli.phases.run import open_run, prompt_sets
+from rlcm_cli.phases.score import combine_rewards, load_rewards
+from rlcm_cli.store.evaluations import publish_evaluation, read_evaluation
+from rlcm_cli.store.layout import RunLayout, receipt_path
+from rlcm_cli.store.manifest import read_manifest
+from rlcm_cli.store.quarantine import quarantine
+
+
+def evaluations(root):
+    layout = RunLayout(root)
+    return [read_evaluation(layout, number) for number in layout.evaluations()]
+
+
+def test_every_checkpoint_is_evaluated_with_the_same_prompts_and_seeds(tiny_lcm):
+    first, last = evaluations(finished_run(tiny_lcm))
+    assert (first.checkpoint, last.checkpoint) == (0, 2)
+    assert first.prompts == last.prompts
+    assert torch.equal(first.seed, last.seed)
+    assert torch.equal(first.held_out, last.held_out)
+    assert first.policy_digest != last.policy_digest
+
+
+def test_the_pictures_differ_by_the_policy_alone(tiny_lcm, tmp_path):
+    run = make_loop(tmp_path / "run", make_config(tiny_lcm, train={"learning_rate": 0.3}, runtime={"iterations": 1}))
+    first, last = (read_evaluation(run.layout, number) for number in (0, 1))
+    assert not torch.equal(first.images, last.images)
+    quarantine(run.layout.evaluation(0))
+    finish(evaluate(run, shared_model(tiny_lcm), load_rewards(run), 0))
+    assert torch.equal(read_evaluation(run.layout, 0).images, first.images)
+
+
+@pytest.mark.parametrize(("prompts", "held_out"), [(3, 1), (9, 3), (45, 4), (1, 0), (2, 0)])
+def test_a_third_at_most_of_the_prompts_are_held_out_ones(tiny_lcm, prompts, held_out):
+    config = make_config(tiny_lcm, evaluate={"prompts": prompts, "images_per_prompt": 2})
+    training, kept_out = prompt_sets(config.prompts)
+    plan = plan_evaluation(config)
+    assert len(plan) == min(prompts, len(training) + held_out) * 2
+    assert len({seed for _, seed, _ in plan}) == len(plan)
+    for prompt, _, is_held_out in plan:
+        assert prompt in (kept_out if is_held_out else training)
+    assert sum(is_held_out for _, _, is_held_out in plan) == held_out * 2
+
+
+def test_no_held_out_prompt_is_ever_trained_on(tiny_lcm):
+    layout = RunLayout(finished_run(tiny_lcm))
+    _, held_out = prompt_sets(PromptSettings())
+    drawn = {prompt for iteration in (0, 1) for prompt in read_manifest(layout.manifest(iteration)).prompts}
+    assert len(drawn) == 16
+    assert not drawn & set(held_out)
+    (first, _) = evaluations(layout.root)
+    assert set(held_out) & set(first.prompts)
+
+
+def test_the_summary_averages_training_and_held_out_prompts_apart(tiny_lcm):
+    run = open_run(finished_run(tiny_lcm))
+    (event,) = finish(evaluate(run, shared_model(tiny_lcm), load_rewards(run), 2))
+    evaluation = read_evaluation(run.layout, 2)
+    total = combine_rewards(evaluation.rewards, run.config.rewards)
+    assert event.reward_training == pytest.approx(total[~evaluation.held_out].mean().item())
+    assert event.reward_held_out == pytest.approx(total[evaluation.held_out].mean().item())
+    assert event.components == {"compressibility": pytest.approx(total.mean().item())}
+
+
+def test_without_held_out_prompts_there_is_no_such_mean(tiny_lcm, tmp_path):
+    config = make_config(tiny_lcm, prompts={"held_out_fraction": 0.0}, runtime={"iterations": 1})
+    run = make_loop(tmp_path / "run", config)
+    (event,) = finish(evaluate(run, shared_model(tiny_lcm), load_rewards(run), 1))
+    assert event.reward_held_out is None
+
+
+def test_an_evaluation_of_another_policy_is_refused_and_made_again_after_quarantine(tiny_lcm, tmp_path):
+    run = copy_run(finished_run(tiny_lcm), tmp_path / "run")
+    path, model, rewards = run.layout.evaluation(2), shared_model(tiny_lcm), load_rewards(run)
+    expected = path.read_bytes()
+    other = read_evaluation(run.layout, 0)
+    for file in (path, receipt_path(path)):
+        file.unlink()
+    publish_evaluation(run.layout, type(other)(**{**vars(other), "checkpoint": 2}))
+    before = raw_bytes(run.layout.root)
+    with pytest.raises(ForeignFileError, match=r"was drawn with another policy; .*`rlcm quarantine .*evaluations"):
+        finish(evaluate(run, model, rewards, 2))
+    assert raw_bytes(run.layout.root) == before
+    quarantine(path)
+    finish(evaluate(run, model, rewards, 2))
+    assert path.read_bytes() == expected
