@@ -96,5 +96,5 @@ def summarise(evaluation: Evaluation, config: Config) -> Evaluated:
         checkpoint=evaluation.checkpoint,
         reward_training=total[~held_out].mean().item(),
         reward_held_out=total[held_out].mean().item() if held_out.any() else None,
-        components={name: values.mean().item() for name, values in evaluation.rewards.items()},
+        components={name: evaluation.rewards[name].mean().item() for name in config.rewards},
     )

@@ -135,6 +135,15 @@ def test_a_shard_of_another_plan(layout, shard, tmp_path):
     assert quarantine_advice(shard) in message
 
 
+def test_a_shard_from_another_place_of_the_plan(layout, shard):
+    neighbour = layout.shard(0, 1, 2)
+    shutil.copy(neighbour, shard)
+    shutil.copy(receipt_path(neighbour), receipt_path(shard))
+    message = refused(ForeignFileError, layout)
+    assert message.startswith(f"{shard}: does not hold the samples 0 to 3")
+    assert quarantine_advice(shard) in message
+
+
 def test_the_rewards_of_another_shard(layout, sidecar):
     neighbour = layout.reward_shard(0, REWARD, 1, 2)
     shutil.copy(neighbour, sidecar)
