@@ -1,5 +1,6 @@
 # make run    set up, then fine-tune the embedded model for compression
 # make test   set up, then the default tests
+# make … TORCH_INDEX=URL   take torch from another package index too, such as PyTorch's own for CPU builds
 VENV ?= .venv
 ifeq ($(OS),Windows_NT)
 BIN := $(VENV)/Scripts
@@ -13,10 +14,10 @@ endif
 
 setup: $(VENV)/installed
 
-# The constraints pin torch: a plain `torch` pulls gigabytes of CUDA on a machine without a GPU.
+# The constraints pin torch: a plain `torch` takes whatever build is newest.
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) --constraint constraints.txt --editable '.[dev]'
 	$(BIN)/python -c "from pathlib import Path; Path('$(VENV)/installed').touch()"
 
 run: setup
