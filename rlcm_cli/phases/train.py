@@ -96,6 +96,7 @@ def train(run: Run, model: ConsistencyModel, *, off_policy: bool = False) -> Ite
     updates = math.ceil(len(clipped) / (settings.minibatch_size or len(clipped))) * settings.inner_epochs
     yield PhaseStarted("train", iteration, updates, "updates")
     records: list[UpdateMetrics] = []
+    model.adapter_digest = None  # from the first step on the weights are no file's, also where a later one fails
     for minibatch in draw_minibatches(settings, len(clipped), run.config.seed, iteration):
         optimizer.zero_grad(set_to_none=True)
         record = accumulate_gradient(
@@ -125,7 +126,6 @@ def train(run: Run, model: ConsistencyModel, *, off_policy: bool = False) -> Ite
         optimizer.step()
         records.append(record)
         yield Advanced(1)
-    model.adapter_digest = None  # the weights are no file's any more
     if all(torch.equal(before[name], parameter) for name, parameter in parameters.items()):
         raise TrainingError(
             f"iteration {iteration}: {len(records)} optimizer steps changed no weight of the adapter (learning rate "

@@ -31,7 +31,7 @@ from rlcm_cli.errors import (
 )
 from rlcm_cli.models.lora import lora_parameters, save_lora
 from rlcm_cli.phases import train as train_module
-from rlcm_cli.phases.events import IterationTrained, Warned
+from rlcm_cli.phases.events import Advanced, IterationTrained, Warned
 from rlcm_cli.phases.loop import loop
 from rlcm_cli.phases.policy import ensure_start, load_policy_model
 from rlcm_cli.phases.run import create_run
@@ -188,6 +188,12 @@ class TestPolicyOfTheRollout:
         finally:
             model.digest = digest
 
+    def test_a_rollout_of_another_base_model_is_refused(self, config, tmp_path):
+        run, model = prepare(tmp_path / "run", config)
+        path = run.layout.manifest(0)
+        path.write_bytes(read_manifest(path).model_copy(update={"model_digest": "another"}).encode())
+        assert "its samples come from another base model" in refuses_to_train(ForeignFileError, run, model)
+
     def test_the_ratio_before_an_update_is_1_for_any_split(self, tiny_lcm, tmp_path):
         for number, (sizes, micro) in enumerate(
             [({"batch_size": 3}, 1), ({"shards": 5}, 7), ({"batch_size": 8, "shards": 1}, 100)]
@@ -252,6 +258,26 @@ class TestSeveralUpdates:
         assert again == epochs[0]
         other = torch.cat(list(train_module.draw_minibatches(settings, 8, 0, 6))[:3]).tolist()
         assert other != epochs[0]
+
+
+@pytest.mark.parametrize("completed", [True, False])
+def test_after_training_a_phase_takes_its_checkpoints_weights_and_not_those_left_in_memory(
+    tiny_lcm, tmp_path, completed
+):
+    run, model = prepare(tmp_path / "run", make_config(tiny_lcm, train=UPDATES))
+    before = raw_bytes(run.layout.rollout(0))
+    training = train(run, model)
+    if completed:
+        finish(training)
+        quarantine(run.layout.checkpoint(1))
+    else:  # interrupted between two updates
+        while not isinstance(next(training), Advanced):
+            pass
+        next(training)
+        training.close()
+    remove_record(run.layout.shard(0, 0, 2))
+    finish(sample(run, model))
+    assert raw_bytes(run.layout.rollout(0)) == before
 
 
 def test_the_size_of_a_micro_batch_changes_the_result_by_rounding_alone(tiny_lcm, tmp_path):

@@ -78,13 +78,9 @@ class TestValues:
 
     def test_other_sizes_are_resized_with_antialias(self, trained):
         batch = images(2, 64, 64)
-        pixels = torch.nn.functional.interpolate(
-            batch.float(), size=(16, 24), mode="bilinear", antialias=True
-        )
+        pixels = torch.nn.functional.interpolate(batch.float(), size=(16, 24), mode="bilinear", antialias=True)
         expected = label_probabilities(trained / "judge", normalised(pixels))[:, 0].log()
-        torch.testing.assert_close(
-            score(trained / "judge", batch, ["cat"] * 2), expected, rtol=1e-4, atol=1e-5
-        )
+        torch.testing.assert_close(score(trained / "judge", batch, ["cat"] * 2), expected, rtol=1e-4, atol=1e-5)
 
     def test_batches_larger_than_64_keep_their_order(self, trained):
         batch = images(70)
@@ -145,9 +141,7 @@ class TestLabelChoice:
     def test_the_longest_whole_word_label_wins_then_the_earliest(self, trained, prompt, label):
         batch = images(1)
         expected = label_probabilities(trained / "judge", normalised(batch))[0, label].log()
-        torch.testing.assert_close(
-            score(trained / "judge", batch, [prompt])[0], expected, rtol=1e-5, atol=1e-6
-        )
+        torch.testing.assert_close(score(trained / "judge", batch, [prompt])[0], expected, rtol=1e-5, atol=1e-6)
 
     @pytest.mark.parametrize("prompt", ["cats", "a caterpillar", "hotdog", "the other one", ""])
     def test_a_prompt_without_a_label_is_refused(self, trained, prompt):
@@ -217,9 +211,7 @@ class TestJudgesThatCannotBeUsed:
 
     @pytest.mark.parametrize("floor", [0, 0.5, float("nan"), -math.inf, "low", True])
     def test_an_impossible_floor(self, trained, floor):
-        assert "must be a finite number below 0" in self.refusal(
-            str(trained / "judge"), ConfigError, floor=floor
-        )
+        assert "must be a finite number below 0" in self.refusal(str(trained / "judge"), ConfigError, floor=floor)
 
     def test_a_model_that_is_no_text(self):
         assert "must be a folder or a hub id" in self.refusal(7, ConfigError)

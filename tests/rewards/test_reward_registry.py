@@ -29,9 +29,7 @@ def test_an_unknown_reward_names_the_known_and_the_nearest(act):
 
 @pytest.mark.parametrize("act", [load_reward, lambda spec: spec.directory])
 def test_an_unknown_setting_names_the_known_and_the_nearest(act):
-    with pytest.raises(
-        ConfigError, match=r"no setting 'flor'; did you mean 'floor'\? known settings: model, floor"
-    ):
+    with pytest.raises(ConfigError, match=r"no setting 'flor'; did you mean 'floor'\? known settings: model, floor"):
         act(RewardSpec("recognition", {"flor": -1.0}))
     with pytest.raises(ConfigError, match="known settings: none"):
         act(RewardSpec("compressibility", {"quality": 80}))
