@@ -29,7 +29,7 @@ class ConsistencyModel:
     device: torch.device
     dtype: torch.dtype
     digest: str
-    """SHA-256 over the U-Net's weights as loaded."""
+    """SHA-256 over all that makes an image of a prompt and noise: weights as loaded, and the scheduler's settings."""
     adapter_digest: str | None = None
     """Digest of the LoRA file whose weights are in the U-Net."""
     _embeddings: dict[str, Tensor] = field(default_factory=dict)
@@ -160,10 +160,21 @@ def load_model(name: str, *, revision: str | None, dtype: str, device: str) -> C
             )
         module.requires_grad_(False)
         module.eval()
-    digest = digest_tensors(pipeline.unet.state_dict())
+    digest = _digest_pipeline(pipeline)
     with quiet_libraries():
         pipeline.to(place)
     return ConsistencyModel(pipeline, place, DTYPES[dtype], digest)
+
+
+def _digest_pipeline(pipeline: Any) -> str:
+    weights = {
+        f"{part}.{name}": tensor
+        for part in ("unet", "vae", "text_encoder")
+        for name, tensor in getattr(pipeline, part).state_dict().items()
+    }
+    # Names with an underscore say which diffusers wrote the file.
+    settings = {key: value for key, value in pipeline.scheduler.config.items() if not key.startswith("_")}
+    return digest_tensors(weights, settings)
 
 
 def select_device(device: str) -> torch.device:

@@ -101,6 +101,21 @@ def test_the_digest_changes_with_any_weight_and_the_dtype(tiny_lcm, tiny_lcm_cop
     assert load_tiny(tiny_lcm_copy).digest != digest
 
 
+@pytest.mark.parametrize(
+    "file", ["vae/diffusion_pytorch_model.safetensors", "text_encoder/model.safetensors", "scheduler"]
+)
+def test_the_digest_covers_all_parts_that_make_an_image(tiny_lcm, tiny_lcm_copy, file):
+    if file == "scheduler":
+        config = tiny_lcm_copy / "scheduler/scheduler_config.json"
+        config.write_text(config.read_text().replace("0.00085", "0.00084"))
+    else:
+        weights = load_file(tiny_lcm_copy / file)
+        first = sorted(weights)[0]
+        weights[first] = weights[first] + 1
+        save_file(weights, tiny_lcm_copy / file, metadata={"format": "pt"})
+    assert load_tiny(tiny_lcm_copy).digest != load_tiny(tiny_lcm).digest
+
+
 # What is refused
 
 
