@@ -20,8 +20,7 @@ from rlcm_cli.store.checkpoint import latest_checkpoint
 from rlcm_cli.store.run import prune_checkpoints, prune_rollouts
 
 BACKWARD_COST = 2.0
-"""A forward and backward pass through a frozen U-Net to its adapter, in forwards, beyond the forward itself:
-one for the activations' gradients; the rest for attention's recomputation and the adapter."""
+"""A backward pass in forwards: the usual rule of thumb; good enough for an estimate of time."""
 
 
 def loop(run: Run, model: ConsistencyModel, rewards: Mapping[str, RewardFn]) -> Iterator[Event]:
