@@ -168,7 +168,7 @@ class TestPolicyOfTheRollout:
 
     @pytest.mark.parametrize(
         ("weight", "fault"),
-        [(0.1, r"before any update the probability ratio is .*another adapter"), (math.nan, "the gradient is nan")],
+        [(0.1, r"before any update the probability ratio is .*another adapter"), (math.nan, "the model gives NaN")],
     )
     def test_a_model_that_does_not_replay_the_probabilities_is_refused(self, config, tmp_path, weight, fault):
         run, model = prepare(tmp_path / "run", config)
