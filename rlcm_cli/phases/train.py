@@ -305,7 +305,8 @@ def accumulate_gradient(
         record.approx_kl += share * result.approx_kl.item()
         record.clip_fraction += share * result.clip_fraction.item()
         drift = result.ratio_drift.item()
-        record.ratio_drift = drift if math.isnan(drift) else max(record.ratio_drift, drift)  # max() would drop NaN
+        # max() would drop NaN.
+        record.ratio_drift = drift if math.isnan(drift) else max(record.ratio_drift, drift)
     return record
 
 
@@ -313,8 +314,8 @@ def check_ratio(drift: float, dtype: str, where: str) -> None:
     """Raise `TrainingError` where replaying stored transitions gives other probabilities than drawing them."""
     if math.isnan(drift):
         raise TrainingError(
-            f"rollout {where}: the model gives NaN for stored transitions in {dtype}; use --dtype bfloat16 or float32, "
-            "or a smaller train.learning_rate"
+            f"rollout {where}: the model gives NaN for stored transitions in {dtype}; use --dtype bfloat16 or "
+            "float32, or a smaller train.learning_rate"
         )
     tolerance = RATIO_TOLERANCE[dtype]
     if not drift <= 10 * tolerance:
