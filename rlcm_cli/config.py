@@ -1,8 +1,8 @@
 """The typed, frozen configuration of a run: TOML in, JSON out, unknown keys refused.
 
-Every section but `[runtime]` is the identity of a run: a run directory keeps it, and no phase runs there
-with another. `[runtime]` holds what may change between two calls (how long, where, how much memory and
-disk) without changing what an iteration computes, rounding aside.
+Every section but `[runtime]` and `[watch]` is the identity of a run: a run directory keeps it, and no phase
+runs there with another. `[runtime]` and `[watch]` hold what may change between two calls (how long, where, how
+much memory and disk, what to look out for) without changing what an iteration computes, rounding aside.
 
 The layers of a configuration, each overriding the ones before it:
 
@@ -38,6 +38,16 @@ class Section(BaseModel):
 
 
 SectionT = TypeVar("SectionT", bound=Section)
+
+Combination = Literal["normalised", "sum"]
+"""How several rewards become one advantage: each normalised by its prompt's statistics and then weighted, so that
+none drowns the others (`normalised`); or weighted and summed as they are, then normalised (`sum`)."""
+
+REPLACEABLE = ("runtime", "watch")
+"""The sections that may change when a run is continued."""
+
+OF_A_TASK = ("prompts", "rewards", "combine")
+"""What each task of a joint run has for itself."""
 
 
 class ModelSettings(Section):
@@ -144,6 +154,28 @@ class EvaluateSettings(Section):
     images_per_prompt: PositiveInt = 4
 
 
+class TaskSettings(Section):
+    """One of the tasks that a run trains together, on prompts and for rewards of its own."""
+
+    prompts: PromptSettings = PromptSettings()
+    rewards: dict[str, float] = Field(min_length=1)
+    combine: Combination = "normalised"
+    share: PositiveFloat = 1.0
+    """Its part of each iteration's groups, relative to the shares of the other tasks."""
+
+
+class WatchSettings(Section):
+    """Rewards that are scored and plotted but never trained on, and the alarm that rests on them."""
+
+    rewards: tuple[str, ...] = ()
+    window: PositiveInt = 10
+    """Iterations that are averaged before two of them are compared."""
+    fall: PositiveFloat = 0.5
+    """Fall of a watched reward's mean, in standard deviations over images, that raises the alarm while the
+    trained reward rises."""
+    on_hacking: Literal["warn", "stop"] = "warn"
+
+
 class RuntimeSettings(Section):
     """What may change when a run is continued."""
 
@@ -166,11 +198,17 @@ class Config(Section):
     model: ModelSettings = ModelSettings()
     prompts: PromptSettings = PromptSettings()
     sample: SampleSettings = SampleSettings()
-    rewards: dict[str, float] = Field(min_length=1)
-    """Name → weight; the training reward is the weighted sum."""
+    rewards: dict[str, float] = {}
+    """Name → weight. A name is one of `rlcm rewards`, FILE.py:FUNCTION, or the address of a reward server."""
+    combine: Combination = "normalised"
+    reward_settings: dict[str, dict[str, Any]] = {}
+    """Reward name → its settings, where they differ from the defaults."""
+    tasks: dict[str, TaskSettings] = {}
+    """Tasks that are trained together; they stand in the place of `prompts`, `rewards` and `combine` above."""
     lora: LoraSettings = LoraSettings()
     train: TrainSettings = TrainSettings()
     evaluate: EvaluateSettings = EvaluateSettings()
+    watch: WatchSettings = WatchSettings()
     runtime: RuntimeSettings = RuntimeSettings()
 
     @model_validator(mode="after")
@@ -188,6 +226,43 @@ class Config(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _check_rewards(self) -> Config:
+        if bool(self.rewards) == bool(self.tasks):
+            raise ValueError(
+                "rewards and tasks are both set; a run of several tasks has the rewards of each in tasks.NAME.rewards"
+                if self.tasks
+                else "no reward given; name at least one in [rewards]"
+            )
+        if self.tasks and (self.prompts, self.combine) != (PromptSettings(), "normalised"):
+            raise ValueError("prompts and combine are set beside tasks; set those of each in tasks.NAME")
+        for name, weights in ((name, task.rewards) for name, task in self.joint_tasks().items()):
+            if not any(weights.values()):
+                raise ValueError(f"all rewards of task '{name}' have weight 0, so there is nothing to train for")
+        for name in self.reward_settings:
+            if name not in self.reward_names():
+                raise ValueError(
+                    f"reward_settings.{name}: '{name}' is neither trained on nor watched here; the rewards are "
+                    f"{', '.join(self.reward_names())}"
+                )
+        if len(self.joint_tasks()) > self.sample.samples // self.sample.group_size:
+            raise ValueError(
+                f"{len(self.tasks)} tasks share the {self.sample.samples // self.sample.group_size} groups of an "
+                "iteration; raise sample.samples"
+            )
+        return self
+
+    def joint_tasks(self) -> dict[str, TaskSettings]:
+        """Give the tasks by name: of a usual run the one that it is."""
+        return self.tasks or {
+            self.task: TaskSettings(prompts=self.prompts, rewards=self.rewards, combine=self.combine)
+        }
+
+    def reward_names(self) -> list[str]:
+        """Give every reward that is trained on or watched, once."""
+        trained = [name for task in self.joint_tasks().values() for name in task.rewards]
+        return list(dict.fromkeys([*trained, *self.watch.rewards]))
+
     def require_actions(self) -> None:
         """Raise `ConfigError` where a trajectory would hold no action, so that nothing could be learned."""
         if self.sample.steps < 2:
@@ -201,8 +276,14 @@ class Config(Section):
         return self.model_dump_json(indent=2)
 
     def identity(self) -> dict[str, Any]:
-        """Give the settings that a run directory fixes for good: all but `[runtime]`."""
-        return self.model_dump(mode="json", exclude={"runtime"})
+        """Give the settings that a run directory fixes for good.
+
+        Settings of rewards that are only watched may change as what is watched does.
+        """
+        values = self.model_dump(mode="json", exclude=set(REPLACEABLE))
+        trained = {name for task in self.joint_tasks().values() for name in task.rewards}
+        values["reward_settings"] = {name: s for name, s in self.reward_settings.items() if name in trained}
+        return values
 
 
 def task_names() -> list[str]:
@@ -221,7 +302,7 @@ def task_text(name: str) -> str:
 
 
 def resolve_config(
-    task: str | None,
+    tasks: Sequence[str],
     *,
     config_file: Path | None = None,
     assignments: Sequence[str] = (),
@@ -229,23 +310,51 @@ def resolve_config(
 ) -> Config:
     """Build the configuration of a run from its layers.
 
-    `assignments` are `key=value` strings with dotted keys and TOML values (a bare word is a string);
-    `flags` maps dotted keys to values, None meaning "not given". Raises `ConfigError` for whatever does
-    not fit, naming the key and where it was written.
+    `tasks` names presets; none is the one that `config_file` names. Of several, which are trained together, the
+    first gives all settings but prompts and rewards, which each keeps. `assignments` are `key=value` strings
+    with dotted keys and TOML values (a bare word is a string); `flags` maps dotted keys to values, None
+    meaning "not given". Raises `ConfigError` for whatever does not fit, naming the key and where it was written.
     """
     file_layer = _read_toml(config_file) if config_file else {}
-    named_task = task or file_layer.get("task")
-    if not isinstance(named_task, str):
+    in_file = file_layer.get("task")
+    names = list(dict.fromkeys(tasks)) or ([in_file] if isinstance(in_file, str) else [])
+    if not names:
         raise ConfigError("no task given; use --task NAME (`rlcm tasks` lists them) or a `task` key in --config")
+    if len(names) == 1:
+        return parse_config({**_layered(names[0], file_layer, assignments, flags), "task": names[0]})
+    if (flags or {}).get("rewards") is not None:
+        raise ConfigError(
+            "--reward stands for the rewards of one task, and several are given; set those of one by "
+            "--set tasks.NAME.rewards={...}"
+        )
+    # The model decides whether a preset's embedded layer holds.
+    model_in_file = {key: value for key, value in file_layer.items() if key == "model"}
+    model_choice = [assignment for assignment in assignments if assignment.startswith("model.")]
+    members = {name: _layered(name, model_in_file, model_choice, flags) for name in names}
+    together = {key: value for key, value in members[names[0]].items() if key not in OF_A_TASK}
+    together["reward_settings"] = _merge([member.get("reward_settings", {}) for member in members.values()])
+    together["tasks"] = {
+        name: {key: member[key] for key in OF_A_TASK if key in member} for name, member in members.items()
+    }
+    return parse_config({**_explicit([together, file_layer], assignments, flags), "task": "+".join(names)})
 
-    preset = tomllib.loads(task_text(named_task))
+
+def _layered(
+    task: str, file_layer: Mapping[str, Any], assignments: Sequence[str], flags: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """Merge the layers of one preset."""
+    preset = tomllib.loads(task_text(task))
     embedded = preset.pop("embedded", {})
     chosen = _explicit([preset, file_layer], assignments, flags)
     model = chosen.get("model", {})
     name = model.get("name", EMBEDDED_MODEL) if isinstance(model, dict) else EMBEDDED_MODEL
     if name == EMBEDDED_MODEL:
         chosen = _explicit([preset, embedded, file_layer], assignments, flags)
-    return parse_config({**chosen, "task": named_task})
+    if "tasks" in file_layer:
+        for key in OF_A_TASK:
+            if key not in file_layer:
+                chosen.pop(key, None)
+    return chosen
 
 
 def override_config(
@@ -280,7 +389,7 @@ def differences(saved: Mapping[str, Any], asked: Mapping[str, Any], prefix: str 
     lines: list[str] = []
     for key in sorted({*saved, *asked}):
         old, new = saved.get(key), asked.get(key)
-        if prefix != "rewards." and isinstance(old, dict) and isinstance(new, dict):
+        if isinstance(old, dict) and isinstance(new, dict):
             lines += differences(old, new, f"{prefix}{key}.")
         elif old != new:
             lines.append(f"{prefix}{key}: {json.dumps(old)} → {json.dumps(new)}")
@@ -303,13 +412,17 @@ def _read_toml(path: Path) -> dict[str, Any]:
 def _explicit(
     layers: Sequence[Mapping[str, Any]], assignments: Sequence[str], flags: Mapping[str, Any] | None
 ) -> dict[str, Any]:
-    """Merge layers, then set single keys: `rewards.x=1` adds a reward, `rewards={x=1}` drops the others."""
+    """Merge layers, then set single keys: `rewards.x=1` adds a reward, `rewards={x=1}` drops the others.
+
+    Which rewards there are and how they are combined is one choice: whoever names all rewards anew does not
+    inherit `combine` from below.
+    """
     values = _merge(layers)
-    for assignment in assignments:
-        _assign(values, *_parse_assignment(assignment))
-    for key, value in (flags or {}).items():
-        if value is not None:
-            _assign(values, key, value)
+    given = [_parse_assignment(assignment) for assignment in assignments]
+    given += [(key, value) for key, value in (flags or {}).items() if value is not None]
+    # Rewards first: they drop the `combine` from below, not the one that was given with them.
+    for key, value in sorted(given, key=lambda one: one[0].endswith("combine")):
+        _assign(values, key, value)
     return values
 
 
@@ -330,6 +443,8 @@ def _assign(table: dict[str, Any], dotted_key: str, value: Any) -> None:
         if not isinstance(table, dict):
             raise ConfigError(f"'{dotted_key}': '{name}' is a value, not a table")
     below = table.get(last)
+    if last == "rewards":
+        table.pop("combine", None)
     if isinstance(value, dict) and isinstance(below, dict) and last != "rewards":
         table[last] = _merge([below, value])
     else:
@@ -339,9 +454,11 @@ def _assign(table: dict[str, Any], dotted_key: str, value: Any) -> None:
 def _merge(layers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     merged: dict[str, Any] = {}
     for layer in layers:
+        if "rewards" in layer:
+            merged.pop("combine", None)
         for key, value in layer.items():
             below = merged.get(key)
-            # Rewards are one choice: a layer that names some replaces them, else none could be dropped.
+            # A layer that names rewards replaces them, else none could be dropped.
             if isinstance(value, Mapping) and isinstance(below, dict) and key != "rewards":
                 merged[key] = _merge([below, value])
             else:

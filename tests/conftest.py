@@ -23,6 +23,12 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Scores of these tests stay among themselves."""
+    os.environ["RLCM_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
 def build_tiny_lcm(folder: Path) -> None:
     """Save a pipeline with 8x8 latents of 4 channels and 16x16 images: a forward takes a few milliseconds."""
     from diffusers import AutoencoderTiny, LatentConsistencyModelPipeline, LCMScheduler, UNet2DConditionModel

@@ -74,7 +74,7 @@ def test_each_layer_overrides_all_below_it(tmp_path, monkeypatch, present, sampl
     monkeypatch.setattr(config_module, "_tasks_folder", lambda: folder)
 
     resolved = resolve_config(
-        "mine",
+        ["mine"],
         config_file=write_toml(tmp_path, "[sample]\nsamples = 40\n") if "file" in there else None,
         assignments=["sample.samples=50"] if "set" in there else [],
         flags={"sample.samples": 60 if "flag" in there else None},
@@ -84,28 +84,28 @@ def test_each_layer_overrides_all_below_it(tmp_path, monkeypatch, present, sampl
 
 
 def test_a_layer_leaves_the_keys_that_it_does_not_name(preset):
-    resolved = resolve_config(preset, assignments=["sample.batch_size=7"])
+    resolved = resolve_config([preset], assignments=["sample.batch_size=7"])
     assert (resolved.sample.batch_size, resolved.sample.samples, resolved.sample.steps) == (7, 30, 5)
 
 
 def test_a_later_assignment_overrides_an_earlier_one(preset):
-    assert resolve_config(preset, assignments=["seed=1", "seed=2"]).seed == 2
+    assert resolve_config([preset], assignments=["seed=1", "seed=2"]).seed == 2
 
 
 def test_rewards_are_replaced_as_a_whole_by_a_file_and_by_the_embedded_table(preset, tmp_path):
     over = write_toml(tmp_path, "[rewards]\ncompressibility = 2.0\n")
-    assert resolve_config(preset).rewards == {"incompressibility": 3.0}
-    assert resolve_config(preset, config_file=over).rewards == {"compressibility": 2.0}
+    assert resolve_config([preset]).rewards == {"incompressibility": 3.0}
+    assert resolve_config([preset], config_file=over).rewards == {"compressibility": 2.0}
 
 
 def test_one_reward_is_set_beside_the_others_and_a_table_of_them_replaces_them(preset):
-    beside = resolve_config(preset, assignments=["rewards.recognition=2"])
+    beside = resolve_config([preset], assignments=["rewards.recognition=2"])
     assert beside.rewards == {"incompressibility": 3.0, "recognition": 2.0}
-    assert resolve_config(preset, assignments=["rewards={compressibility=1}"]).rewards == {"compressibility": 1.0}
+    assert resolve_config([preset], assignments=["rewards={compressibility=1}"]).rewards == {"compressibility": 1.0}
 
 
 def test_another_model_takes_the_values_outside_of_the_embedded_table(preset):
-    resolved = resolve_config(preset, flags={"model.name": "some/model"})
+    resolved = resolve_config([preset], flags={"model.name": "some/model"})
     assert resolved.sample.samples == 20
     assert resolved.rewards == {"compressibility": 1.0, "recognition": 0.5}
 
@@ -115,16 +115,16 @@ def test_the_embedded_table_serves_the_model_that_is_chosen_in_the_end(preset, t
     over = write_toml(tmp_path, '[model]\nname = "some/model"\n') if layer == "file" else None
     assignments = ["model.name=some/model"] if layer == "set" else []
     flags = {"model.name": "some/model" if layer == "flag" else None}
-    assert resolve_config(preset, config_file=over, assignments=assignments, flags=flags).sample.samples == 20
+    assert resolve_config([preset], config_file=over, assignments=assignments, flags=flags).sample.samples == 20
     back = {"model.name": "emoji-lcm"}
-    assert resolve_config(preset, config_file=over, assignments=assignments, flags=back).sample.samples == 30
+    assert resolve_config([preset], config_file=over, assignments=assignments, flags=back).sample.samples == 30
 
 
 def test_the_file_may_name_the_task_and_the_flag_wins(preset, tmp_path):
     over = write_toml(tmp_path, 'task = "nothing-of-that-name"\n')
-    assert resolve_config(preset, config_file=over).task == preset
+    assert resolve_config([preset], config_file=over).task == preset
     with pytest.raises(ConfigError, match="nothing-of-that-name"):
-        resolve_config(None, config_file=over)
+        resolve_config([], config_file=over)
 
 
 @pytest.mark.parametrize(
@@ -141,11 +141,11 @@ def test_the_file_may_name_the_task_and_the_flag_wins(preset, tmp_path):
 )
 def test_an_assignment_is_toml_or_else_a_bare_word(preset, assignment, value):
     section, key = assignment.partition("=")[0].strip().split(".")
-    assert getattr(getattr(resolve_config(preset, assignments=[assignment]), section), key) == value
+    assert getattr(getattr(resolve_config([preset], assignments=[assignment]), section), key) == value
 
 
 def test_override_config_puts_flags_over_assignments_over_a_saved_configuration(preset):
-    saved = resolve_config(preset, flags={"seed": 3})
+    saved = resolve_config([preset], flags={"seed": 3})
     changed = override_config(saved, assignments=["seed=4", "runtime.iterations=8"], flags={"seed": 5})
     assert (changed.seed, changed.runtime.iterations, changed.sample) == (5, 8, saved.sample)
     assert override_config(saved) == saved
@@ -162,36 +162,228 @@ def test_override_section_ignores_what_is_not_given():
 @pytest.mark.parametrize("task", task_names())
 @pytest.mark.parametrize("model", [None, PAPERS_MODEL])
 def test_every_shipped_preset_is_valid_for_the_embedded_and_for_the_papers_model(task, model):
-    resolved = resolve_config(task, flags={"model.name": model})
+    resolved = resolve_config([task], flags={"model.name": model})
     resolved.require_actions()
     assert resolved.task == task
 
 
 @pytest.mark.parametrize("task", task_names())
 def test_a_preset_as_printed_is_a_file_for_config_but_for_its_embedded_table(task, tmp_path):
-    text, _, _ = task_text(task).partition("[embedded.")
-    copied = resolve_config(task, config_file=write_toml(tmp_path, text), flags={"model.name": PAPERS_MODEL})
-    assert copied == resolve_config(task, flags={"model.name": PAPERS_MODEL})
+    text, _, _ = task_text(task).partition("[embedded")
+    copied = resolve_config([task], config_file=write_toml(tmp_path, text), flags={"model.name": PAPERS_MODEL})
+    assert copied == resolve_config([task], flags={"model.name": PAPERS_MODEL})
 
 
 def test_the_papers_model_takes_the_papers_values():
-    resolved = resolve_config("compression", flags={"model.name": PAPERS_MODEL})
+    resolved = resolve_config(["compression"], flags={"model.name": PAPERS_MODEL})
     assert (resolved.sample.steps, resolved.sample.samples, resolved.sample.guidance_scale) == (8, 16, 8.0)
     assert (resolved.lora.rank, resolved.lora.alpha, resolved.train.learning_rate) == (16, 32, 1e-4)
     assert (resolved.prompts.source, resolved.runtime.iterations) == ("imagenet_animals", 1000)
     assert resolved.rewards == {"compressibility": 1.0}
 
 
+# Which rewards there are, and how they are combined, is one choice
+
+
+@pytest.fixture
+def summed(preset, tmp_path):
+    """A preset whose embedded rewards are summed."""
+    text = PRESET.replace("[embedded.sample]", '[embedded]\ncombine = "sum"\n\n[embedded.sample]')
+    (tmp_path / "tasks" / "mine.toml").write_text(text, encoding="utf-8")
+    return preset
+
+
+def test_rewards_are_normalised_unless_said_otherwise(preset, summed):
+    assert resolve_config([summed]).combine == "sum"
+    assert resolve_config([summed], flags={"model.name": "some/model"}).combine == "normalised"
+
+
+def test_whoever_names_all_rewards_anew_does_not_inherit_how_they_are_combined(summed, tmp_path):
+    over = write_toml(tmp_path, "[rewards]\ncompressibility = 2.0\n")
+    assert resolve_config([summed], config_file=over).combine == "normalised"
+    assert resolve_config([summed], assignments=["rewards={compressibility=1}"]).combine == "normalised"
+    assert resolve_config([summed], flags={"rewards": {"compressibility": 1.0}}).combine == "normalised"
+
+
+def test_whoever_does_not_name_all_rewards_does(summed, tmp_path):
+    over = write_toml(tmp_path, "seed = 4\n")
+    assert resolve_config([summed], config_file=over).combine == "sum"
+    assert resolve_config([summed], assignments=["rewards.compressibility=1"]).combine == "sum"
+    assert resolve_config([summed], flags={"rewards": None}).combine == "sum"
+
+
+def test_what_is_said_with_the_rewards_holds(summed, tmp_path):
+    over = write_toml(tmp_path, 'combine = "sum"\n[rewards]\ncompressibility = 2.0\n')
+    assert resolve_config([summed], config_file=over).combine == "sum"
+    for assignments in (
+        ["combine=sum", "rewards={compressibility=1}"],
+        ["rewards={compressibility=1}", "combine=sum"],
+    ):
+        assert resolve_config([summed], assignments=assignments).combine == "sum"
+    flags = {"rewards": {"compressibility": 1.0}}
+    assert resolve_config([summed], assignments=["combine=sum"], flags=flags).combine == "sum"
+
+
+# Tasks that are trained together
+
+OTHER = """[sample]
+samples = 999
+
+[prompts]
+source = "other.txt"
+
+[rewards]
+recognition = 2.0
+
+[reward_settings.recognition]
+floor = -3.0
+
+[embedded]
+combine = "sum"
+
+[embedded.rewards]
+compressibility = 1.0
+recognition = 0.25
+"""
+
+
+@pytest.fixture
+def two(preset, tmp_path):
+    (tmp_path / "tasks" / "other.toml").write_text(OTHER, encoding="utf-8")
+    return [preset, "other"]
+
+
+def test_each_task_keeps_its_prompts_and_rewards_and_the_first_gives_the_rest(two):
+    together = resolve_config(two)
+    assert together.task == "mine+other"
+    assert together.sample.samples == 30
+    assert (together.rewards, list(together.tasks)) == ({}, two)
+    mine, other = together.tasks.values()
+    assert (mine.rewards, mine.combine, mine.prompts.source) == (
+        {"incompressibility": 3.0},
+        "normalised",
+        "simple_animals",
+    )
+    assert (other.rewards, other.combine, other.prompts.source) == (
+        {"compressibility": 1.0, "recognition": 0.25},
+        "sum",
+        "other.txt",
+    )
+    assert (mine.share, other.share) == (1.0, 1.0)
+    assert together.reward_names() == ["incompressibility", "compressibility", "recognition"]
+    assert together.reward_settings == {"recognition": {"floor": -3.0}}
+    assert parse_config(json.loads(together.to_json())) == together
+
+
+def test_the_order_of_the_tasks_is_that_of_the_command_line_and_a_task_twice_is_one(two):
+    assert list(resolve_config(two[::-1]).tasks) == two[::-1]
+    assert resolve_config([*two, two[0]]) == resolve_config(two)
+    assert resolve_config([two[0], two[0]]) == resolve_config([two[0]])
+
+
+def test_a_task_of_several_is_set_by_its_name(two, tmp_path):
+    over = write_toml(tmp_path, "[tasks.other]\nshare = 3.0\n[sample]\nsamples = 12\n")
+    together = resolve_config(two, config_file=over, assignments=["tasks.mine.rewards={recognition=1}"])
+    assert together.sample.samples == 12
+    assert together.tasks["other"].share == 3.0
+    assert together.tasks["other"].rewards == {"compressibility": 1.0, "recognition": 0.25}
+    assert together.tasks["mine"].rewards == {"recognition": 1.0}
+    replaced = resolve_config(two, assignments=["tasks.other.rewards={recognition=1}"])
+    assert replaced.tasks["other"].combine == "normalised"
+
+
+@pytest.mark.parametrize("layer", ["file", "set", "flag"])
+def test_another_model_takes_all_tasks_out_of_their_embedded_tables(two, tmp_path, layer):
+    over = write_toml(tmp_path, '[model]\nname = "some/model"\n') if layer == "file" else None
+    assignments = ["model.name=some/model"] if layer == "set" else []
+    flags = {"model.name": "some/model" if layer == "flag" else None}
+    together = resolve_config(two, config_file=over, assignments=assignments, flags=flags)
+    assert together.sample.samples == 20
+    assert together.tasks["mine"].rewards == {"compressibility": 1.0, "recognition": 0.5}
+    assert together.tasks["other"].rewards == {"recognition": 2.0}
+    assert together.tasks["other"].combine == "normalised"
+
+
+def test_tasks_of_a_file_stand_in_the_place_of_the_presets_rewards(preset, tmp_path):
+    over = write_toml(tmp_path, "[tasks.a]\nrewards = {compressibility = 1}\n[tasks.b]\nrewards = {recognition = 1}\n")
+    together = resolve_config([preset], config_file=over)
+    assert (together.rewards, list(together.tasks)) == ({}, ["a", "b"])
+
+
+def test_a_run_of_one_task_is_a_task_of_that_name(preset):
+    alone = resolve_config([preset])
+    assert alone.tasks == {}
+    assert alone.joint_tasks() == {
+        preset: config_module.TaskSettings(prompts=alone.prompts, rewards=alone.rewards, combine=alone.combine)
+    }
+
+
+@pytest.mark.parametrize(
+    ("assignments", "flags", "words"),
+    [
+        ([], {"rewards": {"recognition": 1.0}}, ("--reward stands for the rewards of one task", "tasks.NAME.rewards")),
+        (["rewards={recognition=1}"], {}, ("rewards and tasks are both set", "tasks.NAME.rewards")),
+        (["prompts.source=more.txt"], {}, ("prompts and combine are set beside tasks", "tasks.NAME")),
+        (["combine=sum"], {}, ("prompts and combine are set beside tasks", "tasks.NAME")),
+        (["sample.samples=1"], {}, ("2 tasks share the 1 groups", "sample.samples")),
+        (["sample.group_size=30"], {}, ("2 tasks share the 1 groups",)),
+        (["tasks.other.rewards={}"], {}, ("tasks.other.rewards",)),
+        (["tasks.other.rewards={recognition=0}"], {}, ("task 'other' have weight 0",)),
+        (["tasks.other.share=0"], {}, ("tasks.other.share", "0")),
+        (["tasks.other.shre=1"], {}, ("unknown key 'tasks.other.shre'",)),
+    ],
+)
+def test_tasks_that_cannot_be_trained_together_are_refused_in_one_line(two, assignments, flags, words):
+    with pytest.raises(ConfigError) as refusal:
+        resolve_config(two, assignments=assignments, flags=flags)
+    message = str(refusal.value)
+    assert "\n" not in message
+    for word in words:
+        assert word in message
+
+
+def test_a_file_with_rewards_does_not_fit_several_tasks(two, tmp_path):
+    over = write_toml(tmp_path, "[rewards]\ncompressibility = 2.0\n")
+    with pytest.raises(ConfigError, match="rewards and tasks are both set"):
+        resolve_config(two, config_file=over)
+
+
+# Watched rewards
+
+
+def test_settings_belong_to_a_reward_that_is_trained_on_or_watched(preset):
+    setting = "reward_settings.recognition.floor=-2"
+    with pytest.raises(ConfigError, match="'recognition' is neither trained on nor watched here"):
+        resolve_config([preset], assignments=[setting])
+    watched = resolve_config([preset], assignments=[setting], flags={"watch.rewards": ["recognition"]})
+    assert watched.reward_settings == {"recognition": {"floor": -2}}
+    assert watched.reward_names() == ["incompressibility", "recognition"]
+
+
+def test_what_is_watched_may_change_and_its_settings_with_it(preset):
+    saved = resolve_config([preset])
+    setting = "reward_settings.recognition.floor=-2"
+    changes = {"watch.rewards": ["recognition"], "watch.window": 3, "watch.on_hacking": "stop", "watch.fall": 0.1}
+    watched = override_config(saved, assignments=[setting], flags=changes)
+    assert watched.identity() == saved.identity()
+
+
+def test_the_settings_of_a_trained_reward_are_of_the_runs_identity(preset):
+    saved = resolve_config([preset], assignments=["rewards.recognition=1"])
+    changed = override_config(saved, assignments=["reward_settings.recognition.floor=-2"])
+    assert differences(saved.identity(), changed.identity()) == ['reward_settings.recognition: null → {"floor": -2}']
+
+
 # What is saved
 
 
 def test_a_configuration_survives_its_json(preset):
-    resolved = resolve_config(preset)
+    resolved = resolve_config([preset])
     assert parse_config(json.loads(resolved.to_json())) == resolved
 
 
 def test_the_identity_of_a_run_is_all_but_its_runtime(preset):
-    saved = resolve_config(preset)
+    saved = resolve_config([preset])
     longer = override_config(saved, flags={"runtime.iterations": 999, "runtime.device": "cpu"})
     reseeded = override_config(saved, flags={"seed": 1})
     assert longer.identity() == saved.identity()
@@ -199,7 +391,7 @@ def test_the_identity_of_a_run_is_all_but_its_runtime(preset):
 
 
 def test_differences_name_each_key_with_both_values(preset):
-    saved = resolve_config(preset)
+    saved = resolve_config([preset])
     changed = override_config(saved, assignments=["sample.steps=6", 'lora.start="x"'])
     assert differences(saved.identity(), changed.identity()) == ['lora.start: null → "x"', "sample.steps: 5 → 6"]
 
@@ -228,7 +420,7 @@ def test_differences_name_each_key_with_both_values(preset):
         ("sample.shards=31", ("sample.shards is 31", "30 groups")),
         ("train.minibatch_size=31", ("train.minibatch_size is 31", "sample.samples")),
         ("train.min_count=17", ("train.min_count is 17", "train.buffer_size 16")),
-        ("rewards={}", ("'rewards'",)),
+        ("rewards={}", ("no reward given",)),
         ("rewards.compressibility=much", ("'rewards.compressibility'", '"much"')),
         ("train.learning_rate=2026-01-01", ("neither number, text nor table",)),
         ("nonsense", ("--set nonsense", "key=value")),
@@ -237,7 +429,7 @@ def test_differences_name_each_key_with_both_values(preset):
 )
 def test_a_setting_that_cannot_be_is_refused_in_one_line_that_names_it(preset, assignment, words):
     with pytest.raises(ConfigError) as refusal:
-        resolve_config(preset, assignments=[assignment])
+        resolve_config([preset], assignments=[assignment])
     message = str(refusal.value)
     assert "\n" not in message
     for word in words:
@@ -246,11 +438,11 @@ def test_a_setting_that_cannot_be_is_refused_in_one_line_that_names_it(preset, a
 
 def test_all_faults_are_told_at_once(preset):
     with pytest.raises(ConfigError, match=r"'seed'.*; .*'sample\.stps'"):
-        resolve_config(preset, assignments=["sample.stps=3", "seed=-1"])
+        resolve_config([preset], assignments=["sample.stps=3", "seed=-1"])
 
 
 def test_a_single_step_is_refused_for_training_alone(preset):
-    resolved = resolve_config(preset, flags={"sample.steps": 1})
+    resolved = resolve_config([preset], flags={"sample.steps": 1})
     with pytest.raises(ConfigError, match="no action to train; use --steps 2 or more"):
         resolved.require_actions()
 
@@ -258,12 +450,12 @@ def test_a_single_step_is_refused_for_training_alone(preset):
 @pytest.mark.parametrize(("name", "nearest"), [("compresion", "compression"), ("incompresion", "incompression")])
 def test_an_unknown_task_is_answered_with_the_nearest(name, nearest):
     with pytest.raises(ConfigError, match=rf"unknown task '{name}' \(did you mean '{nearest}'\?\); `rlcm tasks`"):
-        resolve_config(name)
+        resolve_config([name])
 
 
 def test_no_task_is_told_how_to_name_one():
     with pytest.raises(ConfigError, match=r"use --task NAME \(`rlcm tasks` lists them\)"):
-        resolve_config(None)
+        resolve_config([])
 
 
 @pytest.mark.parametrize(
@@ -275,11 +467,11 @@ def test_a_file_that_cannot_be_read_is_refused_by_name(preset, tmp_path, content
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(ConfigError, match=words) as refusal:
-        resolve_config(preset, config_file=path)
+        resolve_config([preset], config_file=path)
     assert str(path) in str(refusal.value)
 
 
 def test_a_configuration_cannot_be_changed_in_place(preset):
-    resolved: Config = resolve_config(preset)
+    resolved: Config = resolve_config([preset])
     with pytest.raises(ValueError, match="frozen"):
         resolved.seed = 1  # type: ignore[misc]

@@ -26,7 +26,7 @@ from rlcm_cli.models.lora import base_model, lora_parameters
 from rlcm_cli.phases.policy import load_policy_model
 from rlcm_cli.phases.run import create_run
 from rlcm_cli.phases.sample import sample
-from rlcm_cli.phases.score import load_rewards, score
+from rlcm_cli.phases.score import load_scorers, score
 from rlcm_cli.phases.train import train
 
 
@@ -85,13 +85,13 @@ def main() -> None:
     parser.add_argument("--iterations", type=int, default=10)
     parser.add_argument("--set", dest="assignments", action="append", default=[], metavar="KEY=VALUE")
     arguments = parser.parse_args()
-    config = resolve_config(arguments.task, assignments=arguments.assignments)
+    config = resolve_config([arguments.task], assignments=arguments.assignments)
     model = load_policy_model(config)
 
     loop_seconds, bare_seconds = [], []
     with tempfile.TemporaryDirectory() as folder:
         run = create_run(Path(folder) / "run", config)
-        rewards = load_rewards(run)
+        rewards = load_scorers(run)
         for iteration in range(arguments.iterations + 1):
             whole = timed(lambda: [*sample(run, model), *score(run, rewards), *train(run, model)])
             bare = timed(lambda: run_bare_iteration(model, config))

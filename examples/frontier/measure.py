@@ -19,7 +19,7 @@ from torch import Tensor
 from rlcm_cli.phases.evaluate import evaluate
 from rlcm_cli.phases.policy import load_policy_model
 from rlcm_cli.phases.run import Run, open_run
-from rlcm_cli.phases.score import load_rewards
+from rlcm_cli.phases.score import load_scorers
 from rlcm_cli.rewards.compressibility import jpeg_kilobytes
 from rlcm_cli.store.evaluations import Evaluation, read_evaluation
 
@@ -44,7 +44,7 @@ def measure_run(folder: Path, every: int) -> list[dict[str, Any]]:
 
 def draw_checkpoints(run: Run, numbers: list[int]) -> list[int]:
     """Draw the fixed held-out images with some checkpoints of a run."""
-    model, rewards = load_policy_model(run.config), load_rewards(run)
+    model, rewards = load_policy_model(run.config), load_scorers(run)
     for number in numbers:
         for _ in evaluate(run, model, rewards, number):
             pass
@@ -76,7 +76,7 @@ def named_label_wins(images: Tensor, prompts: list[str]) -> Tensor:
     with torch.no_grad():
         logits = torch.cat([model(part.float() / 127.5 - 1).logits for part in images.split(64)])
     found = [model.config.id2label[index] for index in logits.argmax(1).tolist()]
-    return torch.tensor([label == prompt for label, prompt in zip(found, prompts, strict=True)])
+    return torch.tensor([label in prompt.split() for label, prompt in zip(found, prompts, strict=True)])
 
 
 def table(results: list[dict[str, Any]]) -> str:

@@ -13,7 +13,19 @@ from typing import Annotated, Any
 import typer
 
 from rlcm_cli import __version__
-from rlcm_cli.cli import evaluate, generate, inspect, loop, quarantine, sample, score, tasks, train
+from rlcm_cli.cli import (
+    evaluate,
+    generate,
+    inspect,
+    loop,
+    quarantine,
+    rewards,
+    sample,
+    score,
+    serve_reward,
+    tasks,
+    train,
+)
 from rlcm_cli.errors import RlcmError
 
 INTERRUPTED = 130
@@ -52,7 +64,7 @@ def _root(
     pass
 
 
-for module in (loop, sample, score, train, generate, evaluate, tasks, inspect, quarantine):
+for module in (loop, sample, score, train, generate, evaluate, tasks, rewards, serve_reward, inspect, quarantine):
     module.register(app)
 
 

@@ -87,6 +87,10 @@ class Display:
                 self._show_iteration(number, metrics)
             case events.Evaluated():
                 self._show_evaluation(event)
+            case events.HackingFound(checkpoint, watched, message, stops):
+                end = "; stopped here, --on-hacking warn goes on" if stops else ""
+                self.console.print(f"hacking, at iteration {checkpoint}: {message}{end}", markup=False, style="red")
+                self.summary.setdefault("hacking", {})[watched] = checkpoint
             case events.CostEstimated(seconds, disk_bytes, iterations):
                 many = "iteration" if iterations == 1 else "iterations"
                 self.say(
@@ -108,10 +112,16 @@ class Display:
         self._phase = self._progress.add_task(event.phase, total=event.total, note="")
 
     def _show_iteration(self, number: int, metrics: Mapping[str, Any]) -> None:
-        line = f"reward {metrics['reward_mean']:.3f} ± {metrics['reward_std']:.3f}  best {metrics['reward_best']:.3f}"
+        if len(metrics["tasks"]) > 1:
+            line = "  ".join(f"{task} {value:.3f}" for task, value in metrics["tasks"].items())
+        else:
+            line = f"reward {metrics['reward_mean']:.3f} ± {metrics['reward_std']:.3f}"
+            line += f"  best {metrics['reward_best']:.3f}"
         parts = ", ".join(f"{name} {value:.3f}" for name, value in metrics["rewards"].items())
         if len(metrics["rewards"]) > 1:
             line += f"  ({parts})"
+        if metrics["watched"]:
+            line += "  watched: " + ", ".join(f"{name} {value:.3f}" for name, value in metrics["watched"].items())
         if self._whole is not None:
             self._progress.update(self._whole, completed=number, note=line)
         seconds = time.perf_counter() - self._started
@@ -124,11 +134,15 @@ class Display:
 
     def _show_evaluation(self, event: Evaluated) -> None:
         self._evaluations[event.checkpoint] = event
-        held_out = "" if event.reward_held_out is None else f", on prompts kept out of it {event.reward_held_out:.3f}"
         parts = ", ".join(f"{name} {value:.3f}" for name, value in event.components.items())
+        if len(event.tasks) > 1:  # their rewards have no common scale
+            reward = ", ".join(f"{task} {value:.3f}" for task, value in event.tasks.items())
+        else:
+            reward = f"reward on training prompts {event.reward_training:.3f}"
+            if event.reward_held_out is not None:
+                reward += f", on prompts kept out of it {event.reward_held_out:.3f}"
         self.console.print(
-            f"checkpoint {event.checkpoint}, held-out seeds: reward on training prompts "
-            f"{event.reward_training:.3f}{held_out}  ({parts})",
+            f"checkpoint {event.checkpoint}, held-out seeds: {reward}  ({parts})",
             markup=False,
         )
         self.summary.setdefault("evaluations", {})[str(event.checkpoint)] = {

@@ -23,6 +23,8 @@ def run(
         ),
     ] = [],  # noqa: B006
     device: o.DeviceOption = None,
+    allow_code: o.AllowCodeOption = False,
+    no_cache: o.NoCacheOption = False,
     quiet: o.QuietOption = False,
     as_json: o.JsonOption = False,
 ) -> None:
@@ -30,13 +32,14 @@ def run(
     from rlcm_cli.cli.display import Display
     from rlcm_cli.phases.evaluate import evaluate
     from rlcm_cli.phases.policy import load_policy_model
-    from rlcm_cli.phases.score import load_rewards
+    from rlcm_cli.phases.score import load_scorers
     from rlcm_cli.store.checkpoint import latest_checkpoint
 
-    the_run = o.reopen_run(root, device=device)
+    the_run = o.reopen_run(root, flags={"runtime.device": device})
+    o.permit_code(the_run, (), allowed=allow_code)
     chosen = checkpoints or [latest_checkpoint(the_run.layout)]
-    rewards, model = load_rewards(the_run), load_policy_model(the_run.config)
+    scorers, model = load_scorers(the_run, cache=o.open_cache(no_cache)), load_policy_model(the_run.config)
     display = Display(quiet=quiet, as_json=as_json)
     for checkpoint in chosen:
-        display.follow(evaluate(the_run, model, rewards, checkpoint))
+        display.follow(evaluate(the_run, model, scorers, checkpoint))
     display.finish({"run": str(root)})

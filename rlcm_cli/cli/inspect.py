@@ -26,6 +26,20 @@ def run(
     verify: Annotated[
         bool, typer.Option("--verify", help="Check every digest of a run; exit with 4 if a file is damaged.")
     ] = False,
+    images: Annotated[
+        Path | None,
+        typer.Option(
+            "--images",
+            metavar="DIR",
+            help="Write a rollout's images there as PNG, with a table of prompts, seeds and rewards.",
+            show_default=False,
+            file_okay=False,
+        ),
+    ] = None,
+    iteration: Annotated[
+        int | None,
+        typer.Option("--iteration", metavar="N", help="Whose images.", show_default="the newest rollout"),
+    ] = None,
     as_json: o.JsonOption = False,
 ) -> None:
     """Tell what a run or a file of it holds."""
@@ -37,6 +51,9 @@ def run(
     from rlcm_cli.store.inspection import describe, verify_run
     from rlcm_cli.store.layout import RunLayout
 
+    if images is not None:
+        _export(path, images, iteration)
+        return
     described = describe(path)
     if verify:
         if described["kind"] != "run":
@@ -57,6 +74,19 @@ def run(
             typer.echo("no fault: every digest is right")
     if described.get("faults"):
         raise typer.Exit(StoreError.exit_code)
+
+
+def _export(path: Path, folder: Path, iteration: int | None) -> None:
+    from rlcm_cli.errors import MissingFileError
+    from rlcm_cli.report.images import export_images
+    from rlcm_cli.store.layout import RunLayout
+
+    layout = RunLayout(path)
+    if not layout.iterations():
+        raise MissingFileError(f"{path}: holds no rollout with images; --images takes a run directory")
+    newest = layout.iterations()[-1]
+    *pictures, table = export_images(layout, folder, newest if iteration is None else iteration)
+    typer.echo(f"{folder}: {len(pictures)} images; prompts, seeds and rewards are in {table.name}")
 
 
 def _rows(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

@@ -15,10 +15,16 @@ def register(app: typer.Typer) -> None:
 
 
 def run(
-    task: o.TaskOption = None,
+    tasks: o.TaskOption = [],  # noqa: B006
     root: o.RunOption = None,
     config_file: o.ConfigOption = None,
     assignments: o.SetOption = [],  # noqa: B006
+    rewards: o.RewardOption = [],  # noqa: B006
+    watch: o.WatchOption = [],  # noqa: B006
+    on_hacking: Annotated[
+        str | None,
+        o.setting("--on-hacking", "warn|stop", "When a watched reward falls as the trained one rises.", "warn"),
+    ] = None,
     model: o.ModelOption = None,
     iterations: Annotated[int | None, o.setting("--iterations", "N", "Sample-score-train cycles in all.")] = None,
     samples: o.SamplesOption = None,
@@ -32,6 +38,8 @@ def run(
     keep_checkpoints: Annotated[
         int | None, o.setting("--keep-checkpoints", "N", "Newest checkpoints to keep.", "all")
     ] = None,
+    allow_code: o.AllowCodeOption = False,
+    no_cache: o.NoCacheOption = False,
     dry_run: Annotated[
         bool,
         typer.Option("--dry-run", help="Print the resolved configuration and leave.", rich_help_panel=o.OUTPUT),
@@ -42,15 +50,19 @@ def run(
     """Fine-tune for a reward: sample, score and train, again and again.
 
     The same command goes on where a run was stopped; a larger --iterations extends a finished one. Between
-    calls, only the settings of the table "runtime" may change: iterations, device, micro_batch_size, keep_*.
+    calls, only the settings of the table "runtime" may change: iterations, device, micro_batch_size, keep_*,
+    and those of the table "watch".
     """
     path, config = o.resolve_run(
         root,
-        task=task,
+        tasks=tasks,
         config_file=config_file,
         assignments=assignments,
         start=start,
         flags={
+            "rewards": o.parse_rewards(rewards),
+            "watch.rewards": list(dict.fromkeys(watch)) or None,
+            "watch.on_hacking": on_hacking,
             "model.name": model,
             "runtime.iterations": iterations,
             "sample.samples": samples,
@@ -65,20 +77,24 @@ def run(
     )
     config.require_actions()
 
-    from rlcm_cli.phases.run import check_rewards, check_run
+    from rlcm_cli.phases.run import Run, check_rewards, check_run
+    from rlcm_cli.store.layout import RunLayout
 
     if dry_run:
-        check_rewards(config)
+        check_rewards(Run(RunLayout(path), config))
         typer.echo(config.to_json())
         return
 
     from rlcm_cli.cli.display import Display
     from rlcm_cli.phases.loop import loop
     from rlcm_cli.phases.policy import start_run
-    from rlcm_cli.phases.score import load_rewards
+    from rlcm_cli.phases.score import load_scorers
+    from rlcm_cli.report.curves import write_curves
     from rlcm_cli.report.pairs import write_pairs
 
-    rewards = load_rewards(check_run(path, config))
+    checked = check_run(path, config)
+    o.permit_code(checked, {*(o.parse_rewards(rewards) or ()), *watch}, allowed=allow_code)
+    scorers = load_scorers(checked, cache=o.open_cache(no_cache))
     the_run, loaded = start_run(path, config)
     display = Display(quiet=quiet, as_json=as_json, iterations=config.runtime.iterations)
     display.say(f"run {path}: task {config.task}, model {config.model.name}, seed {config.seed}")
@@ -88,8 +104,11 @@ def run(
         display.say(f"nothing left to train: {done} iterations are done; extend the run with --iterations {2 * done}")
     elif done:
         display.say(f"going on after iteration {done}")
-    display.follow(loop(the_run, loaded, rewards))
+    display.follow(loop(the_run, loaded, scorers))
     picture = write_pairs(the_run.layout)
+    curves = write_curves(the_run.layout)
+    if curves:
+        display.say(f"{curves}: the rewards over the iterations")
     if picture:
         display.say(f"{picture}: the same held-out seeds before (left) and after (right)")
     display.say(f"draw with it: rlcm generate --lora {path} --prompt cat --count 8 --steps {config.sample.steps}")

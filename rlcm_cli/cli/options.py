@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,6 +11,7 @@ import typer
 if TYPE_CHECKING:
     from rlcm_cli.config import Config
     from rlcm_cli.phases.run import Run
+    from rlcm_cli.store.score_cache import ScoreCache
 
 CONFIGURATION = "Configuration"
 OUTPUT = "Output"
@@ -21,8 +23,13 @@ def setting(flag: str, metavar: str, help: str, default: str | bool = False) -> 
 
 
 TaskOption = Annotated[
-    str | None,
-    typer.Option("--task", metavar="NAME", help="Preset to start from; `rlcm tasks` lists them.", show_default=False),
+    list[str],
+    typer.Option(
+        "--task",
+        metavar="NAME",
+        help="Preset to start from, `rlcm tasks` lists them; several are trained together.",
+        show_default=False,
+    ),
 ]
 RunOption = Annotated[
     Path | None,
@@ -43,6 +50,24 @@ SetOption = Annotated[
     list[str],
     setting("--set", "KEY=VALUE", "A setting, such as train.learning_rate=3e-4; repeatable, over --config."),
 ]
+RewardOption = Annotated[
+    list[str],
+    setting(
+        "--reward",
+        "NAME[=WEIGHT]",
+        "Train for this: a name of `rlcm rewards`, FILE.py:FUNCTION, or a server's address; repeatable.",
+        "the preset's",
+    ),
+]
+WatchOption = Annotated[
+    list[str],
+    setting("--watch", "NAME", "Reward that is scored but not trained on; warns where it falls; repeatable."),
+]
+AllowCodeOption = Annotated[
+    bool,
+    typer.Option("--allow-code", help="Run the code of rewards that only a configuration or run names."),
+]
+NoCacheOption = Annotated[bool, typer.Option("--no-cache", help="Score again what this machine has scored before.")]
 ModelOption = Annotated[
     str | None, setting("--model", "NAME", "emoji-lcm (embedded), a pipeline folder, or a hub id.")
 ]
@@ -64,7 +89,7 @@ QuietOption = Annotated[
 def resolve_run(
     root: Path | None,
     *,
-    task: str | None,
+    tasks: list[str],
     config_file: Path | None,
     assignments: list[str],
     start: str | None,
@@ -79,22 +104,61 @@ def resolve_run(
 
     if start is not None:
         flags = {**flags, **_adapter_flags(start)}
-    if root is not None and task is None and config_file is None and (root / "config.json").exists():
+    if root is not None and not tasks and config_file is None and (root / "config.json").exists():
         return root, override_config(open_run(root).config, assignments=assignments, flags=flags)
-    config = resolve_config(task, config_file=config_file, assignments=assignments, flags=flags)
+    config = resolve_config(tasks, config_file=config_file, assignments=assignments, flags=flags)
     return root or Path("runs") / config.task, config
 
 
-def reopen_run(root: Path, **runtime: Any) -> Run:
-    """Open a run that is there, with some of its `[runtime]` settings changed; None means "not given"."""
-    from dataclasses import replace
-
+def reopen_run(root: Path, *, assignments: Sequence[str] = (), flags: Mapping[str, Any] | None = None) -> Run:
+    """Open a run that is there, with some of the settings changed that may change; None means "not given"."""
     from rlcm_cli.config import override_config
-    from rlcm_cli.phases.run import open_run
+    from rlcm_cli.phases.run import check_run, open_run
 
-    run = open_run(root)
-    flags = {f"runtime.{name}": value for name, value in runtime.items()}
-    return replace(run, config=override_config(run.config, flags=flags))
+    return check_run(root, override_config(open_run(root).config, assignments=assignments, flags=flags))
+
+
+def parse_rewards(options: Sequence[str]) -> dict[str, float] | None:
+    """Read `NAME[=WEIGHT]` options; None where there are none, so that the preset's rewards stay."""
+    from rlcm_cli.errors import ConfigError
+
+    rewards: dict[str, float] = {}
+    for text in options:
+        # From the right, since an address may hold an equals sign of its own.
+        name, equals, weight = text.rpartition("=")
+        try:
+            rewards[name or weight] = float(weight) if equals else 1.0
+        except ValueError:
+            if not text.startswith(("http://", "https://")):
+                raise ConfigError(
+                    f"--reward {text}: '{weight}' is no weight; write NAME or NAME=WEIGHT, for example "
+                    "--reward compressibility=0.2"
+                ) from None
+            rewards[text] = 1.0
+    return rewards or None
+
+
+def permit_code(run: Run, named: Iterable[str], *, allowed: bool) -> None:
+    """Raise `ConfigError` where a reward is code that neither the command line names nor `--allow-code` admits.
+
+    A run's configuration is data that may come from elsewhere, and data must not choose what is run.
+    """
+    from rlcm_cli.errors import ConfigError
+    from rlcm_cli.rewards import is_code
+
+    for name in run.config.reward_names():
+        if is_code(name) and not allowed and name not in named:
+            raise ConfigError(
+                f"{run.layout.root}: the configuration has a reward that is code, {name}; look at it, then allow it "
+                "with --allow-code"
+            )
+
+
+def open_cache(unwanted: bool) -> ScoreCache | None:
+    """Open this machine's cache of scores; None where it is not wanted."""
+    from rlcm_cli.store.score_cache import ScoreCache, default_cache
+
+    return None if unwanted else ScoreCache(default_cache())
 
 
 def _adapter_flags(start: str) -> dict[str, Any]:

@@ -13,10 +13,11 @@ def register(app: typer.Typer) -> None:
 
 
 def run(
-    task: o.TaskOption = None,
+    tasks: o.TaskOption = [],  # noqa: B006
     root: o.RunOption = None,
     config_file: o.ConfigOption = None,
     assignments: o.SetOption = [],  # noqa: B006
+    rewards: o.RewardOption = [],  # noqa: B006
     model: o.ModelOption = None,
     samples: o.SamplesOption = None,
     steps: o.StepsOption = None,
@@ -31,11 +32,12 @@ def run(
     """Draw the next iteration's images with the newest policy; start the run where there is none."""
     path, config = o.resolve_run(
         root,
-        task=task,
+        tasks=tasks,
         config_file=config_file,
         assignments=assignments,
         start=start,
         flags={
+            "rewards": o.parse_rewards(rewards),
             "model.name": model,
             "sample.samples": samples,
             "sample.steps": steps,

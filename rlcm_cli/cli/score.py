@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import typer
 
 from rlcm_cli.cli import options as o
@@ -9,23 +11,52 @@ from rlcm_cli.cli import options as o
 
 def register(app: typer.Typer) -> None:
     """Add the command to the program."""
-    app.command("score", epilog="Example: rlcm score --run runs/a")(run)
+    app.command("score", epilog="Example: rlcm score --run runs/a --reward sharpness")(run)
 
 
 def run(
     root: o.ExistingRunOption,
+    rewards: Annotated[
+        list[str],
+        typer.Option(
+            "--reward",
+            metavar="NAME",
+            help="Score every stored rollout with this reward, whatever the run is trained for; repeatable.",
+            show_default="the run's own, on what is not trained yet",
+        ),
+    ] = [],  # noqa: B006
+    iterations: Annotated[
+        list[int], typer.Option("--iteration", metavar="N", help="Score this rollout; repeatable.", show_default=False)
+    ] = [],  # noqa: B006
+    assignments: o.SetOption = [],  # noqa: B006
     worker: o.WorkerOption = None,
+    device: o.DeviceOption = None,
+    allow_code: o.AllowCodeOption = False,
+    no_cache: o.NoCacheOption = False,
     quiet: o.QuietOption = False,
     as_json: o.JsonOption = False,
 ) -> None:
-    """Give the sampled images their rewards, in sidecar files; needs neither the model nor a GPU."""
+    """Give the sampled images their rewards, in sidecar files; needs no model, and a GPU only for large rewards."""
     from rlcm_cli.cli.display import Display
+    from rlcm_cli.core.device import select_device
     from rlcm_cli.phases.run import open_run, parse_worker
-    from rlcm_cli.phases.score import load_rewards, score
+    from rlcm_cli.phases.score import choose_iterations, load_scorers, score
 
     share = parse_worker(worker)
+    config = open_run(root).config
+    known = config.reward_names()
+    watched = [*config.watch.rewards, *(name for name in rewards if name not in known)]
+    the_run = o.reopen_run(root, assignments=assignments, flags={"watch.rewards": watched, "runtime.device": device})
+    if not rewards:  # else those alone are loaded, and the command line names them
+        o.permit_code(the_run, (), allowed=allow_code)
+    chosen = choose_iterations(the_run, iterations, everything=bool(rewards))
+    scorers = load_scorers(the_run, rewards or known, o.open_cache(no_cache))
     display = Display(quiet=quiet, as_json=as_json)
-    the_run = open_run(root)
-    display.follow(score(the_run, load_rewards(the_run), share))
-    display.say(f"{root}: scored; next: rlcm train --run {root}")
+    display.follow(
+        score(the_run, scorers, share, iterations=chosen, device=select_device(the_run.config.runtime.device))
+    )
+    if rewards:
+        display.say(f"{root}: scored with {', '.join(scorers)}; look at it with rlcm inspect {root} --images DIR")
+    else:
+        display.say(f"{root}: scored; next: rlcm train --run {root}")
     display.finish({"run": str(root)})

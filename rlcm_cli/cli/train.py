@@ -31,7 +31,7 @@ def run(
     from rlcm_cli.phases.policy import load_policy_model
     from rlcm_cli.phases.train import train
 
-    the_run = o.reopen_run(root, device=device, micro_batch_size=micro_batch)
+    the_run = o.reopen_run(root, flags={"runtime.device": device, "runtime.micro_batch_size": micro_batch})
     display = Display(quiet=quiet, as_json=as_json)
     display.follow(train(the_run, load_policy_model(the_run.config), off_policy=off_policy))
     checkpoint = the_run.layout.checkpoints()[-1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -37,3 +38,15 @@ def per_prompt_advantages(
         reference = values if len(kept) < min_count else np.asarray(kept)
         advantages[of_prompt] = (values[of_prompt] - reference.mean()) / (reference.std() + EPSILON)
     return advantages, updated
+
+
+def combine_advantages(advantages: Mapping[str, np.ndarray], weights: Mapping[str, float]) -> np.ndarray:
+    """Add the advantages of several rewards, float64 [B] each, by their weights: Σ wᵢ·Aᵢ / √(Σ wᵢ²).
+
+    Each reward was normalised by itself, so that its weight alone, not its unit or spread, says how much it
+    counts (the decoupled normalisation of GDPO, arXiv 2601.05242, section 3). The divisor keeps the variance of
+    independent rewards at 1, and a single reward as it is.
+    """
+    norm = math.sqrt(sum(weights[name] ** 2 for name in advantages))
+    combined: np.ndarray = np.sum([weights[name] / norm * values for name, values in advantages.items()], axis=0)
+    return combined

@@ -12,6 +12,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from rlcm_cli.core.device import select_device
 from rlcm_cli.core.digests import digest_tensors
 from rlcm_cli.core.lcm import NoiseSchedule, PredictionType, Spacing, lcm_schedule, lcm_timesteps
 from rlcm_cli.errors import ConfigError, ModelError
@@ -175,22 +176,6 @@ def _digest_pipeline(pipeline: Any) -> str:
     # Names with an underscore say which diffusers wrote the file.
     settings = {key: value for key, value in pipeline.scheduler.config.items() if not key.startswith("_")}
     return digest_tensors(weights, settings)
-
-
-def select_device(device: str) -> torch.device:
-    """Turn `auto` into CUDA, MPS or the CPU, whichever is there first. Raises `ModelError` for an absent one."""
-    if device == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda")
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-    try:
-        chosen = torch.device(device)
-        torch.empty(0, device=chosen)
-    except (RuntimeError, AssertionError):
-        raise ModelError(
-            f"device '{device}' is not there for this torch ({torch.__version__}); use --device cpu, or auto"
-        ) from None
-    return chosen
 
 
 @contextlib.contextmanager

@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from rlcm_cli.config import Config
 from rlcm_cli.core.noise import derive_seed
 from rlcm_cli.errors import ForeignFileError
 from rlcm_cli.models.lcm import ConsistencyModel
+from rlcm_cli.phases.advantages import rows_of, sum_rewards
 from rlcm_cli.phases.events import Advanced, Evaluated, Event, PhaseStarted
 from rlcm_cli.phases.policy import load_checkpoint
 from rlcm_cli.phases.run import Run, prompt_sets
 from rlcm_cli.phases.sample import REDUCTION, draw_batch, model_schedule
-from rlcm_cli.phases.score import combine_rewards
+from rlcm_cli.phases.score import Scorer
 from rlcm_cli.prompts import draw_prompts
-from rlcm_cli.rewards import RewardFn, score_images
 from rlcm_cli.store.evaluations import Evaluation, publish_evaluation, read_evaluation
 from rlcm_cli.store.shards import REMEDY, is_published
 
 
-def evaluate(run: Run, model: ConsistencyModel, rewards: Mapping[str, RewardFn], checkpoint: int) -> Iterator[Event]:
+def evaluate(run: Run, model: ConsistencyModel, scorers: Mapping[str, Scorer], checkpoint: int) -> Iterator[Event]:
     """Draw and score the fixed images with a checkpoint, unless that was done.
 
     Raises `ForeignFileError` where the evaluation that is there is of another policy.
@@ -39,27 +41,27 @@ def evaluate(run: Run, model: ConsistencyModel, rewards: Mapping[str, RewardFn],
             drawn = draw_batch(
                 model,
                 schedule,
-                [prompt for prompt, _, _ in part],
-                [seed for _, seed, _ in part],
+                [fixed.prompt for fixed in part],
+                [fixed.seed for fixed in part],
                 guidance_scale=config.sample.guidance_scale,
                 reduction=REDUCTION,
             )
             images.append(drawn.images)
             yield Advanced(len(part))
         pictures = torch.cat(images)
-        prompts = [prompt for prompt, _, _ in plan]
-        metadata = [{"evaluation": checkpoint, "seed": seed} for _, seed, _ in plan]
         publish_evaluation(
             layout,
             Evaluation(
                 checkpoint=checkpoint,
                 policy_digest=state.policy_digest,
                 images=pictures,
-                prompts=prompts,
-                seed=torch.tensor([seed for _, seed, _ in plan]),
-                held_out=torch.tensor([held_out for _, _, held_out in plan]),
+                prompts=[fixed.prompt for fixed in plan],
+                tasks=[fixed.task for fixed in plan],
+                seed=torch.tensor([fixed.seed for fixed in plan]),
+                held_out=torch.tensor([fixed.held_out for fixed in plan]),
                 rewards={
-                    name: score_images(reward, name, pictures, prompts, metadata) for name, reward in rewards.items()
+                    name: score_fixed(scorer, plan, pictures, checkpoint, model.device)
+                    for name, scorer in scorers.items()
                 },
             ),
         )
@@ -70,31 +72,62 @@ def evaluate(run: Run, model: ConsistencyModel, rewards: Mapping[str, RewardFn],
     yield summarise(evaluation, config)
 
 
-def plan_evaluation(config: Config) -> list[tuple[str, int, bool]]:
-    """List (prompt, seed, held out) of the fixed images.
+@dataclass(frozen=True)
+class FixedImage:
+    """What one image of every evaluation is drawn from."""
+
+    task: str
+    prompt: str
+    seed: int
+    group: int
+    """Number of the prompt's images."""
+    held_out: bool
+    """The prompt is kept out of training."""
+
+
+def plan_evaluation(config: Config) -> list[FixedImage]:
+    """List the fixed images, each task by itself, in equal parts.
 
     Held-out prompts come first and take at most a third of the places; training prompts fill the others.
     """
-    settings = config.evaluate
-    training, held_out = prompt_sets(config.prompts)
-    shuffled = draw_prompts(training, config.seed, 0, len(training))
-    chosen = [(prompt, True) for prompt in held_out[: settings.prompts // 3]] + [
-        (prompt, False) for prompt in shuffled
-    ]
+    settings, tasks = config.evaluate, config.joint_tasks()
+    places = max(1, settings.prompts // len(tasks))
+    chosen = []
+    for task, choice in tasks.items():
+        training, held_out = prompt_sets(choice.prompts)
+        shuffled = draw_prompts(training, config.seed, 0, len(training))
+        candidates = [(prompt, True) for prompt in held_out[: places // 3]] + [(prompt, False) for prompt in shuffled]
+        chosen += [(task, prompt, is_held_out) for prompt, is_held_out in candidates[:places]]
     return [
-        (prompt, derive_seed(config.seed, "eval", number, member), is_held_out)
-        for number, (prompt, is_held_out) in enumerate(chosen[: settings.prompts])
+        FixedImage(task, prompt, derive_seed(config.seed, "eval", number, member), number, is_held_out)
+        for number, (task, prompt, is_held_out) in enumerate(chosen)
         for member in range(settings.images_per_prompt)
     ]
 
 
+def score_fixed(
+    scorer: Scorer, plan: Sequence[FixedImage], images: Tensor, checkpoint: int, device: torch.device
+) -> Tensor:
+    """Score the images of the scorer's tasks, float32 [B]; the others get NaN."""
+    rows = [row for row, fixed in enumerate(plan) if fixed.task in scorer.tasks]
+    values = torch.full((len(plan),), torch.nan)
+    metadata = [
+        {"evaluation": checkpoint, "sample": row, "seed": plan[row].seed, "group": plan[row].group} for row in rows
+    ]
+    values[rows] = scorer.score(images[rows], [plan[row].prompt for row in rows], metadata, device)
+    return values
+
+
 def summarise(evaluation: Evaluation, config: Config) -> Evaluated:
     """Average the rewards of an evaluation over its training and its held-out prompts."""
-    total = combine_rewards(evaluation.rewards, config.rewards)
+    total = sum_rewards(config, evaluation.tasks, evaluation.rewards)
     held_out = evaluation.held_out
+    # An evaluation may be older than what is watched today.
+    present = [name for name in config.reward_names() if name in evaluation.rewards]
     return Evaluated(
         checkpoint=evaluation.checkpoint,
         reward_training=total[~held_out].mean().item(),
         reward_held_out=total[held_out].mean().item() if held_out.any() else None,
-        components={name: evaluation.rewards[name].mean().item() for name in config.rewards},
+        components={name: evaluation.rewards[name].nanmean().item() for name in present},
+        tasks={task: total[rows_of(evaluation.tasks, task)].mean().item() for task in dict.fromkeys(evaluation.tasks)},
     )

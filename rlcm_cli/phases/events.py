@@ -59,7 +59,20 @@ class Evaluated:
     reward_held_out: float | None
     """On held-out prompts; None where there are none."""
     components: Mapping[str, float]
-    """Mean of each reward over all images."""
+    """Mean of each reward over the images that have it."""
+    tasks: Mapping[str, float]
+    """Mean of the training reward of each task."""
+
+
+@dataclass(frozen=True)
+class HackingFound:
+    """A watched reward fell while the trained one rose."""
+
+    checkpoint: int
+    watched: str
+    message: str
+    stops: bool
+    """The loop ends here."""
 
 
 @dataclass(frozen=True)
@@ -79,4 +92,14 @@ class FileWritten:
     what: str
 
 
-Event = PhaseStarted | Advanced | PhaseSkipped | Warned | IterationTrained | Evaluated | CostEstimated | FileWritten
+Event = (
+    PhaseStarted
+    | Advanced
+    | PhaseSkipped
+    | Warned
+    | IterationTrained
+    | Evaluated
+    | HackingFound
+    | CostEstimated
+    | FileWritten
+)

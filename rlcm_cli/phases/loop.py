@@ -9,41 +9,58 @@ import torch
 
 from rlcm_cli.models.lcm import ConsistencyModel
 from rlcm_cli.phases.evaluate import evaluate, plan_evaluation
-from rlcm_cli.phases.events import CostEstimated, Event
+from rlcm_cli.phases.events import CostEstimated, Event, HackingFound, IterationTrained
 from rlcm_cli.phases.policy import ensure_start
 from rlcm_cli.phases.run import Run
 from rlcm_cli.phases.sample import sample
-from rlcm_cli.phases.score import score
+from rlcm_cli.phases.score import Scorer, score
 from rlcm_cli.phases.train import train
-from rlcm_cli.rewards import RewardFn
+from rlcm_cli.phases.watch import best_checkpoints, find_hacking
 from rlcm_cli.store.checkpoint import latest_checkpoint
-from rlcm_cli.store.run import prune_checkpoints, prune_rollouts
+from rlcm_cli.store.run import prune_checkpoints, prune_rollouts, read_metrics
 
 BACKWARD_COST = 2.0
 """A backward pass in forwards: the usual rule of thumb; good enough for an estimate of time."""
 
 
-def loop(run: Run, model: ConsistencyModel, rewards: Mapping[str, RewardFn]) -> Iterator[Event]:
-    """Run the iterations that are missing, and draw the fixed images with the first and the last policy."""
+def loop(run: Run, model: ConsistencyModel, scorers: Mapping[str, Scorer]) -> Iterator[Event]:
+    """Run the iterations that are missing, and draw the fixed images with the first and the last policy.
+
+    Where a watched reward falls while the trained one rises, warn, or stop if the configuration says so; the
+    best checkpoint by each watched reward is never pruned.
+    """
     run.config.require_actions()
-    layout, runtime = run.layout, run.config.runtime
+    layout, runtime, watch = run.layout, run.config.runtime, run.config.watch
     ensure_start(run, model)
     first_iteration = latest_checkpoint(layout)
     if first_iteration < runtime.iterations:
         yield estimate_cost(run, model, runtime.iterations - first_iteration)
     if 0 in layout.checkpoints():
-        yield from evaluate(run, model, rewards, 0)
-    while latest_checkpoint(layout) < runtime.iterations:
+        yield from evaluate(run, model, scorers, 0)
+    # Metrics are published before their checkpoint, so that one without it is of an iteration yet to be done.
+    history = [row for row in read_metrics(layout) if row["iteration"] < first_iteration]
+    alarms: dict[str, str] = {}
+    while True:
+        found = find_hacking(history, watch)
+        for name in [name for name in found if name not in alarms]:
+            yield HackingFound(latest_checkpoint(layout), name, found[name], stops=watch.on_hacking == "stop")
+        alarms = found
+        if latest_checkpoint(layout) >= runtime.iterations or (alarms and watch.on_hacking == "stop"):
+            break
         yield from sample(run, model)
-        yield from score(run, rewards)
-        yield from train(run, model)
+        yield from score(run, scorers, device=model.device)
+        for event in train(run, model):
+            yield event
+            if isinstance(event, IterationTrained):
+                history.append(dict(event.metrics))
         if runtime.keep_rollouts is not None:
             prune_rollouts(layout, runtime.keep_rollouts, latest_checkpoint(layout))
         if runtime.keep_checkpoints is not None:
-            prune_checkpoints(layout, runtime.keep_checkpoints)
+            prune_checkpoints(layout, runtime.keep_checkpoints, best_checkpoints(history, watch).values())
     last = latest_checkpoint(layout)
-    if last > 0:
-        yield from evaluate(run, model, rewards, last)
+    best = best_checkpoints(history, watch).values() if alarms else ()
+    for number in sorted({last, *best} & {*layout.checkpoints()} - {0}):
+        yield from evaluate(run, model, scorers, number)
 
 
 @torch.no_grad()

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 from rlcm_cli.config import Config, PromptSettings, differences, parse_config
 from rlcm_cli.errors import ConfigError, RunMismatchError
@@ -28,8 +29,15 @@ class Run:
     config: Config
 
     def reward_specs(self) -> dict[str, RewardSpec]:
-        """Give the rewards of the configuration by name."""
-        return {name: RewardSpec(name) for name in self.config.rewards}
+        """Give the rewards that are trained on or watched, by name."""
+        settings = self.config.reward_settings
+        return {name: RewardSpec(name, settings.get(name, {})) for name in self.config.reward_names()}
+
+    def scored_tasks(self, reward: str) -> list[str]:
+        """Tasks whose samples get a reward: those that are trained for it, or all where none is."""
+        tasks = self.config.joint_tasks()
+        trained = [name for name, task in tasks.items() if reward in task.rewards]
+        return trained or list(tasks)
 
 
 @functools.cache
@@ -61,24 +69,42 @@ def check_run(root: Path, config: Config) -> Run:
     # Looked at before the configuration: another worker may be publishing that now.
     occupied = root.is_dir() and any(not entry.name.endswith(TEMPORARY_SUFFIX) for entry in root.iterdir())
     if layout.config.exists():
-        changed = differences(_read_config(layout).identity(), config.identity())
+        changed = differences(identify(_read_config(layout)), identify(config))
         if changed:
             raise RunMismatchError(
                 f"{root}: was made with other settings ({'; '.join(changed)}); go on with its own by `rlcm loop --run "
-                f"{root}`, choose another --run, or remove the directory (only [runtime] settings may change: "
-                f"{', '.join(type(config.runtime).model_fields)})"
+                f"{root}`, choose another --run, or remove the directory (only [runtime] and [watch] may change: "
+                f"{', '.join([*type(config.runtime).model_fields, *type(config.watch).model_fields])})"
             )
     elif occupied and not (layout.quarantine / layout.config.name).exists():
         raise ConfigError(f"{root}: is not empty and no run directory; choose another --run")
-    check_rewards(config)
-    prompt_sets(config.prompts)
+    check_rewards(run)
+    if not layout.config.exists():  # later they are read where they are drawn; who scores need not have them
+        for task in config.joint_tasks().values():
+            prompt_sets(task.prompts)
     return run
 
 
-def check_rewards(config: Config) -> None:
-    """Raise `ConfigError` where a reward of the configuration does not exist; loads none."""
-    for name in config.rewards:
-        _ = RewardSpec(name).resolved
+def check_rewards(run: Run) -> None:
+    """Raise `ConfigError` where a reward of the configuration cannot be; loads none."""
+    sample, evaluation = run.config.sample, run.config.evaluate
+    for name, spec in run.reward_specs().items():
+        _ = spec.resolved
+        if spec.entry.set_level and min(sample.group_size, evaluation.images_per_prompt) < 2:
+            raise ConfigError(
+                f"reward '{name}' compares the images of a prompt: set sample.group_size (now {sample.group_size}) "
+                f"and evaluate.images_per_prompt (now {evaluation.images_per_prompt}) to 2 or more"
+            )
+
+
+def identify(config: Config) -> dict[str, Any]:
+    """Give the settings that a run directory fixes for good; where a judge is asked is none of them."""
+    values = config.identity()
+    lasting = {
+        name: {key: value for key, value in settings.items() if key not in RewardSpec(name).entry.placement}
+        for name, settings in values["reward_settings"].items()
+    }
+    return {**values, "reward_settings": {name: settings for name, settings in lasting.items() if settings}}
 
 
 def create_run(root: Path, config: Config) -> Run:

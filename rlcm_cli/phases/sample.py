@@ -25,6 +25,7 @@ from rlcm_cli.store.manifest import (
     ScheduleRecord,
     publish_manifest,
     split_groups,
+    split_shares,
 )
 from rlcm_cli.store.rollouts import RolloutShard, missing_shards, publish_shard
 
@@ -56,12 +57,16 @@ def sample(run: Run, model: ConsistencyModel, worker: Worker = Worker()) -> Iter
 def plan_rollout(config: Config, model: ConsistencyModel, policy: TrainerState) -> RolloutManifest:
     """Make the plan of the iteration that follows a checkpoint: a pure function of its arguments."""
     settings = config.sample
-    groups = settings.samples // settings.group_size
-    training, _ = prompt_sets(config.prompts)
+    tasks = config.joint_tasks()
+    counts = split_shares(settings.samples // settings.group_size, [task.share for task in tasks.values()])
+    prompts: list[str] = []
+    for task, count in zip(tasks.values(), counts, strict=True):
+        training, _ = prompt_sets(task.prompts)
+        prompts += draw_prompts(training, config.seed, policy.number * count, count)
     schedule = model_schedule(config, model)
     return RolloutManifest(
         iteration=policy.number,
-        task=config.task,
+        tasks=tuple(tasks),
         run_seed=config.seed,
         model_digest=model.digest,
         dtype=config.model.dtype,
@@ -73,7 +78,8 @@ def plan_rollout(config: Config, model: ConsistencyModel, policy: TrainerState) 
             guidance_scale=settings.guidance_scale,
         ),
         reduction=REDUCTION,
-        prompts=tuple(draw_prompts(training, config.seed, policy.number * groups, groups)),
+        prompts=tuple(prompts),
+        group_tasks=tuple(index for index, count in enumerate(counts) for _ in range(count)),
         group_size=settings.group_size,
         shards=split_groups(settings.samples, settings.group_size, settings.shards),
         batch_size=settings.batch_size,

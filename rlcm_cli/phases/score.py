@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,88 +13,182 @@ from torch import Tensor
 from rlcm_cli.errors import MissingFileError
 from rlcm_cli.phases.events import Advanced, Event, PhaseSkipped, PhaseStarted, Warned
 from rlcm_cli.phases.run import Run, Worker
-from rlcm_cli.rewards import RewardFn, RewardSpec, load_reward, score_images
+from rlcm_cli.rewards import Reward, RewardSpec, load_reward
 from rlcm_cli.store.layout import RunLayout
 from rlcm_cli.store.manifest import RolloutManifest, read_manifest
-from rlcm_cli.store.rollouts import missing_rewards, missing_shards, publish_rewards, read_shard
-from rlcm_cli.store.shards import is_published
+from rlcm_cli.store.rollouts import (
+    RolloutShard,
+    is_pruned,
+    missing_rewards,
+    missing_shards,
+    publish_rewards,
+    read_shard,
+)
+from rlcm_cli.store.score_cache import ScoreCache, score_keys
+
+BATCH = 64
+"""Images that a reward is given at once, rounded up to whole groups."""
 
 
-def load_rewards(run: Run) -> dict[str, RewardFn]:
-    """Load the reward functions of a run's configuration."""
-    return {name: load_reward(spec) for name, spec in run.reward_specs().items()}
+@dataclass(frozen=True)
+class Scorer:
+    """A loaded reward, with the tasks whose samples it scores and what it remembers."""
+
+    spec: RewardSpec
+    reward: Reward
+    tasks: Sequence[str]
+    cache: ScoreCache | None = None
+
+    def score(
+        self, images: Tensor, prompts: Sequence[str], metadata: Sequence[Mapping[str, object]], device: torch.device
+    ) -> Tensor:
+        """Score B images as `Reward.score` does, those that the cache knows from there."""
+
+        def ask(rows: list[int]) -> Tensor:
+            part = images[rows] if len(rows) < len(images) else images
+            return self.reward.score(
+                part.to(device) if self.reward.neural else part,
+                [prompts[row] for row in rows],
+                [metadata[row] for row in rows],
+            )
+
+        if self.cache is None or self.reward.set_level:
+            return ask(list(range(len(images))))
+        keys = score_keys(f"{self.spec.digest} {self.reward.revision}", prompts, images)
+        values = self.cache.look_up(keys)
+        unknown = values.isnan().nonzero().flatten().tolist()
+        if unknown:
+            values[unknown] = ask(unknown)
+            self.cache.remember([keys[row] for row in unknown], values[unknown])
+        return values
+
+
+def load_scorers(run: Run, names: Iterable[str] | None = None, cache: ScoreCache | None = None) -> dict[str, Scorer]:
+    """Load rewards of a run's configuration: all, or those named."""
+    specs = run.reward_specs()
+    return {
+        name: Scorer(specs[name], load_reward(specs[name]), run.scored_tasks(name), cache)
+        for name in (specs if names is None else names)
+    }
 
 
 def score(
     run: Run,
-    rewards: Mapping[str, RewardFn],
+    scorers: Mapping[str, Scorer],
     worker: Worker = Worker(),  # noqa: B008
+    *,
+    iterations: Sequence[int] | None = None,
+    device: torch.device = torch.device("cpu"),  # noqa: B008
 ) -> Iterator[Event]:
-    """Score the shards of this worker, of every rollout that is not trained yet, that lack a reward.
+    """Score the shards of this worker that lack a reward.
 
-    Raises `MissingFileError` where nothing was sampled.
+    `iterations`: whose; by default of every rollout that is not trained yet. `device`: of rewards that run a
+    network. Raises `MissingFileError` where nothing was sampled.
     """
     layout = run.layout
-    open_iterations = [i for i in layout.iterations() if i >= (layout.checkpoints() or [0])[-1]]
-    if not layout.iterations():
-        raise MissingFileError(
-            f"{layout.root}: holds no rollouts to score; draw some with `rlcm sample --run {layout.root}`"
-        )
-    specs = run.reward_specs()
-    directories = {name: spec.directory for name, spec in specs.items()}
-    for iteration in open_iterations:
+    for iteration in choose_iterations(run) if iterations is None else iterations:
         manifest = read_manifest(layout.manifest(iteration))
         absent = missing_shards(layout, manifest)
-        todo = [
-            number
-            for number in missing_rewards(layout, manifest, list(directories.values()))
-            if number not in absent and worker.takes(number)
-        ]
         if absent:
             yield Warned(
                 f"iteration {iteration}: {len(absent)} of {len(manifest.shards)} shards are not sampled yet; "
                 "run `rlcm sample`, then `rlcm score` again"
             )
+        missing = {name: missing_rewards(layout, manifest, scorer.spec.directory) for name, scorer in scorers.items()}
+        todo = {
+            number: names
+            for number in range(len(manifest.shards))
+            if number not in absent
+            and worker.takes(number)
+            and (names := [name for name in scorers if number in missing[name]])
+        }
         if not todo:
             yield PhaseSkipped("score", iteration, "all sampled shards have their rewards")
             continue
-        yield PhaseStarted("score", iteration, _samples(manifest, todo), "images")
-        for number in todo:
-            for name, reward in rewards.items():
-                score_shard(layout, manifest, number, directories[name], specs[name], reward)
-            yield Advanced(_samples(manifest, [number]))
+        total = sum(len(manifest.samples_of(scorers[name].tasks, n)) for n, names in todo.items() for name in names)
+        yield PhaseStarted("score", iteration, total, "images")
+        for number, shard in read_ahead(layout, manifest, list(todo)):
+            for name in todo[number]:
+                yield from score_shard(layout, manifest, number, shard, scorers[name], device)
+
+
+def choose_iterations(run: Run, wanted: Sequence[int] = (), *, everything: bool = False) -> list[int]:
+    """List the rollouts to score: those wanted, else all that are stored, or all that are not trained yet.
+
+    Raises `MissingFileError` where nothing was sampled, or not what is wanted.
+    """
+    layout = run.layout
+    planned = layout.iterations()
+    if not planned:
+        raise MissingFileError(
+            f"{layout.root}: holds no rollouts to score; draw some with `rlcm sample --run {layout.root}`"
+        )
+    absent = [iteration for iteration in wanted if iteration not in planned]
+    if absent:
+        raise MissingFileError(
+            f"{layout.rollout(absent[0])}: there is no such rollout; `rlcm inspect {layout.root}` lists them"
+        )
+    if wanted:
+        return list(wanted)
+    if everything:
+        return [iteration for iteration in planned if not is_pruned(layout, read_manifest(layout.manifest(iteration)))]
+    trained = (layout.checkpoints() or [0])[-1]
+    return [iteration for iteration in planned if iteration >= trained]
+
+
+def read_ahead(
+    layout: RunLayout, manifest: RolloutManifest, numbers: Sequence[int]
+) -> Iterator[tuple[int, RolloutShard]]:
+    """Read shards in turn, each while the one before it is being worked on: two are in memory at most."""
+    with ThreadPoolExecutor(1) as reader:
+        coming = reader.submit(read_shard, layout, manifest, numbers[0])
+        for number, following in zip(numbers, [*numbers[1:], None], strict=True):
+            shard = coming.result()
+            if following is not None:
+                coming = reader.submit(read_shard, layout, manifest, following)
+            yield number, shard
+
+
+def select(images: Tensor, rows: list[int]) -> Tensor:
+    """Pick images; a view where the rows follow one another, since copying costs as much as a pixel reward."""
+    first, stop = rows[0], rows[-1] + 1
+    return images[first:stop] if stop - first == len(rows) else images[rows]
 
 
 def score_shard(
     layout: RunLayout,
     manifest: RolloutManifest,
     number: int,
-    directory: str,
-    spec: RewardSpec,
-    reward: RewardFn,
-) -> None:
-    """Score one shard with one reward, unless it is scored."""
-    if is_published(layout.reward_shard(manifest.iteration, directory, number, len(manifest.shards))):
-        return
-    shard = read_shard(layout, manifest, number)
+    shard: RolloutShard,
+    scorer: Scorer,
+    device: torch.device,
+) -> Iterator[Event]:
+    """Score the samples of a shard that are of the scorer's tasks, and publish the rewards."""
+    samples = manifest.samples_of(scorer.tasks, number)
+    rows = torch.tensor(samples, dtype=torch.int64) - manifest.shards[number][0]
+    prompts = shard.sample_prompts()
     metadata: list[dict[str, Any]] = [
-        {"iteration": manifest.iteration, "sample": index, "seed": seed}
-        for index, seed in zip(shard.sample_index.tolist(), shard.seed.tolist(), strict=True)
+        {"iteration": manifest.iteration, "sample": sample, "seed": seed, "group": sample // manifest.group_size}
+        for sample, seed in zip(shard.sample_index.tolist(), shard.seed.tolist(), strict=True)
     ]
-    values = score_images(reward, spec.name, shard.images, shard.sample_prompts(), metadata)
-    identity = {"name": spec.name, "settings": _portable(spec), "digest": spec.digest}
-    publish_rewards(layout, manifest, number, directory, identity, shard.sample_index, values)
-
-
-def combine_rewards(components: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
-    """Give the training reward, the weighted sum of its components: float32 [B] each."""
-    return torch.stack([weights[name] * values for name, values in components.items()]).sum(0)
-
-
-def _portable(spec: RewardSpec) -> dict[str, Any]:
-    # A judge's folder is a path of this machine; its content is in the digest.
-    return {key: value for key, value in spec.resolved.items() if key != "model"}
-
-
-def _samples(manifest: RolloutManifest, numbers: list[int]) -> int:
-    return sum(manifest.shards[number][1] - manifest.shards[number][0] for number in numbers)
+    size = -(-BATCH // manifest.group_size) * manifest.group_size
+    values = [torch.empty(0)]
+    for part in torch.split(rows, size) if samples else ():
+        picked = part.tolist()
+        values.append(
+            scorer.score(
+                select(shard.images, picked),
+                [prompts[row] for row in picked],
+                [metadata[row] for row in picked],
+                device,
+            )
+        )
+        yield Advanced(len(picked))
+    spec = scorer.spec
+    identity = {
+        "name": spec.name,
+        "settings": spec.resolved,
+        "digest": spec.digest,
+        "revision": scorer.reward.revision,
+    }
+    publish_rewards(layout, manifest, number, spec.directory, identity, shard.sample_index[rows], torch.cat(values))

@@ -6,13 +6,11 @@ import math
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from rlcm_cli.config import TrainSettings
-from rlcm_cli.core.advantages import per_prompt_advantages
 from rlcm_cli.core.gaussian import gaussian_kl, take_action
 from rlcm_cli.core.lcm import NoiseSchedule, transition
 from rlcm_cli.core.noise import derive_seed
@@ -21,10 +19,10 @@ from rlcm_cli.core.trajectory import Trajectories, Transitions, flatten_transiti
 from rlcm_cli.errors import ForeignFileError, MissingFileError, StalePolicyError, TrainingError
 from rlcm_cli.models.lcm import ConsistencyModel
 from rlcm_cli.models.lora import base_model, lora_parameters, optimizer_tensors, restore_optimizer, save_lora
+from rlcm_cli.phases.advantages import compute_advantages, flat_prompts, reward_metrics, sum_rewards
 from rlcm_cli.phases.events import Advanced, Event, IterationTrained, PhaseSkipped, PhaseStarted, Warned
 from rlcm_cli.phases.policy import load_checkpoint
 from rlcm_cli.phases.run import Run
-from rlcm_cli.phases.score import combine_rewards
 from rlcm_cli.store.checkpoint import (
     TrainerState,
     latest_checkpoint,
@@ -60,16 +58,9 @@ def train(run: Run, model: ConsistencyModel, *, off_policy: bool = False) -> Ite
     started = time.perf_counter()
     state = load_checkpoint(run, model, iteration)
     rollout = read_rollout(run, model, state, off_policy=off_policy)
-    statistics = read_statistics(layout, iteration)
-    advantages, statistics = per_prompt_advantages(
-        rollout.prompts,
-        rollout.rewards.tolist(),
-        statistics,
-        buffer_size=settings.buffer_size,
-        min_count=settings.min_count,
-    )
+    advantages, statistics = compute_advantages(rollout, run.config, read_statistics(layout, iteration))
     clipped = torch.from_numpy(advantages).clamp(-settings.advantage_clip, settings.advantage_clip).float()
-    flat = flat_prompts(rollout.prompts, rollout.rewards)
+    flat = flat_prompts(rollout)
     if flat:
         yield Warned(
             f"iteration {iteration}: all images of a prompt have the same reward, for {len(flat)} prompts "
@@ -135,7 +126,7 @@ def train(run: Run, model: ConsistencyModel, *, off_policy: bool = False) -> Ite
     metrics = {
         "iteration": iteration,
         "checkpoint": iteration + 1,
-        **reward_metrics(rollout),
+        **reward_metrics(rollout, run.config),
         **average(records),
         "ratio_drift": records[0].ratio_drift,
         "learning_rate": rate,
@@ -171,10 +162,12 @@ class Rollout:
     conditioning_index: Tensor
     """int64 [B], row of each sample."""
     prompts: list[str]
+    tasks: list[str]
+    """Task of each sample."""
     components: Mapping[str, Tensor]
-    """Reward name → float32 [B]."""
+    """Reward name → float32 [B]; NaN where the sample's task does not have it."""
     rewards: Tensor
-    """The training reward, float32 [B]."""
+    """The weighted sum of the rewards that the sample's task is trained for, float32 [B]."""
 
 
 @dataclass
@@ -213,7 +206,11 @@ def read_rollout(run: Run, model: ConsistencyModel, policy: TrainerState, *, off
         )
     # Shards first: the rewards of a foreign shard do not fit it, but the shard is the one to blame.
     shards = [read_shard(layout, manifest, number) for number in range(len(manifest.shards))]
-    components = {name: read_rewards(layout, manifest, spec.directory) for name, spec in run.reward_specs().items()}
+    components = {
+        name: read_rewards(layout, manifest, spec.directory, run.scored_tasks(name))
+        for name, spec in run.reward_specs().items()
+    }
+    tasks = [manifest.tasks[manifest.task_of(sample)] for sample in range(manifest.shards[-1][1])]
     conditioning, index = join_conditioning(shards)
     record = manifest.schedule
     timesteps = torch.tensor(record.timesteps)
@@ -226,8 +223,9 @@ def read_rollout(run: Run, model: ConsistencyModel, policy: TrainerState, *, off
         conditioning=conditioning,
         conditioning_index=index,
         prompts=[prompt for shard in shards for prompt in shard.sample_prompts()],
+        tasks=tasks,
         components=components,
-        rewards=combine_rewards(components, run.config.rewards),
+        rewards=sum_rewards(run.config, tasks, components),
     )
 
 
@@ -333,25 +331,6 @@ def learning_rate(settings: TrainSettings, iteration: int) -> float:
         return settings.learning_rate
     step = iteration // settings.lr_decay_every * settings.lr_decay_every
     return settings.learning_rate * max(0.0, 1 - step / settings.lr_decay_iterations)
-
-
-def flat_prompts(prompts: list[str], rewards: Tensor) -> list[str]:
-    """List the prompts with several images whose rewards do not differ."""
-    by_prompt: dict[str, list[float]] = {}
-    for prompt, reward in zip(prompts, rewards.tolist(), strict=True):
-        by_prompt.setdefault(prompt, []).append(reward)
-    return [prompt for prompt, values in by_prompt.items() if len(values) > 1 and len(set(values)) == 1]
-
-
-def reward_metrics(rollout: Rollout) -> dict[str, Any]:
-    """Give mean, spread and best of the training reward, and the mean of each component."""
-    rewards = rollout.rewards.double()
-    return {
-        "reward_mean": rewards.mean().item(),
-        "reward_std": rewards.std(correction=0).item(),
-        "reward_best": rewards.max().item(),
-        "rewards": {name: values.double().mean().item() for name, values in rollout.components.items()},
-    }
 
 
 def average(records: list[UpdateMetrics]) -> dict[str, float]:

@@ -18,8 +18,8 @@ from typing import Any
 
 from rlcm_cli.errors import ConfigError
 
-PROMPT_SETS: tuple[str, ...] = ("simple_animals", "imagenet_animals", "animal_activities")
-"""Names of the built-in sets: 45 prompts "cat", 398 "tench", 135 "a cat washing the dishes"."""
+PROMPT_SETS: tuple[str, ...] = ("simple_animals", "imagenet_animals", "animal_activities", "animals_on_colours")
+"""Names of the built-in sets: 45 prompts "cat", 398 "tench", 135 "a cat washing the dishes", 360 "a cat on red"."""
 
 _SETS_FOLDER = Path(__file__).parent / "sets"
 _TABLE_SUFFIXES = {".csv": "csv", ".jsonl": "jsonl", ".parquet": "parquet"}
@@ -30,7 +30,7 @@ def load_prompts(source: str) -> tuple[str, ...]:
 
     Args:
         source: One of
-            a built-in set: `simple_animals`, `imagenet_animals`, `animal_activities`;
+            a built-in set: `simple_animals`, `imagenet_animals`, `animal_activities`, `animals_on_colours`;
             a UTF-8 text file with one prompt a line, blank lines and lines that start with `#` skipped;
             a column of a table file: `PATH.csv:COLUMN`, `PATH.jsonl:COLUMN`, `PATH.parquet:COLUMN`, or with
             any file name `csv:PATH:COLUMN` and so on (`C:\x.csv:caption` is a path and a column, too);

@@ -3,7 +3,7 @@
 Importing this package imports neither torch nor a model; `load_reward` does.
 """
 
-from rlcm_cli.rewards.contract import RewardFn, score_images
-from rlcm_cli.rewards.registry import REWARDS, RewardEntry, RewardSpec, load_reward
+from rlcm_cli.rewards.contract import Reward, RewardEntry, RewardFn, SetRewardFn
+from rlcm_cli.rewards.registry import REWARDS, RewardSpec, is_code, load_reward
 
-__all__ = ["REWARDS", "RewardEntry", "RewardFn", "RewardSpec", "load_reward", "score_images"]
+__all__ = ["REWARDS", "Reward", "RewardEntry", "RewardFn", "RewardSpec", "SetRewardFn", "is_code", "load_reward"]

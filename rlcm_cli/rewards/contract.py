@@ -1,14 +1,18 @@
-"""What a reward is, and the check that every batch of rewards passes before it is stored."""
+"""What a reward is: its function, what is known of it by name, and the check that all its values pass."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
 
 from rlcm_cli.errors import RewardError
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+Settings = Mapping[str, Any]
+"""A reward's settings, defaults filled in; plain JSON values."""
 
 
 class RewardFn(Protocol):
@@ -19,7 +23,8 @@ class RewardFn(Protocol):
     Args:
         images: uint8 [B, 3, H, W], RGB.
         prompts: B prompts, the ones that the images were drawn for.
-        metadata: B mappings of whatever else is known of each sample, such as its id.
+        metadata: B mappings of whatever else is known of each sample: `sample` and `seed`, `group` (the number
+            of the images of one prompt that were drawn together), `iteration` or `evaluation`.
 
     Returns:
         float32 [B].
@@ -33,47 +38,133 @@ class RewardFn(Protocol):
         ...
 
 
-def score_images(
-    reward: RewardFn,
-    name: str,
-    images: Tensor,
-    prompts: Sequence[str],
-    metadata: Sequence[Mapping[str, object]],
-) -> Tensor:
-    """Call a reward and check what it returns.
+class SetRewardFn(Protocol):
+    """Gives each image of one group a number that depends on all of them; higher is better.
 
     Args:
-        reward: The reward.
-        name: Its name, for error messages.
-        images: uint8 [B, 3, H, W], RGB.
-        prompts: B prompts.
-        metadata: B mappings.
+        images: uint8 [K, 3, H, W], RGB: the images of one prompt that were drawn together, at least two.
+        prompt: Their prompt.
+        metadata: K mappings, as in `RewardFn`.
 
     Returns:
-        Finite rewards, float32 [B], on the CPU.
+        float32 [K]; where the number belongs to the group as a whole, K times the same one.
 
     Raises:
-        RewardError: If the reward raises it, or returns no float32 tensor, not B values, or a value that is
-            NaN or infinite.
+        RewardError: If the reward is not defined for the group.
     """
-    import torch
 
-    rewards = reward(images, prompts, metadata)
-    if not isinstance(rewards, torch.Tensor) or rewards.dtype != torch.float32:
-        found = rewards.dtype if isinstance(rewards, torch.Tensor) else type(rewards).__name__
-        raise RewardError(f"reward {name!r} returned {found}, not a float32 tensor; mend the reward")
-    if tuple(rewards.shape) != (len(images),):
-        raise RewardError(
-            f"reward {name!r} returned shape {list(rewards.shape)} for {len(images)} images, "
-            f"not [{len(images)}]; mend the reward"
-        )
-    rewards = rewards.detach().cpu()
-    broken = (~torch.isfinite(rewards)).nonzero().flatten().tolist()
-    if broken:
-        first = broken[0]
-        raise RewardError(
-            f"reward {name!r} gave {rewards[first].item()} for {len(broken)} of {len(images)} samples, "
-            f"the first being sample {first}, prompt {prompts[first]!r}, metadata {dict(metadata[first])}; "
-            "look at its image and mend the reward"
-        )
-    return rewards
+    def __call__(self, images: Tensor, prompt: str, metadata: Sequence[Mapping[str, object]], /) -> Tensor:
+        """Return one reward an image."""
+        ...
+
+
+@dataclass(frozen=True)
+class RewardEntry:
+    """A reward that can be named in a configuration.
+
+    Attributes:
+        factory: Makes the function; takes the settings as keyword arguments. Loads what is behind it.
+        description: What it measures, one line for people.
+        value_range: Range and unit of its values, for people.
+        needs: What it needs besides the package (weights with their size, an extra, an endpoint), for people.
+        version: Raised whenever the same image and settings would get another value.
+        defaults: Every setting with its default.
+        placement: Settings that say where and how patiently something is asked, not what is measured. They are no
+            part of the reward's digest, and may change when a run is continued.
+        set_level: The factory makes a `SetRewardFn`. A function with an attribute of that name knows better.
+        neural: It runs a network on the device of the images, so that it is worth moving them to a GPU.
+        revise: From the settings to a digest of what they only point at, such as a folder of weights.
+        obstacle: From the settings to the reason why it cannot run here now, with what to do; None where it
+            can. Loads nothing and asks no hub.
+    """
+
+    factory: Callable[..., Any]
+    description: str
+    value_range: str
+    needs: str = "nothing"
+    version: int = 1
+    defaults: Settings = field(default_factory=dict)
+    placement: frozenset[str] = frozenset()
+    set_level: bool = False
+    neural: bool = False
+    revise: Callable[[Settings], str] | None = None
+    obstacle: Callable[[Settings], str | None] | None = None
+
+
+@dataclass(frozen=True)
+class Reward:
+    """A reward that is loaded and can score.
+
+    Attributes:
+        name: Its name in the configuration.
+        function: Scores.
+        set_level: Which of the two kinds `function` is.
+        neural: As in `RewardEntry`.
+        revision: Digest of the weights, the code or the service behind it; empty where there is none.
+    """
+
+    name: str
+    function: RewardFn | SetRewardFn
+    set_level: bool = False
+    neural: bool = False
+    revision: str = ""
+
+    def score(self, images: Tensor, prompts: Sequence[str], metadata: Sequence[Mapping[str, object]]) -> Tensor:
+        """Score a batch and check what comes back.
+
+        Args:
+            images: uint8 [B, 3, H, W], RGB; of a set-level reward the whole groups.
+            prompts: B prompts.
+            metadata: B mappings; a set-level reward reads `group`.
+
+        Returns:
+            Finite rewards, float32 [B], on the CPU.
+
+        Raises:
+            RewardError: If the function raises it, or returns no float32 tensor, not B values, or a value that
+                is NaN or infinite; if a set-level reward is given a group of one image.
+        """
+        import torch
+
+        if not self.set_level:
+            rewards = self._checked(self.function(images, prompts, metadata), len(images))  # type: ignore[arg-type]
+        else:
+            rewards = torch.empty(len(images))
+            for rows in _groups(metadata):
+                if len(rows) < 2:
+                    raise RewardError(
+                        f"reward {self.name!r} compares the images of a prompt, and prompt {prompts[rows[0]]!r} has "
+                        "one; set sample.group_size (and evaluate.images_per_prompt) to 2 or more"
+                    )
+                part = self.function(images[rows], prompts[rows[0]], [metadata[row] for row in rows])
+                rewards[rows] = self._checked(part, len(rows))
+        broken = (~torch.isfinite(rewards)).nonzero().flatten().tolist()
+        if broken:
+            first = broken[0]
+            raise RewardError(
+                f"reward {self.name!r} gave {rewards[first].item()} for {len(broken)} of {len(images)} samples, "
+                f"the first being sample {first}, prompt {prompts[first]!r}, metadata {dict(metadata[first])}; "
+                "look at its image and mend the reward"
+            )
+        return rewards
+
+    def _checked(self, rewards: object, count: int) -> Tensor:
+        import torch
+
+        if not isinstance(rewards, torch.Tensor) or rewards.dtype != torch.float32:
+            found = rewards.dtype if isinstance(rewards, torch.Tensor) else type(rewards).__name__
+            raise RewardError(f"reward {self.name!r} returned {found}, not a float32 tensor; mend the reward")
+        if tuple(rewards.shape) != (count,):
+            raise RewardError(
+                f"reward {self.name!r} returned shape {list(rewards.shape)} for {count} images, "
+                f"not [{count}]; mend the reward"
+            )
+        return rewards.detach().cpu()
+
+
+def _groups(metadata: Sequence[Mapping[str, object]]) -> list[list[int]]:
+    """Give the rows of each group, groups in the order of their first rows."""
+    rows: dict[object, list[int]] = {}
+    for row, known in enumerate(metadata):
+        rows.setdefault(known["group"], []).append(row)
+    return list(rows.values())

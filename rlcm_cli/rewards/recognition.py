@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import hashlib
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlcm_cli.errors import ConfigError, RewardError
-from rlcm_cli.rewards.contract import RewardFn
+from rlcm_cli.rewards.contract import RewardEntry, RewardFn
+from rlcm_cli.rewards.weights import digest_weights, find_weights, missing_weights, one_line, quiet_transformers
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -58,46 +57,9 @@ def judge_folder(model: str) -> Path:
         ConfigError: If `model` is no text.
         RewardError: If there is no such folder and the hub does not give one.
     """
-    if not isinstance(model, str):
-        raise ConfigError(f"reward 'recognition': model {model!r} must be a folder or a hub id")
     if model == EMBEDDED_JUDGE:
-        if not _EMBEDDED_FOLDER.is_dir():
-            raise RewardError(
-                f"the judge {model!r} is missing from this installation ({_EMBEDDED_FOLDER}); "
-                "install rlcm again, or set the reward's model to a classifier folder or hub id"
-            )
         return _EMBEDDED_FOLDER
-    if Path(model).is_dir():
-        return Path(model)
-
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(model, allow_patterns=list(_JUDGE_FILES)))
-    except (OSError, ValueError) as error:
-        raise RewardError(
-            f"judge {model!r} is no folder here and the hub does not give it ({_one_line(error)}); "
-            f"check the path or the network, or use the embedded {EMBEDDED_JUDGE!r}"
-        ) from error
-
-
-def judge_digest(settings: Mapping[str, Any]) -> str:
-    """Return the SHA-256 (hex) over the weights, the labels and the preprocessing of the judge in `settings`.
-
-    It stands for the judge in a reward's digest, in place of the path, which differs between machines.
-
-    Raises:
-        ConfigError, RewardError: As `judge_folder`, and if one of the judge's files is missing.
-    """
-    folder = judge_folder(settings["model"])
-    digest = hashlib.sha256()
-    for name in _JUDGE_FILES:
-        content = _judge_file(folder, name, settings["model"])
-        if name.endswith(".json"):
-            # A checkout on Windows may have changed the line ends.
-            content = content.replace(b"\r\n", b"\n")
-        digest.update(hashlib.sha256(content).digest())
-    return digest.hexdigest()
+    return find_weights(model, _JUDGE_FILES, reward="recognition", size="the size of the classifier")
 
 
 def _judge_file(folder: Path, name: str, model: str) -> bytes:
@@ -174,7 +136,7 @@ def _load_classifier(folder: Path, name: str) -> Any:
     from transformers import AutoModelForImageClassification
 
     try:
-        with _quiet():
+        with quiet_transformers():
             model, report = AutoModelForImageClassification.from_pretrained(
                 folder,
                 local_files_only=True,
@@ -185,7 +147,7 @@ def _load_classifier(folder: Path, name: str) -> Any:
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise RewardError(
             f"judge {name!r} cannot be loaded as a transformers image classifier from {folder} "
-            f"({_one_line(error)}); name another folder or hub id"
+            f"({one_line(error)}); name another folder or hub id"
         ) from error
     # transformers fills a missing head with random numbers and only logs it.
     if report["missing_keys"]:
@@ -210,26 +172,26 @@ def _load_preprocessing(folder: Path, name: str) -> tuple[tuple[int, int], list[
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise RewardError(
             f"judge {name!r}: {folder / 'preprocessor_config.json'} does not give size, image_mean and "
-            f"image_std ({type(error).__name__}: {_one_line(error)}); mend it or name another judge"
+            f"image_std ({type(error).__name__}: {one_line(error)}); mend it or name another judge"
         ) from error
     return (height, width), mean, std
 
 
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep transformers' progress bar and loading report off the terminal: only the command line prints."""
-    from transformers.utils import logging
-
-    bar, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if bar:
-            logging.enable_progress_bar()
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
+ENTRIES = {
+    "recognition": RewardEntry(
+        recognition,
+        description="log-probability that an image classifier gives to the label that the prompt names",
+        value_range="floor to 0, nats",
+        needs="nothing (embedded judge), or a transformers image classifier: a folder or hub id",
+        defaults={"model": EMBEDDED_JUDGE, "floor": DEFAULT_FLOOR},
+        neural=True,
+        revise=lambda settings: digest_weights(judge_folder(settings["model"]), _JUDGE_FILES, reward="recognition"),
+        obstacle=lambda settings: (
+            None
+            if settings["model"] == EMBEDDED_JUDGE
+            else missing_weights(
+                settings["model"], _JUDGE_FILES, reward="recognition", size="the size of the classifier"
+            )
+        ),
+    ),
+}

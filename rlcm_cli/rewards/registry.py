@@ -6,62 +6,34 @@ import difflib
 import hashlib
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any
 
 from rlcm_cli.errors import ConfigError
-from rlcm_cli.rewards.compressibility import compressibility, incompressibility
-from rlcm_cli.rewards.contract import RewardFn
-from rlcm_cli.rewards.recognition import DEFAULT_FLOOR, EMBEDDED_JUDGE, judge_digest, recognition
-
-
-@dataclass(frozen=True)
-class RewardEntry:
-    """A reward that can be named in a configuration.
-
-    Attributes:
-        factory: Makes the reward function; takes the settings as keyword arguments.
-        description: One line for people.
-        value_range: Range and unit of its values, for people.
-        needs: What it needs besides the package, for people.
-        version: Raised whenever the same image and settings would get another value.
-        defaults: Every setting with its default.
-        judge_digest: For a reward with a model: from the settings to a digest of the model's files, which
-            stands for the setting `model`.
-    """
-
-    factory: Callable[..., RewardFn]
-    description: str
-    value_range: str
-    needs: str
-    version: int = 1
-    defaults: Mapping[str, Any] = field(default_factory=dict)
-    judge_digest: Callable[[Mapping[str, Any]], str] | None = None
-
+from rlcm_cli.rewards import (
+    alignment,
+    clip,
+    composition,
+    compressibility,
+    diversity,
+    ocr,
+    pixels,
+    recognition,
+    symmetry,
+)
+from rlcm_cli.rewards.contract import Reward, RewardEntry
 
 REWARDS: dict[str, RewardEntry] = {
-    "compressibility": RewardEntry(
-        compressibility,
-        description="small as a JPEG: the negative of its size at quality 95",
-        value_range="below 0, kB (1000 bytes)",
-        needs="nothing",
-    ),
-    "incompressibility": RewardEntry(
-        incompressibility,
-        description="large as a JPEG: its size at quality 95",
-        value_range="above 0, kB (1000 bytes)",
-        needs="nothing",
-    ),
-    "recognition": RewardEntry(
-        recognition,
-        description="log-probability that an image classifier gives to the label that the prompt names",
-        value_range="floor to 0, nats",
-        needs="the embedded judge, or a transformers image classifier (model: a folder or hub id)",
-        defaults={"model": EMBEDDED_JUDGE, "floor": DEFAULT_FLOOR},
-        judge_digest=judge_digest,
-    ),
+    **compressibility.ENTRIES,
+    **symmetry.ENTRIES,
+    **pixels.ENTRIES,
+    **recognition.ENTRIES,
+    **clip.ENTRIES,
+    **alignment.ENTRIES,
+    **diversity.ENTRIES,
+    **composition.ENTRIES,
+    **ocr.ENTRIES,
 }
 
 
@@ -69,11 +41,22 @@ REWARDS: dict[str, RewardEntry] = {
 class RewardSpec:
     """A reward's name and those of its settings that differ from the defaults.
 
-    Making one checks nothing; `resolved`, `digest`, `directory` and `load_reward` do.
+    The name is one of `REWARDS`, the address of a reward server (`http://host:8000/NAME`), or a function of
+    yours (`path/to/file.py:function`, `package.module:function`). Making a spec checks nothing; `resolved`,
+    `digest`, `directory` and `load_reward` do.
     """
 
     name: str
     settings: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def entry(self) -> RewardEntry:
+        """What is known of the reward.
+
+        Raises:
+            ConfigError: If there is no such reward.
+        """
+        return find_entry(self.name)
 
     @property
     def resolved(self) -> dict[str, Any]:
@@ -82,7 +65,7 @@ class RewardSpec:
         Raises:
             ConfigError: If the reward or a setting is unknown.
         """
-        defaults = _entry(self.name).defaults
+        defaults = self.entry.defaults
         for key in self.settings:
             if key not in defaults:
                 raise ConfigError(
@@ -92,27 +75,23 @@ class RewardSpec:
 
     @property
     def slug(self) -> str:
-        """The name in lower-case letters, digits, '-' and '_' alone, for a directory."""
-        return re.sub(r"[^a-z0-9_]+", "-", self.name.lower()).strip("-")
+        """The name, of an address or a function its last part, in characters that a directory may have."""
+        last = re.split(r"[/:]", self.name)[-1] if is_address(self.name) or is_code(self.name) else self.name
+        return re.sub(r"[^a-z0-9_]+", "-", last.lower()).strip("-") or "reward"
 
-    @cached_property
+    @property
     def digest(self) -> str:
-        """First 12 hex digits of the SHA-256 over canonical JSON of name, version, settings and judge.
+        """First 12 hex digits of the SHA-256 over canonical JSON of name, version and settings but `placement`.
 
-        Two specs share it only if they give the same values. The files of a judge stand for its path, so the
-        digest is the same on machines that keep the judge in different places; a judge on the hub is
-        downloaded for it.
+        A function of the configuration alone: whoever reads the rewards needs neither weights nor server. What
+        the settings point at is digested in `Reward.revision`, which is stored beside the values.
 
         Raises:
             ConfigError: If the reward or a setting is unknown.
-            RewardError: If the judge cannot be had.
         """
-        entry, settings = _entry(self.name), self.resolved
-        identity: dict[str, object] = {"name": self.name, "version": entry.version}
-        if entry.judge_digest:
-            identity["judge"] = entry.judge_digest(settings)
-            del settings["model"]
-        identity["settings"] = settings
+        entry = self.entry
+        settings = {key: value for key, value in self.resolved.items() if key not in entry.placement}
+        identity = {"name": self.name, "version": entry.version, "settings": settings}
         text = json.dumps(identity, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
@@ -122,20 +101,49 @@ class RewardSpec:
         return f"{self.slug}-{self.digest}"
 
 
-def load_reward(spec: RewardSpec) -> RewardFn:
-    """Make a reward function, loading the model behind it if there is one.
+def find_entry(name: str) -> RewardEntry:
+    """Return what is known of a reward. Raises `ConfigError` where there is none of that name."""
+    if name in REWARDS:
+        return REWARDS[name]
+    if is_address(name):
+        from rlcm_cli.rewards.remote import remote_entry
+
+        return remote_entry(name)
+    if is_code(name):
+        from rlcm_cli.rewards.custom import custom_entry
+
+        return custom_entry(name)
+    raise ConfigError(
+        f"there is no reward {name!r}; {_choices(name, REWARDS, 'rewards')}; one of yours is FILE.py:FUNCTION"
+    )
+
+
+def is_address(name: str) -> bool:
+    """Tell whether a reward's name is the address of a server."""
+    return name.startswith(("http://", "https://"))
+
+
+def is_code(name: str) -> bool:
+    """Tell whether a reward's name names Python code: a file or a module, a colon, a function."""
+    return not is_address(name) and ":" in name
+
+
+def load_reward(spec: RewardSpec) -> Reward:
+    """Load a reward with the model behind it, if there is one. Code is run: check whose it is (`is_code`) first.
 
     Raises:
         ConfigError: If the reward or a setting is unknown, or a setting has an impossible value.
         RewardError: If the reward cannot run here.
     """
-    return _entry(spec.name).factory(**spec.resolved)
-
-
-def _entry(name: str) -> RewardEntry:
-    if name not in REWARDS:
-        raise ConfigError(f"there is no reward {name!r}; " + _choices(name, REWARDS, "rewards"))
-    return REWARDS[name]
+    entry, settings = spec.entry, spec.resolved
+    function = entry.factory(**settings)
+    return Reward(
+        name=spec.name,
+        function=function,
+        set_level=getattr(function, "set_level", entry.set_level),
+        neural=entry.neural,
+        revision=entry.revise(settings) if entry.revise else "",
+    )
 
 
 def _choices(name: str, known: Mapping[str, object], kind: str) -> str:

@@ -3,7 +3,7 @@
 checkpoints/000001/
 pytorch_lora_weights.safetensors   as diffusers writes and reads it, with the alpha metadata
 optimizer.safetensors              Adam's moments; one metadata key
-prompt_statistics.json             prompt → newest rewards
+prompt_statistics.json             component → prompt → newest rewards
 trainer.json                       `TrainerState`
 complete.json                      digest of each file above, written last
 """
@@ -56,7 +56,7 @@ def publish_checkpoint(
     model_digest: str,
     optimizer: Mapping[str, Tensor],
     optimizer_steps: int,
-    statistics: PromptStatistics,
+    statistics: Mapping[str, PromptStatistics],
 ) -> TrainerState:
     """Publish a checkpoint; `write_lora` puts `LORA_FILE` into the folder that it is given.
 
@@ -121,10 +121,13 @@ def read_optimizer(layout: RunLayout, number: int) -> dict[str, Tensor]:
     return read_tensors(layout.checkpoint(number) / OPTIMIZER_FILE)
 
 
-def read_statistics(layout: RunLayout, number: int) -> dict[str, tuple[float, ...]]:
-    """Read the prompt statistics of a checkpoint that was checked as above."""
+def read_statistics(layout: RunLayout, number: int) -> dict[str, PromptStatistics]:
+    """Read the prompt statistics, by component of the reward, of a checkpoint that was checked as above."""
     text = (layout.checkpoint(number) / STATISTICS_FILE).read_text(encoding="utf-8")
-    return {prompt: tuple(rewards) for prompt, rewards in json.loads(text).items()}
+    return {
+        component: {prompt: tuple(rewards) for prompt, rewards in of_prompts.items()}
+        for component, of_prompts in json.loads(text).items()
+    }
 
 
 def latest_checkpoint(layout: RunLayout) -> int:

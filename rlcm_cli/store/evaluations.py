@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from rlcm_cli.store.layout import RunLayout
@@ -23,21 +24,23 @@ class Evaluation:
     """uint8 [B, 3, H, W]."""
     prompts: list[str]
     """Prompt of each image."""
+    tasks: list[str]
+    """Task of each image."""
     seed: Tensor
     """int64 [B]."""
     held_out: Tensor
     """bool [B]: the prompt was kept out of training."""
     rewards: Mapping[str, Tensor]
-    """Name → float32 [B]."""
+    """Name → float32 [B]; NaN where the image's task does not have the reward."""
 
 
 def publish_evaluation(layout: RunLayout, evaluation: Evaluation) -> None:
     """Publish the evaluation of a checkpoint."""
-    unique = list(dict.fromkeys(evaluation.prompts))
-    index = evaluation.seed.new_tensor([unique.index(prompt) for prompt in evaluation.prompts])
+    prompts, tasks = (list(dict.fromkeys(names)) for names in (evaluation.prompts, evaluation.tasks))
     tensors = {
         "images": evaluation.images,
-        "prompt_index": index,
+        "prompt_index": torch.tensor([prompts.index(prompt) for prompt in evaluation.prompts]),
+        "task_index": torch.tensor([tasks.index(task) for task in evaluation.tasks]),
         "seed": evaluation.seed,
         "held_out": evaluation.held_out.byte(),
         **{REWARD + name: values for name, values in evaluation.rewards.items()},
@@ -45,7 +48,8 @@ def publish_evaluation(layout: RunLayout, evaluation: Evaluation) -> None:
     fields = {
         "checkpoint": evaluation.checkpoint,
         "policy_digest": evaluation.policy_digest,
-        "prompts": unique,
+        "prompts": prompts,
+        "tasks": tasks,
     }
     publish_record(layout.evaluation(evaluation.checkpoint), "evaluation", tensors, fields)
 
@@ -58,6 +62,7 @@ def read_evaluation(layout: RunLayout, checkpoint: int) -> Evaluation:
         policy_digest=fields["policy_digest"],
         images=tensors["images"],
         prompts=[fields["prompts"][index] for index in tensors["prompt_index"].tolist()],
+        tasks=[fields["tasks"][index] for index in tensors["task_index"].tolist()],
         seed=tensors["seed"],
         held_out=tensors["held_out"].bool(),
         rewards={n.removeprefix(REWARD): t for n, t in tensors.items() if n.startswith(REWARD)},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Literal
@@ -44,7 +45,7 @@ class RolloutManifest(Record):
 
     format_version: int = FORMAT_VERSION
     iteration: int
-    task: str
+    tasks: tuple[str, ...]
     run_seed: int
     model_digest: str
     dtype: str
@@ -53,6 +54,8 @@ class RolloutManifest(Record):
     reduction: Literal["mean", "sum"]
     prompts: tuple[str, ...]
     """One a group; group g is the samples g · group_size … (g + 1) · group_size − 1."""
+    group_tasks: tuple[int, ...]
+    """Task of each group, an index into `tasks`."""
     group_size: int
     shards: tuple[tuple[int, int], ...]
     """[start, stop) of each shard, in samples."""
@@ -72,12 +75,31 @@ class RolloutManifest(Record):
         """Prompt of a sample."""
         return self.prompts[sample // self.group_size]
 
+    def task_of(self, sample: int) -> int:
+        """Task of a sample, an index into `tasks`."""
+        return self.group_tasks[sample // self.group_size]
+
+    def samples_of(self, tasks: Collection[str], shard: int | None = None) -> list[int]:
+        """Samples of some of the tasks, of one shard or of all."""
+        span = (0, self.shards[-1][1]) if shard is None else self.shards[shard]
+        return [sample for sample in range(*span) if self.tasks[self.task_of(sample)] in tasks]
+
 
 def split_groups(samples: int, group_size: int, shards: int) -> tuple[tuple[int, int], ...]:
     """Cut samples into shards of nearly equal size that hold whole groups: [start, stop) of each."""
     groups = samples // group_size
     edges = [groups * shard // shards * group_size for shard in range(shards + 1)]
     return tuple(pairwise(edges))
+
+
+def split_shares(groups: int, shares: Sequence[float]) -> tuple[int, ...]:
+    """Deal groups to as many tasks at most: by their shares, as near as whole numbers are, but at least one each."""
+    edges = [round(groups * sum(shares[:count]) / sum(shares)) for count in range(len(shares) + 1)]
+    counts = [stop - start for start, stop in pairwise(edges)]
+    while 0 in counts:
+        counts[counts.index(max(counts))] -= 1
+        counts[counts.index(0)] += 1
+    return tuple(counts)
 
 
 def publish_manifest(path: Path, manifest: RolloutManifest) -> None:

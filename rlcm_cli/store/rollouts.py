@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,12 +56,12 @@ def publish_shard(layout: RunLayout, manifest: RolloutManifest, number: int, sha
         "member": shard.sample_index % manifest.group_size,
         "seed": shard.seed,
         "prompt_index": shard.prompt_index,
-        "task_index": torch.zeros_like(shard.prompt_index),
+        "task_index": torch.tensor([manifest.task_of(sample) for sample in shard.sample_index.tolist()]),
     }
     for name, tensor in shard.conditioning.items():
         tensors[CONDITIONING + name] = tensor
         tensors[CONDITIONING_INDEX + name] = shard.prompt_index.clone()
-    fields = {"plan": manifest.digest, "prompts": list(shard.prompts), "tasks": [manifest.task]}
+    fields = {"plan": manifest.digest, "prompts": list(shard.prompts), "tasks": list(manifest.tasks)}
     publish_record(layout.shard(manifest.iteration, number, len(manifest.shards)), "rollout", tensors, fields)
 
 
@@ -98,7 +98,7 @@ def publish_rewards(
     sample_index: Tensor,
     values: Tensor,
 ) -> None:
-    """Publish the rewards of a shard: int64 [B], float32 [B], bound to the shard's digest."""
+    """Publish the rewards of a shard's samples: int64 [B], float32 [B], bound to the shard's digest."""
     shards = len(manifest.shards)
     receipt = read_receipt(layout.shard(manifest.iteration, number, shards))
     fields = {"plan": manifest.digest, "shard_sha256": receipt.sha256, "reward": dict(reward)}
@@ -110,15 +110,20 @@ def publish_rewards(
     )
 
 
-def read_rewards(layout: RunLayout, manifest: RolloutManifest, directory: str) -> Tensor:
+def read_rewards(
+    layout: RunLayout, manifest: RolloutManifest, directory: str, tasks: Collection[str] | None = None
+) -> Tensor:
     """Read one reward of all samples of a plan, float32 [samples], in the order of the samples.
 
+    `tasks`: whose samples the reward was given to, None for all; the others' are NaN.
+
     Raises `MissingFileError` where shards are not scored, and `ForeignFileError` where the rewards were
-    given to another shard than the one that is there, or to other samples. Raises `RewardError` for rewards
-    that are not finite.
+    given to another shard than the one that is there, to other samples, or by different weights, code or
+    servers to different shards. Raises `RewardError` for rewards that are not finite.
     """
     shards = len(manifest.shards)
     values = torch.full((manifest.shards[-1][1],), torch.nan)
+    revisions: dict[str, Path] = {}
     for number in range(shards):
         path = layout.reward_shard(manifest.iteration, directory, number, shards)
         if not is_published(path):
@@ -128,15 +133,39 @@ def read_rewards(layout: RunLayout, manifest: RolloutManifest, directory: str) -
         shard = read_receipt(layout.shard(manifest.iteration, number, shards))
         if fields.get("shard_sha256") != shard.sha256:
             raise ForeignFileError(f"{path}: scores another shard than the one there; {REMEDY.format(path=path)}")
-        start, stop = manifest.shards[number]
-        if tensors["sample_index"].tolist() != list(range(start, stop)):
+        samples = manifest.samples_of(manifest.tasks if tasks is None else tasks, number)
+        if tensors["sample_index"].tolist() != samples:
             raise ForeignFileError(
-                f"{path}: does not score the samples {start} to {stop - 1} of its shard; {REMEDY.format(path=path)}"
+                f"{path}: does not score the {len(samples)} samples of its shard that it should; "
+                + REMEDY.format(path=path)
             )
         if not torch.isfinite(tensors["reward"]).all():
             raise RewardError(f"{path}: holds a NaN or infinite reward; {REMEDY.format(path=path)}")
-        values[start:stop] = tensors["reward"]
+        revisions.setdefault(str(fields["reward"].get("revision", "")), path)
+        values[samples] = tensors["reward"]
+    if len(revisions) > 1:
+        raise ForeignFileError(
+            f"{path.parent}: {' and '.join(file.name for file in revisions.values())} were scored by different "
+            f"weights, code or servers of the same reward; {REMEDY.format(path=path.parent)}"
+        )
     return values
+
+
+def read_shard_rewards(layout: RunLayout, manifest: RolloutManifest, number: int) -> dict[str, dict[int, float]]:
+    """Read every reward that a shard was given, whoever asked for it: directory → sample → reward.
+
+    Raises the errors of `read_record`, and `ForeignFileError` for rewards of another plan.
+    """
+    rewards = {}
+    shards = len(manifest.shards)
+    for folder in sorted((layout.rollout(manifest.iteration) / "rewards").glob("*")):
+        path = layout.reward_shard(manifest.iteration, folder.name, number, shards)
+        if is_published(path):
+            tensors, fields = read_record(path, "rewards")
+            check_plan(fields, manifest, path)
+            samples = tensors["sample_index"].tolist()
+            rewards[folder.name] = dict(zip(samples, tensors["reward"].tolist(), strict=True))
+    return rewards
 
 
 def missing_shards(layout: RunLayout, manifest: RolloutManifest) -> list[int]:
@@ -145,16 +174,19 @@ def missing_shards(layout: RunLayout, manifest: RolloutManifest) -> list[int]:
     return [n for n in range(count) if not is_published(layout.shard(manifest.iteration, n, count))]
 
 
-def missing_rewards(layout: RunLayout, manifest: RolloutManifest, directories: Sequence[str]) -> list[int]:
-    """Numbers of the shards that lack one of the rewards."""
+def is_pruned(layout: RunLayout, manifest: RolloutManifest) -> bool:
+    """Tell whether shards of a rollout were removed after it was trained on; receipts stay."""
+    paths = [layout.shard(manifest.iteration, n, len(manifest.shards)) for n in range(len(manifest.shards))]
+    return any(is_published(path) and not path.exists() for path in paths)
+
+
+def missing_rewards(layout: RunLayout, manifest: RolloutManifest, directory: str) -> list[int]:
+    """Numbers of the shards that lack a reward."""
     count = len(manifest.shards)
     return [
         number
         for number in range(count)
-        if not all(
-            is_published(layout.reward_shard(manifest.iteration, directory, number, count))
-            for directory in directories
-        )
+        if not is_published(layout.reward_shard(manifest.iteration, directory, number, count))
     ]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -62,10 +62,11 @@ def prune_rollouts(layout: RunLayout, keep: int, trained: int) -> list[Path]:
     return removed
 
 
-def prune_checkpoints(layout: RunLayout, keep: int) -> list[Path]:
-    """Remove all checkpoints but the first, which is the start, and the newest `keep`."""
+def prune_checkpoints(layout: RunLayout, keep: int, protected: Collection[int] = ()) -> list[Path]:
+    """Remove all checkpoints but the first, which is the start, the newest `keep`, and the protected ones."""
     later = layout.checkpoints()[1:]
-    removed = [layout.checkpoint(number) for number in later[: max(0, len(later) - keep)]]
+    old = later[: max(0, len(later) - keep)]
+    removed = [layout.checkpoint(number) for number in old if number not in protected]
     for folder in removed:
         remove_folder(folder)
     return removed

@@ -29,11 +29,13 @@ those of RFC 2119.
         conditioning_index.X [B]          int64    row of `conditioning.X` of each sample
 
  8. Kind `rewards`: `rewards/<slug>-<digest>/` in the rollout's folder, one record a shard under the shard's
-    name; fields `plan`, `shard_sha256` (the scored shard), `reward` (name, settings, digest). Tensors
-    `sample_index` int64 [B] and `reward` float32 [B], finite.
+    name; fields `plan`, `shard_sha256` (the scored shard), `reward` (`name`, `settings`, `digest` of both, and
+    `revision`, a digest of the weights, code or service that scored, the same in all shards). Tensors
+    `sample_index` int64 [B] and `reward` float32 [B], finite. A reward that only some of the tasks are trained
+    for scores their samples alone.
  9. Kind `evaluation`: `evaluations/NNNNNN/evaluation.safetensors`; fields `checkpoint`, `policy_digest`,
-    `prompts`. Tensors `images`, `prompt_index`, `seed` as above, `held_out` uint8 [B] (prompt kept out of
-    training), `reward.NAME` float32 [B].
+    `prompts`, `tasks`. Tensors `images`, `prompt_index`, `task_index`, `seed` as above, `held_out` uint8 [B]
+    (prompt kept out of training), `reward.NAME` float32 [B], NaN where the sample's task does not have it.
 10. Records are immutable. A record that fails a check MUST NOT be used and MUST NOT be deleted: it MAY be
     moved to `quarantine/`, after which the phase makes it again.
 11. Checkpoints are folders that appear by one rename; `complete.json`, written last, holds their digests.
@@ -42,7 +44,9 @@ those of RFC 2119.
 
 from __future__ import annotations
 
+import hashlib
 import json
+import mmap
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -114,28 +118,31 @@ def read_record(path: Path, kind: Kind) -> tuple[dict[str, Tensor], dict[str, An
     """
     receipt = read_receipt(path)
     try:
-        data = path.read_bytes()
+        size = path.stat().st_size
     except FileNotFoundError:
         raise MissingFileError(
             f"{path}: has a receipt but is gone; if it was pruned, its iteration is done, else "
             + REMEDY.format(path=path)
         ) from None
-    if len(data) != receipt.bytes:
+    if size != receipt.bytes:
         raise CorruptFileError(
-            f"{path}: has {len(data)} bytes, its receipt says {receipt.bytes}: truncated or overwritten; "
+            f"{path}: has {size} bytes, its receipt says {receipt.bytes}: truncated or overwritten; "
             + REMEDY.format(path=path)
         )
-    if sha256(data) != receipt.sha256:
-        raise CorruptFileError(
-            f"{path}: its SHA-256 is not the receipt's: a flipped bit or an edit; {REMEDY.format(path=path)}"
-        )
-    fields = _read_header(data, path)
+    # Mapped, not read: of large shards the copies into fresh memory cost more than the checksum.
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        if hashlib.sha256(data).hexdigest() != receipt.sha256:
+            raise CorruptFileError(
+                f"{path}: its SHA-256 is not the receipt's: a flipped bit or an edit; {REMEDY.format(path=path)}"
+            )
+        fields = _read_header(data, path)
     _check_version(fields.get("format_version"), path)
     if fields.get("kind") != kind:
         raise ForeignFileError(
             f"{path}: holds a record of kind {fields.get('kind')!r}, not {kind!r}; {REMEDY.format(path=path)}"
         )
-    tensors = safetensors.torch.load(data)
+    with safetensors.safe_open(path, framework="pt") as record:
+        tensors = {name: record.get_tensor(name) for name in record.keys()}  # noqa: SIM118
     if _rows(tensors) != receipt.rows:
         raise CorruptFileError(
             f"{receipt_path(path)}: counts {receipt.rows} samples, the record holds {_rows(tensors)}; "
@@ -164,7 +171,7 @@ def _rows(tensors: Mapping[str, Tensor]) -> int:
     return len(tensors["sample_index" if "sample_index" in tensors else "seed"])
 
 
-def _read_header(data: bytes, path: Path) -> dict[str, Any]:
+def _read_header(data: bytes | mmap.mmap, path: Path) -> dict[str, Any]:
     try:
         size = int.from_bytes(data[:8], "little")
         metadata = json.loads(data[8 : 8 + size]).get("__metadata__", {})

@@ -14,6 +14,7 @@ from rlcm_cli.phases.events import (
     CostEstimated,
     Evaluated,
     FileWritten,
+    HackingFound,
     IterationTrained,
     PhaseSkipped,
     PhaseStarted,
@@ -25,6 +26,8 @@ METRICS = {
     "reward_std": 0.5,
     "reward_best": -0.75,
     "rewards": {"compressibility": -1.0, "recognition": -0.25},
+    "watched": {},
+    "tasks": {"compression": -1.25},
     "kl_to_base": 0.0,
 }
 EVENTS = [
@@ -34,7 +37,7 @@ EVENTS = [
     Warned("mind this"),
     PhaseSkipped("score", 0, "all is there"),
     IterationTrained(1, METRICS),
-    Evaluated(1, -1.5, None, {"compressibility": -1.5}),
+    Evaluated(1, -1.5, None, {"compressibility": -1.5}, {"compression": -1.5}),
     FileWritten(Path("sheet.png"), "a sheet"),
 ]
 
@@ -104,6 +107,32 @@ def test_a_single_iteration_is_no_plural(capsys):
 def test_a_kl_penalty_is_shown_where_it_acts(capsys):
     Display(quiet=False, as_json=False).follow([IterationTrained(1, {**METRICS, "kl_to_base": 0.25})])
     assert "kl 0.2500" in capsys.readouterr().out
+
+
+def test_watched_rewards_are_shown_beside_the_trained_ones(capsys):
+    Display(quiet=False, as_json=False).follow([IterationTrained(1, {**METRICS, "watched": {"sharpness": 2.0}})])
+    assert "recognition -0.250)  watched: sharpness 2.000" in capsys.readouterr().out
+
+
+def test_rewards_of_several_tasks_are_shown_apart(capsys):
+    tasks = {"compression": -1.0, "incompression": 2.0}
+    Display(quiet=False, as_json=False).follow(
+        [IterationTrained(1, {**METRICS, "tasks": tasks}), Evaluated(1, 0.5, 0.25, {"compressibility": -1.0}, tasks)]
+    )
+    first, second = capsys.readouterr().out.splitlines()
+    assert first.startswith("iteration 1  compression -1.000  incompression 2.000  (")
+    assert "held-out seeds: compression -1.000, incompression 2.000  (compressibility -1.000)" in second
+
+
+@pytest.mark.parametrize("stops", [False, True])
+def test_hacking_is_told_even_where_it_is_quiet(capsys, stops):
+    display = Display(quiet=True, as_json=True)
+    display.follow([HackingFound(7, "sharpness", "'sharpness' fell", stops)])
+    display.finish()
+    out, err = capsys.readouterr()
+    assert "hacking, at iteration 7: 'sharpness' fell" in err
+    assert ("stopped here" in err) == stops
+    assert json.loads(out)["hacking"] == {"sharpness": 7}
 
 
 def test_markup_in_a_path_is_printed_as_it_is(capsys):

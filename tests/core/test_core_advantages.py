@@ -4,7 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rlcm_cli.core.advantages import per_prompt_advantages
+from rlcm_cli.core.advantages import combine_advantages, per_prompt_advantages
 
 TABLE = Path(__file__).parent.parent / "data" / "parity" / "per_prompt_stats.json"
 
@@ -75,3 +75,32 @@ def test_the_offset_of_a_prompt_does_not_matter():
         ["a"] * 3 + ["b"] * 3, [*rewards, *(rewards + 1000)], {}, buffer_size=8, min_count=2
     )
     np.testing.assert_allclose(advantages[:3], advantages[3:], rtol=1e-9)
+
+
+def test_a_single_reward_keeps_its_advantages_exactly_whatever_its_positive_weight():
+    advantages = np.random.default_rng(0).normal(size=50)
+    for weight in (1.0, 2.0, 0.2, 0.1, 3e-4, 12345.678, *np.random.default_rng(1).uniform(1e-3, 1e3, 50)):
+        assert combine_advantages({"a": advantages}, {"a": float(weight)}).tolist() == advantages.tolist()
+        assert combine_advantages({"a": advantages}, {"a": -float(weight)}).tolist() == (-advantages).tolist()
+
+
+def test_several_rewards_are_added_by_weight_over_the_norm_of_the_weights():
+    advantages = {"a": np.array([1.0, -1.0, 0.0]), "b": np.array([2.0, 0.5, -4.0])}
+    combined = combine_advantages(advantages, {"a": 3.0, "b": -4.0})
+    np.testing.assert_allclose(combined, [(3 - 8) / 5, (-3 - 2) / 5, 16 / 5], rtol=1e-12)
+
+
+def test_scaling_all_weights_changes_nothing_and_a_weight_of_0_takes_a_reward_out():
+    advantages = {"a": np.array([1.0, -1.0, 0.3]), "b": np.array([2.0, 0.5, -4.0])}
+    np.testing.assert_allclose(
+        combine_advantages(advantages, {"a": 0.6, "b": 0.2}),
+        combine_advantages(advantages, {"a": 3.0, "b": 1.0}),
+        rtol=1e-12,
+    )
+    assert combine_advantages(advantages, {"a": 7.0, "b": 0.0}).tolist() == advantages["a"].tolist()
+
+
+def test_independent_rewards_keep_their_variance():
+    draws = np.random.default_rng(0).normal(size=(3, 200_000))
+    combined = combine_advantages(dict(zip("abc", draws, strict=True)), {"a": 1.0, "b": 0.3, "c": -2.0})
+    assert combined.std() == pytest.approx(1.0, abs=0.01)

@@ -23,7 +23,7 @@ from phase_runs import fingerprint, finish, make_config, published_shards  # noq
 from rlcm_cli.phases.loop import loop  # noqa: E402
 from rlcm_cli.phases.policy import load_policy_model  # noqa: E402
 from rlcm_cli.phases.run import create_run  # noqa: E402
-from rlcm_cli.phases.score import load_rewards  # noqa: E402
+from rlcm_cli.phases.score import load_scorers  # noqa: E402
 
 MODEL, FOLDER, MODE = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
 CONFIG = make_config(MODEL)
@@ -38,7 +38,7 @@ def start(root, prepare=lambda: None):
     try:
         prepare()
         run = create_run(root, CONFIG)
-        finish(loop(run, LOADED, load_rewards(run)))
+        finish(loop(run, LOADED, load_scorers(run)))
         os._exit(0)
     except BaseException:
         traceback.print_exc()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import shutil
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +22,12 @@ from rlcm_cli.phases.loop import loop
 from rlcm_cli.phases.policy import load_policy_model
 from rlcm_cli.phases.run import Run, Worker, create_run, open_run
 from rlcm_cli.phases.sample import sample
-from rlcm_cli.phases.score import load_rewards, score
+from rlcm_cli.phases.score import Scorer, load_scorers, score
 from rlcm_cli.phases.train import train
+from rlcm_cli.rewards import Reward
 from rlcm_cli.store.checkpoint import digest_safetensors
 from rlcm_cli.store.layout import receipt_path
+from rlcm_cli.store.score_cache import ScoreCache
 from rlcm_cli.store.shards import is_published
 
 TIMES = ("train_seconds", "finished_at")
@@ -57,7 +59,7 @@ def did_nothing(events: list[Event]) -> bool:
 def make_loop(root: Path, config: Config) -> Run:
     """Make a run by the loop."""
     run = create_run(root, config)
-    finish(loop(run, shared_model(Path(config.model.name), config.lora.rank), load_rewards(run)))
+    finish(loop(run, shared_model(Path(config.model.name), config.lora.rank), load_scorers(run)))
     return run
 
 
@@ -72,13 +74,13 @@ def make_by_hand(root: Path, config: Config, workers: tuple[Worker, ...] = (Work
         for worker in workers:
             finish(sample(open_run(root), model(), worker))
         if number == 0:
-            finish(evaluate(open_run(root), model(), load_rewards(open_run(root)), 0))
+            finish(evaluate(open_run(root), model(), load_scorers(open_run(root)), 0))
         for worker in workers:
             run = open_run(root)
-            finish(score(run, load_rewards(run), worker))
+            finish(score(run, load_scorers(run), worker))
         finish(train(open_run(root), model()))
     run = open_run(root)
-    finish(evaluate(run, model(), load_rewards(run), config.runtime.iterations))
+    finish(evaluate(run, model(), load_scorers(run), config.runtime.iterations))
     return run
 
 
@@ -88,8 +90,21 @@ def prepare(root: Path, config: Config, *, upto: str = "score") -> tuple[Run, Co
     model = shared_model(Path(config.model.name), config.lora.rank)
     finish(sample(run, model))
     if upto == "score":
-        finish(score(run, load_rewards(run)))
+        finish(score(run, load_scorers(run)))
     return run, model
+
+
+def scorers_of(
+    run: Run,
+    functions: Mapping[str, Callable[..., torch.Tensor]],
+    cache: ScoreCache | None = None,
+    **changes: Any,
+) -> dict[str, Scorer]:
+    """Give the run's rewards functions of a test; `changes` are of the `Reward`."""
+    return {
+        name: Scorer(run.reward_specs()[name], Reward(name, function, **changes), run.scored_tasks(name), cache)
+        for name, function in functions.items()
+    }
 
 
 def one_iteration(root: Path, config: Config) -> dict[str, Any]:

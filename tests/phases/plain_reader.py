@@ -59,7 +59,11 @@ for folder in sorted((RUN / "rollouts").iterdir()):
     assert [start for start, _ in shards] == [0, *[stop for _, stop in shards[:-1]]]
     assert shards[-1][1] == len(manifest["prompts"]) * size
     assert all(edge % size == 0 for shard in shards for edge in shard)
+    of_group = manifest["group_tasks"]
+    assert len(of_group) == len(manifest["prompts"])
+    assert sorted(set(of_group)) == list(range(len(manifest["tasks"])))
 
+    revisions = {}
     names = [f"shard-{k:05d}-of-{len(shards):05d}.safetensors" for k in range(len(shards))]
     assert sorted(file.name for file in folder.glob("*.safetensors")) == names
     for name, (start, stop) in zip(names, shards, strict=True):
@@ -67,7 +71,8 @@ for folder in sorted((RUN / "rollouts").iterdir()):
         assert set(fields) == {"format_version", "kind", "plan", "prompts", "tasks"}
         assert fields["plan"] == plan
         assert len(set(fields["prompts"])) == len(fields["prompts"])
-        assert fields["tasks"] == [manifest["task"]]
+        assert fields["tasks"] == manifest["tasks"]
+        assert len(set(fields["tasks"])) == len(fields["tasks"])
         B, U = stop - start, len(fields["prompts"])
         S = len(manifest["schedule"]["timesteps"])
         A = S - 1
@@ -89,7 +94,8 @@ for folder in sorted((RUN / "rollouts").iterdir()):
             assert seed == int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
         prompts = expect(tensors, "prompt_index", "int64", B).tolist()
         assert [fields["prompts"][p] for p in prompts] == [manifest["prompts"][i // size] for i in range(start, stop)]
-        assert expect(tensors, "task_index", "int64", B).tolist() == [0] * B
+        tasks = expect(tensors, "task_index", "int64", B).tolist()
+        assert tasks == [of_group[i // size] for i in range(start, stop)]
         conditioning = [key for key in tensors if key.startswith("conditioning.")]
         assert conditioning
         for key in conditioning:
@@ -107,24 +113,38 @@ for folder in sorted((RUN / "rollouts").iterdir()):
             assert set(fields) == {"format_version", "kind", "plan", "shard_sha256", "reward"}
             assert fields["plan"] == plan
             assert fields["shard_sha256"] == receipt["sha256"]
-            assert (fields["reward"]["name"], fields["reward"]["digest"]) == (slug, digest)
+            assert set(fields["reward"]) == {"name", "settings", "digest", "revision"}
+            assert re.split("[/:]", fields["reward"]["name"])[-1] == slug  # of code and addresses the last part
+            assert fields["reward"]["digest"] == digest
+            revisions.setdefault(reward_folder.name, fields["reward"]["revision"])
+            assert fields["reward"]["revision"] == revisions[reward_folder.name]
             assert set(tensors) == {"sample_index", "reward"}
-            assert expect(tensors, "sample_index", "int64", B).tolist() == list(range(start, stop))
-            values = expect(tensors, "reward", "float32", B)
-            assert abs(values).max() < float("inf")
-            assert scored["rows"] == B
+            rows = tensors["sample_index"].tolist()
+            whole_tasks = {of_group[i // size] for i in rows}
+            assert rows == [i for i in range(start, stop) if of_group[i // size] in whole_tasks]
+            expect(tensors, "sample_index", "int64", len(rows))
+            assert all(abs(value) < float("inf") for value in expect(tensors, "reward", "float32", len(rows)))
+            assert scored["rows"] == len(rows)
             counted["rewards"] += 1
 
 for folder in sorted((RUN / "evaluations").iterdir()):  # rule 9
     receipt, fields, tensors = read(folder / "evaluation.safetensors", "evaluation")
-    assert set(fields) == {"format_version", "kind", "checkpoint", "policy_digest", "prompts"}
+    assert set(fields) == {"format_version", "kind", "checkpoint", "policy_digest", "prompts", "tasks"}
     assert fields["checkpoint"] == int(folder.name)
     B = receipt["rows"]
     assert expect(tensors, "images", "uint8", B, 3, *tensors["images"].shape[2:]).any()
     expect(tensors, "seed", "int64", B)
     assert set(expect(tensors, "held_out", "uint8", B).tolist()) <= {0, 1}
     assert max(expect(tensors, "prompt_index", "int64", B)) < len(fields["prompts"])
-    assert [name for name in tensors if name.startswith("reward.")]
+    tasks = expect(tensors, "task_index", "int64", B).tolist()
+    assert sorted(set(tasks)) == list(range(len(fields["tasks"])))
+    rewards = [name for name in tensors if name.startswith("reward.")]
+    assert rewards
+    for name in rewards:
+        given = [value == value for value in expect(tensors, name, "float32", B).tolist()]  # NaN is not itself
+        whole_tasks = {task for task, is_number in zip(tasks, given, strict=True) if is_number}
+        assert whole_tasks
+        assert given == [task in whole_tasks for task in tasks]
     counted["evaluation"] += 1
 
 for folder in sorted((RUN / "checkpoints").iterdir()):  # rule 11

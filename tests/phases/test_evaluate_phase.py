@@ -6,7 +6,7 @@ from rlcm_cli.config import PromptSettings
 from rlcm_cli.errors import ForeignFileError
 from rlcm_cli.phases.evaluate import evaluate, plan_evaluation
 from rlcm_cli.phases.run import open_run, prompt_sets
-from rlcm_cli.phases.score import combine_rewards, load_rewards
+from rlcm_cli.phases.score import load_scorers
 from rlcm_cli.store.evaluations import publish_evaluation, read_evaluation
 from rlcm_cli.store.layout import RunLayout, receipt_path
 from rlcm_cli.store.manifest import read_manifest
@@ -32,7 +32,7 @@ def test_the_pictures_differ_by_the_policy_alone(tiny_lcm, tmp_path):
     first, last = (read_evaluation(run.layout, number) for number in (0, 1))
     assert not torch.equal(first.images, last.images)
     quarantine(run.layout.evaluation(0))
-    finish(evaluate(run, shared_model(tiny_lcm), load_rewards(run), 0))
+    finish(evaluate(run, shared_model(tiny_lcm), load_scorers(run), 0))
     assert torch.equal(read_evaluation(run.layout, 0).images, first.images)
 
 
@@ -42,10 +42,13 @@ def test_a_third_at_most_of_the_prompts_are_held_out_ones(tiny_lcm, prompts, hel
     training, kept_out = prompt_sets(config.prompts)
     plan = plan_evaluation(config)
     assert len(plan) == min(prompts, len(training) + held_out) * 2
-    assert len({seed for _, seed, _ in plan}) == len(plan)
-    for prompt, _, is_held_out in plan:
-        assert prompt in (kept_out if is_held_out else training)
-    assert sum(is_held_out for _, _, is_held_out in plan) == held_out * 2
+    assert len({fixed.seed for fixed in plan}) == len(plan)
+    for fixed in plan:
+        assert fixed.task == config.task
+        assert fixed.prompt in (kept_out if fixed.held_out else training)
+    assert sum(fixed.held_out for fixed in plan) == held_out * 2
+    assert [fixed.group for fixed in plan] == [number for number in range(len(plan) // 2) for _ in range(2)]
+    assert all(plan[row].prompt == plan[row + 1].prompt for row in range(0, len(plan), 2))
 
 
 def test_no_held_out_prompt_is_ever_trained_on(tiny_lcm):
@@ -60,9 +63,9 @@ def test_no_held_out_prompt_is_ever_trained_on(tiny_lcm):
 
 def test_the_summary_averages_training_and_held_out_prompts_apart(tiny_lcm):
     run = open_run(finished_run(tiny_lcm))
-    (event,) = finish(evaluate(run, shared_model(tiny_lcm), load_rewards(run), 2))
+    (event,) = finish(evaluate(run, shared_model(tiny_lcm), load_scorers(run), 2))
     evaluation = read_evaluation(run.layout, 2)
-    total = combine_rewards(evaluation.rewards, run.config.rewards)
+    total = evaluation.rewards["compressibility"]
     assert event.reward_training == pytest.approx(total[~evaluation.held_out].mean().item())
     assert event.reward_held_out == pytest.approx(total[evaluation.held_out].mean().item())
     assert event.components == {"compressibility": pytest.approx(total.mean().item())}
@@ -71,13 +74,13 @@ def test_the_summary_averages_training_and_held_out_prompts_apart(tiny_lcm):
 def test_without_held_out_prompts_there_is_no_such_mean(tiny_lcm, tmp_path):
     config = make_config(tiny_lcm, prompts={"held_out_fraction": 0.0}, runtime={"iterations": 1})
     run = make_loop(tmp_path / "run", config)
-    (event,) = finish(evaluate(run, shared_model(tiny_lcm), load_rewards(run), 1))
+    (event,) = finish(evaluate(run, shared_model(tiny_lcm), load_scorers(run), 1))
     assert event.reward_held_out is None
 
 
 def test_an_evaluation_of_another_policy_is_refused_and_made_again_after_quarantine(tiny_lcm, tmp_path):
     run = copy_run(finished_run(tiny_lcm), tmp_path / "run")
-    path, model, rewards = run.layout.evaluation(2), shared_model(tiny_lcm), load_rewards(run)
+    path, model, rewards = run.layout.evaluation(2), shared_model(tiny_lcm), load_scorers(run)
     expected = path.read_bytes()
     other = read_evaluation(run.layout, 0)
     for file in (path, receipt_path(path)):

@@ -25,7 +25,7 @@ from rlcm_cli.phases.events import Evaluated, PhaseSkipped, Warned
 from rlcm_cli.phases.loop import loop
 from rlcm_cli.phases.run import Worker, create_run
 from rlcm_cli.phases.sample import sample
-from rlcm_cli.phases.score import load_rewards, score
+from rlcm_cli.phases.score import load_scorers, score
 from rlcm_cli.phases.train import train
 
 ZERO, ONE = Worker(0, 2), Worker(1, 2)
@@ -48,12 +48,12 @@ def test_a_worker_draws_and_scores_its_own_shards_alone(tiny_lcm, tmp_path):
     receipts = run.layout.rollout(0).glob
     finish(sample(run, model, ONE))
     assert [file.name for file in receipts("shard-*.json")] == ["shard-00001-of-00003.json"]
-    events = finish(score(run, load_rewards(run), ZERO))
+    events = finish(score(run, load_scorers(run), ZERO))
     assert [type(event) for event in events] == [Warned, PhaseSkipped]
     assert "2 of 3 shards are not sampled yet" in events[0].message
     assert list(receipts("rewards/*/*")) == []
     finish(sample(run, model, ZERO))
-    finish(score(run, load_rewards(run), ZERO))
+    finish(score(run, load_scorers(run), ZERO))
     assert sorted(file.name[:11] for file in receipts("rewards/*/*.json")) == ["shard-00000", "shard-00002"]
 
 
@@ -103,7 +103,7 @@ def test_no_two_samples_share_their_noise(tiny_lcm):
 
 def test_every_phase_again_does_nothing_and_changes_no_byte(tiny_lcm, tmp_path):
     run, model = prepare(tmp_path / "run", make_config(tiny_lcm))
-    rewards = load_rewards(run)
+    rewards = load_scorers(run)
 
     def unchanged(phase):
         before = raw_bytes(run.layout.root)
@@ -123,7 +123,7 @@ def test_every_phase_again_does_nothing_and_changes_no_byte(tiny_lcm, tmp_path):
 def test_a_finished_loop_again_changes_no_byte(tiny_lcm, tmp_path):
     run = copy_run(finished_run(tiny_lcm), tmp_path / "run")
     before = raw_bytes(run.layout.root)
-    events = finish(loop(run, shared_model(tiny_lcm), load_rewards(run)))
+    events = finish(loop(run, shared_model(tiny_lcm), load_scorers(run)))
     assert raw_bytes(run.layout.root) == before
     assert [event.checkpoint for event in events] == [0, 2]
 
@@ -158,7 +158,7 @@ def test_pruning_during_the_loop_changes_no_result(tiny_lcm, tmp_path):
 def test_a_phase_without_its_input_names_the_phase_that_makes_it(tiny_lcm, tmp_path):
     run = create_run(tmp_path / "run", make_config(tiny_lcm))
     with pytest.raises(MissingFileError, match=r"no rollouts to score; draw some with `rlcm sample --run"):
-        finish(score(run, load_rewards(run)))
+        finish(score(run, load_scorers(run)))
     with pytest.raises(MissingFileError, match=r"holds no run yet; start one with `rlcm sample"):
         finish(train(run, shared_model(tiny_lcm)))
 

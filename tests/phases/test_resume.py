@@ -24,7 +24,7 @@ from rlcm_cli.phases.events import PhaseStarted
 from rlcm_cli.phases.loop import loop
 from rlcm_cli.phases.run import create_run
 from rlcm_cli.phases.sample import sample
-from rlcm_cli.phases.score import load_rewards, score
+from rlcm_cli.phases.score import load_scorers, score
 from rlcm_cli.store.layout import receipt_path
 from rlcm_cli.store.quarantine import quarantine
 
@@ -42,7 +42,7 @@ def publications(root):
 
 def continue_run(root, model_folder):
     run = create_run(root, make_config(model_folder))
-    finish(loop(run, shared_model(model_folder), load_rewards(run)))
+    finish(loop(run, shared_model(model_folder), load_scorers(run)))
 
 
 def test_a_run_interrupted_after_any_publication_ends_the_same(tiny_lcm, tmp_path):
@@ -77,7 +77,7 @@ def test_only_the_shard_that_is_missing_is_drawn_and_scored(tiny_lcm, tmp_path, 
     events = finish(sample(run, model))
     assert drawn == [2]
     assert [event.total for event in events if isinstance(event, PhaseStarted)] == [2]
-    assert did_nothing(finish(score(run, load_rewards(run))))  # its rewards still fit: the same bytes
+    assert did_nothing(finish(score(run, load_scorers(run))))  # its rewards still fit: the same bytes
     assert fingerprint(run.layout.root) == expected
 
 

@@ -17,6 +17,7 @@ from phase_runs import (
     prepare,
     raw_bytes,
     remove_record,
+    scorers_of,
     shared_model,
 )
 
@@ -36,8 +37,8 @@ from rlcm_cli.phases.loop import loop
 from rlcm_cli.phases.policy import ensure_start, load_policy_model
 from rlcm_cli.phases.run import create_run
 from rlcm_cli.phases.sample import sample
-from rlcm_cli.phases.score import combine_rewards, load_rewards, score
-from rlcm_cli.phases.train import flat_prompts, learning_rate, train
+from rlcm_cli.phases.score import load_scorers, score
+from rlcm_cli.phases.train import learning_rate, train
 from rlcm_cli.store.checkpoint import (
     LORA_FILE,
     digest_safetensors,
@@ -60,13 +61,13 @@ def config(tiny_lcm):
     return make_config(tiny_lcm)
 
 
-def reward_of(function):
-    """Make a reward of the place of a sample in its iteration."""
-    return {
-        "compressibility": lambda images, prompts, metadata: torch.tensor(
-            [float(function(known["sample"])) for known in metadata]
-        )
-    }
+def reward_of(run, function):
+    """Make the run's reward one of the place of a sample in its iteration."""
+
+    def reward(images, prompts, metadata):
+        return torch.tensor([float(function(known["sample"])) for known in metadata])
+
+    return scorers_of(run, {"compressibility": reward})
 
 
 def refuses_to_train(error, run, model, **options):
@@ -101,7 +102,7 @@ class TestRewardsThatCannotBe:
     def test_are_refused_when_they_are_given(self, config, tmp_path, value):
         run, _ = prepare(tmp_path / "run", config, upto="sample")
         with pytest.raises(RewardError, match=r"gave (nan|inf) for 1 of 4 samples"):
-            finish(score(run, reward_of(lambda sample: value if sample == 6 else 0)))
+            finish(score(run, reward_of(run, lambda sample: value if sample == 6 else 0)))
         assert [file.name for file in run.layout.rollout(0).glob("rewards/*/*.json")] == ["shard-00000-of-00002.json"]
 
     def test_are_refused_when_they_were_written_by_hand(self, config, tmp_path):
@@ -114,26 +115,23 @@ class TestRewardsThatCannotBe:
         message = refuses_to_train(RewardError, run, model)
         assert message.startswith(f"{path}: holds a NaN")
         quarantine(path)
-        finish(score(run, load_rewards(run)))
+        finish(score(run, load_scorers(run)))
         assert isinstance(finish(train(run, model))[-1], IterationTrained)
 
     def test_equal_rewards_teach_nothing(self, config, tmp_path):
         run, model = prepare(tmp_path / "run", config, upto="sample")
-        finish(score(run, reward_of(lambda sample: 3)))
+        finish(score(run, reward_of(run, lambda sample: 3)))
         assert "all rewards are equal (3)" in refuses_to_train(TrainingError, run, model)
 
     def test_a_prompt_whose_images_have_equal_rewards_is_warned_about(self, tiny_lcm, tmp_path):
         config = make_config(tiny_lcm, sample={"group_size": 2})
         run, model = prepare(tmp_path / "run", config, upto="sample")
-        finish(score(run, reward_of(lambda sample: 9 if sample in (2, 3) else sample)))
+        finish(score(run, reward_of(run, lambda sample: 9 if sample in (2, 3) else sample)))
         events = finish(train(run, model))
         (warning,) = [event.message for event in events if isinstance(event, Warned)]
         flat = read_manifest(run.layout.manifest(0)).prompts[1]
         assert f"for 1 prompts (such as '{flat}')" in warning
         assert events[-1].metrics["flat_prompts"] == 1
-
-    def test_a_prompt_with_a_single_image_is_not_flat(self):
-        assert flat_prompts(["a", "b", "b", "c", "c"], torch.tensor([1.0, 2.0, 2.0, 3.0, 4.0])) == ["b"]
 
 
 def replace_policy(run, model):
@@ -212,7 +210,7 @@ class TestAnUpdateThatChangesNothing:
         config = make_config(tiny_lcm, train={"lr_decay_iterations": 1})
         run = create_run(tmp_path / "run", config)
         with pytest.raises(TrainingError, match=r"iteration 1: .* the rate has decayed to 0"):
-            finish(loop(run, shared_model(tiny_lcm), load_rewards(run)))
+            finish(loop(run, shared_model(tiny_lcm), load_scorers(run)))
         assert run.layout.checkpoints() == [0, 1]
         assert len(read_metrics(run.layout)) == 1
 
@@ -399,8 +397,9 @@ class TestPromptStatistics:
             manifest = read_manifest(layout.manifest(iteration))
             rewards = read_rewards(layout, manifest, spec.directory).tolist()
             _, expected = per_prompt_advantages(manifest.prompts, rewards, expected, buffer_size=5, min_count=3)
-            assert read_statistics(layout, iteration + 1) == expected
-            assert read_statistics(by_hand.layout, iteration + 1) == expected
+            of_component = {"compression/compressibility": expected}
+            assert read_statistics(layout, iteration + 1) == of_component
+            assert read_statistics(by_hand.layout, iteration + 1) == of_component
         assert max(len(kept) for kept in expected.values()) == 5
 
     def test_of_earlier_iterations_count(self, few_prompts, tmp_path, monkeypatch):
@@ -425,10 +424,6 @@ def test_the_optimizers_state_goes_from_checkpoint_to_checkpoint(tiny_lcm, tmp_p
 
 
 class TestSeveralRewards:
-    def test_are_added_by_their_weights(self):
-        components = {"a": torch.tensor([1.0, 2.0]), "b": torch.tensor([10.0, -10.0])}
-        assert combine_rewards(components, {"b": 0.5, "a": 2.0}).tolist() == [7.0, -1.0]
-
     def test_are_stored_apart_and_trained_on_together(self, tiny_lcm, tmp_path):
         config = make_config(tiny_lcm, rewards={"compressibility": 2.0, "incompressibility": 0.5})
         run, model = prepare(tmp_path / "run", config)
@@ -443,11 +438,11 @@ class TestSeveralRewards:
         run, _ = prepare(tmp_path / "run", config)
         before = raw_bytes(run.layout.root)
         remove_record(run.layout.reward_shard(0, run.reward_specs()["incompressibility"].directory, 1, 2))
-        rewards = load_rewards(run)
+        rewards = load_scorers(run)
 
         def not_again(images, prompts, metadata):
             raise AssertionError("the shards have this reward")
 
-        events = finish(score(run, {**rewards, "compressibility": not_again}))
+        events = finish(score(run, {**rewards, **scorers_of(run, {"compressibility": not_again})}))
         assert kinds(events) == ["PhaseStarted", "Advanced"]
         assert raw_bytes(run.layout.root) == before

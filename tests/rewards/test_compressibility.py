@@ -1,11 +1,14 @@
 import io
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from rlcm_cli.rewards import RewardSpec, load_reward, score_images
+from rlcm_cli.rewards import RewardSpec, load_reward, threads
 from rlcm_cli.rewards.compressibility import jpeg_kilobytes
 
 
@@ -39,15 +42,71 @@ def test_a_grey_block_is_the_size_counted_by_hand():
     assert jpeg_kilobytes(torch.full((3, 8, 8), 128, dtype=torch.uint8)) == 0.629
 
 
+def score(name: str, images: torch.Tensor) -> torch.Tensor:
+    return load_reward(RewardSpec(name)).score(images, ["a cat"] * len(images), [{}] * len(images))
+
+
+def size_by_pillow(image: torch.Tensor) -> float:
+    buffer = io.BytesIO()
+    Image.fromarray(image.permute(1, 2, 0).numpy()).save(buffer, "JPEG", quality=95)
+    return len(buffer.getvalue()) / 1000
+
+
 @pytest.mark.parametrize(("name", "sign"), [("compressibility", -1), ("incompressibility", 1)])
 def test_rewards_are_kilobytes_with_their_sign(name, sign):
     images = torch.stack([torch.zeros(3, 16, 16, dtype=torch.uint8), noise(3, 16, 16)])
-    rewards = score_images(load_reward(RewardSpec(name)), name, images, ["a", "b"], [{}, {}])
+    rewards = score(name, images)
     expected = torch.tensor([sign * jpeg_kilobytes(image) for image in images], dtype=torch.float32)
     assert torch.equal(rewards, expected)
     assert sign * (rewards[1] - rewards[0]) > 0.2
 
 
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 9), (17, 3), (64, 48)])
+def test_a_batch_has_the_sizes_that_pillow_gives_in_order(height, width):
+    images = noise(40, 3, height, width)
+    for index in range(40):
+        # Plainer and plainer, so that neighbours differ in size.
+        images[index] = images[index] // (index + 1)
+    expected = [size_by_pillow(image) for image in images]
+    assert score("incompressibility", images).tolist() == pytest.approx(expected, rel=1e-7)
+    assert score("incompressibility", images.flip(0)).tolist() == pytest.approx(expected[::-1], rel=1e-7)
+
+
+def test_an_image_that_takes_longest_keeps_its_place():
+    images = torch.zeros(12, 3, 256, 256, dtype=torch.uint8)
+    images[0] = noise(3, 256, 256)
+    sizes = score("incompressibility", images)
+    assert sizes[0] == pytest.approx(size_by_pillow(images[0]))
+    assert torch.equal(sizes[1:], sizes[1:2].expand(11))
+
+
+def test_any_split_gives_the_same_sizes():
+    images = noise(11, 3, 24, 24)
+    parts = [score("compressibility", part) for part in torch.split(images, 4)]
+    assert torch.equal(torch.cat(parts), score("compressibility", images))
+
+
+def test_the_layout_in_memory_has_no_part():
+    images = noise(3, 3, 20, 12)
+    strided = noise(3, 3, 40, 24)
+    strided[:, :, ::2, ::2] = images
+    for same in (images.contiguous(memory_format=torch.channels_last), strided[:, :, ::2, ::2]):
+        assert torch.equal(score("compressibility", same), score("compressibility", images))
+
+
+def test_images_are_encoded_side_by_side(monkeypatch):
+    # Who saves waits for another who saves, and one thread alone would wait for ever.
+    monkeypatch.setattr(threads, "_pool", cache(lambda: ThreadPoolExecutor(2)))
+    meeting = threading.Barrier(2, timeout=10)
+    save = Image.Image.save
+
+    def save_together(*arguments, **settings):
+        meeting.wait()
+        save(*arguments, **settings)
+
+    monkeypatch.setattr(Image.Image, "save", save_together)
+    assert score("compressibility", noise(6, 3, 8, 8)).shape == (6,)
+
+
 def test_an_empty_batch_gives_no_reward():
-    reward = load_reward(RewardSpec("compressibility"))
-    assert score_images(reward, "compressibility", noise(0, 3, 8, 8), [], []).shape == (0,)
+    assert score("compressibility", noise(0, 3, 8, 8)).shape == (0,)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from rlcm_cli.errors import ConfigError, RewardError
-from rlcm_cli.rewards import RewardSpec, load_reward, recognition, score_images
+from rlcm_cli.rewards import RewardSpec, load_reward, recognition
 
 LABELS = ["cat", "dog", "sea lion", "lion", "tabby, tabby cat", "other"]
 
@@ -50,7 +50,7 @@ def images(count: int, height: int = 16, width: int = 24) -> torch.Tensor:
 
 def score(folder, batch, prompts, **settings):
     reward = load_reward(RewardSpec("recognition", {"model": str(folder), **settings}))
-    return score_images(reward, "recognition", batch, prompts, [{}] * len(prompts))
+    return reward.score(batch, prompts, [{}] * len(prompts))
 
 
 def label_probabilities(folder, pixels):
@@ -116,7 +116,7 @@ class TestValues:
 
     def test_no_gradient_is_kept(self, trained):
         reward = load_reward(RewardSpec("recognition", {"model": str(trained / "judge")}))
-        assert not reward(images(1), ["cat"], [{}]).requires_grad
+        assert not reward.function(images(1), ["cat"], [{}]).requires_grad
 
     def test_loading_and_scoring_print_nothing(self, trained, capfd):
         score(trained / "judge", images(1), ["cat"])
@@ -169,7 +169,9 @@ class TestJudgesThatCannotBeUsed:
         monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
         message = self.refusal("owner/judge")
         assert "the hub does not give it (ConnectError: no network)" in message
-        assert "'emoji-judge'" in message
+        files = "--include 'config.json' --include 'preprocessor_config.json' --include 'model.safetensors'"
+        assert f"run `hf download owner/judge {files} --local-dir DIR` (the size of the classifier)" in message
+        assert "--set reward_settings.recognition.model=DIR" in message
 
     def test_a_missing_folder(self, tmp_path):
         assert "is no folder here" in self.refusal(str(tmp_path / "none"))
@@ -201,13 +203,15 @@ class TestJudgesThatCannotBeUsed:
 
     def test_a_missing_embedded_judge(self, monkeypatch, tmp_path):
         monkeypatch.setattr(recognition, "_EMBEDDED_FOLDER", tmp_path / "emoji_judge")
-        assert "is missing from this installation" in self.refusal("emoji-judge")
+        message = self.refusal("emoji-judge")
+        assert f"cannot be loaded as a transformers image classifier from {tmp_path / 'emoji_judge'}" in message
 
     def test_the_embedded_judge_is_the_default(self, monkeypatch, trained):
         monkeypatch.setattr(recognition, "_EMBEDDED_FOLDER", trained / "judge")
         reward = load_reward(RewardSpec("recognition"))
         named = load_reward(RewardSpec("recognition", {"model": str(trained / "judge")}))
-        assert torch.equal(reward(images(1), ["cat"], [{}]), named(images(1), ["cat"], [{}]))
+        values = [judge.score(images(1), ["cat"], [{}]) for judge in (reward, named)]
+        assert torch.equal(*values)
 
     @pytest.mark.parametrize("floor", [0, 0.5, float("nan"), -math.inf, "low", True])
     def test_an_impossible_floor(self, trained, floor):
@@ -217,30 +221,64 @@ class TestJudgesThatCannotBeUsed:
         assert "must be a folder or a hub id" in self.refusal(7, ConfigError)
 
 
-class TestDigest:
-    def directory(self, folder, **settings) -> str:
-        return RewardSpec("recognition", {"model": str(folder), **settings}).directory
+class TestWhatIdentifiesTheJudge:
+    def spec(self, folder, **settings) -> RewardSpec:
+        return RewardSpec("recognition", {"model": str(folder), **settings})
 
-    def test_the_place_of_the_judge_has_no_part(self, judge, tmp_path):
-        before = self.directory(judge)
-        assert self.directory(judge.rename(tmp_path / "moved")) == before
+    def revision(self, folder) -> str:
+        spec = self.spec(folder)
+        return spec.entry.revise(spec.resolved)
+
+    def test_the_place_of_the_judge_has_no_part_in_its_revision(self, judge, tmp_path):
+        before = self.revision(judge)
+        assert self.revision(judge.rename(tmp_path / "moved")) == before
 
     @pytest.mark.parametrize("name", ["model.safetensors", "config.json", "preprocessor_config.json"])
-    def test_another_judge_gives_another_directory(self, judge, name):
-        before = self.directory(judge)
+    def test_another_judge_has_another_revision_in_the_same_directory(self, judge, name):
+        before, directory = self.revision(judge), self.spec(judge).directory
         (judge / name).write_bytes((judge / name).read_bytes() + b" ")
-        assert self.directory(judge) != before
+        assert self.revision(judge) != before
+        assert self.spec(judge).directory == directory
+
+    def test_other_files_in_the_folder_have_no_part(self, judge):
+        before = self.revision(judge)
+        (judge / "README.md").write_text("a card")
+        assert self.revision(judge) == before
 
     def test_line_ends_have_no_part(self, judge):
-        before = self.directory(judge)
+        before = self.revision(judge)
         path = judge / "config.json"
         path.write_bytes(path.read_bytes().replace(b"\n", b"\r\n"))
-        assert self.directory(judge) == before
+        assert self.revision(judge) == before
 
-    def test_another_floor_gives_another_directory(self, judge):
-        assert self.directory(judge, floor=-5.0) != self.directory(judge)
+    def test_a_loaded_reward_knows_its_revision(self, judge):
+        assert load_reward(self.spec(judge)).revision == self.revision(judge)
 
-    def test_a_judge_without_weights_is_refused(self, judge):
+    def test_another_floor_or_folder_gives_another_directory(self, judge, tmp_path):
+        before = self.spec(judge).directory
+        assert self.spec(judge, floor=-5.0).directory != before
+        assert self.spec(tmp_path / "another").directory != before
+
+    def test_naming_the_directory_needs_no_judge(self, tmp_path):
+        assert self.spec(tmp_path / "none").directory.startswith("recognition-")
+
+    def test_a_judge_without_weights_has_no_revision(self, judge):
         (judge / "model.safetensors").unlink()
-        with pytest.raises(RewardError, match=r"model\.safetensors cannot be read"):
-            self.directory(judge)
+        with pytest.raises(RewardError, match=r"model\.safetensors is not there; the folder of its model holds"):
+            self.revision(judge)
+
+
+class TestObstacle:
+    def obstacle(self, model) -> str | None:
+        spec = RewardSpec("recognition", {"model": str(model)})
+        return spec.entry.obstacle(spec.resolved)
+
+    def test_the_embedded_judge_and_a_folder_can_run(self, judge):
+        assert self.obstacle("emoji-judge") is None
+        assert self.obstacle(judge) is None
+
+    def test_a_model_that_is_elsewhere_is_in_the_way(self):
+        obstacle = self.obstacle("owner/judge")
+        assert "not here" in obstacle
+        assert "hf download owner/judge" in obstacle
+        assert "\n" not in obstacle

@@ -29,7 +29,7 @@ LORA_METADATA = {"unet.r": 2, "unet.lora_alpha": 4, "unet.target_modules": ["to_
 def make_manifest(iteration: int = 0, **changes: Any) -> RolloutManifest:
     values: dict[str, Any] = {
         "iteration": iteration,
-        "task": "compression",
+        "tasks": ("compression",),
         "run_seed": 5,
         "model_digest": "m" * 64,
         "dtype": "float32",
@@ -39,6 +39,7 @@ def make_manifest(iteration: int = 0, **changes: Any) -> RolloutManifest:
         ),
         "reduction": "mean",
         "prompts": ("cat", "dog", "cat", "cow"),
+        "group_tasks": (0, 0, 0, 0),
         "group_size": GROUP_SIZE,
         "shards": split_groups(SAMPLES, GROUP_SIZE, SHARDS),
         "batch_size": 2,
@@ -81,7 +82,7 @@ def write_checkpoint(layout: RunLayout, number: int, value: float = 1.0) -> None
         model_digest="m" * 64,
         optimizer={"exp_avg/to_q": torch.full((2, 3), 0.5 + number)},
         optimizer_steps=number,
-        statistics={"cat": (1.0, 2.0)},
+        statistics={"compression/odd": {"cat": (1.0, 2.0)}},
     )
 
 
@@ -122,6 +123,7 @@ def _publish_run(layout: RunLayout, iterations: int) -> None:
         policy_digest="p" * 64,
         images=torch.zeros(2, 3, 4, 4, dtype=torch.uint8),
         prompts=["cat", "dog"],
+        tasks=["compression", "other"],
         seed=torch.tensor([3, 4]),
         held_out=torch.tensor([False, True]),
         rewards={"odd": torch.tensor([1.0, 2.0])},

@@ -36,7 +36,7 @@ def test_what_is_published_is_read_back(layout):
     assert state.policy_digest == digest_safetensors(layout.checkpoint(3) / LORA_FILE)
     assert torch.equal(read_lora(layout, 3)["unet.to_q.lora_A.weight"], torch.full((2, 3), 7.0))
     assert torch.equal(read_optimizer(layout, 3)["exp_avg/to_q"], torch.full((2, 3), 3.5))
-    assert read_statistics(layout, 3) == {"cat": (1.0, 2.0)}
+    assert read_statistics(layout, 3) == {"compression/odd": {"cat": (1.0, 2.0)}}
 
 
 def test_the_marker_holds_a_digest_of_every_other_file_and_is_written_last(layout, monkeypatch):

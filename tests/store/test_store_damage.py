@@ -157,7 +157,7 @@ def test_rewards_of_other_samples_than_the_shards(layout, sidecar):
     sidecar.unlink()
     receipt_path(sidecar).unlink()
     publish_rewards(layout, MANIFEST, 0, REWARD, {}, torch.tensor([0, 1, 2, 2]), torch.ones(4))
-    assert refused(ForeignFileError, layout).startswith(f"{sidecar}: does not score the samples 0 to 3")
+    assert refused(ForeignFileError, layout).startswith(f"{sidecar}: does not score the 4 samples of its shard")
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

@@ -17,8 +17,17 @@ from rlcm_cli.core.digests import sha256
 from rlcm_cli.errors import ForeignFileError, MissingFileError
 from rlcm_cli.store.evaluations import read_evaluation
 from rlcm_cli.store.layout import RunLayout, receipt_path
-from rlcm_cli.store.manifest import publish_manifest, read_manifest, split_groups
-from rlcm_cli.store.rollouts import missing_rewards, missing_shards, publish_shard, read_rewards, read_shard
+from rlcm_cli.store.manifest import publish_manifest, read_manifest, split_groups, split_shares
+from rlcm_cli.store.rollouts import (
+    is_pruned,
+    missing_rewards,
+    missing_shards,
+    publish_rewards,
+    publish_shard,
+    read_rewards,
+    read_shard,
+)
+from rlcm_cli.store.run import prune_rollouts
 from rlcm_cli.store.shards import is_published, publish_record, read_record
 
 
@@ -133,12 +142,12 @@ def test_a_rollout_without_a_plan_and_an_evaluation_without_a_receipt_are_not_th
     assert layout.evaluations() == []
 
 
-def test_missing_rewards_are_those_of_any_named_reward(layout):
+def test_missing_rewards_are_the_shards_without_a_receipt_of_that_reward(layout):
     manifest = make_manifest()
-    assert missing_rewards(layout, manifest, [REWARD]) == []
-    assert missing_rewards(layout, manifest, [REWARD, "other-0"]) == [0, 1]
+    assert missing_rewards(layout, manifest, REWARD) == []
+    assert missing_rewards(layout, manifest, "other-0") == [0, 1]
     receipt_path(layout.reward_shard(0, REWARD, 1, 2)).unlink()
-    assert missing_rewards(layout, manifest, [REWARD]) == [1]
+    assert missing_rewards(layout, manifest, REWARD) == [1]
     with pytest.raises(MissingFileError, match=r"score the rollout first with `rlcm score --run "):
         read_rewards(layout, manifest, REWARD)
 
@@ -169,3 +178,115 @@ def test_a_plan_is_published_once_and_another_in_its_place_is_refused(layout):
 def test_read_record_refuses_another_kind(layout):
     with pytest.raises(ForeignFileError, match="holds a record of kind 'rollout', not 'rewards'"):
         read_record(layout.shard(0, 0, 2), "rewards")
+
+
+class TestTasks:
+    """Four groups of two samples; the third group is of the second task."""
+
+    @pytest.fixture
+    def manifest(self, layout):
+        manifest = make_manifest(7, tasks=("a", "b"), group_tasks=(0, 0, 1, 0))
+        publish_manifest(layout.manifest(7), manifest)
+        for number in range(2):
+            publish_shard(layout, manifest, number, make_shard(manifest, number))
+        return read_manifest(layout.manifest(7))
+
+    def give(self, layout, manifest, number, samples, revision="one"):
+        index = torch.tensor(samples, dtype=torch.int64)
+        publish_rewards(layout, manifest, number, REWARD, {"revision": revision}, index, index / 8)
+
+    def test_survive_the_file_and_change_the_plan(self, manifest):
+        assert (manifest.tasks, manifest.group_tasks) == (("a", "b"), (0, 0, 1, 0))
+        assert manifest.digest != make_manifest(7, tasks=("a", "b"), group_tasks=(0, 1, 0, 0)).digest
+        assert manifest.digest != make_manifest(7, tasks=("a", "c"), group_tasks=(0, 0, 1, 0)).digest
+
+    def test_have_whole_groups_of_samples(self, manifest):
+        assert [manifest.task_of(sample) for sample in range(8)] == [0, 0, 0, 0, 1, 1, 0, 0]
+        assert manifest.samples_of(["a"]) == [0, 1, 2, 3, 6, 7]
+        assert manifest.samples_of(["b"]) == [4, 5]
+        assert manifest.samples_of(["b", "a"]) == list(range(8))
+        assert [manifest.samples_of(["b"], shard) for shard in (0, 1)] == [[], [4, 5]]
+        assert manifest.samples_of(["a", "b"], 1) == [4, 5, 6, 7]
+
+    def test_are_named_in_the_shards(self, layout, manifest):
+        for number, expected in ((0, [0, 0, 0, 0]), (1, [1, 1, 0, 0])):
+            tensors, fields = read_record(layout.shard(7, number, 2), "rollout")
+            assert fields["tasks"] == ["a", "b"]
+            assert tensors["task_index"].tolist() == expected
+
+    def test_have_rewards_of_their_own_and_nan_elsewhere(self, layout, manifest):
+        self.give(layout, manifest, 0, [])
+        self.give(layout, manifest, 1, [4, 5])
+        values = read_rewards(layout, manifest, REWARD, ["b"])
+        assert values[[4, 5]].tolist() == [0.5, 0.625]
+        assert values[manifest.samples_of(["a"])].isnan().all()
+        assert values.dtype == torch.float32
+
+    @pytest.mark.parametrize("tasks", [None, ["a"], ["a", "b"]])
+    def test_are_not_mistaken_for_one_another(self, layout, manifest, tasks):
+        self.give(layout, manifest, 0, [])
+        self.give(layout, manifest, 1, [4, 5])
+        with pytest.raises(ForeignFileError, match=r"does not score the 4 samples of its shard that it should"):
+            read_rewards(layout, manifest, REWARD, tasks)
+
+    def test_rewards_of_different_revisions_are_refused_with_both_shards(self, layout, manifest):
+        self.give(layout, manifest, 0, [0, 1, 2, 3], "one")
+        self.give(layout, manifest, 1, [4, 5, 6, 7], "two")
+        with pytest.raises(ForeignFileError) as caught:
+            read_rewards(layout, manifest, REWARD)
+        message = str(caught.value)
+        folder = layout.reward_shard(7, REWARD, 0, 2).parent
+        assert message.startswith(f"{folder}: shard-00000-of-00002.safetensors and shard-00001-of-00002.safetensors ")
+        assert f"`rlcm quarantine {folder}`" in message
+        assert "\n" not in message
+
+
+def test_the_samples_of_one_task_are_those_of_the_rollout(layout):
+    manifest = read_manifest(layout.manifest(0))
+    assert manifest.samples_of(manifest.tasks) == list(range(SAMPLES))
+    assert torch.equal(read_rewards(layout, manifest, REWARD), read_rewards(layout, manifest, REWARD, ["compression"]))
+
+
+@pytest.mark.parametrize(
+    ("groups", "shares", "counts"),
+    [
+        (8, [1.0], (8,)),
+        (8, [1.0, 1.0], (4, 4)),
+        (8, [3.0, 1.0], (6, 2)),
+        (2, [1000.0, 1.0], (1, 1)),
+        (10, [1000.0, 1.0], (9, 1)),
+        (3, [1.0, 1.0, 1.0], (1, 1, 1)),
+        (64, [2.0, 1.0, 1.0], (32, 16, 16)),
+    ],
+)
+def test_groups_are_dealt_by_shares(groups, shares, counts):
+    assert split_shares(groups, shares) == counts
+    assert split_shares(groups, [8 * share for share in shares]) == counts
+
+
+def test_groups_are_dealt_in_any_number_to_any_shares():
+    for groups in range(1, 40):
+        for tasks in range(1, min(groups, 5) + 1):
+            for shares in ([1.0] * tasks, [0.1 * 3**index for index in range(tasks)]):
+                dealt = split_shares(groups, shares)
+                assert sum(dealt) == groups
+                assert len(dealt) == tasks
+                assert min(dealt) >= 1
+                exact = [groups * share / sum(shares) for share in shares]
+                if min(exact) >= 1:
+                    assert max(abs(found - wanted) for found, wanted in zip(dealt, exact, strict=True)) <= 1
+
+
+def test_a_rollout_is_pruned_where_a_receipt_has_lost_its_shard(layout):
+    manifest = read_manifest(layout.manifest(0))
+    assert not is_pruned(layout, manifest)
+    receipt_path(layout.shard(0, 1, 2)).unlink()
+    assert not is_pruned(layout, manifest)  # its writer died, or never came
+    layout.shard(0, 1, 2).unlink()
+    assert not is_pruned(layout, manifest)
+    prune_rollouts(layout, 0, 1)
+    assert is_pruned(layout, manifest)
+
+
+def test_an_evaluation_keeps_the_task_of_each_image(layout):
+    assert read_evaluation(layout, 0).tasks == ["compression", "other"]

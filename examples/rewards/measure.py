@@ -1,0 +1,110 @@
+"""Train the embedded model for rewards, and measure on held-out seeds and prompts what became of them.
+
+    python -m examples.rewards.measure alignment mirror two_rewards --seed 401 --seed 402 --seed 403
+
+Each run is `rlcm loop` as a user would start it; the images are those of its first and last evaluation. The
+standard error is that of the mean difference of the image pairs (same prompt, same seed, before and after). The
+share of recognised images comes from an independent classifier that is in no reward and in no stopping rule.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from examples.frontier.measure import recognised, run_loop
+from rlcm_cli.store.evaluations import read_evaluation
+from rlcm_cli.store.layout import RunLayout
+from rlcm_cli.store.run import read_metrics
+
+RUNS: dict[str, tuple[str, list[str]]] = {
+    "alignment": ("prompt_image_alignment", []),
+    "mirror": ("mirror_symmetry", []),
+    "two_rewards": ("compression", ["--reward", "compressibility", "--reward", "emoji_clip"]),
+}
+"""Name → task and further options."""
+
+EVALUATION = ["--set", "evaluate.images_per_prompt=4", "--set", "evaluate.prompts=108"]
+
+
+def measure_run(folder: Path) -> dict[str, Any]:
+    """Compare the first and the last evaluation of a run: every reward, and the recognised share."""
+    layout = RunLayout(folder)
+    before, after = (read_evaluation(layout, layout.evaluations()[index]) for index in (0, -1))
+    right = [recognised(evaluation).float() for evaluation in (before, after)]
+    figures = {name: (before.rewards[name], after.rewards[name]) for name in after.rewards}
+    held_out = after.held_out
+    return {
+        "iterations": layout.checkpoints()[-1],
+        "train_seconds": sum(row["train_seconds"] for row in read_metrics(layout)),
+        "images": len(after.prompts),
+        "held_out_images": int(held_out.sum()),
+        "recognised": compare(*right),
+        "recognised_held_out": compare(right[0][held_out], right[1][held_out]),
+        "rewards": {name: compare(*pair) for name, pair in figures.items()},
+        "rewards_held_out": {
+            name: compare(first[held_out], last[held_out]) for name, (first, last) in figures.items()
+        },
+    }
+
+
+def compare(before: Tensor, after: Tensor) -> dict[str, float]:
+    """Give both means, and the standard error of the mean difference of pairs."""
+    difference = (after - before).double()
+    return {
+        "before": before.double().mean().item(),
+        "after": after.double().mean().item(),
+        "standard_error": difference.std().item() / math.sqrt(len(difference)),
+    }
+
+
+def table(results: dict[str, dict[str, Any]]) -> str:
+    """Lay the results in a Markdown table, a line a reward of a run."""
+    lines = [
+        "| run | reward | held-out seeds | held-out prompts | recognised |",
+        "|---|---|---|---|---|",
+    ]
+    for name, result in results.items():
+        share = result["recognised"]
+        for reward, figure in result["rewards"].items():
+            held_out = result["rewards_held_out"][reward]
+            lines.append(
+                f"| {name} | {reward} | {_change(figure)} | {_change(held_out)} | "
+                f"{share['before']:.1%} → {share['after']:.1%} (± {share['standard_error']:.1%}) |"
+            )
+    return "\n".join(lines)
+
+
+def _change(figure: dict[str, float]) -> str:
+    errors = (figure["after"] - figure["before"]) / figure["standard_error"] if figure["standard_error"] else 0.0
+    return f"{figure['before']:.3f} → {figure['after']:.3f} ({errors:+.1f} SE)"
+
+
+def main() -> None:
+    """Run, measure, print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", nargs="+", choices=RUNS)
+    parser.add_argument("--seed", action="append", type=int, required=True)
+    parser.add_argument("--out", type=Path, default=Path("runs/rewards"))
+    arguments = parser.parse_args()
+
+    path = arguments.out / "results.json"
+    for run in arguments.run:
+        task, options = RUNS[run]
+        for seed in arguments.seed:
+            folder = arguments.out / f"{run}-{seed}"
+            seconds = run_loop(task, seed, folder, [*options, *EVALUATION])
+            # Read anew: several of these may run side by side.
+            results = json.loads(path.read_text()) if path.exists() else {}
+            results[f"{run}, seed {seed}"] = {"seconds": seconds, **measure_run(folder)}
+            path.write_text(json.dumps(dict(sorted(results.items())), indent=1))
+    print(table(json.loads(path.read_text())))
+
+
+if __name__ == "__main__":
+    main()

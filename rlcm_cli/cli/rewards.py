@@ -1,0 +1,77 @@
+"""`rlcm rewards`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+import typer
+
+from rlcm_cli.cli import options as o
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the program."""
+    app.command("rewards", epilog="Example: rlcm rewards aesthetic")(run)
+
+
+def run(
+    name: Annotated[
+        str | None,
+        typer.Argument(metavar="[NAME]", help="One reward, with its settings.", show_default="all"),
+    ] = None,
+    as_json: o.JsonOption = False,
+) -> None:
+    """List the rewards: what each measures, its range, what it needs, and whether it can run here now."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from rlcm_cli.cli.display import print_json
+    from rlcm_cli.rewards import REWARDS
+
+    described = [describe(name)] if name else [describe(known) for known in REWARDS]
+    if as_json:
+        print_json({"rewards": described})
+        return
+    console = Console(markup=False, highlight=False)
+    if name:
+        table = Table(show_header=False, box=None, pad_edge=False)
+        for key, value in described[0].items():
+            if key == "settings":
+                for setting, default in value.items():
+                    table.add_row(f"setting {setting}", str(default))
+            else:
+                table.add_row(key, str(value))
+        console.print(table)
+        if described[0]["settings"]:
+            typer.echo(f"change a setting with --set reward_settings.{name}.KEY=VALUE")
+        return
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 1, 0))
+    table.add_column("reward", no_wrap=True)
+    table.add_column("here now", no_wrap=True)
+    table.add_column("what it measures, its range, what it needs", overflow="fold")
+    for entry in described:
+        about = f"{entry['measures']}\nrange: {entry['range']}\nneeds: {entry['needs']}"
+        table.add_row(entry["name"], "yes" if entry["here now"] == "yes" else "no", about)
+    console.print(table)
+    typer.echo(
+        "settings of one, and why it cannot run here: rlcm rewards NAME; one of yours: --reward FILE.py:FUNCTION"
+    )
+
+
+def describe(name: str) -> Mapping[str, Any]:
+    """Describe a reward as plain values."""
+    from rlcm_cli.rewards import RewardSpec
+
+    spec = RewardSpec(name)
+    entry = spec.entry
+    obstacle = entry.obstacle(spec.resolved) if entry.obstacle else None
+    return {
+        "name": name,
+        "measures": entry.description,
+        "range": entry.value_range,
+        "needs": entry.needs,
+        "sees": "all images of a prompt together" if entry.set_level else "one image",
+        "here now": f"no: {obstacle}" if obstacle else "yes",
+        "settings": dict(entry.defaults),
+    }

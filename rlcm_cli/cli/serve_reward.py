@@ -1,0 +1,119 @@
+"""`rlcm serve-reward`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from rlcm_cli.rewards import RewardSpec
+
+EXTRA = ("fastapi", "httptools", "prometheus_client", "starlette", "uvicorn")
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the program."""
+    app.command("serve-reward", epilog="Example: rlcm serve-reward aesthetic --port 8000")(run)
+
+
+def run(
+    names: Annotated[
+        list[str], typer.Argument(metavar="NAME...", help="Rewards to serve; `rlcm rewards` lists them.")
+    ],
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="Port; 0: any that is free.")] = 8000,
+    host: Annotated[
+        str, typer.Option("--host", metavar="ADDRESS", help="Address to bind; 0.0.0.0 lets other machines in.")
+    ] = "127.0.0.1",
+    assignments: Annotated[
+        list[str],
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="A setting of the reward, of several NAME.KEY=VALUE; repeatable.",
+            show_default=False,
+        ),
+    ] = [],  # noqa: B006
+    token_variable: Annotated[
+        str | None,
+        typer.Option(
+            "--token-env",
+            metavar="VAR",
+            help="Environment variable with the token that clients must send.",
+            show_default="RLCM_REWARD_TOKEN",
+        ),
+    ] = None,
+    max_mb: Annotated[float, typer.Option("--max-mb", min=0.001, help="Largest request, MiB.")] = 64,
+    batch: Annotated[int, typer.Option("--batch", min=1, help="Images scored in one call at most.")] = 64,
+    batch_wait: Annotated[
+        float, typer.Option("--batch-wait", metavar="MS", min=0, help="Milliseconds a request waits for others.")
+    ] = 5,
+    device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
+) -> None:
+    """Serve rewards over HTTP, for runs on this machine or on others; Ctrl-C ends it."""
+    from rlcm_cli.errors import ConfigError
+
+    try:
+        from rlcm_cli.rewards.remote import server
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in EXTRA:
+            raise
+        raise ConfigError(
+            f"a reward server needs the package {error.name}, which is not installed; pip install 'rlcm[serve]'"
+        ) from None
+    from rlcm_cli.core.device import select_device
+    from rlcm_cli.rewards.remote.protocol import TOKEN_VARIABLE
+
+    variable = token_variable or TOKEN_VARIABLE
+    token = server.read_token(host, variable, named=token_variable is not None)
+    limits = server.Limits(most_bytes=int(max_mb * 2**20), batch=batch, wait=batch_wait / 1000)
+    place = select_device(device)
+    rewards = server.load_served(parse_rewards(names, assignments))
+    app = server.build_app(rewards, token=token, limits=limits, device=place)
+    with server.listen(host, port) as sock:
+        root = f"http://{_reachable(host)}:{sock.getsockname()[1]}"
+        for served in rewards:
+            typer.echo(f"{root}/{served.name}: {served.spec.entry.description} (revision {served.revision})")
+        typer.echo("on the machine that trains:")
+        if token:
+            typer.echo(f"  export {TOKEN_VARIABLE}=…   # the token in this machine's {variable}")
+        typer.echo(f"  curl {root}/health")
+        typer.echo(f"  rlcm loop --task compression --reward {root}/{rewards[0].name}")
+        # A program that starts this one waits for these lines.
+        typer.get_text_stream("stdout").flush()
+        server.serve(app, sock)
+    typer.echo("stopped; the requests that were under way are answered")
+
+
+def parse_rewards(names: list[str], assignments: list[str]) -> list[RewardSpec]:
+    """Give the rewards of a command line with their settings. Raises `ConfigError`."""
+    import tomllib
+
+    from rlcm_cli.errors import ConfigError
+    from rlcm_cli.rewards import RewardSpec
+
+    settings: dict[str, dict[str, object]] = {name: {} for name in names}
+    for assignment in assignments:
+        key, equals, text = assignment.partition("=")
+        owner = next((name for name in names if key.startswith(f"{name}.")), names[0] if len(names) == 1 else None)
+        if not equals or not key or owner is None:
+            wanted = "KEY=VALUE" if len(names) == 1 else f"NAME.KEY=VALUE with NAME one of {', '.join(names)}"
+            raise ConfigError(f"--set {assignment}: write {wanted}")
+        try:
+            value = tomllib.loads(f"value = {text}")["value"]
+        except tomllib.TOMLDecodeError:
+            value = text.strip()
+        settings[owner][key.removeprefix(f"{owner}.")] = value
+    specs = [RewardSpec(name, values) for name, values in settings.items()]
+    for spec in specs:
+        _ = spec.resolved
+    return specs
+
+
+def _reachable(host: str) -> str:
+    """Give the host as clients write it."""
+    import socket
+
+    if host in ("0.0.0.0", "::", ""):  # noqa: S104
+        return socket.gethostname()
+    return f"[{host}]" if ":" in host else host

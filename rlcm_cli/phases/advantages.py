@@ -1,0 +1,112 @@
+"""From the rewards of a rollout to what each sample teaches: over tasks, and over the rewards of a task."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rlcm_cli.config import Config
+from rlcm_cli.core.advantages import PromptStatistics, combine_advantages, per_prompt_advantages
+
+
+class ScoredSamples(Protocol):
+    """B samples with their prompts, tasks and rewards, as a rollout has them."""
+
+    @property
+    def prompts(self) -> Sequence[str]:
+        """Prompt of each sample."""
+        ...
+
+    @property
+    def tasks(self) -> Sequence[str]:
+        """Task of each sample."""
+        ...
+
+    @property
+    def components(self) -> Mapping[str, Tensor]:
+        """Reward name → float32 [B]; NaN where the sample's task does not have it."""
+        ...
+
+    @property
+    def rewards(self) -> Tensor:
+        """The training reward, float32 [B]."""
+        ...
+
+
+def compute_advantages(
+    samples: ScoredSamples, config: Config, statistics: Mapping[str, PromptStatistics]
+) -> tuple[np.ndarray, dict[str, PromptStatistics]]:
+    """Give the advantages, float64 [B], and the updated statistics.
+
+    Each task stands for itself. Its rewards are normalised by themselves and then combined, or summed first,
+    as its `combine` says; what is normalised is a component, and its statistics are kept under TASK/REWARD
+    or TASK.
+    """
+    settings = config.train
+    advantages = np.zeros(len(samples.prompts))
+    updated = dict(statistics)
+    for task, choice in config.joint_tasks().items():
+        rows = rows_of(samples.tasks, task)
+        if choice.combine == "sum":
+            parts, weights = {task: samples.rewards[rows]}, {task: 1.0}
+        else:
+            parts = {f"{task}/{name}": samples.components[name][rows] for name in choice.rewards}
+            weights = {f"{task}/{name}": weight for name, weight in choice.rewards.items()}
+        prompts = [samples.prompts[row] for row in rows]
+        normalised = {}
+        for component, values in parts.items():
+            normalised[component], updated[component] = per_prompt_advantages(
+                prompts,
+                values.tolist(),
+                statistics.get(component, {}),
+                buffer_size=settings.buffer_size,
+                min_count=settings.min_count,
+            )
+        advantages[rows] = combine_advantages(normalised, weights)
+    return advantages, updated
+
+
+def sum_rewards(config: Config, tasks: Sequence[str], components: Mapping[str, Tensor]) -> Tensor:
+    """Give each sample the weighted sum of the rewards that its task is trained for, float32 [B]."""
+    total = torch.full((len(tasks),), torch.nan)
+    for task, choice in config.joint_tasks().items():
+        rows = rows_of(tasks, task)
+        total[rows] = torch.stack([weight * components[name][rows] for name, weight in choice.rewards.items()]).sum(0)
+    return total
+
+
+def rows_of(tasks: Sequence[str], task: str) -> list[int]:
+    """Rows of the samples of a task."""
+    return [row for row, of_sample in enumerate(tasks) if of_sample == task]
+
+
+def flat_prompts(samples: ScoredSamples) -> list[str]:
+    """List the prompts with several images of a task whose rewards do not differ."""
+    by_prompt: dict[tuple[str, str], list[float]] = {}
+    for task, prompt, reward in zip(samples.tasks, samples.prompts, samples.rewards.tolist(), strict=True):
+        by_prompt.setdefault((task, prompt), []).append(reward)
+    return [prompt for (_, prompt), values in by_prompt.items() if len(values) > 1 and len(set(values)) == 1]
+
+
+def reward_metrics(samples: ScoredSamples, config: Config) -> dict[str, Any]:
+    """Give mean, spread and best of the training reward, and mean and spread of each reward behind it.
+
+    `rewards` are those that are trained on, `watched` those that are only looked at, `tasks` the training reward
+    of each task.
+    """
+    total = samples.rewards.double()
+    trained = {name for task in config.joint_tasks().values() for name in task.rewards}
+    known = {name: values[~values.isnan()].double() for name, values in samples.components.items()}
+    return {
+        "reward_mean": total.mean().item(),
+        "reward_std": total.std(correction=0).item(),
+        "reward_best": total.max().item(),
+        "rewards": {name: values.mean().item() for name, values in known.items() if name in trained},
+        "reward_stds": {name: values.std(correction=0).item() for name, values in known.items()},
+        "watched": {name: known[name].mean().item() for name in config.watch.rewards},
+        "tasks": {task: total[rows_of(samples.tasks, task)].mean().item() for task in config.joint_tasks()},
+    }

@@ -1,0 +1,60 @@
+"""One picture of a run: each reward over the iterations, trained on or only watched."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+from rlcm_cli.store.atomic import replace_bytes
+from rlcm_cli.store.layout import RunLayout
+from rlcm_cli.store.run import read_metrics
+
+PANEL_INCHES = (7.0, 1.9)
+TRAINED, WATCHED = "#0b6fa4", "#c1582a"  # told apart by people who do not see red and green, too
+
+
+def write_curves(layout: RunLayout) -> Path | None:
+    """Plot mean and spread over images of every reward; give the path, None before the second iteration.
+
+    With one trained reward and nothing watched there is one panel, else the training reward comes first.
+    """
+    metrics = read_metrics(layout)
+    if len(metrics) < 2:
+        return None
+    # Not pyplot, which would look for a display.
+    from matplotlib.figure import Figure
+
+    trained = list(metrics[-1]["rewards"])
+    watched = list(dict.fromkeys(name for row in metrics for name in row["watched"]))
+    panels = [(name, TRAINED, _series(metrics, name)) for name in trained]
+    panels += [(f"{name} (watched)", WATCHED, _series(metrics, name)) for name in watched if name not in trained]
+    if len(trained) > 1:
+        total = [(row["checkpoint"], row["reward_mean"], row["reward_std"]) for row in metrics]
+        panels.insert(0, ("weighted sum of the trained rewards", TRAINED, total))
+
+    figure = Figure(figsize=(PANEL_INCHES[0], PANEL_INCHES[1] * len(panels) + 0.4), layout="constrained")
+    axes = figure.subplots(len(panels), sharex=True, squeeze=False)[:, 0]
+    for axis, (title, colour, rows) in zip(axes, panels, strict=True):
+        numbers, means, spreads = zip(*rows, strict=True)
+        low, high = ([m + sign * s for m, s in zip(means, spreads, strict=True)] for sign in (-1, 1))
+        axis.fill_between(numbers, low, high, color=colour, alpha=0.15, linewidth=0)
+        axis.plot(numbers, means, color=colour, linewidth=1.4)
+        axis.set_title(title, loc="left", fontsize=9)
+        axis.grid(alpha=0.25)
+        axis.tick_params(labelsize=8)
+    axes[-1].set_xlabel("iteration; band: one standard deviation over images", fontsize=8)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110, metadata={"Software": None})
+    path = layout.root / "rewards.png"
+    replace_bytes(path, buffer.getvalue())
+    return path
+
+
+def _series(metrics: list[dict[str, Any]], name: str) -> list[tuple[int, float, float]]:
+    """Give (iteration, mean, standard deviation) where the reward was scored."""
+    return [
+        (row["checkpoint"], {**row["watched"], **row["rewards"]}[name], row["reward_stds"][name])
+        for row in metrics
+        if name in row["rewards"] or name in row["watched"]
+    ]

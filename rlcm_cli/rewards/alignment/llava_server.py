@@ -1,0 +1,85 @@
+"""A judge behind kvablack/LLaVA-server: a pickled dict over HTTP, as its `app.py` reads and writes it.
+
+Request: `images`, B JPEG files; `queries`, B lists of questions; optionally `answers`, B lists of references.
+Answer: `outputs`, B lists of texts; where references came, `precision`, `recall`, `f1`, B lists of numbers.
+"""
+
+from __future__ import annotations
+
+import pickle
+import reprlib
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from rlcm_cli.rewards.alignment.images import encode_jpeg, to_pillow
+from rlcm_cli.rewards.alignment.pickles import RefusedPickleError, read_pickle
+from rlcm_cli.rewards.alignment.settings import JudgeSettings
+from rlcm_cli.rewards.alignment.transport import ANSWER_LIMIT, JudgeClient
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+    from torch import Tensor
+
+JPEG_QUALITY = 80
+BATCH = 16
+"""Images a request; both as in the published client (kvablack/ddpo-pytorch, rewards.py)."""
+
+_PICKLE_PROTOCOL = 4  # read by every Python that the server runs on
+
+
+class LlavaServerJudge:
+    """Asks one question an image, in batches of 16 JPEGs of quality 80.
+
+    Raises:
+        ConfigError: If the address cannot be.
+        RewardError: If the address is not set.
+    """
+
+    def __init__(self, settings: JudgeSettings, reward: str) -> None:
+        self._url = settings.find_endpoint(reward)
+        self._settings = settings
+        self._reward = reward
+
+    def __call__(self, images: Tensor, questions: Sequence[str]) -> list[str]:
+        """Answer one question an image; see `Judge`."""
+        return self._ask(images, {"queries": questions}, "outputs", str)
+
+    def recall(self, images: Tensor, question: str, references: Sequence[str]) -> list[float]:
+        """Return the server's own BERTScore recall of its answers against B references."""
+        texts = {"queries": [question] * len(references), "answers": references}
+        return self._ask(images, texts, "recall", float)
+
+    def _ask(self, images: Tensor, texts: dict[str, Sequence[str]], wanted: str, kind: type) -> list[Any]:
+        pictures = to_pillow(images)
+        starts = range(0, len(pictures), BATCH)
+        with JudgeClient(self._url, self._settings, reward=self._reward) as client:
+
+            def ask_batch(start: int) -> list[Any]:
+                rows = slice(start, start + BATCH)
+                part = {name: [[text] for text in column[rows]] for name, column in texts.items()}
+                body = _write_request(pictures[rows], part)
+                return _read_column(
+                    client, client.post(body, "application/octet-stream"), wanted, kind, len(pictures[rows])
+                )
+
+            return [value for batch in client.map(ask_batch, starts) for value in batch]
+
+
+def _write_request(pictures: Sequence[Image], texts: dict[str, list[list[str]]]) -> bytes:
+    request = {"images": [encode_jpeg(picture, JPEG_QUALITY) for picture in pictures], **texts}
+    return pickle.dumps(request, protocol=_PICKLE_PROTOCOL)
+
+
+def _read_column(client: JudgeClient, body: bytes, name: str, kind: type, count: int) -> list[Any]:
+    """Return the only value of each of `count` rows."""
+    try:
+        answer = read_pickle(body, ANSWER_LIMIT)
+    except RefusedPickleError as error:
+        raise client.malformed(str(error)) from error
+    rows = answer.get(name) if isinstance(answer, dict) else None
+    if not isinstance(rows, list) or len(rows) != count:
+        raise client.malformed(f"{name} is {reprlib.repr(rows)}, not {count} rows")
+    for row in rows:
+        if not isinstance(row, list) or len(row) != 1 or type(row[0]) is not kind:
+            raise client.malformed(f"{name} has the row {reprlib.repr(row)}, not one {kind.__name__}")
+    return [row[0].strip() if kind is str else row[0] for row in rows]

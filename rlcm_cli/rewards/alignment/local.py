@@ -1,0 +1,131 @@
+"""A judge in this process: an image-text-to-text model of transformers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rlcm_cli.errors import RewardError
+from rlcm_cli.rewards.alignment.images import to_pillow
+from rlcm_cli.rewards.alignment.settings import LOCAL_MODEL, JudgeSettings
+from rlcm_cli.rewards.weights import digest_weights, find_weights, missing_weights, one_line, quiet_transformers
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_FILES = ("*.json", "*.txt", "*.model", "*.jinja", "*.safetensors")
+_BATCH = 8
+
+
+class LocalJudge:
+    """Answers with greedy decoding, on the device of the images, in batches of at most 8.
+
+    The processor must have a chat template and do without torchvision, as those of the Llava and Idefics3 families do
+    (LLaVA 1.5, SmolVLM-256M-Instruct); processors that also read videos (Qwen-VL, SmolVLM2) need it.
+
+    Raises:
+        RewardError: If the model cannot be had, loaded or used.
+    """
+
+    def __init__(self, settings: JudgeSettings, reward: str) -> None:
+        folder = _find_folder(settings, reward)
+        self._processor = _load_processor(folder, reward)
+        self._model = _load_model(folder, settings.dtype, reward)
+        self._max_tokens = settings.max_tokens
+
+    def __call__(self, images: Tensor, questions: Sequence[str]) -> list[str]:
+        """Answer one question an image; see `Judge`."""
+        self._model.to(images.device)
+        answers: list[str] = []
+        for start in range(0, len(questions), _BATCH):
+            rows = slice(start, start + _BATCH)
+            answers += self._answer(images[rows], questions[rows])
+        return answers
+
+    def _answer(self, images: Tensor, questions: Sequence[str]) -> list[str]:
+        import torch
+
+        chats = [
+            [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question}]}]
+            for question in questions
+        ]
+        inputs = self._processor(
+            text=[self._processor.apply_chat_template(chat, add_generation_prompt=True) for chat in chats],
+            images=[[picture] for picture in to_pillow(images)],
+            padding=True,
+            return_tensors="pt",
+        ).to(images.device, self._model.dtype)
+        with torch.inference_mode(), quiet_transformers():
+            tokens = self._model.generate(**inputs, do_sample=False, num_beams=1, max_new_tokens=self._max_tokens)
+        new = tokens[:, inputs["input_ids"].shape[1] :]
+        return [text.strip() for text in self._processor.batch_decode(new, skip_special_tokens=True)]
+
+
+def model_obstacle(settings: JudgeSettings, reward: str) -> str | None:
+    """Say why the weights are not here; None where they are."""
+    return missing_weights(settings.model or LOCAL_MODEL, _FILES, reward=reward, size=_size(settings))
+
+
+def digest_model(settings: JudgeSettings, reward: str) -> str:
+    """Return the SHA-256 (hex) over the model's files."""
+    return digest_weights(_find_folder(settings, reward), _FILES, reward=reward)
+
+
+def _find_folder(settings: JudgeSettings, reward: str) -> Path:
+    return find_weights(settings.model or LOCAL_MODEL, _FILES, reward=reward, size=_size(settings))
+
+
+def _size(settings: JudgeSettings) -> str:
+    return "14 GB" if settings.model in (None, LOCAL_MODEL) else "the size of the model"
+
+
+def _load_processor(folder: Path, reward: str) -> Any:
+    from transformers import AutoProcessor
+
+    try:
+        with quiet_transformers():
+            processor = AutoProcessor.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except ImportError as error:
+        raise RewardError(
+            f"reward {reward!r}: the processor of the judge in {folder} needs a package that is not here "
+            f"({one_line(error)}); choose a judge whose processor does without, such as {LOCAL_MODEL}"
+        ) from error
+    except (OSError, ValueError, TypeError) as error:
+        raise _unusable(folder, reward, one_line(error)) from error
+    if not getattr(processor, "chat_template", None) or not hasattr(processor, "image_processor"):
+        raise _unusable(folder, reward, "its processor has no chat template, or takes no images")
+    # The answer of a padded row starts after the padding only if that is on the left.
+    processor.tokenizer.padding_side = "left"
+    if processor.tokenizer.pad_token is None:
+        processor.tokenizer.pad_token = processor.tokenizer.eos_token
+    return processor
+
+
+def _load_model(folder: Path, dtype: str, reward: str) -> Any:
+    from safetensors import SafetensorError
+    from transformers import AutoModelForImageTextToText
+
+    try:
+        with quiet_transformers():
+            model, report = AutoModelForImageTextToText.from_pretrained(
+                folder,
+                local_files_only=True,
+                trust_remote_code=False,
+                use_safetensors=True,
+                dtype=dtype,
+                output_loading_info=True,
+            )
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise _unusable(folder, reward, one_line(error)) from error
+    # transformers fills missing weights with random numbers and only logs it.
+    if report["missing_keys"]:
+        raise _unusable(folder, reward, f"the weights lack {', '.join(sorted(report['missing_keys'])[:3])}")
+    return model.eval().requires_grad_(False)
+
+
+def _unusable(folder: Path, reward: str, fault: str) -> RewardError:
+    return RewardError(
+        f"reward {reward!r}: the judge in {folder} cannot be used as an image-text-to-text model of transformers "
+        f"({fault}); set model to another folder or hub id"
+    )

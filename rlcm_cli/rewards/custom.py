@@ -1,0 +1,209 @@
+"""A reward of yours: `path/to/file.py:function` or `package.module:function`.
+
+The function is a `RewardFn`, and this is all that the file needs:
+
+    def redness(images, prompts, metadata):
+        return images[:, 0].float().mean((1, 2)) / 255
+
+A function that compares the images of one prompt is a `SetRewardFn` and says so with an attribute:
+
+    def variety(images, prompt, metadata):
+        ...
+
+    variety.set_level = True
+
+A file is run by itself, without the files beside it; code of several files is a module, found in the current directory
+or among the installed packages. The reward's revision is the digest of the file that holds the function, not of what
+it imports.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import functools
+import hashlib
+import importlib
+import importlib.util
+import os
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib.machinery import ModuleSpec, SourceFileLoader
+from pathlib import Path
+from types import ModuleType
+from typing import Any, cast
+
+from rlcm_cli.errors import ConfigError, RewardError, RlcmError
+from rlcm_cli.rewards.contract import RewardEntry
+from rlcm_cli.rewards.weights import one_line
+
+
+def custom_entry(name: str) -> RewardEntry:
+    """Return the entry of a reward of yours; runs none of its code.
+
+    Raises:
+        ConfigError: If the name is neither FILE.py:FUNCTION nor PACKAGE.MODULE:FUNCTION.
+    """
+    target, _, function = name.rpartition(":")
+    named = target.endswith(".py") or all(part.isidentifier() for part in target.split("."))
+    if not named or not function.isidentifier():
+        raise ConfigError(f"reward {name!r} is neither FILE.py:FUNCTION nor PACKAGE.MODULE:FUNCTION; mend the name")
+    return RewardEntry(
+        functools.partial(load_function, name),
+        description="a function of yours",
+        value_range="that of the function",
+        needs=f"the {'file' if target.endswith('.py') else 'module'} {target}",
+        revise=lambda settings: hashlib.sha256(_source(name).read_bytes()).hexdigest(),
+        obstacle=lambda settings: _obstacle(name),
+    )
+
+
+def load_function(name: str) -> _Yours:
+    """Run the file or the module that a name points at and return its function.
+
+    What the file raises, now or when the function is called, comes out as a `RewardError` with the line of the file,
+    and the exception itself as its cause.
+
+    Args:
+        name: FILE.py:FUNCTION or PACKAGE.MODULE:FUNCTION.
+
+    Raises:
+        RewardError: If there is no such file, module or function, it is not callable, or the file raises an
+            exception.
+    """
+    source = _source(name)
+    target, _, wanted = name.rpartition(":")
+    with _naming_the_line(name, source):
+        module = _run_file(source) if target.endswith(".py") else _import_module(target)
+    try:
+        function = getattr(module, wanted)
+    except AttributeError:
+        known = [key for key, value in vars(module).items() if _is_function(value) and not key.startswith("_")]
+        nearest = difflib.get_close_matches(wanted, known, n=1)
+        hint = f"did you mean {nearest[0]!r}?" if nearest else f"it has {', '.join(known) or 'none at all'}"
+        raise RewardError(f"reward {name!r}: {source} has no function {wanted!r}; {hint}") from None
+    if not _is_function(function):
+        raise RewardError(
+            f"reward {name!r}: {wanted!r} in {source} is of type {type(function).__name__}; name a function"
+        )
+    return _Yours(name, source, function, set_level=bool(getattr(function, "set_level", False)))
+
+
+@dataclass(frozen=True)
+class _Yours:
+    """Calls the function of a user."""
+
+    name: str
+    source: Path
+    function: Callable[..., Any]
+    set_level: bool
+
+    def __call__(self, *arguments: Any) -> Any:
+        with _naming_the_line(self.name, self.source):
+            return self.function(*arguments)
+
+
+def _is_function(value: object) -> bool:
+    return callable(value) and not isinstance(value, type)
+
+
+def _obstacle(name: str) -> str | None:
+    try:
+        _source(name)
+    except RewardError as error:
+        return str(error)
+    return None
+
+
+def _source(name: str) -> Path:
+    """Return the file that holds the function, without running anything."""
+    target = name.rpartition(":")[0]
+    if target.endswith(".py"):
+        if not Path(target).is_file():
+            raise RewardError(
+                f"reward {name!r}: there is no file {target} (in {Path.cwd()}); "
+                "mend the path, or bring the file to this machine"
+            )
+        return Path(target)
+    file = _module_file(target)
+    if file is None:
+        raise RewardError(
+            f"reward {name!r}: there is no Python module {target} in {Path.cwd()} or among the installed packages; "
+            "mend the name, install it, or start from the directory that holds it"
+        )
+    return file
+
+
+def _module_file(module: str) -> Path | None:
+    """Return the file of a module. `importlib.util.find_spec` would run the packages above it."""
+    top, *below = module.split(".")
+    roots = [Path.cwd() / top]
+    with contextlib.suppress(ValueError):  # A module made by hand, or __main__, has no spec.
+        if spec := importlib.util.find_spec(top):
+            roots += map(Path, spec.submodule_search_locations or [str(spec.origin).removesuffix(".py")])
+    stems = [root.joinpath(*below) for root in roots]
+    files = (file for stem in stems for file in (stem / "__init__.py", stem.with_name(f"{stem.name}.py")))
+    return next(filter(Path.is_file, files), None)
+
+
+class _UncachedLoader(SourceFileLoader):
+    """Reads the file itself: bytecode is known by size and second, and could be older than the digest."""
+
+    def get_code(self, fullname: str) -> Any:
+        return self.source_to_code(self.get_data(self.path), self.path)
+
+
+def _run_file(source: Path) -> ModuleType:
+    """Run a file as a module whose name nothing else has."""
+    path = str(source.resolve())
+    name = f"_rlcm_reward_{hashlib.sha256(path.encode()).hexdigest()[:12]}"
+    loader = _UncachedLoader(name, path)
+    spec = importlib.util.spec_from_file_location(name, path, loader=loader)
+    module = importlib.util.module_from_spec(cast("ModuleSpec", spec))
+    # Dataclasses and the like look their module up there.
+    sys.modules[name] = module
+    try:
+        loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
+
+
+def _import_module(module: str) -> ModuleType:
+    if os.getcwd() not in sys.path:
+        # As `python -m` does; it stays, for what the module imports later.
+        sys.path.insert(0, os.getcwd())
+    importlib.invalidate_caches()
+    return importlib.import_module(module)
+
+
+@contextlib.contextmanager
+def _naming_the_line(name: str, source: Path) -> Iterator[None]:
+    """Turn what a user's code raises into a `RewardError` with its file and line."""
+    try:
+        yield
+    except RlcmError:
+        raise
+    # A script that ends with sys.exit() would end the run with it.
+    except (Exception, SystemExit) as error:
+        raise RewardError(
+            f"reward {name!r}: {_place(error, source)} raises {type(error).__name__}: {one_line(error)}; mend it"
+        ) from error
+
+
+def _place(error: BaseException, source: Path) -> str:
+    """Give file and line: of what does not parse, of the last call in the user's file, or of the last call at all."""
+    if isinstance(error, SyntaxError) and error.filename:
+        return f"{error.filename}, line {error.lineno},"
+    calls = [
+        (Path(frame.filename).resolve(), frame.lineno)
+        for frame in traceback.extract_tb(error.__traceback__)
+        if frame.filename != __file__ and not frame.filename.startswith("<frozen importlib")
+    ]
+    own = [call for call in calls if call[0] == source.resolve()]
+    for file, line in (own or calls)[-1:]:
+        return f"{file}, line {line},"
+    return str(source)

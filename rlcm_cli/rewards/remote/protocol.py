@@ -1,0 +1,185 @@
+"""What a reward server and its clients say to each other, version 1.
+
+A request and its answer are safetensors bytes (`application/x-safetensors`), written and read here without a copy
+of the images, and readable with the `safetensors` package:
+
+1. A request is one tensor `images`, U8 [B, 3, H, W], RGB, B ≥ 1. An answer is one tensor `rewards`, F32 [B].
+2. `__metadata__` has exactly one key, `rlcm`, whose value is canonical JSON (sorted keys, no spaces). Of a request:
+   `prompts`, B texts, and `metadata`, B objects. Of an answer: `count` (B), `reward` (its name) and `revision`.
+3. The header is followed by the tensor's bytes and by nothing else.
+
+`revision` changes whenever the same request would be answered with other numbers: scores of two revisions are
+never mixed. Nothing is ever pickled.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
+
+VERSION = 1
+MEDIA_TYPE = "application/x-safetensors"
+TOKEN_VARIABLE = "RLCM_REWARD_TOKEN"  # noqa: S105
+METADATA_KEY = "rlcm"
+
+Metadata = Sequence[Mapping[str, object]]
+Buffer = bytes | bytearray | memoryview
+
+
+class ProtocolError(ValueError):
+    """Bytes that do not follow the protocol; the message says in one line where."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Images to score.
+
+    Attributes:
+        images: uint8 [B, 3, H, W], RGB; may be a view of a request's bytes.
+        prompts: B prompts.
+        metadata: B mappings.
+    """
+
+    images: np.ndarray[Any, Any]
+    prompts: Sequence[str]
+    metadata: Metadata
+
+    def __len__(self) -> int:
+        """Count the images."""
+        return len(self.images)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Rewards of a batch.
+
+    Attributes:
+        rewards: float32 [B]; not checked for NaN.
+        reward: The reward's name on the server.
+        revision: What gave the rewards.
+    """
+
+    rewards: np.ndarray[Any, Any]
+    reward: str
+    revision: str
+
+
+def encode_batch(batch: Batch) -> tuple[bytes, memoryview]:
+    """Give the two parts of a request: its header, and a view of the images' bytes.
+
+    Raises:
+        ProtocolError: If the metadata is not plain JSON.
+    """
+    return _encode("images", "U8", batch.images, {"prompts": batch.prompts, "metadata": batch.metadata})
+
+
+def decode_batch(body: Buffer) -> Batch:
+    """Read a request; its images are a view of `body`. Raises `ProtocolError`."""
+    import numpy as np
+
+    shape, data, record = _decode(body, "images", "U8", 1)
+    if len(shape) != 4 or shape[1] != 3 or 0 in shape:
+        raise ProtocolError(f"images have the shape {shape}, not [B, 3, H, W] with B, H and W at least 1")
+    if set(record) != {"prompts", "metadata"}:
+        raise ProtocolError(f"the metadata holds {sorted(record)}, not prompts and metadata")
+    prompts, metadata = record["prompts"], record["metadata"]
+    check_rows(shape[0], prompts, metadata)
+    return Batch(np.frombuffer(data, np.uint8).reshape(shape), prompts, metadata)
+
+
+def encode_answer(answer: Answer) -> bytes:
+    """Give the bytes of an answer."""
+    count = len(answer.rewards)
+    record = {"count": count, "reward": answer.reward, "revision": answer.revision}
+    head, data = _encode("rewards", "F32", answer.rewards, record)
+    return head + data
+
+
+def decode_answer(body: Buffer) -> Answer:
+    """Read an answer. Raises `ProtocolError`."""
+    import numpy as np
+
+    shape, data, record = _decode(body, "rewards", "F32", 4)
+    if shape != [record.get("count")]:
+        raise ProtocolError(f"rewards have the shape {shape}, the count is {record.get('count')!r}")
+    if not isinstance(record.get("reward"), str) or not isinstance(record.get("revision"), str):
+        raise ProtocolError("it names no reward and revision")
+    return Answer(np.frombuffer(data, "<f4").astype(np.float32), record["reward"], record["revision"])
+
+
+def check_rows(count: int, prompts: object, metadata: object) -> None:
+    """Raise `ProtocolError` unless there is one text and one mapping an image."""
+    if not isinstance(prompts, list) or not all(isinstance(prompt, str) for prompt in prompts):
+        raise ProtocolError("prompts is no list of texts")
+    if not isinstance(metadata, list) or not all(isinstance(known, dict) for known in metadata):
+        raise ProtocolError("metadata is no list of objects")
+    if not len(prompts) == len(metadata) == count:
+        raise ProtocolError(f"{count} images came with {len(prompts)} prompts and {len(metadata)} metadata")
+
+
+def _encode(name: str, dtype: str, array: np.ndarray[Any, Any], record: Any) -> tuple[bytes, memoryview]:
+    try:
+        text = json.dumps(record, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise ProtocolError(f"the metadata is no plain JSON ({error})") from error
+    data = array.reshape(-1).view("u1").data  # of an array whose rows lie one behind the other, no copy
+    header = json.dumps(
+        {
+            "__metadata__": {METADATA_KEY: text},
+            name: {"dtype": dtype, "shape": list(array.shape), "data_offsets": [0, data.nbytes]},
+        },
+        ensure_ascii=False,
+    ).encode()
+    header += b" " * (-len(header) % 8)
+    return len(header).to_bytes(8, "little") + header, data
+
+
+def _decode(body: Buffer, name: str, dtype: str, item_bytes: int) -> tuple[list[int], memoryview, dict[str, Any]]:
+    """Give the shape and the bytes of the only tensor, and the record in the metadata."""
+    view = memoryview(body)
+    length = int.from_bytes(view[:8], "little")
+    if len(view) < 8 or length > len(view) - 8:
+        raise ProtocolError("the body is no safetensors file, or it is cut off")
+    header = _parse_object(view[8 : 8 + length], "the safetensors header")
+    data = view[8 + length :]
+    if set(header) != {"__metadata__", name}:
+        raise ProtocolError(f"the body holds {sorted(header)}, not __metadata__ and {name}")
+    entry, metadata = header[name], header["__metadata__"]
+    if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
+        raise ProtocolError(f"{name} has no dtype, shape and data_offsets")
+    if entry["dtype"] != dtype:
+        raise ProtocolError(f"{name} is {entry['dtype']}, not {dtype}")
+    shape = entry["shape"]
+    if not isinstance(shape, list) or not all(type(size) is int and size >= 0 for size in shape):
+        raise ProtocolError(f"{name} has no shape of whole numbers")
+    size = item_bytes
+    for extent in shape:
+        size *= extent
+    if entry["data_offsets"] != [0, size] or len(data) != size:
+        raise ProtocolError(f"{name} should have {size} bytes by its shape {shape}, and {len(data)} are there")
+    if (
+        not isinstance(metadata, dict)
+        or set(metadata) != {METADATA_KEY}
+        or not isinstance(metadata[METADATA_KEY], str)
+    ):
+        raise ProtocolError(f"__metadata__ has not the one key {METADATA_KEY} with JSON in it")
+    return shape, data, _parse_object(metadata[METADATA_KEY].encode(), "the metadata")
+
+
+def _parse_object(data: Buffer, what: str) -> dict[str, Any]:
+    try:
+        value = json.loads(bytes(data), parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:  # a UnicodeDecodeError is a ValueError
+        raise ProtocolError(f"{what} is no JSON ({error})") from error
+    if not isinstance(value, dict):
+        raise ProtocolError(f"{what} is no JSON object")
+    return value
+
+
+def _refuse_constant(word: str) -> object:
+    raise ValueError(f"{word} is no JSON number")

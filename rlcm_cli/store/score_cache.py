@@ -1,0 +1,110 @@
+"""Scores that were given before, on this machine: a reward is not asked twice about the same image and prompt.
+
+A table of the standard library's SQLite outside of any run, so that an interrupted scoring, another run or
+another evaluation finds them. Losing it loses time and nothing else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sqlite3
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+import xxhash
+from torch import Tensor
+
+from rlcm_cli.errors import StorageFullError
+
+LOCK_SECONDS = 60
+"""How long to wait for another process that writes."""
+
+
+def default_cache() -> Path:
+    """File of the cache: under $RLCM_CACHE, else $XDG_CACHE_HOME/rlcm, else ~/.cache/rlcm."""
+    own = os.environ.get("RLCM_CACHE")
+    shared = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return (Path(own) if own else shared / "rlcm") / "scores.sqlite3"
+
+
+def score_keys(reward: str, prompts: Sequence[str], images: Tensor) -> list[bytes]:
+    """Give the key of each image's score.
+
+    XXH3 (128 bit) of reward, prompt, shape and pixels: a wrong hit by chance is out of the question, and it is
+    thirty times as fast as SHA-256.
+
+    Args:
+        reward: What determines the values, such as digest and revision.
+        prompts: B prompts.
+        images: uint8 [B, 3, H, W].
+    """
+    keys = []
+    for prompt, image in zip(prompts, images.cpu().contiguous().numpy(), strict=True):
+        digest = xxhash.xxh3_128(f"{reward}\0{prompt}\0{image.shape}\0".encode())
+        digest.update(image)
+        keys.append(digest.digest())
+    return keys
+
+
+class ScoreCache:
+    """A table key → score, safe for several threads and processes of one machine.
+
+    Raises `StorageFullError` where the file cannot be read or written.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        with self._explained():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._table = sqlite3.connect(path, timeout=LOCK_SECONDS, check_same_thread=False)
+            self._use_write_ahead_log()
+            # A score that a power failure loses is computed again.
+            self._table.execute("PRAGMA synchronous=OFF")
+            self._table.execute("CREATE TABLE IF NOT EXISTS scores (key BLOB PRIMARY KEY, score REAL) WITHOUT ROWID")
+
+    def _use_write_ahead_log(self) -> None:
+        """Let readers and a writer work at once."""
+        # SQLite does not wait for other processes here, which may be opening or closing the file at this moment.
+        deadline = time.monotonic() + LOCK_SECONDS
+        while True:
+            try:
+                self._table.execute("PRAGMA journal_mode=WAL")
+                return
+            except sqlite3.OperationalError as error:
+                if "locked" not in str(error) or time.monotonic() > deadline:
+                    raise
+            time.sleep(0.01)
+
+    def look_up(self, keys: Sequence[bytes]) -> Tensor:
+        """Give the known scores, float32 [B], NaN where there is none."""
+        scores = torch.full((len(keys),), torch.nan)
+        with self._explained():
+            for row, key in enumerate(keys):
+                found = self._table.execute("SELECT score FROM scores WHERE key = ?", (key,)).fetchone()
+                if found:
+                    scores[row] = found[0]
+        return scores
+
+    def remember(self, keys: Sequence[bytes], scores: Tensor) -> None:
+        """Keep scores, float32 [B]."""
+        with self._explained(), self._table:
+            self._table.executemany(
+                "INSERT OR REPLACE INTO scores VALUES (?, ?)", zip(keys, scores.tolist(), strict=True)
+            )
+
+    def close(self) -> None:
+        """Close the file."""
+        self._table.close()
+
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except (sqlite3.Error, OSError) as error:
+            raise StorageFullError(
+                f"{self._path}: the cache of scores cannot be used ({error}); remove the file, set RLCM_CACHE to "
+                "another folder, or score with --no-cache"
+            ) from None

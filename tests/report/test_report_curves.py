@@ -1,0 +1,116 @@
+"""The picture of the rewards over the iterations."""
+
+import io
+from contextlib import contextmanager
+
+import pytest
+from matplotlib.figure import Figure
+from PIL import Image
+
+from rlcm_cli.report.curves import write_curves
+from rlcm_cli.store.layout import RunLayout
+from rlcm_cli.store.run import publish_metrics
+
+
+def publish(root, rewards, watched=(), iterations=3):
+    """Publish metrics; `watched` has a list of names an iteration, or one for all."""
+    layout = RunLayout(root)
+    for number in range(iterations):
+        seen = watched[number] if watched and isinstance(watched[0], list) else watched
+        names = [*rewards, *seen]
+        publish_metrics(
+            layout,
+            number + 1,
+            {
+                "iteration": number,
+                "checkpoint": number + 1,
+                "reward_mean": 10.0 + number,
+                "reward_std": 2.0,
+                "rewards": {name: index + number for index, name in enumerate(rewards)},
+                "watched": dict.fromkeys(seen, -1.0 - number),
+                "reward_stds": dict.fromkeys(names, 0.5),
+                "tasks": {"compression": 10.0 + number},
+            },
+        )
+    return layout
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """The figures that are saved."""
+    figures, save = [], Figure.savefig
+
+    def note(figure, *arguments, **options):
+        figures.append(figure)
+        return save(figure, *arguments, **options)
+
+    monkeypatch.setattr(Figure, "savefig", note)
+    return figures
+
+
+def panels(figure):
+    return {axis.get_title(loc="left"): axis.lines[0].get_xydata().tolist() for axis in figure.axes}
+
+
+@contextmanager
+def opened(path):
+    with Image.open(io.BytesIO(path.read_bytes())) as image:
+        image.load()
+        yield image
+
+
+def test_one_reward_is_one_panel(tmp_path, drawn):
+    path = write_curves(publish(tmp_path, ["compressibility"]))
+    assert path == tmp_path / "rewards.png"
+    with opened(path) as image:
+        assert image.format == "PNG"
+        assert len(set(image.convert("L").tobytes())) > 10
+    assert panels(drawn[0]) == {"compressibility": [[1, 0], [2, 1], [3, 2]]}
+
+
+def test_several_rewards_come_after_the_reward_that_they_make(tmp_path, drawn):
+    path = write_curves(publish(tmp_path, ["compressibility", "recognition"], ["sharpness"]))
+    titles = panels(drawn[0])
+    assert len(titles) == 4
+    first, *others = titles
+    assert titles[first] == [[1, 10], [2, 11], [3, 12]]
+    assert others == ["compressibility", "recognition", "sharpness (watched)"]
+    assert titles["recognition"] == [[1, 1], [2, 2], [3, 3]]
+    assert titles["sharpness (watched)"] == [[1, -1], [2, -2], [3, -3]]
+    with opened(path) as image:
+        assert image.height > image.width / 2
+
+
+def test_trained_and_watched_rewards_have_colours_of_their_own(tmp_path, drawn):
+    write_curves(publish(tmp_path, ["compressibility"], ["sharpness"]))
+    colours = [axis.lines[0].get_color() for axis in drawn[0].axes]
+    assert len(colours) == 2
+    assert colours[0] != colours[1]
+
+
+def test_a_reward_that_was_watched_for_a_while_is_drawn_for_that_while(tmp_path, drawn):
+    write_curves(publish(tmp_path, ["compressibility"], [[], ["sharpness"], ["sharpness"], []], iterations=4))
+    assert panels(drawn[0])["sharpness (watched)"] == [[2, -2], [3, -3]]
+
+
+def test_a_reward_that_is_trained_on_and_watched_is_drawn_once(tmp_path, drawn):
+    write_curves(publish(tmp_path, ["compressibility"], ["compressibility"]))
+    assert list(panels(drawn[0])) == ["compressibility"]
+
+
+def test_the_band_is_one_standard_deviation(tmp_path, drawn):
+    write_curves(publish(tmp_path, ["compressibility"]))
+    (band,) = drawn[0].axes[0].collections
+    heights = band.get_paths()[0].vertices[:, 1]
+    assert (heights.min(), heights.max()) == (-0.5, 2.5)
+
+
+@pytest.mark.parametrize("iterations", [0, 1])
+def test_fewer_than_two_iterations_make_no_curve(tmp_path, iterations):
+    assert write_curves(publish(tmp_path, ["compressibility"], iterations=iterations)) is None
+    assert not (tmp_path / "rewards.png").exists()
+
+
+def test_the_picture_is_drawn_anew_each_time(tmp_path):
+    before = write_curves(publish(tmp_path, ["compressibility"])).read_bytes()
+    assert write_curves(publish(tmp_path, ["compressibility"], iterations=9)).read_bytes() != before
