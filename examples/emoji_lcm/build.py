@@ -1,7 +1,7 @@
 """The whole recipe: `python -m examples.emoji_lcm.build`. A stage whose output is in the work folder is skipped.
 
 pictures ─▶ autoencoder ─▶ latents ─▶ teacher ─▶ student ─▶ folders
-    └──────▶ judge, evaluation classifier                      └─▶ evaluation ─▶ cards
+    └──────▶ judge, evaluation classifier, emoji-clip          └─▶ evaluation ─▶ cards
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import argparse
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +19,7 @@ from diffusers import UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTokenizer
 
-from examples.emoji_lcm import card, evaluate, paths
+from examples.emoji_lcm import card, emoji_clip, evaluate, paths
 from examples.emoji_lcm.autoencoder import encode_pictures, load_autoencoder, psnr, train_autoencoder
 from examples.emoji_lcm.classifiers import (
     jpeg,
@@ -31,8 +31,10 @@ from examples.emoji_lcm.classifiers import (
 )
 from examples.emoji_lcm.data import Pictures, load_drawings, make_pictures
 from examples.emoji_lcm.distill import distil
+from examples.emoji_lcm.emoji_clip import new_clip_tokenizer, save_clip, train_clip
+from examples.emoji_lcm.emoji_clip_data import Bank, load_bank
 from examples.emoji_lcm.pipelines import save_lcm, save_teacher
-from examples.emoji_lcm.subjects import ALL_STYLES, ANIMALS, GENERATOR_STYLES, SUBJECTS, Style
+from examples.emoji_lcm.subjects import ALL_STYLES, ANIMALS, CLIP_STYLES, GENERATOR_STYLES, SUBJECTS, Style
 from examples.emoji_lcm.teacher import Teacher, train_teacher
 from examples.emoji_lcm.text import new_tokenizer
 
@@ -40,6 +42,7 @@ PICTURES_PER_SUBJECT = 640
 TEACHER_STEPS = 7500
 STUDENT_STEPS = 2400
 CLASSIFIER_STEPS = 2000
+CLIP_STEPS = 1600
 
 
 @dataclass(frozen=True)
@@ -175,8 +178,39 @@ class Build:
         images[pressed] = jpeg(images[pressed], np.random.default_rng(seed))
         return images, made.subject
 
+    def emoji_clip(self) -> None:
+        """Train and write emoji-clip, on the CPU."""
+        if (self.work / "emoji_clip").exists():
+            return
+        bank_path = self.work / "emoji_clip_bank.safetensors"
+        if not bank_path.exists():
+            load_bank(CLIP_STYLES, GENERATOR_STYLES, self.work / "npm").save(bank_path)
+        bank = Bank.load(bank_path)
+        tokenizer = new_clip_tokenizer(bank.words)
+        model = train_clip(
+            bank,
+            self._finished_pictures(31),
+            tokenizer,
+            steps=CLIP_STEPS,
+            batch=48,
+            learning_rate=5e-4,
+            seed=0,
+            log=self.log,
+        )
+        save_clip(model, tokenizer, self.work / "emoji_clip")
+
+    def _finished_pictures(self, seed: int) -> Pictures:
+        """Draw pictures without the pairs kept out: a half through the autoencoder, a quarter through JPEG."""
+        made = make_pictures(load_drawings(GENERATOR_STYLES, self.work / "npm"), 120, seed, held_out_pairs=False)
+        kind = torch.randint(4, (len(made),), generator=torch.Generator().manual_seed(seed))
+        images = made.images.clone()
+        vae = load_autoencoder(self.work / "autoencoder").to(self.device)
+        images[kind < 2] = reconstructions(vae, images[kind < 2], seed)
+        images[kind == 3] = jpeg(images[kind == 3], np.random.default_rng(seed))
+        return replace(made, images=images)
+
     def folders(self) -> None:
-        """Write the two pipelines and the two classifiers from the work folder to their places."""
+        """Write the two pipelines, the two classifiers and emoji-clip from the work folder to their places."""
         tokenizer = self.tokenizer()
         # Saving turns the parts to float16, so each pipeline gets its own.
         for folder, unet, save in (
@@ -185,7 +219,11 @@ class Build:
         ):
             vae, encoder = load_autoencoder(self.work / "autoencoder"), self.teacher().text_encoder
             save(folder, vae, encoder, tokenizer, unet)
-        for name, place in (("judge", paths.JUDGE), ("classifier", paths.CLASSIFIER)):
+        for name, place in (
+            ("judge", paths.JUDGE),
+            ("classifier", paths.CLASSIFIER),
+            ("emoji_clip", paths.CLIP),
+        ):
             paths.copy_folder(self.work / name, place)
 
 
@@ -207,12 +245,14 @@ def main() -> None:
         build.student,
         build.judge,
         build.classifier,
+        build.emoji_clip,
         build.folders,
     ):
         started = time.monotonic()
         stage()
         build.log(f"{stage.__name__}: {time.monotonic() - started:.0f} s")
     evaluate.write(evaluate.evaluate(arguments.work, build.device, evaluate.RECOMMENDED_GUIDANCE))
+    emoji_clip.write(emoji_clip.figures(paths.CLIP, arguments.work))
     card.write_cards()
 
 

@@ -84,7 +84,7 @@ def download(style: Style, folder: Path) -> Path:
     return target
 
 
-def _trim(picture: Image.Image) -> Image.Image:
+def trim(picture: Image.Image) -> Image.Image:
     """Centre the drawn part of an RGBA picture on a square of DRAWING_SIZE, premultiplied."""
     box = picture.getchannel("A").point(lambda a: 255 if a > 8 else 0).getbbox()
     cut = picture.crop(box)
@@ -112,7 +112,7 @@ def load_drawings(styles: Sequence[Style], folder: Path) -> list[Drawing]:
                 )
                 png = resvg_py.svg_to_bytes(svg_string=svg, width=256, height=256)
                 picture = Image.open(io.BytesIO(bytes(png))).convert("RGBA")
-                drawings.append(Drawing(index, style.name, name, _trim(picture)))
+                drawings.append(Drawing(index, style.name, name, trim(picture)))
     return drawings
 
 

@@ -12,6 +12,7 @@ ROOT = RECIPE.parents[1]
 LCM = ROOT / "rlcm_cli" / "models" / "embedded" / "emoji-lcm"
 TEACHER = ROOT / "rlcm_cli" / "models" / "embedded" / "emoji-diffusion"
 JUDGE = ROOT / "rlcm_cli" / "rewards" / "emoji_judge"
+CLIP = ROOT / "rlcm_cli" / "rewards" / "emoji_clip"
 CLASSIFIER = RECIPE / "classifier"
 WORK = ROOT / "build" / "emoji_lcm"
 

@@ -101,6 +101,125 @@ UNSEEN_STYLE = Style(
 )
 ALL_STYLES: tuple[Style, ...] = (*GENERATOR_STYLES, UNSEEN_STYLE)
 
+# Two more coloured sets and twelve of single-colour glyphs, for emoji-clip alone.
+COLOUR_STYLES: tuple[Style, ...] = (
+    Style(
+        "fxemoji",
+        "@iconify-json/fxemoji",
+        "1.2.2",
+        "Apache-2.0",
+        "Mozilla",
+        "https://github.com/mozilla/fxemoji",
+    ),
+    Style(
+        "streamline-emojis",
+        "@iconify-json/streamline-emojis",
+        "1.2.4",
+        "CC-BY-4.0",
+        "Streamline",
+        "https://github.com/webalys-hq/streamline-vectors",
+    ),
+)
+GLYPH_STYLES: tuple[Style, ...] = (
+    Style(
+        "fluent-emoji-high-contrast",
+        "@iconify-json/fluent-emoji-high-contrast",
+        "1.2.6",
+        "MIT",
+        "Microsoft Corporation",
+        "https://github.com/microsoft/fluentui-emoji",
+    ),
+    Style(
+        "game-icons",
+        "@iconify-json/game-icons",
+        "1.2.4",
+        "CC-BY-3.0",
+        "Lorc, Delapouite and contributors (game-icons.net)",
+        "https://github.com/game-icons/icons",
+    ),
+    Style(
+        "mdi",
+        "@iconify-json/mdi",
+        "1.2.3",
+        "Apache-2.0",
+        "Pictogrammers",
+        "https://github.com/Templarian/MaterialDesign",
+    ),
+    Style(
+        "icon-park",
+        "@iconify-json/icon-park",
+        "1.2.4",
+        "Apache-2.0",
+        "ByteDance",
+        "https://github.com/bytedance/IconPark",
+    ),
+    Style(
+        "icon-park-solid",
+        "@iconify-json/icon-park-solid",
+        "1.2.4",
+        "Apache-2.0",
+        "ByteDance",
+        "https://github.com/bytedance/IconPark",
+    ),
+    Style(
+        "pinhead",
+        "@iconify-json/pinhead",
+        "1.2.28",
+        "CC0-1.0",
+        "Quincy Morgan",
+        "https://github.com/waysidemapping/pinhead",
+    ),
+    Style(
+        "dinkie-icons",
+        "@iconify-json/dinkie-icons",
+        "1.2.0",
+        "MIT",
+        "atelierAnchor",
+        "https://github.com/atelier-anchor/dinkie-icons",
+    ),
+    Style(
+        "mingcute",
+        "@iconify-json/mingcute",
+        "1.2.8",
+        "Apache-2.0",
+        "MingCute Design",
+        "https://github.com/Richard9394/MingCute",
+    ),
+    Style(
+        "fa6-solid",
+        "@iconify-json/fa6-solid",
+        "1.2.4",
+        "CC-BY-4.0",
+        "Dave Gandy (Font Awesome)",
+        "https://github.com/FortAwesome/Font-Awesome",
+    ),
+    Style(
+        "ph",
+        "@iconify-json/ph",
+        "1.2.2",
+        "MIT",
+        "Phosphor Icons",
+        "https://github.com/phosphor-icons/core",
+    ),
+    Style(
+        "tabler",
+        "@iconify-json/tabler",
+        "1.2.41",
+        "MIT",
+        "Paweł Kuna",
+        "https://github.com/tabler/tabler-icons",
+    ),
+    Style(
+        "hugeicons",
+        "@iconify-json/hugeicons",
+        "1.2.35",
+        "MIT",
+        "Hugeicons",
+        "https://hugeicons.com",
+    ),
+)
+CLIP_STYLES: tuple[Style, ...] = (*GENERATOR_STYLES, *COLOUR_STYLES, *GLYPH_STYLES)
+
 # Index 0 is the background of a prompt that names no colour.
 COLOURS: dict[str, tuple[int, int, int]] = {
     "white": (255, 255, 255),

@@ -17,15 +17,15 @@ WIDTH = 128
 START, END = "<|startoftext|>", "<|endoftext|>"
 
 
-def new_tokenizer() -> CLIPTokenizer:
-    """CLIP's byte-level BPE trained on the captions; the byte alphabet lets any prompt through."""
+def new_tokenizer(texts: Sequence[str] | None = None) -> CLIPTokenizer:
+    """CLIP's byte-level BPE trained on `texts` (default: the captions); the byte alphabet lets any prompt through."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     empty = CLIPTokenizer(vocab={START: 0, END: 1}, merges=[])
     trained = Tokenizer(BPE(unk_token=END, end_of_word_suffix="</w>"))
     trained.normalizer = empty.backend_tokenizer.normalizer
     trained.pre_tokenizer = empty.backend_tokenizer.pre_tokenizer
     trained.train_from_iterator(
-        all_captions(),
+        all_captions() if texts is None else texts,
         trainers.BpeTrainer(
             vocab_size=4096,
             min_frequency=1,

@@ -18,14 +18,20 @@ from typing import Any
 from torch import Tensor
 
 from examples.frontier.measure import recognised, run_loop
+from rlcm_cli.phases.run import open_run
+from rlcm_cli.phases.watch import find_hacking, trained_progress
 from rlcm_cli.store.evaluations import read_evaluation
 from rlcm_cli.store.layout import RunLayout
 from rlcm_cli.store.run import read_metrics
 
 RUNS: dict[str, tuple[str, list[str]]] = {
-    "alignment": ("prompt_image_alignment", []),
+    "alignment": ("prompt_image_alignment", ["--watch", "recognition"]),
     "mirror": ("mirror_symmetry", []),
     "two_rewards": ("compression", ["--reward", "compressibility", "--reward", "emoji_clip"]),
+    "hacking": (
+        "incompression",
+        ["--reward", "incompressibility", "--watch", "emoji_clip", "--on-hacking", "stop"],
+    ),
 }
 """Name → task and further options."""
 
@@ -41,6 +47,7 @@ def measure_run(folder: Path) -> dict[str, Any]:
     held_out = after.held_out
     return {
         "iterations": layout.checkpoints()[-1],
+        "alarms": first_alarms(folder),
         "train_seconds": sum(row["train_seconds"] for row in read_metrics(layout)),
         "images": len(after.prompts),
         "held_out_images": int(held_out.sum()),
@@ -51,6 +58,18 @@ def measure_run(folder: Path) -> dict[str, Any]:
             name: compare(first[held_out], last[held_out]) for name, (first, last) in figures.items()
         },
     }
+
+
+def first_alarms(folder: Path) -> dict[str, int]:
+    """Give the iteration after which each watched reward first raised the alarm; those that never did are left out."""
+    run = open_run(folder)
+    metrics = read_metrics(run.layout)
+    alarms: dict[str, int] = {}
+    trained = trained_progress(metrics, run.config)
+    for count in range(1, len(metrics) + 1):
+        for name in find_hacking(metrics[:count], run.config.watch, trained[:count]):
+            alarms.setdefault(name, count)
+    return alarms
 
 
 def compare(before: Tensor, after: Tensor) -> dict[str, float]:
@@ -71,11 +90,12 @@ def table(results: dict[str, dict[str, Any]]) -> str:
     ]
     for name, result in results.items():
         share = result["recognised"]
+        alarm = ", ".join(f"alarm at iteration {at} ({watched})" for watched, at in result["alarms"].items())
         for reward, figure in result["rewards"].items():
             held_out = result["rewards_held_out"][reward]
             lines.append(
                 f"| {name} | {reward} | {_change(figure)} | {_change(held_out)} | "
-                f"{share['before']:.1%} → {share['after']:.1%} (± {share['standard_error']:.1%}) |"
+                f"{share['before']:.1%} → {share['after']:.1%} (± {share['standard_error']:.1%}) {alarm} |"
             )
     return "\n".join(lines)
 

@@ -38,8 +38,9 @@ def run(
     the_run = o.reopen_run(root, flags={"runtime.device": device})
     o.permit_code(the_run, (), allowed=allow_code)
     chosen = checkpoints or [latest_checkpoint(the_run.layout)]
-    scorers, model = load_scorers(the_run, cache=o.open_cache(no_cache)), load_policy_model(the_run.config)
     display = Display(quiet=quiet, as_json=as_json)
-    for checkpoint in chosen:
-        display.follow(evaluate(the_run, model, scorers, checkpoint))
+    with o.open_cache(no_cache) as cache:
+        scorers, model = load_scorers(the_run, cache=cache), load_policy_model(the_run.config)
+        for checkpoint in chosen:
+            display.follow(evaluate(the_run, model, scorers, checkpoint))
     display.finish({"run": str(root)})

@@ -94,17 +94,20 @@ def run(
 
     checked = check_run(path, config)
     o.permit_code(checked, {*(o.parse_rewards(rewards) or ()), *watch}, allowed=allow_code)
-    scorers = load_scorers(checked, cache=o.open_cache(no_cache))
-    the_run, loaded = start_run(path, config)
-    display = Display(quiet=quiet, as_json=as_json, iterations=config.runtime.iterations)
-    display.say(f"run {path}: task {config.task}, model {config.model.name}, seed {config.seed}")
-    display.say(device_line(config.model.name, str(loaded.device)))
-    done, wanted = (the_run.layout.checkpoints() or [0])[-1], config.runtime.iterations
-    if done >= wanted:
-        display.say(f"nothing left to train: {done} iterations are done; extend the run with --iterations {2 * done}")
-    elif done:
-        display.say(f"going on after iteration {done}")
-    display.follow(loop(the_run, loaded, scorers))
+    with o.open_cache(no_cache) as cache:
+        scorers = load_scorers(checked, cache=cache)
+        the_run, loaded = start_run(path, config)
+        display = Display(quiet=quiet, as_json=as_json, iterations=config.runtime.iterations)
+        display.say(f"run {path}: task {config.task}, model {config.model.name}, seed {config.seed}")
+        display.say(device_line(config.model.name, str(loaded.device)))
+        done, wanted = (the_run.layout.checkpoints() or [0])[-1], config.runtime.iterations
+        if done >= wanted:
+            display.say(
+                f"nothing left to train: {done} iterations are done; extend the run with --iterations {2 * done}"
+            )
+        elif done:
+            display.say(f"going on after iteration {done}")
+        display.follow(loop(the_run, loaded, scorers))
     picture = write_pairs(the_run.layout)
     curves = write_curves(the_run.layout)
     if curves:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -124,17 +125,17 @@ def parse_rewards(options: Sequence[str]) -> dict[str, float] | None:
 
     rewards: dict[str, float] = {}
     for text in options:
-        # From the right, since an address may hold an equals sign of its own.
         name, equals, weight = text.rpartition("=")
         try:
-            rewards[name or weight] = float(weight) if equals else 1.0
+            name, value = (name, float(weight)) if equals else (text, 1.0)
         except ValueError:
-            if not text.startswith(("http://", "https://")):
-                raise ConfigError(
-                    f"--reward {text}: '{weight}' is no weight; write NAME or NAME=WEIGHT, for example "
-                    "--reward compressibility=0.2"
-                ) from None
-            rewards[text] = 1.0
+            raise ConfigError(
+                f"--reward {text}: '{weight}' is no weight; write NAME or NAME=WEIGHT, for example "
+                "--reward compressibility=0.2"
+            ) from None
+        if name in rewards:
+            raise ConfigError(f"--reward {name} is given twice; give it once, with the weight that it should have")
+        rewards[name] = value
     return rewards or None
 
 
@@ -154,11 +155,11 @@ def permit_code(run: Run, named: Iterable[str], *, allowed: bool) -> None:
             )
 
 
-def open_cache(unwanted: bool) -> ScoreCache | None:
-    """Open this machine's cache of scores; None where it is not wanted."""
+def open_cache(unwanted: bool) -> AbstractContextManager[ScoreCache | None]:
+    """Open this machine's cache of scores for a `with` block; None where it is not wanted."""
     from rlcm_cli.store.score_cache import ScoreCache, default_cache
 
-    return None if unwanted else ScoreCache(default_cache())
+    return nullcontext() if unwanted else ScoreCache(default_cache())
 
 
 def _adapter_flags(start: str) -> dict[str, Any]:

@@ -50,11 +50,11 @@ def run(
     if not rewards:  # else those alone are loaded, and the command line names them
         o.permit_code(the_run, (), allowed=allow_code)
     chosen = choose_iterations(the_run, iterations, everything=bool(rewards))
-    scorers = load_scorers(the_run, rewards or known, o.open_cache(no_cache))
     display = Display(quiet=quiet, as_json=as_json)
-    display.follow(
-        score(the_run, scorers, share, iterations=chosen, device=select_device(the_run.config.runtime.device))
-    )
+    device_found = select_device(the_run.config.runtime.device)
+    with o.open_cache(no_cache) as cache:
+        scorers = load_scorers(the_run, rewards or known, cache)
+        display.follow(score(the_run, scorers, share, iterations=chosen, device=device_found))
     if rewards:
         display.say(f"{root}: scored with {', '.join(scorers)}; look at it with rlcm inspect {root} --images DIR")
     else:

@@ -14,12 +14,10 @@ class Fall:
 
     Attributes:
         watched: Its mean in the best earlier window and now.
-        trained: Mean of the trained reward then and now.
         deviations: The fall in standard deviations of the watched reward over images.
     """
 
     watched: tuple[float, float]
-    trained: tuple[float, float]
     deviations: float
 
 
@@ -56,7 +54,6 @@ def find_fall(
         return None
     return Fall(
         watched=(float(means[best]), float(means[-1])),
-        trained=(float(reached[best]), float(reached[-1])),
         deviations=float(drop / spread) if spread else float("inf"),
     )
 

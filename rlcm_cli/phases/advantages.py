@@ -84,12 +84,16 @@ def rows_of(tasks: Sequence[str], task: str) -> list[int]:
     return [row for row, of_sample in enumerate(tasks) if of_sample == task]
 
 
-def flat_prompts(samples: ScoredSamples) -> list[str]:
-    """List the prompts with several images of a task whose rewards do not differ."""
-    by_prompt: dict[tuple[str, str], list[float]] = {}
-    for task, prompt, reward in zip(samples.tasks, samples.prompts, samples.rewards.tolist(), strict=True):
-        by_prompt.setdefault((task, prompt), []).append(reward)
-    return [prompt for (_, prompt), values in by_prompt.items() if len(values) > 1 and len(set(values)) == 1]
+def flat_prompts(samples: ScoredSamples, config: Config) -> list[str]:
+    """List the prompts with several images of a task none of whose rewards differ."""
+    flat = []
+    for task, choice in config.joint_tasks().items():
+        by_prompt: dict[str, list[tuple[float, ...]]] = {}
+        for row in rows_of(samples.tasks, task):
+            values = tuple(float(samples.components[name][row]) for name in choice.rewards)
+            by_prompt.setdefault(samples.prompts[row], []).append(values)
+        flat += [prompt for prompt, values in by_prompt.items() if len(values) > 1 and len(set(values)) == 1]
+    return flat
 
 
 def reward_metrics(samples: ScoredSamples, config: Config) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from rlcm_cli.phases.run import Run
 from rlcm_cli.phases.sample import sample
 from rlcm_cli.phases.score import Scorer, score
 from rlcm_cli.phases.train import train
-from rlcm_cli.phases.watch import best_checkpoints, find_hacking
+from rlcm_cli.phases.watch import best_checkpoints, find_hacking, trained_progress
 from rlcm_cli.store.checkpoint import latest_checkpoint
 from rlcm_cli.store.run import prune_checkpoints, prune_rollouts, read_metrics
 
@@ -41,7 +41,7 @@ def loop(run: Run, model: ConsistencyModel, scorers: Mapping[str, Scorer]) -> It
     history = [row for row in read_metrics(layout) if row["iteration"] < first_iteration]
     alarms: dict[str, str] = {}
     while True:
-        found = find_hacking(history, watch)
+        found = find_hacking(history, watch, trained_progress(history, run.config))
         for name in [name for name in found if name not in alarms]:
             yield HackingFound(latest_checkpoint(layout), name, found[name], stops=watch.on_hacking == "stop")
         alarms = found

@@ -88,9 +88,12 @@ def check_run(root: Path, config: Config) -> Run:
 def check_rewards(run: Run) -> None:
     """Raise `ConfigError` where a reward of the configuration cannot be; loads none."""
     sample, evaluation = run.config.sample, run.config.evaluate
+    watched = run.config.watch.rewards
     for name, spec in run.reward_specs().items():
         _ = spec.resolved
-        if spec.entry.set_level and min(sample.group_size, evaluation.images_per_prompt) < 2:
+        # Of a reward that is only watched, the rollouts alone may be scored.
+        drawn_together = sample.group_size if name in watched else min(sample.group_size, evaluation.images_per_prompt)
+        if spec.entry.set_level and drawn_together < 2:
             raise ConfigError(
                 f"reward '{name}' compares the images of a prompt: set sample.group_size (now {sample.group_size}) "
                 f"and evaluate.images_per_prompt (now {evaluation.images_per_prompt}) to 2 or more"

@@ -60,7 +60,7 @@ def train(run: Run, model: ConsistencyModel, *, off_policy: bool = False) -> Ite
     rollout = read_rollout(run, model, state, off_policy=off_policy)
     advantages, statistics = compute_advantages(rollout, run.config, read_statistics(layout, iteration))
     clipped = torch.from_numpy(advantages).clamp(-settings.advantage_clip, settings.advantage_clip).float()
-    flat = flat_prompts(rollout)
+    flat = flat_prompts(rollout, run.config)
     if flat:
         yield Warned(
             f"iteration {iteration}: all images of a prompt have the same reward, for {len(flat)} prompts "

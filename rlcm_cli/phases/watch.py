@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rlcm_cli.config import WatchSettings
+from rlcm_cli.config import Config, WatchSettings
 from rlcm_cli.core.hacking import best_iteration, find_fall
 
 Metrics = Sequence[Mapping[str, Any]]
@@ -23,14 +23,36 @@ def best_checkpoints(metrics: Metrics, settings: WatchSettings) -> dict[str, int
     return best
 
 
-def find_hacking(metrics: Metrics, settings: WatchSettings) -> dict[str, str]:
-    """Give one line for each watched reward that fell while the trained reward rose."""
+def trained_progress(metrics: Metrics, config: Config) -> list[float]:
+    """Give what each iteration reached of what is trained for, one number that only a comparison gives a meaning.
+
+    Rewards count by their weights: as they are where the task sums them, else in standard deviations over the
+    first iteration's images, as in training, so that the one with the largest unit does not decide.
+    """
+    scales = {
+        (task, name): 1.0 if choice.combine == "sum" else metrics[0]["reward_stds"][name] or 1.0
+        for task, choice in config.joint_tasks().items()
+        for name in choice.rewards
+        if metrics
+    }
+    return [
+        sum(
+            weight * row["rewards"][name] / scales[task, name]
+            for task, choice in config.joint_tasks().items()
+            for name, weight in choice.rewards.items()
+        )
+        for row in metrics
+    ]
+
+
+def find_hacking(metrics: Metrics, settings: WatchSettings, trained: Sequence[float]) -> dict[str, str]:
+    """Give one line for each watched reward that fell while what is trained for, one number an iteration, rose."""
     alarms = {}
     best = best_checkpoints(metrics, settings)
     for name in settings.rewards:
         rows = _watched_since(metrics, name)
         found = find_fall(
-            [row["reward_mean"] for row in rows],
+            trained[len(metrics) - len(rows) :],
             [row["watched"][name] for row in rows],
             [row["reward_stds"][name] for row in rows],
             window=settings.window,
@@ -39,9 +61,8 @@ def find_hacking(metrics: Metrics, settings: WatchSettings) -> dict[str, str]:
         if found:
             alarms[name] = (
                 f"the watched reward '{name}' fell from {found.watched[0]:.3g} to {found.watched[1]:.3g} "
-                f"({found.deviations:.1f} standard deviations) while the trained one rose from "
-                f"{found.trained[0]:.3g} to {found.trained[1]:.3g}: the reward is being hacked; by '{name}' the best "
-                f"checkpoint is {best[name]}"
+                f"({found.deviations:.1f} standard deviations) while what is trained for rose: the reward is being "
+                f"hacked; by '{name}' the best checkpoint is {best[name]}"
             )
     return alarms
 

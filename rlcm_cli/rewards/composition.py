@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 from rlcm_cli.errors import ConfigError, RewardError
 from rlcm_cli.rewards.clip.clip_model import CLIP_FILES, load_tokenizer
-from rlcm_cli.rewards.clip.network import check_complete
 from rlcm_cli.rewards.clip.preprocessing import read_preprocessing
 from rlcm_cli.rewards.contract import RewardEntry, RewardFn
+from rlcm_cli.rewards.network import load_network
 from rlcm_cli.rewards.scenes import Box, Detection, Scene, parse_scene, score_scene
-from rlcm_cli.rewards.weights import digest_weights, find_weights, missing_weights, one_line, quiet_transformers
+from rlcm_cli.rewards.weights import digest_weights, find_weights, missing_weights
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -166,31 +166,17 @@ def _find(model: str) -> Path:
 
 
 def _load(folder: Path, name: str) -> Any:
-    import torch
-    from safetensors import SafetensorError
     from transformers import AutoModelForZeroShotObjectDetection
 
-    try:
-        with quiet_transformers():
-            model, report = AutoModelForZeroShotObjectDetection.from_pretrained(
-                folder,
-                local_files_only=True,
-                use_safetensors=True,
-                dtype=torch.float32,
-                output_loading_info=True,
-            )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise RewardError(
-            f"reward 'composition': {name!r} cannot be loaded from {folder} as a zero-shot detector of transformers "
-            f"({one_line(error)}); name another folder or hub id"
-        ) from error
+    model = load_network(
+        AutoModelForZeroShotObjectDetection, folder, reward="composition", what="a zero-shot detector"
+    )
     if model.config.model_type != "owlv2":
         raise RewardError(
             f"reward 'composition': {name!r} is a model of type {model.config.model_type}, not owlv2; take "
             f"{DEFAULT_DETECTOR} or another OWLv2 detector"
         )
-    check_complete(report, folder, reward="composition")
-    return model.eval().requires_grad_(False)
+    return model
 
 
 ENTRIES = {

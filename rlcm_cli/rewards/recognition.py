@@ -8,11 +8,12 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rlcm_cli.errors import ConfigError, RewardError
 from rlcm_cli.rewards.contract import RewardEntry, RewardFn
-from rlcm_cli.rewards.weights import digest_weights, find_weights, missing_weights, one_line, quiet_transformers
+from rlcm_cli.rewards.network import load_network
+from rlcm_cli.rewards.weights import digest_weights, find_weights, missing_weights, one_line
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -78,7 +79,11 @@ class _Judge:
     def __init__(self, folder: Path, name: str, floor: float) -> None:
         self._name = name
         self._floor = floor
-        self._model = _load_classifier(folder, name)
+        from transformers import AutoModelForImageClassification
+
+        self._model = load_network(
+            AutoModelForImageClassification, folder, reward="recognition", what="an image classifier"
+        )
         self._size, self._mean, self._std = _load_preprocessing(folder, name)
         labels: dict[int, str] = self._model.config.id2label
         self._patterns: list[tuple[int, re.Pattern[str]]] = [
@@ -128,34 +133,6 @@ class _Judge:
             )
         _, _, index = max(found)
         return index
-
-
-def _load_classifier(folder: Path, name: str) -> Any:
-    import torch
-    from safetensors import SafetensorError
-    from transformers import AutoModelForImageClassification
-
-    try:
-        with quiet_transformers():
-            model, report = AutoModelForImageClassification.from_pretrained(
-                folder,
-                local_files_only=True,
-                use_safetensors=True,
-                dtype=torch.float32,
-                output_loading_info=True,
-            )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise RewardError(
-            f"judge {name!r} cannot be loaded as a transformers image classifier from {folder} "
-            f"({one_line(error)}); name another folder or hub id"
-        ) from error
-    # transformers fills a missing head with random numbers and only logs it.
-    if report["missing_keys"]:
-        raise RewardError(
-            f"judge {name!r}: the weights in {folder} lack {', '.join(sorted(report['missing_keys']))}, so "
-            "it is no trained classifier; name another folder or hub id"
-        )
-    return model.eval().requires_grad_(False)
 
 
 def _load_preprocessing(folder: Path, name: str) -> tuple[tuple[int, int], list[float], list[float]]:

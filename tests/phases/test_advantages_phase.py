@@ -217,10 +217,15 @@ class TestJointTasks:
 class TestFlatPrompts:
     def flat(self, prompts, rewards, tasks=None):
         config = make_config(tasks={name: {"rewards": {"a": 1.0}} for name in dict.fromkeys(tasks or ["one"])})
-        return flat_prompts(make_samples(config, prompts, {"a": rewards}, tasks or ["one"] * len(prompts)))
+        return flat_prompts(make_samples(config, prompts, {"a": rewards}, tasks or ["one"] * len(prompts)), config)
 
     def test_have_several_images_whose_rewards_do_not_differ(self):
         assert self.flat(["a", "b", "b", "c", "c"], [1.0, 2.0, 2.0, 3.0, 4.0]) == ["b"]
+
+    def test_differ_in_a_reward_even_if_the_sum_is_the_same(self):
+        config = make_config({"a": 1.0, "b": 1.0})
+        components = {"a": [1.0, 2.0], "b": [2.0, 1.0]}
+        assert flat_prompts(make_samples(config, ["p", "p"], components), config) == []
 
     def test_are_looked_for_in_each_task_by_itself(self):
         assert self.flat(["p", "p", "p"], [1.0, 1.0, 2.0], ["one", "two", "two"]) == []

@@ -407,14 +407,19 @@ class TestSetLevelRewards:
             ({"sample": {"group_size": 2}}, ["evaluate.images_per_prompt (now 1)"]),
         ],
     )
-    @pytest.mark.parametrize("place", ["trained", "watched"])
-    def test_of_single_images_are_refused_before_anything_is_written(self, tiny_lcm, tmp_path, sections, words, place):
-        chosen = {"rewards": {"diversity": 1.0}} if place == "trained" else {"watch": {"rewards": ["diversity"]}}
+    def test_of_single_images_are_refused_before_anything_is_written(self, tiny_lcm, tmp_path, sections, words):
+        chosen = {"rewards": {"diversity": 1.0}}
         with pytest.raises(ConfigError) as caught:
             create_run(tmp_path / "run", make_config(tiny_lcm, **sections, **chosen))
         for word in ("'diversity' compares the images of a prompt", *words):
             assert word in str(caught.value)
         assert not (tmp_path / "run").exists()
+
+    def test_that_are_only_watched_need_groups_in_the_rollouts_alone(self, tiny_lcm, tmp_path):
+        watch = {"rewards": ["diversity"]}
+        with pytest.raises(ConfigError, match=r"sample\.group_size \(now 1\)"):
+            create_run(tmp_path / "run", make_config(tiny_lcm, watch=watch, evaluate={"images_per_prompt": 2}))
+        create_run(tmp_path / "run", make_config(tiny_lcm, watch=watch, sample={"group_size": 2}))
 
     def test_of_single_images_are_refused_when_they_score_if_not_before(self, tiny_lcm, tmp_path, reward):
         run, _ = prepare(tmp_path / "run", make_config(tiny_lcm), upto="sample")

@@ -15,12 +15,13 @@ from phase_runs import (
     shared_model,
 )
 
-from rlcm_cli.config import WatchSettings
+from rlcm_cli.config import WatchSettings, parse_config
 from rlcm_cli.errors import RunMismatchError
+from rlcm_cli.phases import watch as watch_module
 from rlcm_cli.phases.events import Evaluated, HackingFound, IterationTrained
 from rlcm_cli.phases.loop import loop
 from rlcm_cli.phases.run import create_run
-from rlcm_cli.phases.watch import best_checkpoints, find_hacking
+from rlcm_cli.phases.watch import best_checkpoints, trained_progress
 from rlcm_cli.store.checkpoint import LORA_FILE, digest_safetensors, read_statistics
 from rlcm_cli.store.evaluations import read_evaluation
 from rlcm_cli.store.layout import RunLayout
@@ -48,12 +49,28 @@ def settings(**changes):
     return WatchSettings(**{"rewards": (WATCHED,), "window": 2, "fall": 0.5, **changes})
 
 
+def find_hacking(metrics, of):
+    """The alarms where one reward is trained on, as it is."""
+    return watch_module.find_hacking(metrics, of, [row["reward_mean"] for row in metrics])
+
+
+def test_progress_weighs_rewards_in_their_own_deviations_unless_they_are_summed():
+    metrics = [
+        {"rewards": {"a": 1.0, "b": 100.0}, "reward_stds": {"a": 0.5, "b": 50.0}},
+        {"rewards": {"a": 2.0, "b": 90.0}, "reward_stds": {"a": 9.0, "b": 9.0}},
+    ]
+    config = {"task": "t", "rewards": {"a": 1.0, "b": 2.0}}
+    assert trained_progress(metrics, parse_config(config)) == [2 + 4, 4 + 3.6]
+    assert trained_progress(metrics, parse_config({**config, "combine": "sum"})) == [201, 182]
+    assert trained_progress([], parse_config(config)) == []
+
+
 class TestHacking:
     def test_is_told_in_one_line_with_the_figures_and_the_best_checkpoint(self):
         alarms = find_hacking(rows([1, 5, 5, 1, 0]), settings())
         assert list(alarms) == [WATCHED]
         message = alarms[WATCHED]
-        for words in (f"'{WATCHED}' fell from 5 to 0.5", "4.5 standard deviations", "rose from 1.5 to 3.5"):
+        for words in (f"'{WATCHED}' fell from 5 to 0.5", "4.5 standard deviations", "rose"):
             assert words in message
         assert message.endswith("checkpoint is 2")
         assert "\n" not in message

@@ -114,7 +114,7 @@ class TestJudgesThatCannotBeUsed:
     def test_a_model_of_another_kind(self, copy):
         config = json.loads((copy / "config.json").read_text())
         (copy / "config.json").write_text(json.dumps({**config, "model_type": "bert"}))
-        assert "cannot be used as an image-text-to-text model" in self.refusal(copy)
+        assert "cannot be loaded as an image-text-to-text model" in self.refusal(copy)
 
     def test_missing_weights(self, copy):
         from safetensors.torch import load_file, save_file
@@ -123,12 +123,12 @@ class TestJudgesThatCannotBeUsed:
         removed = next(name for name in weights if "multi_modal_projector" in name)
         del weights[removed]
         save_file(weights, copy / "model.safetensors", metadata={"format": "pt"})
-        assert "the weights lack model.multi_modal_projector" in self.refusal(copy)
+        assert "lack model.multi_modal_projector" in self.refusal(copy)
 
     def test_cut_off_weights(self, copy):
         path = copy / "model.safetensors"
         path.write_bytes(path.read_bytes()[:-9])
-        assert "cannot be used" in self.refusal(copy)
+        assert "cannot be loaded" in self.refusal(copy)
 
     def test_no_chat_template(self, copy):
         (copy / "chat_template.jinja").unlink()

@@ -1,4 +1,4 @@
-"""The packaged emoji-clip loads as transformers' CLIPModel and tells animals, colours and nothing apart."""
+"""The packaged emoji-clip loads with transformers and tells animals, colours and nothing apart."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import LatentConsistencyModelPipeline
-from transformers import AutoTokenizer, CLIPModel
+from transformers import AutoModel, AutoTokenizer, VisionTextDualEncoderModel
 
 import rlcm_cli
 
@@ -24,6 +24,7 @@ ANIMALS = (
     "goose", "bee", "pig", "turkey", "fly", "llama", "camel", "bat", "gorilla", "hedgehog", "kangaroo",
 )
 # fmt: on
+SIDE = 96
 COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "gray")
 
 
@@ -35,12 +36,13 @@ def noun(animal: str) -> str:
 class Clip:
     """Embeds pictures, float [N, 3, 64, 64] in 0..1, and texts as unit vectors."""
 
-    model: CLIPModel
+    model: VisionTextDualEncoderModel
     tokenizer: object
 
     @torch.no_grad()
     def pictures(self, pictures: torch.Tensor) -> torch.Tensor:
-        embedded = self.model.get_image_features(pixel_values=2 * pictures - 1).pooler_output
+        larger = torch.nn.functional.interpolate(2 * pictures - 1, SIDE, mode="bilinear", antialias=True)
+        embedded = self.model.get_image_features(pixel_values=larger).pooler_output
         return torch.nn.functional.normalize(embedded, dim=1)
 
     @torch.no_grad()
@@ -51,7 +53,7 @@ class Clip:
 
 @pytest.fixture(scope="module")
 def clip() -> Clip:
-    return Clip(CLIPModel.from_pretrained(FOLDER).eval(), AutoTokenizer.from_pretrained(FOLDER))
+    return Clip(AutoModel.from_pretrained(FOLDER).eval(), AutoTokenizer.from_pretrained(FOLDER))
 
 
 @pytest.fixture(scope="module")
@@ -84,14 +86,14 @@ def test_folder_is_small_and_complete():
 
 def test_loads_in_float32(clip: Clip):
     assert clip.model.dtype == torch.float32
-    assert clip.model.config.vision_config.image_size == 64
+    assert clip.model.config.vision_config.image_size == SIDE
 
 
 @pytest.mark.parametrize("form", ["{noun}", "{noun} on white", "{noun} on a white background"])
 def test_drawn_animals_are_most_similar_to_their_own_captions(clip: Clip, animals: torch.Tensor, form: str):
     captions = clip.texts([form.format(noun=noun(a)) for a in ANIMALS])
     guessed = (clip.pictures(animals) @ captions.T).argmax(1)
-    assert (guessed == torch.arange(len(ANIMALS))).float().mean() >= 0.8
+    assert (guessed == torch.arange(len(ANIMALS))).float().mean() >= 0.9
 
 
 def test_drawn_backgrounds_are_most_similar_to_their_own_colours(clip: Clip, draw):
@@ -101,7 +103,7 @@ def test_drawn_backgrounds_are_most_similar_to_their_own_colours(clip: Clip, dra
     for (animal, colour), picture in zip(wanted, embedded, strict=True):
         similarity = clip.texts([f"{noun(animal)} on {c}" for c in COLOURS]) @ picture
         hits += COLOURS[int(similarity.argmax())] == colour
-    assert hits >= 0.8 * len(wanted)
+    assert hits >= 0.9 * len(wanted)
 
 
 def test_nothing_is_less_similar_than_a_drawing(clip: Clip, animals: torch.Tensor):

@@ -560,6 +560,19 @@ def test_two_rewards_of_one_address_are_refused(tmp_path):
         load_served([RewardSpec(f"{tmp_path}/{name}.py:mine") for name in ("a", "b")])
 
 
+def test_answers_are_not_held_back_for_an_acknowledgement(root):
+    """Header and body of an answer are sent apart, which Nagle's algorithm would make 40 ms of."""
+    parts = urlsplit(root)
+    seconds = []
+    with contextlib.closing(http.client.HTTPConnection(parts.hostname, parts.port, timeout=30)) as connection:
+        for _ in range(60):
+            started = time.perf_counter()
+            connection.request("GET", "/health")
+            connection.getresponse().read()
+            seconds.append(time.perf_counter() - started)
+    assert sorted(seconds[20:])[10] < 0.03
+
+
 def test_a_slow_upload_is_broken_off(root, monkeypatch):
     monkeypatch.setattr(server, "UPLOAD_SECONDS", 0.2)
     parts = urlsplit(root)

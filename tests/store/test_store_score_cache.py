@@ -1,7 +1,6 @@
 """The cache of scores: what makes a key, what survives, and several processes at once."""
 
 import functools
-import os
 import sqlite3
 import subprocess
 import sys
@@ -124,12 +123,6 @@ def test_a_cache_that_is_damaged_within_is_named(tmp_path):
     broken = ScoreCache(path)
     assert str(path) in explained(lambda: broken.look_up(many))
     broken.close()
-
-
-@pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="needs a folder that is not writable")
-def test_a_folder_that_is_not_writable_is_named(tmp_path):
-    tmp_path.chmod(0o500)
-    explained(lambda: ScoreCache(tmp_path / "scores.sqlite3"))
 
 
 def test_a_folder_that_cannot_be_is_named(tmp_path):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from rlcm_cli.errors import RewardError
 from rlcm_cli.rewards.alignment.images import to_pillow
 from rlcm_cli.rewards.alignment.settings import LOCAL_MODEL, JudgeSettings
+from rlcm_cli.rewards.network import load_network
 from rlcm_cli.rewards.weights import digest_weights, find_weights, missing_weights, one_line, quiet_transformers
 
 if TYPE_CHECKING:
@@ -103,25 +104,11 @@ def _load_processor(folder: Path, reward: str) -> Any:
 
 
 def _load_model(folder: Path, dtype: str, reward: str) -> Any:
-    from safetensors import SafetensorError
     from transformers import AutoModelForImageTextToText
 
-    try:
-        with quiet_transformers():
-            model, report = AutoModelForImageTextToText.from_pretrained(
-                folder,
-                local_files_only=True,
-                trust_remote_code=False,
-                use_safetensors=True,
-                dtype=dtype,
-                output_loading_info=True,
-            )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise _unusable(folder, reward, one_line(error)) from error
-    # transformers fills missing weights with random numbers and only logs it.
-    if report["missing_keys"]:
-        raise _unusable(folder, reward, f"the weights lack {', '.join(sorted(report['missing_keys'])[:3])}")
-    return model.eval().requires_grad_(False)
+    return load_network(
+        AutoModelForImageTextToText, folder, reward=reward, what="an image-text-to-text model", dtype=dtype
+    )
 
 
 def _unusable(folder: Path, reward: str, fault: str) -> RewardError:

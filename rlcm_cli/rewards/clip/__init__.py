@@ -2,7 +2,6 @@
 
     clip_model     a contrastive image-text model of transformers: images and prompts → unit vectors
     preprocessing  uint8 images → what a vision tower takes, without Pillow, on any device
-    network        a network of transformers that is filled whole or not at all
     tensor_file    one published file of tensors, here or on the hub, read without running its code
     linear_head    the stack of linear layers on top of aesthetic and image_reward
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlcm_cli.errors import RewardError
-from rlcm_cli.rewards.clip.network import check_complete
 from rlcm_cli.rewards.clip.preprocessing import Preprocessing, read_preprocessing
+from rlcm_cli.rewards.network import load_network
 from rlcm_cli.rewards.weights import one_line, quiet_transformers
 
 if TYPE_CHECKING:
@@ -112,26 +112,14 @@ def load_clip(folder: Path, *, reward: str, processor: Path | None = None) -> Cl
     Raises:
         RewardError: If it cannot be loaded whole, or is of another kind.
     """
-    import torch
-    from safetensors import SafetensorError
     from transformers import AutoModel
 
-    try:
-        with quiet_transformers():
-            network, report = AutoModel.from_pretrained(
-                folder, local_files_only=True, use_safetensors=True, dtype=torch.float32, output_loading_info=True
-            )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise RewardError(
-            f"reward {reward!r}: {folder} cannot be loaded as a contrastive image-text model of transformers "
-            f"({one_line(error)}); name another folder or hub id"
-        ) from error
+    network = load_network(AutoModel, folder, reward=reward, what="a contrastive image-text model")
     if not (hasattr(network, "get_image_features") and hasattr(network, "get_text_features")):
         raise RewardError(
             f"reward {reward!r}: {folder} holds a {type(network).__name__}, which does not embed both images and "
             "texts; name a CLIP model"
         )
-    check_complete(report, folder, reward=reward)
     return assemble_clip(network, processor or folder, reward=reward)
 
 

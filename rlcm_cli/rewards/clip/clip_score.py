@@ -70,7 +70,7 @@ ENTRIES = {
     "emoji_clip": RewardEntry(
         emoji_clip,
         description="similarity of image and prompt to the embedded judge: 100 times the cosine",
-        value_range="-100 to 100",
+        value_range="-100 to 100, 60 to 75 where it fits, below 0 for pictures of nothing",
         neural=True,
         revise=lambda settings: digest_weights(_EMOJI_FOLDER, CLIP_FILES, reward="emoji_clip"),
     ),

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 from rlcm_cli.errors import RewardError
 from rlcm_cli.rewards.clip.clip_model import IMAGE_BATCH, TOKENIZER_FILES, join_digests, load_tokenizer
 from rlcm_cli.rewards.clip.linear_head import LinearHead, make_linear_head
-from rlcm_cli.rewards.clip.network import fill_network
 from rlcm_cli.rewards.clip.preprocessing import Preprocessing
 from rlcm_cli.rewards.clip.tensor_file import digest_file, find_file, missing_file, read_tensors
 from rlcm_cli.rewards.contract import RewardEntry, RewardFn
+from rlcm_cli.rewards.network import fill_network
 from rlcm_cli.rewards.weights import digest_weights, find_weights, missing_weights, one_line
 
 if TYPE_CHECKING:

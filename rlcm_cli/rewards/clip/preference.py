@@ -15,10 +15,10 @@ from rlcm_cli.rewards.clip.clip_model import (
     join_digests,
     load_clip,
 )
-from rlcm_cli.rewards.clip.network import fill_network
 from rlcm_cli.rewards.clip.open_clip import map_open_clip
 from rlcm_cli.rewards.clip.tensor_file import digest_file, find_file, missing_file, read_tensors
 from rlcm_cli.rewards.contract import RewardEntry, RewardFn
+from rlcm_cli.rewards.network import fill_network
 from rlcm_cli.rewards.weights import digest_weights, find_weights, missing_weights, one_line
 
 PICK_SCORE = "yuvalkirstain/PickScore_v1"

@@ -54,6 +54,7 @@ def remote_entry(name: str) -> RewardEntry:
         value_range="the server's",
         needs=f"the reward server at {name}",
         defaults={"timeout": DEFAULT_TIMEOUT, "patience": DEFAULT_PATIENCE},
+        placement=frozenset({"timeout", "patience"}),
         revise=revise,
         obstacle=obstacle,
     )

@@ -13,6 +13,41 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+def load_network(kind: Any, folder: Path, *, reward: str, what: str, dtype: Any = None) -> Any:
+    """Load a network of the hub's layout from safetensors, frozen and ready to run.
+
+    Args:
+        kind: Class of transformers, such as `AutoModel`.
+        folder: Holds its configuration and weights.
+        reward: Name of the reward, for error messages.
+        what: What the network should be, such as "an image classifier", for error messages.
+        dtype: Of the weights, as transformers takes it; None: float32.
+
+    Raises:
+        RewardError: If it cannot be loaded whole.
+    """
+    import torch
+    from safetensors import SafetensorError
+
+    try:
+        with quiet_transformers():
+            network, report = kind.from_pretrained(
+                folder,
+                local_files_only=True,
+                trust_remote_code=False,
+                use_safetensors=True,
+                dtype=dtype or torch.float32,
+                output_loading_info=True,
+            )
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise RewardError(
+            f"reward {reward!r}: {folder} cannot be loaded as {what} of transformers ({one_line(error)}); name "
+            "another folder or hub id"
+        ) from error
+    check_complete(report, folder, reward=reward)
+    return network.eval().requires_grad_(False)
+
+
 def fill_network(
     kind: Any, config: Any, tensors: Mapping[str, Tensor], path: Path, *, reward: str, **arguments: Any
 ) -> Any:

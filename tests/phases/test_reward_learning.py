@@ -1,0 +1,60 @@
+"""What the embedded model learns from the embedded judge: minutes each, so in the slow tier."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+
+from rlcm_cli.config import resolve_config
+from rlcm_cli.phases.events import Event, HackingFound
+from rlcm_cli.phases.loop import loop
+from rlcm_cli.phases.policy import start_run
+from rlcm_cli.phases.run import Run
+from rlcm_cli.phases.score import load_scorers
+from rlcm_cli.store.evaluations import read_evaluation
+
+pytestmark = pytest.mark.slow
+
+
+def run_loop(root: Path, task: str, *assignments: str) -> tuple[Run, list[Event]]:
+    run, model = start_run(root, resolve_config([task], assignments=["seed=1", *assignments]))
+    return run, list(loop(run, model, load_scorers(run)))
+
+
+def risen_by(run: Run, reward: str) -> float:
+    """Mean rise of a reward over the fixed images, in standard errors of the mean difference of pairs."""
+    first, last = (read_evaluation(run.layout, run.layout.evaluations()[index]).rewards[reward] for index in (0, -1))
+    difference = (last - first).double()
+    return difference.mean().item() / (difference.std().item() / math.sqrt(len(difference)))
+
+
+def test_alignment_raises_the_judged_score_and_no_alarm(tmp_path):
+    run, events = run_loop(
+        tmp_path / "run",
+        "prompt_image_alignment",
+        'watch.rewards=["recognition"]',
+        "watch.window=8",
+        "runtime.iterations=24",
+    )
+    assert risen_by(run, "emoji_clip") > 2
+    assert not [event for event in events if isinstance(event, HackingFound)]
+
+
+def test_plain_incompression_raises_the_alarm_of_the_embedded_judge_and_stops(tmp_path):
+    run, events = run_loop(
+        tmp_path / "run",
+        "incompression",
+        "rewards={incompressibility=1}",
+        'watch.rewards=["emoji_clip"]',
+        "watch.window=5",
+        "watch.on_hacking=stop",
+        "sample.samples=64",
+        "train.minibatch_size=64",
+        "runtime.iterations=60",
+    )
+    (alarm,) = [event for event in events if isinstance(event, HackingFound)]
+    assert alarm.stops
+    assert run.layout.checkpoints()[-1] == alarm.checkpoint < 60
+    assert risen_by(run, "incompressibility") > 2
