@@ -73,8 +73,8 @@ def check_run(root: Path, config: Config) -> Run:
         if changed:
             raise RunMismatchError(
                 f"{root}: was made with other settings ({'; '.join(changed)}); go on with its own by `rlcm loop --run "
-                f"{root}`, choose another --run, or remove the directory (only [runtime] and [watch] may change: "
-                f"{', '.join([*type(config.runtime).model_fields, *type(config.watch).model_fields])})"
+                f"{root}`, choose another --run, or remove the directory (only [runtime] settings, "
+                f"{', '.join(type(config.runtime).model_fields)}, and [watch] settings may change)"
             )
     elif occupied and not (layout.quarantine / layout.config.name).exists():
         raise ConfigError(f"{root}: is not empty and no run directory; choose another --run")
