@@ -418,7 +418,7 @@ def _explicit(
     inherit `combine` from below.
     """
     values = _merge(layers)
-    given = [_parse_assignment(assignment) for assignment in assignments]
+    given = [parse_assignment(assignment) for assignment in assignments]
     given += [(key, value) for key, value in (flags or {}).items() if value is not None]
     # Rewards first: they drop the `combine` from below, not the one that was given with them.
     for key, value in sorted(given, key=lambda one: one[0].endswith("combine")):
@@ -426,7 +426,8 @@ def _explicit(
     return values
 
 
-def _parse_assignment(text: str) -> tuple[str, Any]:
+def parse_assignment(text: str) -> tuple[str, Any]:
+    """Read `key=value` with a TOML value, where a bare word is a string. Raises `ConfigError`."""
     key, equals, value = text.partition("=")
     if not equals or not key.strip():
         raise ConfigError(f"--set {text}: write key=value, for example --set train.learning_rate=3e-4")

@@ -25,9 +25,12 @@ from rlcm_cli.store.layout import RunLayout
 from rlcm_cli.store.run import read_metrics
 
 RUNS: dict[str, tuple[str, list[str]]] = {
-    "alignment": ("prompt_image_alignment", ["--watch", "recognition"]),
+    "alignment": ("prompt_image_alignment", ["--watch", "emoji_clip"]),
     "mirror": ("mirror_symmetry", []),
-    "two_rewards": ("compression", ["--reward", "compressibility", "--reward", "emoji_clip"]),
+    "two_rewards": (
+        "mirror_symmetry",
+        ["--reward", "mirror_symmetry=1", "--reward", "recognition=2", "--iterations", "60"],
+    ),
     "hacking": (
         "incompression",
         ["--reward", "incompressibility", "--watch", "emoji_clip", "--on-hacking", "stop"],
@@ -35,7 +38,8 @@ RUNS: dict[str, tuple[str, list[str]]] = {
 }
 """Name → task and further options."""
 
-EVALUATION = ["--set", "evaluate.images_per_prompt=4", "--set", "evaluate.prompts=108"]
+EVALUATION = ["--set", "evaluate.images_per_prompt=32", "--set", "prompts.held_out_fraction=0.3"]
+"""1,440 images a run of 45 prompts, 448 of them of the 14 prompts that are kept out of training."""
 
 
 def measure_run(folder: Path) -> dict[str, Any]:

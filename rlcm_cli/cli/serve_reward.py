@@ -87,22 +87,16 @@ def run(
 
 def parse_rewards(names: list[str], assignments: list[str]) -> list[RewardSpec]:
     """Give the rewards of a command line with their settings. Raises `ConfigError`."""
-    import tomllib
-
+    from rlcm_cli.config import parse_assignment
     from rlcm_cli.errors import ConfigError
     from rlcm_cli.rewards import RewardSpec
 
     settings: dict[str, dict[str, object]] = {name: {} for name in names}
     for assignment in assignments:
-        key, equals, text = assignment.partition("=")
+        key, value = parse_assignment(assignment)
         owner = next((name for name in names if key.startswith(f"{name}.")), names[0] if len(names) == 1 else None)
-        if not equals or not key or owner is None:
-            wanted = "KEY=VALUE" if len(names) == 1 else f"NAME.KEY=VALUE with NAME one of {', '.join(names)}"
-            raise ConfigError(f"--set {assignment}: write {wanted}")
-        try:
-            value = tomllib.loads(f"value = {text}")["value"]
-        except tomllib.TOMLDecodeError:
-            value = text.strip()
+        if owner is None:
+            raise ConfigError(f"--set {assignment}: write NAME.KEY=VALUE with NAME one of {', '.join(names)}")
         settings[owner][key.removeprefix(f"{owner}.")] = value
     specs = [RewardSpec(name, values) for name, values in settings.items()]
     for spec in specs:

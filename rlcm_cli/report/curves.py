@@ -8,7 +8,7 @@ from typing import Any
 
 from rlcm_cli.store.atomic import replace_bytes
 from rlcm_cli.store.layout import RunLayout
-from rlcm_cli.store.run import read_metrics
+from rlcm_cli.store.run import read_config, read_metrics
 
 PANEL_INCHES = (7.0, 1.9)
 TRAINED, WATCHED = "#0b6fa4", "#c1582a"  # told apart by people who do not see red and green, too
@@ -17,7 +17,7 @@ TRAINED, WATCHED = "#0b6fa4", "#c1582a"  # told apart by people who do not see r
 def write_curves(layout: RunLayout) -> Path | None:
     """Plot mean and spread over images of every reward; give the path, None before the second iteration.
 
-    With one trained reward and nothing watched there is one panel, else the training reward comes first.
+    Where rewards are summed as they are, their weighted sum comes first.
     """
     metrics = read_metrics(layout)
     if len(metrics) < 2:
@@ -29,7 +29,8 @@ def write_curves(layout: RunLayout) -> Path | None:
     watched = list(dict.fromkeys(name for row in metrics for name in row["watched"]))
     panels = [(name, TRAINED, _series(metrics, name)) for name in trained]
     panels += [(f"{name} (watched)", WATCHED, _series(metrics, name)) for name in watched if name not in trained]
-    if len(trained) > 1:
+    # Of rewards that are normalised each by itself, the sum has no unit: the largest would be all that one sees.
+    if len(trained) > 1 and read_config(layout).get("combine") == "sum":
         total = [(row["checkpoint"], row["reward_mean"], row["reward_std"]) for row in metrics]
         panels.insert(0, ("weighted sum of the trained rewards", TRAINED, total))
 

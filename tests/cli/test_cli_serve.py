@@ -103,7 +103,7 @@ def wait_for(path: Path) -> None:
     [
         (["compresibility"], ("there is no reward 'compresibility'", "did you mean 'compressibility'?")),
         (["recognition", "--set", "flor=-5"], ("no setting 'flor'", "did you mean 'floor'?")),
-        (["recognition", "--set", "floor"], ("--set floor: write KEY=VALUE",)),
+        (["recognition", "--set", "floor"], ("--set floor: write key=value",)),
         (["recognition", "sharpness", "--set", "floor=-5"], ("--set floor=-5: write NAME.KEY=VALUE", "recognition")),
         (["recognition", "--set", "floor=5"], ("floor 5 must be a finite number below 0",)),
         (["compressibility", "--host", "0.0.0.0"], ("--host 0.0.0.0", "RLCM_REWARD_TOKEN is not set", "export")),  # noqa: S104

@@ -1,6 +1,7 @@
 """The picture of the rewards over the iterations."""
 
 import io
+import json
 from contextlib import contextmanager
 
 import pytest
@@ -9,12 +10,13 @@ from PIL import Image
 
 from rlcm_cli.report.curves import write_curves
 from rlcm_cli.store.layout import RunLayout
-from rlcm_cli.store.run import publish_metrics
+from rlcm_cli.store.run import publish_config, publish_metrics
 
 
-def publish(root, rewards, watched=(), iterations=3):
+def publish(root, rewards, watched=(), iterations=3, combine="sum"):
     """Publish metrics; `watched` has a list of names an iteration, or one for all."""
     layout = RunLayout(root)
+    publish_config(layout, json.dumps({"combine": combine}), {})
     for number in range(iterations):
         seen = watched[number] if watched and isinstance(watched[0], list) else watched
         names = [*rewards, *seen]
@@ -66,6 +68,11 @@ def test_one_reward_is_one_panel(tmp_path, drawn):
         assert image.format == "PNG"
         assert len(set(image.convert("L").tobytes())) > 10
     assert panels(drawn[0]) == {"compressibility": [[1, 0], [2, 1], [3, 2]]}
+
+
+def test_rewards_that_are_normalised_have_no_sum(tmp_path, drawn):
+    write_curves(publish(tmp_path, ["compressibility", "recognition"], combine="normalised"))
+    assert list(panels(drawn[0])) == ["compressibility", "recognition"]
 
 
 def test_several_rewards_come_after_the_reward_that_they_make(tmp_path, drawn):
