@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from command_line import checkpoints, refuse, rlcm, snapshot, succeed, tensor_files, write_settings
+from PIL import Image
 from safetensors.torch import load_file
 
 from rlcm_cli.cli.options import parse_rewards
@@ -46,7 +50,6 @@ def code(tmp_path: Path) -> Path:
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Sizes of the batches that the reward `counting` is asked about."""
-    import torch
 
     batches: list[int] = []
 
@@ -327,3 +330,41 @@ def test_several_tasks_that_cannot_be_are_refused(capsys, together, tmp_path, ar
     refuse(capsys, ConfigError, *asked, "--run", tmp_path / "run", saying=saying)
     assert rlcm(capsys, *asked, "--dry-run").status == ConfigError.exit_code
     assert not (tmp_path / "run").exists()
+
+
+class TestImages:
+    def test_are_exported_with_prompts_seeds_and_every_reward_they_were_given(self, capsys, sampled, tmp_path):
+        succeed(capsys, "score", "--run", sampled)
+        succeed(capsys, "score", "--run", sampled, "--reward", "brightness")
+        done = succeed(capsys, "inspect", sampled, "--images", tmp_path / "images")
+        assert "4 images" in done.out
+        with (tmp_path / "images" / "images.csv").open(newline="") as file:
+            rows = list(csv.DictReader(file))
+        shards = [load_file(path) for path in sorted(sampled.glob("rollouts/000000/shard-*.safetensors"))]
+        images = torch.cat([shard["images"] for shard in shards])
+        seeds = torch.cat([shard["seed"] for shard in shards]).tolist()
+        assert [int(row["seed"]) for row in rows] == seeds
+        assert [int(row["sample"]) for row in rows] == list(range(4))
+        for row, image in zip(rows, images, strict=True):
+            with Image.open(tmp_path / "images" / row["file"]) as picture:
+                assert np.array_equal(np.asarray(picture), image.permute(1, 2, 0).numpy())
+            assert row["prompt"].replace(" ", "-") in row["file"]
+            (brightness,) = [float(value) for name, value in row.items() if name.startswith("brightness-")]
+            assert 0 < brightness < 1
+            (size,) = [float(value) for name, value in row.items() if name.startswith("compressibility-")]
+            assert size < 0
+
+    def test_of_a_rollout_that_is_not_there_are_refused(self, capsys, sampled, tmp_path):
+        command, place = ("inspect", sampled, "--images"), tmp_path / "x"
+        refuse(capsys, MissingFileError, *command, place, "--iteration", 7, saying=("there is no such rollout",))
+        (tmp_path / "empty").mkdir()
+        refuse(
+            capsys,
+            MissingFileError,
+            "inspect",
+            tmp_path / "empty",
+            "--images",
+            place,
+            saying=("holds no rollout with images",),
+        )
+        assert not (tmp_path / "x").exists()
