@@ -44,6 +44,7 @@ def draw_rollout(workers, config) -> Rollout:
         conditioning=conditioning,
         conditioning_index=index,
         prompts=[prompt for shard in shards for prompt in shard.sample_prompts()],
+        tasks=["compression"] * SAMPLES,
         components={},
         rewards=torch.zeros(SAMPLES),
     )
