@@ -24,22 +24,25 @@ from rlcm_cli.store.evaluations import read_evaluation
 from rlcm_cli.store.layout import RunLayout
 from rlcm_cli.store.run import read_metrics
 
+OF_45_PROMPTS = ["--set", "evaluate.images_per_prompt=32", "--set", "prompts.held_out_fraction=0.3"]
+"""1,440 images a run, 448 of them of the 14 prompts that are kept out of training; of `alignment` 1,440 and 480."""
+
 RUNS: dict[str, tuple[str, list[str]]] = {
-    "alignment": ("prompt_image_alignment", ["--watch", "emoji_clip"]),
-    "mirror": ("mirror_symmetry", []),
+    "alignment": (
+        "prompt_image_alignment",
+        ["--watch", "emoji_clip", "--set", "evaluate.images_per_prompt=12"],
+    ),
+    "mirror": ("mirror_symmetry", OF_45_PROMPTS),
     "two_rewards": (
         "mirror_symmetry",
-        ["--reward", "mirror_symmetry=1", "--reward", "recognition=2", "--iterations", "60"],
+        ["--reward", "mirror_symmetry=1", "--reward", "recognition=2", "--iterations", "60", *OF_45_PROMPTS],
     ),
     "hacking": (
         "incompression",
-        ["--reward", "incompressibility", "--watch", "emoji_clip", "--on-hacking", "stop"],
+        ["--reward", "incompressibility", "--watch", "emoji_clip", "--on-hacking", "stop", *OF_45_PROMPTS],
     ),
 }
 """Name → task and further options."""
-
-EVALUATION = ["--set", "evaluate.images_per_prompt=32", "--set", "prompts.held_out_fraction=0.3"]
-"""1,440 images a run of 45 prompts, 448 of them of the 14 prompts that are kept out of training."""
 
 
 def measure_run(folder: Path) -> dict[str, Any]:
@@ -122,7 +125,7 @@ def main() -> None:
         task, options = RUNS[run]
         for seed in arguments.seed:
             folder = arguments.out / f"{run}-{seed}"
-            seconds = run_loop(task, seed, folder, [*options, *EVALUATION])
+            seconds = run_loop(task, seed, folder, options)
             # Read anew: several of these may run side by side.
             results = json.loads(path.read_text()) if path.exists() else {}
             results[f"{run}, seed {seed}"] = {"seconds": seconds, **measure_run(folder)}

@@ -19,7 +19,7 @@ from typing import Any
 from rlcm_cli.errors import ConfigError
 
 PROMPT_SETS: tuple[str, ...] = ("simple_animals", "imagenet_animals", "animal_activities", "animals_on_colours")
-"""Names of the built-in sets: 45 prompts "cat", 398 "tench", 135 "a cat washing the dishes", 360 "a cat on red"."""
+"""Names of the built-in sets: 45 prompts "cat", 398 "tench", 135 "a cat washing the dishes", 135 "a cat on blue"."""
 
 _SETS_FOLDER = Path(__file__).parent / "sets"
 _TABLE_SUFFIXES = {".csv": "csv", ".jsonl": "jsonl", ".parquet": "parquet"}

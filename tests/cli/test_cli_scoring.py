@@ -88,8 +88,6 @@ def folders(run: Path, iteration: int = 0) -> dict[str, int]:
         (["a=b/file.py:warmth=2"], {"a=b/file.py:warmth": 2.0}),
         (["http://host:8000/aesthetic"], {"http://host:8000/aesthetic": 1.0}),
         (["http://host:8000/aesthetic=0.5"], {"http://host:8000/aesthetic": 0.5}),
-        (["https://host/x?key=value"], {"https://host/x?key=value": 1.0}),
-        (["https://host/x?key=value=0.5"], {"https://host/x?key=value": 0.5}),
     ],
 )
 def test_a_reward_is_a_name_and_a_weight(texts, rewards):

@@ -95,7 +95,8 @@ class JudgeClient:
             return [future.result() for future in futures]
         finally:
             self._stopped.set()
-            pool.shutdown(wait=False, cancel_futures=True)
+            # Those under way are waited for, at most their timeout: their connections are this client's to close.
+            pool.shutdown(cancel_futures=True)
 
     def post(self, body: bytes, content_type: str) -> bytes:
         """Post until there is an answer, and return it.
