@@ -15,12 +15,14 @@ import math
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from examples.frontier.measure import recognised, run_loop
+from rlcm_cli.config import Config
 from rlcm_cli.phases.run import open_run
 from rlcm_cli.phases.watch import find_hacking, trained_progress
-from rlcm_cli.store.evaluations import read_evaluation
+from rlcm_cli.store.evaluations import Evaluation, read_evaluation
 from rlcm_cli.store.layout import RunLayout
 from rlcm_cli.store.run import read_metrics
 
@@ -52,6 +54,7 @@ def measure_run(folder: Path) -> dict[str, Any]:
     right = [recognised(evaluation).float() for evaluation in (before, after)]
     figures = {name: (before.rewards[name], after.rewards[name]) for name in after.rewards}
     held_out = after.held_out
+    scores = judged_scores(open_run(folder).config, before, after)
     return {
         "iterations": layout.checkpoints()[-1],
         "alarms": first_alarms(folder),
@@ -60,11 +63,26 @@ def measure_run(folder: Path) -> dict[str, Any]:
         "held_out_images": int(held_out.sum()),
         "recognised": compare(*right),
         "recognised_held_out": compare(right[0][held_out], right[1][held_out]),
+        "score": compare(*scores),
+        "score_held_out": compare(scores[0][held_out], scores[1][held_out]),
         "rewards": {name: compare(*pair) for name, pair in figures.items()},
         "rewards_held_out": {
             name: compare(first[held_out], last[held_out]) for name, (first, last) in figures.items()
         },
     }
+
+
+def judged_scores(config: Config, before: Evaluation, after: Evaluation) -> tuple[Tensor, Tensor]:
+    """Give what the run is trained for, of each image: its rewards by their weights, in standard deviations.
+
+    The deviations are those of the images before, so that training with `combine = "normalised"` and this count alike.
+    """
+    (task,) = config.joint_tasks().values()
+    first, last = (
+        torch.stack([w / before.rewards[n].std() * e.rewards[n] for n, w in task.rewards.items()]).sum(0)
+        for e in (before, after)
+    )
+    return first, last
 
 
 def first_alarms(folder: Path) -> dict[str, int]:
@@ -98,8 +116,10 @@ def table(results: dict[str, dict[str, Any]]) -> str:
     for name, result in results.items():
         share = result["recognised"]
         alarm = ", ".join(f"alarm at iteration {at} ({watched})" for watched, at in result["alarms"].items())
-        for reward, figure in result["rewards"].items():
-            held_out = result["rewards_held_out"][reward]
+        rows = {"what is trained for": result["score"], **result["rewards"]}
+        held_out_rows = {"what is trained for": result["score_held_out"], **result["rewards_held_out"]}
+        for reward, figure in rows.items():
+            held_out = held_out_rows[reward]
             lines.append(
                 f"| {name} | {reward} | {_change(figure)} | {_change(held_out)} | "
                 f"{share['before']:.1%} → {share['after']:.1%} (± {share['standard_error']:.1%}) {alarm} |"

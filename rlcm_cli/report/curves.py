@@ -44,6 +44,7 @@ def write_curves(layout: RunLayout) -> Path | None:
         axis.set_title(title, loc="left", fontsize=9)
         axis.grid(alpha=0.25)
         axis.tick_params(labelsize=8)
+    axes[-1].xaxis.get_major_locator().set_params(integer=True)
     axes[-1].set_xlabel("iteration; band: one standard deviation over images", fontsize=8)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110, metadata={"Software": None})
