@@ -25,6 +25,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from rlcm_cli.errors import ConfigError
 
 EMBEDDED_MODEL = "emoji-lcm"
+EMBEDDED_MODELS = (EMBEDDED_MODEL, "emoji-diffusion")
 
 PositiveInt = Annotated[int, Field(ge=1)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -43,6 +44,10 @@ Combination = Literal["normalised", "sum"]
 """How several rewards become one advantage: each normalised by its prompt's statistics and then weighted, so that
 none drowns the others (`normalised`); or weighted and summed as they are, then normalised (`sum`)."""
 
+Objective = Literal["ppo", "grpo", "reinforce", "rebel", "rwr", "rwr-sparse"]
+"""What is made of the advantages: PPO's clipped ratio; the same with advantages relative to a group; the plain
+policy gradient; REBEL's regression of differences; the likelihood weighted by exp(reward), or of the best alone."""
+
 REPLACEABLE = ("runtime", "watch")
 """The sections that may change when a run is continued."""
 
@@ -54,11 +59,16 @@ class ModelSettings(Section):
     """The pipeline that is fine-tuned."""
 
     name: str = EMBEDDED_MODEL
-    """The embedded `emoji-lcm`, a local diffusers pipeline folder, or a hub id."""
+    """The embedded `emoji-lcm` or `emoji-diffusion`, a local diffusers pipeline folder, or a hub id."""
     revision: str | None = None
     """Branch, tag or commit of a hub id."""
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
     """Type of the frozen weights and of the latents; LoRA weights and log-probabilities are float32."""
+    policy: Literal["auto", "lcm", "ddim", "tcd"] = "auto"
+    """How images are sampled: as a latent consistency model, by DDIM (DDPO), or as a trajectory consistency model.
+    `auto`: as the pipeline's U-Net and scheduler say."""
+    distilled_lora: str | None = None
+    """File, folder or hub id of an LCM-LoRA or TCD-LoRA that is fused into a plain Stable Diffusion pipeline."""
 
 
 class PromptSettings(Section):
@@ -74,13 +84,18 @@ class SampleSettings(Section):
     """How an iteration's images are drawn."""
 
     steps: PositiveInt = 4
-    """Model calls H an image; H − 1 of them are actions of the policy."""
+    """Model calls H an image; H − 1 of them are actions of the policy, of DDIM all."""
     spacing: Literal["diffusers", "strided"] = "diffusers"
-    """`diffusers`: LCMScheduler's own; `strided`: every (original_steps // H)-th, as RLCM's code has it."""
+    """Of lcm and tcd: `diffusers`: LCMScheduler's own; `strided`: every (original_steps // H)-th, as RLCM's code."""
     original_steps: PositiveInt = 50
-    """Length of the distillation's schedule, of which the H timesteps are a part."""
+    """Of lcm and tcd: length of the distillation's schedule, of which the H timesteps are a part."""
+    eta: NonNegativeFloat = 1.0
+    """Of ddim: how much noise each step draws; 1 as DDPO, 0 none, so that there is nothing to train."""
+    gamma: Annotated[float, Field(ge=0, le=1)] = 0.3
+    """Of tcd: stochasticity; 0 draws no noise, so that there is nothing to train."""
     guidance_scale: NonNegativeFloat = 8.0
-    """As in diffusers' pipeline: the U-Net is given the embedding of w = guidance_scale − 1."""
+    """As in diffusers' pipelines: an LCM's U-Net is given the embedding of w = guidance_scale − 1, any other is
+    guided without a classifier above 1, in training too."""
     samples: PositiveInt = 64
     """Images an iteration."""
     group_size: PositiveInt = 1
@@ -92,11 +107,6 @@ class SampleSettings(Section):
 
     @model_validator(mode="after")
     def _check_sizes(self) -> SampleSettings:
-        if self.steps > self.original_steps:
-            raise ValueError(
-                f"sample.steps is {self.steps}, more than the schedule's {self.original_steps} "
-                f"(sample.original_steps); use at most {self.original_steps}"
-            )
         if self.samples % self.group_size:
             raise ValueError(
                 f"sample.samples is {self.samples}, not a multiple of sample.group_size {self.group_size}"
@@ -107,6 +117,33 @@ class SampleSettings(Section):
                 "iteration; a group never crosses a shard"
             )
         return self
+
+
+class LastStepSettings(Section):
+    """What becomes of the last model call, which is deterministic in an LCM and so gets no policy gradient."""
+
+    mode: Literal["deterministic", "noise", "backprop"] = "deterministic"
+    """`noise`: a small Gaussian around its latents while training, so that H calls have H actions; `backprop`: the
+    gradient of a differentiable reward through the call, beside the policy gradient of the others."""
+    noise_std: PositiveFloat = 0.1
+    """Of `noise`: its standard deviation, in units of the latents."""
+    weight: PositiveFloat = 1.0
+    """Of `backprop`: weight of the reward's gradient; at 1 it and the policy's are parts of that of one expected
+    reward, of which the policy's part is by far the noisier."""
+
+
+class PretrainingSettings(Section):
+    """The loss of the model's own training on real images, against forgetting (arXiv 2401.12244); of ddim alone."""
+
+    source: str | None = None
+    """Images with captions: a folder that `datasets` takes for an imagefolder, PATH.parquet, or a data set of the hub
+    as NAME, OWNER/NAME, OWNER/NAME/SPLIT or OWNER/NAME/CONFIG/SPLIT. None: no such loss."""
+    image_column: str = "image"
+    caption_column: str = "text"
+    weight: PositiveFloat = 1.0
+    """Of the mean squared error beside the objective."""
+    batch_size: PositiveInt = 16
+    """Images an optimizer step."""
 
 
 class LoraSettings(Section):
@@ -120,30 +157,56 @@ class LoraSettings(Section):
 
 
 class TrainSettings(Section):
-    """PPO over the stored trajectories."""
+    """What is learned from the stored trajectories, and how."""
 
+    parameters: Literal["lora", "full"] = "lora"
+    """What is trained: the adapter of [lora], or all weights of the U-Net, which takes model.dtype float32."""
+    objective: Objective = "ppo"
+    advantages: Literal["per-prompt", "batch", "group", "leave-one-out"] | None = None
+    """What a reward is compared with: its prompt's running statistics, the batch, its group, the others of its
+    group. None: `group` for grpo, `per-prompt` for the others."""
     learning_rate: PositiveFloat = 1e-4
+    lr_schedule: Literal["constant", "linear", "cosine"] = "linear"
     lr_decay_iterations: Annotated[int, Field(ge=0)] = 0
-    """Iterations after which a linear decay would reach 0; 0 keeps the rate constant."""
+    """Iterations after which the decay reaches 0; 0 keeps the rate constant."""
     lr_decay_every: PositiveInt = 1
     """Iterations between two steps of the decay."""
+    lr_warmup_iterations: Annotated[int, Field(ge=0)] = 0
     minibatch_size: PositiveInt | None = None
     """Samples an optimizer step; None: all samples of the iteration."""
     inner_epochs: PositiveInt = 1
+    timestep_fraction: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Share of each trajectory's actions that is trained on, drawn anew for each sample and epoch."""
     clip_range: PositiveFloat = 1e-4
+    """Of ppo and grpo."""
+    rebel_lr: PositiveFloat = 1.0
+    """Of rebel: the advantage that a trajectory's log-ratio of 1 stands for."""
+    rwr_beta: PositiveFloat = 0.2
+    """Of rwr: weights are proportional to exp(beta · advantage)."""
+    rwr_share: Annotated[float, Field(gt=0, le=1)] = 0.1
+    """Of rwr-sparse: share of the samples, the best, that is kept."""
     advantage_clip: PositiveFloat = 10.0
     max_grad_norm: PositiveFloat = 5.0
     kl_weight: NonNegativeFloat = 0.0
     """Weight of the closed-form KL between the policy's and the base model's Gaussians."""
+    ema_decay: Annotated[float, Field(ge=0, lt=1)] | None = None
+    """Decay an optimizer step of the exponential moving average of the weights; None: none is kept."""
     buffer_size: PositiveInt = 16
     """Rewards kept a prompt for its running mean and standard deviation."""
     min_count: PositiveInt = 16
     """Rewards of a prompt below which the batch's statistics serve instead."""
+    optimizer: Literal["adamw", "adamw8bit"] = "adamw"
+    """`adamw8bit`: with moments of 8 bits, from the package bitsandbytes."""
     adam_beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
     adam_beta2: Annotated[float, Field(ge=0, lt=1)] = 0.999
     adam_epsilon: PositiveFloat = 1e-8
     weight_decay: NonNegativeFloat = 0.0
     """Decoupled (AdamW); at 0 this is Adam."""
+
+    @property
+    def advantage_kind(self) -> str:
+        """The advantages that are used."""
+        return self.advantages or ("group" if self.objective == "grpo" else "per-prompt")
 
 
 class EvaluateSettings(Section):
@@ -205,6 +268,8 @@ class Config(Section):
     """Reward name → its settings, where they differ from the defaults."""
     tasks: dict[str, TaskSettings] = {}
     """Tasks that are trained together; they stand in the place of `prompts`, `rewards` and `combine` above."""
+    last_step: LastStepSettings = LastStepSettings()
+    pretraining: PretrainingSettings = PretrainingSettings()
     lora: LoraSettings = LoraSettings()
     train: TrainSettings = TrainSettings()
     evaluate: EvaluateSettings = EvaluateSettings()
@@ -219,10 +284,56 @@ class Config(Section):
                 f"train.minibatch_size is {train.minibatch_size}, more than the {sample.samples} samples of an "
                 "iteration (sample.samples)"
             )
-        if train.min_count > train.buffer_size:
+        if train.advantage_kind == "per-prompt" and train.min_count > train.buffer_size:
             raise ValueError(
                 f"train.min_count is {train.min_count}, more than train.buffer_size {train.buffer_size}: "
                 "a prompt's own statistics would never serve"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_trained(self) -> Config:
+        if self.train.parameters == "full" and self.model.dtype != "float32":
+            raise ValueError(
+                f"train.parameters full changes the U-Net's weights by less than {self.model.dtype} resolves; set "
+                "model.dtype to float32, or train a LoRA"
+            )
+        if self.train.parameters == "full" and self.lora.start is not None:
+            raise ValueError(
+                "lora.start is a LoRA to start from, and train.parameters full trains none; leave one of them out"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_objective(self) -> Config:
+        train, group = self.train, self.sample.group_size
+        objective, minibatch = train.objective, train.minibatch_size or self.sample.samples
+        if objective == "grpo" and train.advantage_kind not in ("group", "leave-one-out"):
+            raise ValueError(
+                f"train.objective grpo compares the images of a group, and train.advantages is "
+                f"{train.advantages}; leave it out, or use objective ppo"
+            )
+        if train.advantage_kind in ("group", "leave-one-out") and group < 2:
+            raise ValueError(
+                f"train.advantages {train.advantage_kind} compares the images of a group, and there is one in each; "
+                "set sample.group_size to 2 or more"
+            )
+        if objective == "rebel" and group % 2:
+            raise ValueError(
+                f"train.objective rebel compares pairs of images of a prompt; set sample.group_size (now {group}) to "
+                "an even number"
+            )
+        if objective == "rebel" and minibatch % group:
+            raise ValueError(
+                f"train.minibatch_size is {minibatch}, not a multiple of sample.group_size {group}, so that "
+                "pairs would be torn"
+            )
+        if objective == "rebel" and train.timestep_fraction < 1:
+            raise ValueError("train.objective rebel needs whole trajectories; leave train.timestep_fraction at 1")
+        if objective == "reinforce" and (train.inner_epochs > 1 or minibatch < self.sample.samples):
+            raise ValueError(
+                "train.objective reinforce is right for samples of the policy itself alone, so for one optimizer step "
+                "an iteration; leave train.minibatch_size and train.inner_epochs out, or use objective ppo"
             )
         return self
 
@@ -265,7 +376,7 @@ class Config(Section):
 
     def require_actions(self) -> None:
         """Raise `ConfigError` where a trajectory would hold no action, so that nothing could be learned."""
-        if self.sample.steps < 2:
+        if self.sample.steps < 2 and self.last_step.mode == "deterministic" and self.model.policy in ("auto", "lcm"):
             raise ConfigError(
                 "sample.steps is 1: the only model call is the last one, which is deterministic, so there is "
                 "no action to train; use --steps 2 or more"
@@ -348,7 +459,7 @@ def _layered(
     chosen = _explicit([preset, file_layer], assignments, flags)
     model = chosen.get("model", {})
     name = model.get("name", EMBEDDED_MODEL) if isinstance(model, dict) else EMBEDDED_MODEL
-    if name == EMBEDDED_MODEL:
+    if name in EMBEDDED_MODELS:
         chosen = _explicit([preset, embedded, file_layer], assignments, flags)
     if "tasks" in file_layer:
         for key in OF_A_TASK:

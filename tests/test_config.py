@@ -408,7 +408,11 @@ def test_differences_name_each_key_with_both_values(preset):
         ("sample.steps=2.5", ("'sample.steps'", "2.5", "integer")),
         ("sample.steps=true", ("'sample.steps'", "true", "integer")),
         ("sample.steps=0", ("'sample.steps'", "0")),
-        ("sample.steps=51", ("sample.steps is 51", "sample.original_steps", "at most 50")),
+        ("sample.eta=-0.1", ("'sample.eta'", "-0.1")),
+        ("sample.gamma=1.5", ("'sample.gamma'", "1.5")),
+        ("last_step.noise_std=0", ("'last_step.noise_std'",)),
+        ("train.timestep_fraction=0", ("'train.timestep_fraction'",)),
+        ("train.objective=ppo2", ("'train.objective'", "ppo2", "rebel")),
         ("sample=3", ("'sample' is 3",)),
         ("sample.steps.more=3", ("'sample.steps.more'", "'steps' is a value")),
         ("seed=-1", ("'seed'", "-1")),
@@ -434,6 +438,43 @@ def test_a_setting_that_cannot_be_is_refused_in_one_line_that_names_it(preset, a
     assert "\n" not in message
     for word in words:
         assert word in message
+
+
+@pytest.mark.parametrize(
+    ("train", "group_size", "words"),
+    [
+        ({"objective": "grpo", "advantages": "batch"}, 2, ("grpo", "train.advantages is batch")),
+        ({"objective": "grpo", "advantages": "per-prompt"}, 2, ("grpo", "train.advantages is per-prompt")),
+        ({"objective": "grpo"}, 1, ("train.advantages group", "sample.group_size to 2")),
+        ({"advantages": "leave-one-out"}, 1, ("train.advantages leave-one-out", "sample.group_size to 2")),
+        ({"objective": "rebel"}, 3, ("rebel compares pairs", "sample.group_size (now 3)")),
+        ({"objective": "rebel"}, 1, ("rebel compares pairs", "sample.group_size (now 1)")),
+        ({"objective": "rebel", "minibatch_size": 6}, 4, ("train.minibatch_size is 6", "sample.group_size 4", "torn")),
+        ({"objective": "rebel", "timestep_fraction": 0.5}, 2, ("rebel", "train.timestep_fraction at 1")),
+        ({"objective": "reinforce", "inner_epochs": 2}, 1, ("reinforce", "train.inner_epochs", "objective ppo")),
+        ({"objective": "reinforce", "minibatch_size": 6}, 1, ("reinforce", "train.minibatch_size", "objective ppo")),
+    ],
+)
+def test_an_objective_that_does_not_fit_the_rest_is_refused_in_one_line(train, group_size, words):
+    values = {"task": "t", "rewards": {"compressibility": 1.0}, "sample": {"samples": 12, "group_size": group_size}}
+    with pytest.raises(ConfigError) as refusal:
+        parse_config({**values, "train": train})
+    message = str(refusal.value)
+    assert "\n" not in message
+    for word in words:
+        assert word in message
+
+
+@pytest.mark.parametrize("objective", ["ppo", "grpo", "reinforce", "rebel", "rwr", "rwr-sparse"])
+@pytest.mark.parametrize("advantages", ["per-prompt", "batch", "group", "leave-one-out"])
+def test_every_other_pair_of_objective_and_advantages_is_taken(objective, advantages):
+    values = {"task": "t", "rewards": {"compressibility": 1.0}, "sample": {"group_size": 4}}
+    asked = {**values, "train": {"objective": objective, "advantages": advantages}}
+    if objective == "grpo" and advantages in ("per-prompt", "batch"):
+        with pytest.raises(ConfigError, match="grpo"):
+            parse_config(asked)
+    else:
+        assert parse_config(asked).train.advantage_kind == advantages
 
 
 def test_all_faults_are_told_at_once(preset):

@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 
 from rlcm_cli.config import Config, resolve_config
-from rlcm_cli.models.lcm import ConsistencyModel
+from rlcm_cli.models.diffusion import DiffusionModel
 from rlcm_cli.models.lora import base_model, lora_parameters
 from rlcm_cli.phases.policy import load_policy_model
 from rlcm_cli.phases.run import create_run
@@ -30,7 +30,7 @@ from rlcm_cli.phases.score import load_scorers, score
 from rlcm_cli.phases.train import train
 
 
-def run_bare_iteration(model: ConsistencyModel, config: Config) -> None:
+def run_bare_iteration(model: DiffusionModel, config: Config) -> None:
     """Do an iteration's forwards, backwards and decodes, and nothing else."""
     settings = config.sample
     embeds = model.encode_prompts([""])["prompt_embeds"].to(model.device)

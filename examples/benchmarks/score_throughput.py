@@ -64,7 +64,12 @@ def make_run(root: Path, images: int, size: int, per_shard: int) -> None:
         dtype="float32",
         policy=PolicyIdentity(kind="lcm", checkpoint=0, digest="none"),
         schedule=ScheduleRecord(
-            timesteps=(999,), prediction_type="epsilon", timestep_scaling=10.0, guidance_scale=1.0
+            timesteps=(999,),
+            next_timesteps=(-1,),
+            of_latents=(1.0,),
+            of_output=(1.0,),
+            std=(0.0,),
+            guidance_scale=1.0,
         ),
         reduction="mean",
         prompts=("cat",) * images,

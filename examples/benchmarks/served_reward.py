@@ -24,6 +24,10 @@ from torch import Tensor
 from rlcm_cli.rewards import Reward, RewardSpec, load_reward
 
 
+DISTINCT_BYTES = 300 * 10**6
+"""Images that are scored before one comes again."""
+
+
 def draw_images(count: int, size: int) -> Tensor:
     """Draw smooth shapes with some grain, which are about as large as JPEG files as photographs are."""
     generator = torch.Generator().manual_seed(0)
@@ -42,15 +46,16 @@ def serving(name: str) -> Iterator[str]:
         process.terminate()
 
 
-def score_together(rewards: Sequence[Reward], images: Tensor, batches: int) -> float:
-    """Let each client score some batches, all at the same time, and give the images a second."""
-    prompts, metadata = ["a cat"] * len(images), [{"sample": index} for index in range(len(images))]
+def score_together(rewards: Sequence[Reward], batches: Sequence[Tensor], turns: int) -> float:
+    """Let each client score some of the batches in turn, all at the same time, and give the images a second."""
+    size = len(batches[0])
+    prompts, metadata = ["a cat"] * size, [{"sample": index} for index in range(size)]
 
-    def score(reward: Reward) -> None:
-        for _ in range(batches):
-            reward.score(images, prompts, metadata)
+    def score(reward: Reward, first: int) -> None:
+        for turn in range(turns):
+            reward.score(batches[(first + turn) % len(batches)], prompts, metadata)
 
-    threads = [threading.Thread(target=score, args=(reward,)) for reward in rewards]
+    threads = [threading.Thread(target=score, args=(reward, number)) for number, reward in enumerate(rewards)]
 
     def run() -> None:
         for thread in threads:
@@ -58,7 +63,7 @@ def score_together(rewards: Sequence[Reward], images: Tensor, batches: int) -> f
         for thread in threads:
             thread.join()
 
-    return len(rewards) * batches * len(images) / timed(run)
+    return len(rewards) * turns * size / timed(run)
 
 
 def timed(work: Callable[[], object]) -> float:
@@ -80,14 +85,16 @@ def main() -> None:
     here = load_reward(RewardSpec(arguments.reward))
     with serving(arguments.reward) as address:
         clients = [load_reward(RewardSpec(address)) for _ in range(arguments.clients)]
-        for size, batches in ((512, 3), (64, 80)):
+        for size, turns in ((512, 3), (64, 80)):
+            # As in a run, where an image is scored once, none is in the processor's cache from the last time.
             images = draw_images(arguments.batch, size)
+            batches = [images.roll(shift, 1) for shift in range(DISTINCT_BYTES // images.nbytes + 1)]
             for rewards in ([here], clients):
-                score_together(rewards, images, 2)
+                score_together(rewards, batches, 2)
             served, local = [], []
             for _ in range(arguments.rounds):
-                local.append(score_together([here], images, batches * len(clients)))
-                served.append(score_together(clients, images, batches))
+                local.append(score_together([here], batches, turns * len(clients)))
+                served.append(score_together(clients, batches, turns))
             ratios = [there / here for there, here in zip(served, local, strict=True)]
             print(
                 f"{arguments.reward}, {size}×{size}, batches of {arguments.batch}: in process "

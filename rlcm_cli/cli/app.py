@@ -14,6 +14,7 @@ import typer
 
 from rlcm_cli import __version__
 from rlcm_cli.cli import (
+    compare,
     evaluate,
     generate,
     inspect,
@@ -64,7 +65,20 @@ def _root(
     pass
 
 
-for module in (loop, sample, score, train, generate, evaluate, tasks, rewards, serve_reward, inspect, quarantine):
+for module in (
+    loop,
+    sample,
+    score,
+    train,
+    generate,
+    evaluate,
+    compare,
+    tasks,
+    rewards,
+    serve_reward,
+    inspect,
+    quarantine,
+):
     module.register(app)
 
 

@@ -127,7 +127,7 @@ class Display:
         seconds = time.perf_counter() - self._started
         self._started = time.perf_counter()
         if not self.console.is_terminal or self.iterations is None:
-            kl = f"  kl {metrics['kl_to_base']:.4f}" if metrics["kl_to_base"] else ""
+            kl = f"  kl {metrics['kl_to_base']:.4f}" if "kl_to_base" in metrics else ""
             of = f"/{self.iterations}" if self.iterations else ""
             self.say(f"iteration {number}{of}  {line}{kl}  {seconds:.1f} s")
         self.summary.update(checkpoint=number, reward_mean=metrics["reward_mean"], reward_std=metrics["reward_std"])

@@ -30,13 +30,27 @@ def run(
         str | None,
         typer.Option("--model", help="Embedded name, folder or hub id.", show_default="the LoRA's, or emoji-lcm"),
     ] = None,
+    policy: Annotated[
+        str | None,
+        typer.Option("--policy", help="lcm, ddim or tcd.", show_default="the LoRA's, or as the model says"),
+    ] = None,
     steps: Annotated[
         int | None,
-        typer.Option("--steps", help="Model calls an image, 1 or more.", show_default="the LoRA's, or 4"),
+        typer.Option(
+            "--steps", help="Model calls an image, 1 or more.", show_default="the LoRA's, or 4, of ddim 50 or 20"
+        ),
     ] = None,
     guidance: Annotated[
         float | None,
         typer.Option("--guidance", help="Guidance scale, as in diffusers.", show_default="the LoRA's, or the model's"),
+    ] = None,
+    eta: Annotated[
+        float | None,
+        typer.Option("--eta", help="Of ddim: how much noise each step draws.", show_default="the LoRA's, or 0"),
+    ] = None,
+    gamma: Annotated[
+        float | None,
+        typer.Option("--gamma", help="Of tcd: stochasticity, 0 to 1.", show_default="the LoRA's, or 0.3"),
     ] = None,
     count: Annotated[int, typer.Option("--count", min=1, help="Images a prompt.")] = 1,
     seed: Annotated[int, typer.Option("--seed", help="Image i has this seed + i.")] = 0,
@@ -60,8 +74,8 @@ def run(
         count=count,
         seed=seed,
         adapter=find_lora(lora, lora_scale) if lora else None,
-        model={"name": model, "dtype": dtype},
-        sample={"steps": steps, "guidance_scale": guidance},
+        model={"name": model, "dtype": dtype, "policy": policy},
+        sample={"steps": steps, "guidance_scale": guidance, "eta": eta, "gamma": gamma},
     )
     display = Display(quiet=quiet, as_json=as_json)
     display.follow(generate(drawing, load_drawing_model(drawing, device), out))

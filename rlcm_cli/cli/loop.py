@@ -8,6 +8,9 @@ import typer
 
 from rlcm_cli.cli import options as o
 
+PAPERS_MODELS = {"emoji-lcm": "SimianLuo/LCM_Dreamshaper_v7", "emoji-diffusion": "CompVis/stable-diffusion-v1-4"}
+"""What each embedded model stands for."""
+
 
 def register(app: typer.Typer) -> None:
     """Add the command to the program."""
@@ -26,6 +29,10 @@ def run(
         o.setting("--on-hacking", "warn|stop", "When a watched reward falls as the trained one rises.", "warn"),
     ] = None,
     model: o.ModelOption = None,
+    policy: o.PolicyOption = None,
+    objective: o.ObjectiveOption = None,
+    trained: o.TrainOption = None,
+    last_step: o.LastStepOption = None,
     iterations: Annotated[int | None, o.setting("--iterations", "N", "Sample-score-train cycles in all.")] = None,
     samples: o.SamplesOption = None,
     steps: o.StepsOption = None,
@@ -64,6 +71,10 @@ def run(
             "watch.rewards": list(dict.fromkeys(watch)) or None,
             "watch.on_hacking": on_hacking,
             "model.name": model,
+            "model.policy": policy,
+            "train.objective": objective,
+            "train.parameters": trained,
+            "last_step.mode": last_step,
             "runtime.iterations": iterations,
             "sample.samples": samples,
             "sample.steps": steps,
@@ -122,11 +133,9 @@ def run(
 
 def device_line(model: str, device: str) -> str:
     """Say where the work is done, and where a GPU lies idle under a laptop's model."""
-    from rlcm_cli.config import EMBEDDED_MODEL
-
-    if device != "cpu" and model == EMBEDDED_MODEL:
+    if device != "cpu" and model in PAPERS_MODELS:
         return (
-            f"device {device}: a GPU is here; the papers' model is --model SimianLuo/LCM_Dreamshaper_v7, "
-            f"{EMBEDDED_MODEL} is for trying things out"
+            f"device {device}: a GPU is here; the papers' model is --model {PAPERS_MODELS[model]}, "
+            f"{model} is for trying things out"
         )
     return f"device {device}"

@@ -70,7 +70,26 @@ AllowCodeOption = Annotated[
 ]
 NoCacheOption = Annotated[bool, typer.Option("--no-cache", help="Score again what this machine has scored before.")]
 ModelOption = Annotated[
-    str | None, setting("--model", "NAME", "emoji-lcm (embedded), a pipeline folder, or a hub id.")
+    str | None, setting("--model", "NAME", "emoji-lcm or emoji-diffusion (embedded), a pipeline folder, or a hub id.")
+]
+PolicyOption = Annotated[
+    str | None,
+    setting("--policy", "NAME", "How images are sampled: lcm, ddim or tcd; auto: as the model says."),
+]
+ObjectiveOption = Annotated[
+    str | None,
+    setting("--objective", "NAME", "What is made of the rewards: ppo, grpo, reinforce, rebel, rwr or rwr-sparse."),
+]
+TrainOption = Annotated[
+    str | None, setting("--train", "WHAT", "What is trained: lora, an adapter; full, the U-Net itself.")
+]
+LastStepOption = Annotated[
+    str | None,
+    setting(
+        "--last-step",
+        "MODE",
+        "An LCM's last call: deterministic, noise (an action too) or backprop (through the reward).",
+    ),
 ]
 SamplesOption = Annotated[int | None, setting("--samples", "N", "Images an iteration.")]
 StepsOption = Annotated[int | None, setting("--steps", "H", "Model calls an image, 2 or more.")]

@@ -52,6 +52,8 @@ def run(
     table.add_column("what it measures, its range, what it needs", overflow="fold")
     for entry in described:
         about = f"{entry['measures']}\nrange: {entry['range']}\nneeds: {entry['needs']}"
+        if entry["differentiable"] == "yes":
+            about += "\ndifferentiable: --last-step backprop can train for it"
         table.add_row(entry["name"], "yes" if entry["here now"] == "yes" else "no", about)
     console.print(table)
     typer.echo(
@@ -71,6 +73,7 @@ def describe(name: str) -> Mapping[str, Any]:
         "measures": entry.description,
         "range": entry.value_range,
         "needs": entry.needs,
+        "differentiable": "yes" if entry.differentiable else "no",
         "sees": "all images of a prompt together" if entry.set_level else "one image",
         "here now": f"no: {obstacle}" if obstacle else "yes",
         "settings": dict(entry.defaults),

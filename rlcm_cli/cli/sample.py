@@ -19,6 +19,10 @@ def run(
     assignments: o.SetOption = [],  # noqa: B006
     rewards: o.RewardOption = [],  # noqa: B006
     model: o.ModelOption = None,
+    policy: o.PolicyOption = None,
+    objective: o.ObjectiveOption = None,
+    trained: o.TrainOption = None,
+    last_step: o.LastStepOption = None,
     samples: o.SamplesOption = None,
     steps: o.StepsOption = None,
     seed: o.SeedOption = None,
@@ -39,6 +43,10 @@ def run(
         flags={
             "rewards": o.parse_rewards(rewards),
             "model.name": model,
+            "model.policy": policy,
+            "train.objective": objective,
+            "train.parameters": trained,
+            "last_step.mode": last_step,
             "sample.samples": samples,
             "sample.steps": steps,
             "seed": seed,

@@ -1,9 +1,14 @@
-"""Advantages: how much better a sample's reward is than its prompt's usual one."""
+"""Advantages: how much better a sample's reward is than what is usual for it.
+
+What is usual is a choice, and `ADVANTAGES` holds the functions for it by name. All have the signature of
+`AdvantageFunction`, whatever of it they need.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Protocol
 
 import numpy as np
 
@@ -13,11 +18,41 @@ PromptStatistics = Mapping[str, tuple[float, ...]]
 EPSILON = 1e-6
 
 
+class AdvantageFunction(Protocol):
+    """Rewards of the B samples of an iteration → their advantages, and the statistics for the next iteration."""
+
+    def __call__(
+        self,
+        prompts: Sequence[str],
+        rewards: Sequence[float],
+        statistics: PromptStatistics,
+        *,
+        groups: Sequence[int],
+        buffer_size: int,
+        min_count: int,
+    ) -> tuple[np.ndarray, dict[str, tuple[float, ...]]]:
+        """Compare each reward with others.
+
+        Args:
+            prompts: Prompt of each sample.
+            rewards: One a sample, finite.
+            statistics: Rewards of earlier iterations; left as they are.
+            groups: Group of each sample: the images of one prompt drawn together.
+            buffer_size: Newest rewards of a prompt to keep.
+            min_count: Rewards of a prompt below which the batch serves instead.
+
+        Returns:
+            Advantages, float64 [B], and the updated statistics.
+        """
+        ...
+
+
 def per_prompt_advantages(
     prompts: Sequence[str],
     rewards: Sequence[float],
     statistics: PromptStatistics,
     *,
+    groups: Sequence[int] = (),
     buffer_size: int,
     min_count: int,
 ) -> tuple[np.ndarray, dict[str, tuple[float, ...]]]:
@@ -40,13 +75,85 @@ def per_prompt_advantages(
     return advantages, updated
 
 
+def batch_advantages(
+    prompts: Sequence[str],
+    rewards: Sequence[float],
+    statistics: PromptStatistics,
+    *,
+    groups: Sequence[int],
+    buffer_size: int,
+    min_count: int,
+) -> tuple[np.ndarray, dict[str, tuple[float, ...]]]:
+    """Normalise rewards by the mean and standard deviation of the batch (arXiv 2401.12244), float64 [B].
+
+    An easy prompt's samples then all look good: the difference between prompts is in the advantage too.
+    """
+    values = np.asarray(rewards, dtype=np.float64)
+    return (values - values.mean()) / (values.std() + EPSILON), dict(statistics)
+
+
+def group_advantages(
+    prompts: Sequence[str],
+    rewards: Sequence[float],
+    statistics: PromptStatistics,
+    *,
+    groups: Sequence[int],
+    buffer_size: int,
+    min_count: int,
+) -> tuple[np.ndarray, dict[str, tuple[float, ...]]]:
+    """Normalise rewards by the mean and standard deviation of the K samples of their group, float64 [B].
+
+    Group-relative advantages of GRPO (DeepSeekMath, arXiv 2402.03300), section 4.1. GRPO is these advantages with
+    `objectives.ppo_clip`; there is no loss of its own. The sample of a group of one has the advantage 0.
+    """
+    centred, index, counts = _centre(rewards, groups)
+    std = np.sqrt(np.bincount(index, centred**2) / counts)
+    return centred / (std[index] + EPSILON), dict(statistics)
+
+
+def leave_one_out_advantages(
+    prompts: Sequence[str],
+    rewards: Sequence[float],
+    statistics: PromptStatistics,
+    *,
+    groups: Sequence[int],
+    buffer_size: int,
+    min_count: int,
+) -> tuple[np.ndarray, dict[str, tuple[float, ...]]]:
+    """Subtract from each reward the mean of the other K − 1 of its group, float64 [B].
+
+    RLOO (arXiv 2402.14740), section 3.2. They keep the reward's unit, as nothing divides them by a deviation: an
+    advantage clip is then in kB for a reward in kB, and clips all but the sign where rewards differ by more. Set
+    it, and the gradient norm, for the spread of the reward. The sample of a group of one has the advantage 0.
+    """
+    centred, index, counts = _centre(rewards, groups)
+    # r − mean of the others = K / (K − 1) · (r − mean of all).
+    return centred * (counts / np.maximum(counts - 1, 1))[index], dict(statistics)
+
+
+ADVANTAGES: Mapping[str, AdvantageFunction] = {
+    "per-prompt": per_prompt_advantages,
+    "batch": batch_advantages,
+    "group": group_advantages,
+    "leave-one-out": leave_one_out_advantages,
+}
+
+
 def combine_advantages(advantages: Mapping[str, np.ndarray], weights: Mapping[str, float]) -> np.ndarray:
     """Add the advantages of several rewards, float64 [B] each, by their weights: Σ wᵢ·Aᵢ / √(Σ wᵢ²).
 
     Each reward was normalised by itself, so that its weight alone, not its unit or spread, says how much it
-    counts (the decoupled normalisation of GDPO, arXiv 2601.05242, section 3). The divisor keeps the variance of
-    independent rewards at 1, and a single reward as it is.
+    counts (the decoupled normalisation of GDPO, arXiv 2601.05242, section 3); leave-one-out advantages are not
+    normalised, and their units count too. The divisor keeps the variance of independent rewards at 1, and a single
+    reward as it is.
     """
     norm = math.sqrt(sum(weights[name] ** 2 for name in advantages))
     combined: np.ndarray = np.sum([weights[name] / norm * values for name, values in advantages.items()], axis=0)
     return combined
+
+
+def _centre(rewards: Sequence[float], groups: Sequence[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Give rewards less their group's mean [B], the place of each sample's group [B], and the sizes of the groups."""
+    values = np.asarray(rewards, dtype=np.float64)
+    _, index, counts = np.unique(np.asarray(groups), return_inverse=True, return_counts=True)
+    return values - (np.bincount(index, values) / counts)[index], index, counts

@@ -1,6 +1,7 @@
 """The record of a sampled image: the states of its decision process and the actions between them.
 
-Shape suffixes: B samples, S states, A actions (S = A + 1), C channels, H height, W width, N transitions.
+Shape suffixes: B samples, S states, A actions (S = A + 1), C channels, H height, W width, N transitions;
+M chosen samples and K chosen actions of each.
 """
 
 from __future__ import annotations
@@ -48,14 +49,14 @@ class Transitions:
         return len(self.steps_N)
 
 
-def flatten_transitions(trajectories: Trajectories, samples: Tensor) -> Transitions:
-    """Lay the transitions of the chosen samples (int64 [M]) side by side, N = M · A, step by step.
+def flatten_transitions(trajectories: Trajectories, samples_M: Tensor, steps_MK: Tensor) -> Transitions:
+    """Lay K transitions of each of the chosen samples side by side, N = M · K: all first ones, then the second.
 
-    Neighbouring rows are of one step, so that a micro-batch holds many samples of few steps.
+    `samples_M`, `steps_MK`: int64, rows of the record and indices of their actions. Where every sample has the same
+    steps, neighbours are of one step, so that a micro-batch holds many samples of few steps.
     """
-    actions = trajectories.actions
-    steps_N = torch.arange(actions).repeat_interleave(len(samples))
-    samples_N = samples.repeat(actions)
+    steps_N = steps_MK.T.flatten()
+    samples_N = samples_M.repeat(steps_MK.shape[1])
     return Transitions(
         trajectories.latents_BSCHW[samples_N, steps_N],
         trajectories.latents_BSCHW[samples_N, steps_N + 1],

@@ -11,17 +11,19 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from rlcm_cli.core.digests import digest_tensors
 from rlcm_cli.core.noise import derive_seed
 from rlcm_cli.errors import ModelError
-from rlcm_cli.models.lcm import ConsistencyModel, quiet_libraries
+from rlcm_cli.models.diffusion import DiffusionModel
+from rlcm_cli.models.libraries import quiet_libraries, summarise
+from rlcm_cli.models.weights import copy_weights
 
 ADAPTER = "policy"
+DISTILLED = "distilled"
 PREFIX = "unet."
 
 
-def attach_lora(
-    model: ConsistencyModel, *, rank: int, alpha: int, target_modules: Sequence[str], run_seed: int
-) -> None:
+def attach_lora(model: DiffusionModel, *, rank: int, alpha: int, target_modules: Sequence[str], run_seed: int) -> None:
     """Put a fresh adapter on the U-Net: A gaussian from the run's seed, B zero, float32.
 
     Raises `ModelError` where no module has one of the names.
@@ -44,12 +46,12 @@ def attach_lora(
     model.adapter_digest = None
 
 
-def lora_parameters(model: ConsistencyModel) -> dict[str, torch.nn.Parameter]:
+def lora_parameters(model: DiffusionModel) -> dict[str, torch.nn.Parameter]:
     """Give the adapter's trainable parameters by name, in the U-Net's order."""
     return {name: p for name, p in model.unet.named_parameters() if p.requires_grad}
 
 
-def save_lora(model: ConsistencyModel, folder: Path) -> None:
+def save_lora(model: DiffusionModel, folder: Path) -> None:
     """Write the adapter as diffusers does, with the metadata without which alpha would be lost."""
     from peft import get_peft_model_state_dict
 
@@ -64,19 +66,14 @@ def save_lora(model: ConsistencyModel, folder: Path) -> None:
     )
 
 
-def load_lora(model: ConsistencyModel, tensors: Mapping[str, Tensor], digest: str) -> None:
-    """Put the tensors of a LoRA file (diffusers' names) into the attached adapter, unless they are there.
+def bind_lora(model: DiffusionModel, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Give the tensors of a LoRA file (diffusers' names) by the names of the parameters that they belong to.
 
-    `digest` is the file's. Raises `ModelError` unless they bind every module of the adapter and nothing else.
+    Raises `ModelError` unless they bind every module of the adapter and nothing else.
     """
-    from peft import set_peft_model_state_dict
-
-    if model.adapter_digest == digest:
-        return
     weights = {name.removeprefix(PREFIX): tensor for name, tensor in tensors.items()}
-    expected = {
-        name.replace(f".{ADAPTER}.", "."): tuple(parameter.shape) for name, parameter in lora_parameters(model).items()
-    }
+    in_file = {name: name.replace(f".{ADAPTER}.", ".") for name in lora_parameters(model)}
+    expected = {in_file[name]: tuple(parameter.shape) for name, parameter in lora_parameters(model).items()}
     found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
     if found != expected:
         different = sorted({*found.items()} ^ {*expected.items()})[0][0]
@@ -84,12 +81,22 @@ def load_lora(model: ConsistencyModel, tensors: Mapping[str, Tensor], digest: st
             f"the LoRA does not fit the adapter (at {different}); its rank, its target_modules and the base model "
             "must be those of the run"
         )
-    set_peft_model_state_dict(model.unet, weights, adapter_name=ADAPTER)
+    return {name: weights[key] for name, key in in_file.items()}
+
+
+def load_lora(model: DiffusionModel, tensors: Mapping[str, Tensor], digest: str) -> None:
+    """Put the tensors of a LoRA file into the attached adapter, unless they are there.
+
+    `digest` is the file's. Raises `ModelError` as `bind_lora`.
+    """
+    if model.adapter_digest == digest:
+        return
+    copy_weights(lora_parameters(model), bind_lora(model, tensors))
     model.adapter_digest = digest
 
 
 @contextlib.contextmanager
-def base_model(model: ConsistencyModel) -> Iterator[None]:
+def base_model(model: DiffusionModel) -> Iterator[None]:
     """Switch the adapter off within the block."""
     model.unet.disable_adapters()
     try:
@@ -98,50 +105,68 @@ def base_model(model: ConsistencyModel) -> Iterator[None]:
         model.unet.enable_adapters()
 
 
-def load_foreign_lora(model: ConsistencyModel, place: str, scale: float) -> None:
+def load_foreign_lora(model: DiffusionModel, place: str, scale: float) -> None:
     """Load any LoRA that diffusers reads (its own, kohya's, a hub id) for drawing, at a strength.
 
     Raises `ModelError` for what is not there, or binds no module: diffusers only warns of that.
     """
+    _read_lora(model.pipeline, place, ADAPTER)
+    model.pipeline.set_adapters([ADAPTER], [scale])
+
+
+def fuse_lora(pipeline: Any, place: str) -> str:
+    """Add any LoRA that diffusers reads to the weights of a pipeline at full strength, and leave no adapter behind.
+
+    For a distilled LoRA (LCM-LoRA, arXiv 2311.05556; TCD-LoRA, arXiv 2402.19159), which the policy is made of.
+    Gives the digest of its tensors and strengths: that of fused weights would depend on how a machine rounds a
+    product. Raises `ModelError` as `load_foreign_lora` does.
+    """
+    _read_lora(pipeline, place, DISTILLED)
+    digest = _digest_adapter(pipeline, DISTILLED)
+    with quiet_libraries():
+        try:
+            pipeline.fuse_lora(safe_fusing=True)
+        except ValueError as error:
+            raise ModelError(
+                f"LoRA '{place}' cannot be fused into this model ({summarise(error)}); get its file anew"
+            ) from error
+        pipeline.unload_lora_weights()
+        # Unloaded, nothing can be taken out of the weights any more: this only clears the list of what is fused.
+        pipeline.unfuse_lora()
+    return digest
+
+
+def _digest_adapter(pipeline: Any, adapter: str) -> str:
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    tensors: dict[str, Tensor] = {}
+    strengths: dict[str, float] = {}
+    for part in pipeline.get_list_adapters():
+        model = getattr(pipeline, part)
+        tensors |= {f"{part}.{name}": p for name, p in model.named_parameters() if f".{adapter}." in name}
+        strengths |= {
+            f"{part}.{name}": float(module.scaling[adapter])
+            for name, module in model.named_modules()
+            if isinstance(module, BaseTunerLayer) and adapter in module.scaling
+        }
+    return digest_tensors(tensors, strengths)
+
+
+def _read_lora(pipeline: Any, place: str, adapter: str) -> None:
     path = Path(place)
     source: dict[str, Any] = {"pretrained_model_name_or_path_or_dict": place}
     if path.is_file():
         source = {"pretrained_model_name_or_path_or_dict": str(path.parent), "weight_name": path.name}
     try:
         with quiet_libraries():
-            model.pipeline.load_lora_weights(**source, adapter_name=ADAPTER, use_safetensors=True)
+            pipeline.load_lora_weights(**source, adapter_name=adapter, use_safetensors=True)
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
-        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
         fault = "is no LoRA for this model" if path.exists() else "is not here and could not be loaded from the hub"
         raise ModelError(
-            f"LoRA '{place}' {fault} ({reason[:200]}); name a run, a checkpoint, a LoRA file or a hub id"
+            f"LoRA '{place}' {fault} ({summarise(error)}); name a run, a checkpoint, a LoRA file or a hub id"
         ) from error
-    if ADAPTER not in getattr(model.unet, "peft_config", {}):
+    if adapter not in getattr(pipeline.unet, "peft_config", {}):
         raise ModelError(
             f"{place}: holds no LoRA layer for the U-Net (its keys should begin with 'unet.'); save it with "
             "the pipeline's save_lora_weights"
         )
-    model.pipeline.set_adapters([ADAPTER], [scale])
-
-
-def optimizer_tensors(
-    optimizer: torch.optim.Optimizer, parameters: Mapping[str, torch.nn.Parameter]
-) -> dict[str, Tensor]:
-    """Give an optimizer's state by `<quantity>/<parameter name>`; empty before its first step."""
-    return {
-        f"{quantity}/{name}": value
-        for name, parameter in parameters.items()
-        for quantity, value in optimizer.state.get(parameter, {}).items()
-    }
-
-
-def restore_optimizer(
-    optimizer: torch.optim.Optimizer,
-    parameters: Mapping[str, torch.nn.Parameter],
-    tensors: Mapping[str, Tensor],
-) -> None:
-    """Put the tensors of `optimizer_tensors` back."""
-    for key, value in tensors.items():
-        quantity, _, name = key.partition("/")
-        parameter = parameters[name]
-        optimizer.state[parameter][quantity] = value if quantity == "step" else value.to(parameter.device)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from rlcm_cli.config import Config
-from rlcm_cli.core.advantages import PromptStatistics, combine_advantages, per_prompt_advantages
+from rlcm_cli.core.advantages import ADVANTAGES, PromptStatistics, combine_advantages
 
 
 class ScoredSamples(Protocol):
@@ -24,6 +24,11 @@ class ScoredSamples(Protocol):
     @property
     def tasks(self) -> Sequence[str]:
         """Task of each sample."""
+        ...
+
+    @property
+    def groups(self) -> Tensor:
+        """int64 [B], group of each sample."""
         ...
 
     @property
@@ -59,10 +64,11 @@ def compute_advantages(
         prompts = [samples.prompts[row] for row in rows]
         normalised = {}
         for component, values in parts.items():
-            normalised[component], updated[component] = per_prompt_advantages(
+            normalised[component], updated[component] = ADVANTAGES[settings.advantage_kind](
                 prompts,
                 values.tolist(),
                 statistics.get(component, {}),
+                groups=samples.groups[rows].tolist(),
                 buffer_size=settings.buffer_size,
                 min_count=settings.min_count,
             )

@@ -11,19 +11,21 @@ from torch import Tensor
 from rlcm_cli.config import Config
 from rlcm_cli.core.noise import derive_seed
 from rlcm_cli.errors import ForeignFileError
-from rlcm_cli.models.lcm import ConsistencyModel
+from rlcm_cli.models.diffusion import DiffusionModel
 from rlcm_cli.phases.advantages import rows_of, sum_rewards
 from rlcm_cli.phases.events import Advanced, Evaluated, Event, PhaseStarted
 from rlcm_cli.phases.policy import load_checkpoint
 from rlcm_cli.phases.run import Run, prompt_sets
-from rlcm_cli.phases.sample import REDUCTION, draw_batch, model_schedule
+from rlcm_cli.phases.sample import REDUCTION, draw_batch
+from rlcm_cli.phases.schedules import drawing_schedule
 from rlcm_cli.phases.score import Scorer
 from rlcm_cli.prompts import draw_prompts
 from rlcm_cli.store.evaluations import Evaluation, publish_evaluation, read_evaluation
+from rlcm_cli.store.score_cache import digest_images
 from rlcm_cli.store.shards import REMEDY, is_published
 
 
-def evaluate(run: Run, model: ConsistencyModel, scorers: Mapping[str, Scorer], checkpoint: int) -> Iterator[Event]:
+def evaluate(run: Run, model: DiffusionModel, scorers: Mapping[str, Scorer], checkpoint: int) -> Iterator[Event]:
     """Draw and score the fixed images with a checkpoint, unless that was done.
 
     Raises `ForeignFileError` where the evaluation that is there is of another policy.
@@ -34,7 +36,7 @@ def evaluate(run: Run, model: ConsistencyModel, scorers: Mapping[str, Scorer], c
         plan = plan_evaluation(config)
         total = len(plan)
         yield PhaseStarted("evaluate", checkpoint, total, "images")
-        schedule = model_schedule(config, model)
+        schedule = drawing_schedule(config.sample, model)
         images = []
         for first in range(0, total, config.sample.batch_size):
             part = plan[first : first + config.sample.batch_size]
@@ -114,7 +116,8 @@ def score_fixed(
     metadata = [
         {"evaluation": checkpoint, "sample": row, "seed": plan[row].seed, "group": plan[row].group} for row in rows
     ]
-    values[rows] = scorer.score(images[rows], [plan[row].prompt for row in rows], metadata, device)
+    pictures, prompts = images[rows], [plan[row].prompt for row in rows]
+    values[rows] = scorer.score(pictures, prompts, metadata, digest_images(pictures), device)
     return values
 
 

@@ -14,20 +14,21 @@ from torch import Tensor
 from rlcm_cli import __version__
 from rlcm_cli.config import ModelSettings, SampleSettings, override_section
 from rlcm_cli.errors import ConfigError, CorruptFileError, ModelError
-from rlcm_cli.models.embedded import RECOMMENDED_GUIDANCE
-from rlcm_cli.models.lcm import ConsistencyModel, load_model
+from rlcm_cli.models.diffusion import DiffusionModel, PolicyKind
+from rlcm_cli.models.full import load_unet
+from rlcm_cli.models.loading import recommend_sampling
 from rlcm_cli.models.lora import load_foreign_lora
 from rlcm_cli.phases.events import Advanced, Event, FileWritten, PhaseStarted
+from rlcm_cli.phases.policy import load_configured_model
 from rlcm_cli.phases.run import open_run
 from rlcm_cli.phases.sample import REDUCTION, draw_batch
+from rlcm_cli.phases.schedules import drawing_schedule
 from rlcm_cli.store.adapters import find_adapter
-from rlcm_cli.store.checkpoint import digest_safetensors
+from rlcm_cli.store.checkpoint import UNET_FILE, digest_safetensors, read_tensors
 from rlcm_cli.store.pictures import arrange_sheet, to_picture, write_png
 from rlcm_cli.store.quarantine import find_run
 
 SHEET_COLUMNS = 8
-DIFFUSERS_GUIDANCE = 8.5
-"""Default of `LatentConsistencyModelPipeline`."""
 MAX_SEED = 2**63 - 1
 
 
@@ -80,14 +81,17 @@ def plan_drawing(
 ) -> Drawing:
     """Complete what a user asked for: `model` and `sample` over the settings of the run that the LoRA lies in.
 
-    A LoRA from elsewhere, or none, is drawn with the defaults and the model's recommended guidance.
+    A LoRA from elsewhere, or none, is drawn as `recommend_sampling` says.
     """
     base = _settings_of_lora(adapter)
     chosen = override_section(base[0] if base else ModelSettings(), model)
     if base and chosen.name == base[0].name:
         sampling = base[1]
     else:
-        sampling = SampleSettings(guidance_scale=RECOMMENDED_GUIDANCE.get(chosen.name, DIFFUSERS_GUIDANCE))
+        recommended = recommend_sampling(
+            chosen.name, revision=chosen.revision, policy=chosen.policy, distilled_lora=chosen.distilled_lora
+        )
+        sampling = override_section(SampleSettings(), recommended)
     return Drawing(prompts, count, seed, chosen, override_section(sampling, sample), adapter)
 
 
@@ -102,16 +106,28 @@ def _settings_of_lora(adapter: Adapter | None) -> tuple[ModelSettings, SampleSet
     return config.model, config.sample
 
 
-def load_drawing_model(drawing: Drawing, device: str) -> ConsistencyModel:
-    """Load the model of a drawing, with its LoRA at its scale."""
-    settings = drawing.model
-    model = load_model(settings.name, revision=settings.revision, dtype=settings.dtype, device=device)
-    if drawing.adapter:
-        load_foreign_lora(model, drawing.adapter.place, drawing.adapter.scale)
+def load_drawing_model(drawing: Drawing, device: str) -> DiffusionModel:
+    """Load the model of a drawing, with its LoRA at its scale, or with the U-Net that full training made of its own.
+
+    Raises `ConfigError` for a strength of a whole U-Net, and `ModelError` for weights of another model.
+    """
+    model, adapter = load_configured_model(drawing.model, device), drawing.adapter
+    if adapter is None:
+        return model
+    file = Path(adapter.place)
+    if not file.match(UNET_FILE):
+        load_foreign_lora(model, adapter.place, adapter.scale)
+    elif adapter.scale != 1:
+        raise ConfigError(f"--lora-scale {adapter.scale:g}: {file} is a whole U-Net, without a strength; leave it out")
+    else:
+        try:
+            load_unet(model, read_tensors(file), adapter.digest)
+        except ModelError as error:
+            raise ModelError(f"--lora {file}: {error}") from None
     return model
 
 
-def generate(drawing: Drawing, model: ConsistencyModel, folder: Path) -> Iterator[Event]:
+def generate(drawing: Drawing, model: DiffusionModel, folder: Path) -> Iterator[Event]:
     """Draw the images into a folder, one PNG each, and lay them on `sheet.png`."""
     plan = [
         (prompt, drawing.seed + number * drawing.count + member)
@@ -121,7 +137,7 @@ def generate(drawing: Drawing, model: ConsistencyModel, folder: Path) -> Iterato
     if not 0 <= drawing.seed <= MAX_SEED - len(plan):
         raise ConfigError(f"--seed {drawing.seed}: seeds are whole numbers from 0 below 2^63")
     sample = drawing.sample
-    schedule = model.schedule(sample.steps, original_steps=sample.original_steps, spacing=sample.spacing)
+    schedule = drawing_schedule(sample, model)
     yield PhaseStarted("generate", 0, len(plan), "images")
     images: list[Tensor] = []
     for first in range(0, len(plan), sample.batch_size):
@@ -136,22 +152,28 @@ def generate(drawing: Drawing, model: ConsistencyModel, folder: Path) -> Iterato
         )
         for (prompt, seed), image in zip(part, drawn.images, strict=True):
             path = folder / f"{len(images):05d}-{_slug(prompt)}-{seed}.png"
-            write_png(path, to_picture(image), _describe(drawing, prompt, seed))
+            write_png(path, to_picture(image), _describe(drawing, model.policy, prompt, seed))
             images.append(image)
         yield Advanced(len(part))
     write_png(folder / "sheet.png", arrange_sheet(images, min(SHEET_COLUMNS, max(drawing.count, 4))))
     yield FileWritten(folder / "sheet.png", f"contact sheet of {len(images)} images in {folder}")
 
 
-def _describe(drawing: Drawing, prompt: str, seed: int) -> PngInfo:
+def _describe(drawing: Drawing, policy: PolicyKind, prompt: str, seed: int) -> PngInfo:
     sample, adapter = drawing.sample, drawing.adapter
+    of_policy: Mapping[PolicyKind, Mapping[str, object]] = {
+        "lcm": {"spacing": sample.spacing},
+        "ddim": {"eta": sample.eta},
+        "tcd": {"spacing": sample.spacing, "gamma": sample.gamma},
+    }
     info = PngInfo()
     for key, value in {
         "prompt": prompt,
         "seed": seed,
+        "policy": policy,
         "steps": sample.steps,
         "guidance_scale": sample.guidance_scale,
-        "spacing": sample.spacing,
+        **of_policy[policy],
         "model": Path(drawing.model.name).name if Path(drawing.model.name).exists() else drawing.model.name,
         "lora": adapter.digest or adapter.place if adapter else "",
         "lora_scale": adapter.scale if adapter else "",

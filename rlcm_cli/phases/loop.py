@@ -7,23 +7,21 @@ from collections.abc import Iterator, Mapping
 
 import torch
 
-from rlcm_cli.models.lcm import ConsistencyModel
+from rlcm_cli.models.diffusion import DiffusionModel
 from rlcm_cli.phases.evaluate import evaluate, plan_evaluation
 from rlcm_cli.phases.events import CostEstimated, Event, HackingFound, IterationTrained
 from rlcm_cli.phases.policy import ensure_start
 from rlcm_cli.phases.run import Run
 from rlcm_cli.phases.sample import sample
+from rlcm_cli.phases.schedules import training_schedule
 from rlcm_cli.phases.score import Scorer, score
-from rlcm_cli.phases.train import train
+from rlcm_cli.phases.train import BACKWARD_FORWARDS, train
 from rlcm_cli.phases.watch import best_checkpoints, find_hacking, trained_progress
 from rlcm_cli.store.checkpoint import latest_checkpoint
 from rlcm_cli.store.run import prune_checkpoints, prune_rollouts, read_metrics
 
-BACKWARD_COST = 2.0
-"""A backward pass in forwards: the usual rule of thumb; good enough for an estimate of time."""
 
-
-def loop(run: Run, model: ConsistencyModel, scorers: Mapping[str, Scorer]) -> Iterator[Event]:
+def loop(run: Run, model: DiffusionModel, scorers: Mapping[str, Scorer]) -> Iterator[Event]:
     """Run the iterations that are missing, and draw the fixed images with the first and the last policy.
 
     Where a watched reward falls while the trained one rises, warn, or stop if the configuration says so; the
@@ -49,7 +47,7 @@ def loop(run: Run, model: ConsistencyModel, scorers: Mapping[str, Scorer]) -> It
             break
         yield from sample(run, model)
         yield from score(run, scorers, device=model.device)
-        for event in train(run, model):
+        for event in train(run, model, scorers):
             yield event
             if isinstance(event, IterationTrained):
                 history.append(dict(event.metrics))
@@ -64,7 +62,7 @@ def loop(run: Run, model: ConsistencyModel, scorers: Mapping[str, Scorer]) -> It
 
 
 @torch.no_grad()
-def estimate_cost(run: Run, model: ConsistencyModel, iterations: int) -> CostEstimated:
+def estimate_cost(run: Run, model: DiffusionModel, iterations: int) -> CostEstimated:
     """Estimate time and disk of some iterations, and of two evaluations, from one timed model call."""
     config = run.config
     steps, samples, batch = config.sample.steps, config.sample.samples, config.sample.batch_size
@@ -81,14 +79,19 @@ def estimate_cost(run: Run, model: ConsistencyModel, iterations: int) -> CostEst
         model.decode(latents[:1])  # waits for the device
         seconds_a_call.append(time.perf_counter() - started)
     forward = min(seconds_a_call) / batch
-    trained = (steps - 1) * config.train.inner_epochs * (1 + BACKWARD_COST + bool(config.train.kl_weight))
+    settings, actions = config.train, training_schedule(config, model).actions
+    passes = 1 + BACKWARD_FORWARDS + bool(settings.kl_weight)
+    trained = actions * settings.timestep_fraction * settings.inner_epochs * passes
+    if config.last_step.mode == "backprop":
+        trained += settings.inner_epochs * (1 + BACKWARD_FORWARDS)
     drawn = len(plan_evaluation(config)) * 2
     forwards = iterations * samples * (steps + trained) + drawn * steps
 
-    latent_bytes = steps * torch.zeros(model.latent_shape, dtype=model.dtype).nbytes
+    latent_bytes = (actions + 1) * torch.zeros(model.latent_shape, dtype=model.dtype).nbytes
     sample_bytes = latent_bytes + 3 * model.image_size**2
     kept = iterations if config.runtime.keep_rollouts is None else config.runtime.keep_rollouts
-    adapter = 3 * 4 * sum(p.numel() for p in model.unet.parameters() if p.requires_grad)
+    copies = 3 + (settings.ema_decay is not None)  # the weights and Adam's two moments
+    trained_bytes = copies * 4 * sum(p.numel() for p in model.unet.parameters() if p.requires_grad)
     checkpoints = config.runtime.keep_checkpoints or iterations
-    disk = min(kept, iterations) * samples * sample_bytes + min(checkpoints, iterations) * adapter
+    disk = min(kept, iterations) * samples * sample_bytes + min(checkpoints, iterations) * trained_bytes
     return CostEstimated(forwards * forward, disk + drawn * 3 * model.image_size**2, iterations)

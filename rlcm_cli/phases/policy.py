@@ -1,49 +1,81 @@
-"""The policy of a run: the model with the adapter of a checkpoint."""
+"""The policy of a run: the model with the trained weights of a checkpoint."""
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 
-from rlcm_cli.config import Config
+import torch
+
+from rlcm_cli.config import Config, ModelSettings
 from rlcm_cli.errors import ConfigError, ForeignFileError, ModelError
-from rlcm_cli.models.lcm import ConsistencyModel, load_model
-from rlcm_cli.models.lora import attach_lora, load_lora, save_lora
+from rlcm_cli.models.diffusion import DiffusionModel
+from rlcm_cli.models.full import attach_full
+from rlcm_cli.models.loading import load_model
+from rlcm_cli.models.lora import attach_lora, load_lora
+from rlcm_cli.models.trained import TRAINED
+from rlcm_cli.phases.optimizer import find_optimizer
+from rlcm_cli.phases.pretraining import find_pairs
 from rlcm_cli.phases.run import Run, check_run, create_run
+from rlcm_cli.phases.schedules import training_schedule
 from rlcm_cli.store.adapters import find_adapter, read_adapter_settings
 from rlcm_cli.store.checkpoint import (
     TrainerState,
     digest_safetensors,
     publish_checkpoint,
-    read_lora,
     read_tensors,
     read_trainer_state,
+    read_weights,
 )
 from rlcm_cli.store.shards import REMEDY
 
 
-def load_policy_model(config: Config) -> ConsistencyModel:
-    """Load the model of a configuration with a fresh adapter from the run's seed."""
-    settings, lora = config.model, config.lora
-    model = load_model(settings.name, revision=settings.revision, dtype=settings.dtype, device=config.runtime.device)
-    attach_lora(model, rank=lora.rank, alpha=lora.alpha, target_modules=lora.target_modules, run_seed=config.seed)
+def load_configured_model(settings: ModelSettings, device: str) -> DiffusionModel:
+    """Load the model of a configuration, with nothing to train attached."""
+    return load_model(
+        settings.name,
+        revision=settings.revision,
+        dtype=settings.dtype,
+        device=device,
+        policy=settings.policy,
+        distilled_lora=settings.distilled_lora,
+    )
+
+
+def load_policy_model(config: Config) -> DiffusionModel:
+    """Load the model of a configuration with what is trained attached, as it is before any training."""
+    model = load_configured_model(config.model, config.runtime.device)
+    attach(config, model)
     return model
 
 
-def start_run(root: Path, config: Config) -> tuple[Run, ConsistencyModel]:
+def attach(config: Config, model: DiffusionModel) -> None:
+    """Make trainable what the configuration trains: a fresh adapter from the run's seed, or the base's U-Net."""
+    if config.train.parameters == "full":
+        # The KL penalty asks the base at each step.
+        attach_full(model, keep_base_on=model.device if config.train.kl_weight else torch.device("cpu"))
+        return
+    lora = config.lora
+    attach_lora(model, rank=lora.rank, alpha=lora.alpha, target_modules=lora.target_modules, run_seed=config.seed)
+
+
+def start_run(root: Path, config: Config) -> tuple[Run, DiffusionModel]:
     """Open or make a run, and load its model.
 
     A run is made only once all that its configuration names was found good, so that a mistake leaves no
     directory behind that the corrected command would be refused for.
     """
     run = check_run(root, config)
+    find_optimizer(config.train.optimizer)
     model = load_policy_model(config)
-    model.schedule(config.sample.steps, original_steps=config.sample.original_steps, spacing=config.sample.spacing)
+    training_schedule(config, model)
+    find_pairs(config, model)
     if not run.layout.checkpoints():
         load_start(config, model)
     return create_run(root, config), model
 
 
-def ensure_start(run: Run, model: ConsistencyModel) -> None:
+def ensure_start(run: Run, model: DiffusionModel) -> None:
     """Publish checkpoint 0, a function of the configuration alone, unless the run has checkpoints."""
     if run.layout.checkpoints():
         return
@@ -51,7 +83,7 @@ def ensure_start(run: Run, model: ConsistencyModel) -> None:
     publish_checkpoint(
         run.layout,
         0,
-        write_lora=lambda folder: save_lora(model, folder),
+        write_weights=functools.partial(write_start, run.config, model),
         model_digest=model.digest,
         optimizer={},
         optimizer_steps=0,
@@ -59,13 +91,19 @@ def ensure_start(run: Run, model: ConsistencyModel) -> None:
     )
 
 
-def load_start(config: Config, model: ConsistencyModel) -> None:
-    """Put the adapter into the model that a run of this configuration starts with.
+def write_start(config: Config, model: DiffusionModel, folder: Path) -> None:
+    """Write the weights that a run starts with, unless they are the base model's."""
+    if model.adapter_digest != model.digest:
+        TRAINED[config.train.parameters].save(model, folder)
+
+
+def load_start(config: Config, model: DiffusionModel) -> None:
+    """Give the model the weights that a run of this configuration starts with.
 
     Raises `ConfigError` or `ModelError` where the LoRA to start from is not there or does not fit.
     """
+    attach(config, model)
     lora = config.lora
-    attach_lora(model, rank=lora.rank, alpha=lora.alpha, target_modules=lora.target_modules, run_seed=config.seed)
     if lora.start is not None:
         file = find_adapter(lora.start)
         if file is None:
@@ -83,8 +121,8 @@ def load_start(config: Config, model: ConsistencyModel) -> None:
         load_lora(model, read_tensors(file), digest_safetensors(file))
 
 
-def load_checkpoint(run: Run, model: ConsistencyModel, number: int) -> TrainerState:
-    """Put the adapter of a checkpoint into the model.
+def load_checkpoint(run: Run, model: DiffusionModel, number: int) -> TrainerState:
+    """Put the trained weights of a checkpoint into the model.
 
     Raises `ForeignFileError` where the checkpoint was trained on another base model.
     """
@@ -94,8 +132,10 @@ def load_checkpoint(run: Run, model: ConsistencyModel, number: int) -> TrainerSt
             f"{run.layout.checkpoint(number)}: was trained on another base model than '{run.config.model.name}' "
             "loads here (weights or dtype differ); use the same files, pin --set model.revision, or start a new run"
         )
+    if model.adapter_digest == state.policy_digest:  # gigabytes may be read for nothing
+        return state
     try:
-        load_lora(model, read_lora(run.layout, number), state.policy_digest)
+        TRAINED[run.config.train.parameters].load(model, read_weights(run.layout, number), state.policy_digest)
     except ModelError as error:
         path = run.layout.checkpoint(number)
         raise ForeignFileError(f"{path}: {error}; {REMEDY.format(path=path)}") from None

@@ -13,7 +13,7 @@ from typing import Any
 from rlcm_cli.config import Config, PromptSettings, differences, parse_config
 from rlcm_cli.errors import ConfigError, RunMismatchError
 from rlcm_cli.prompts import load_prompts, split_prompts
-from rlcm_cli.rewards import RewardSpec
+from rlcm_cli.rewards import REWARDS, RewardSpec, is_code
 from rlcm_cli.store.atomic import TEMPORARY_SUFFIX
 from rlcm_cli.store.layout import RunLayout
 from rlcm_cli.store.run import publish_config, read_config
@@ -88,6 +88,7 @@ def check_run(root: Path, config: Config) -> Run:
 def check_rewards(run: Run) -> None:
     """Raise `ConfigError` where a reward of the configuration cannot be; loads none."""
     sample, evaluation = run.config.sample, run.config.evaluate
+    check_last_step(run)
     watched = run.config.watch.rewards
     for name, spec in run.reward_specs().items():
         _ = spec.resolved
@@ -98,6 +99,19 @@ def check_rewards(run: Run) -> None:
                 f"reward '{name}' compares the images of a prompt: set sample.group_size (now {sample.group_size}) "
                 f"and evaluate.images_per_prompt (now {evaluation.images_per_prompt}) to 2 or more"
             )
+
+
+def check_last_step(run: Run) -> None:
+    """Raise `ConfigError` where back-propagation has no differentiable reward; of code only loading it could tell."""
+    if run.config.last_step.mode != "backprop":
+        return
+    specs = run.reward_specs()
+    trained = {name: specs[name] for task in run.config.joint_tasks().values() for name in task.rewards}
+    if not any(spec.entry.differentiable or is_code(name) for name, spec in trained.items()):
+        raise ConfigError(
+            f"last_step.mode backprop needs a differentiable reward, and none of {', '.join(trained)} is; the "
+            f"differentiable ones are {', '.join(name for name, entry in REWARDS.items() if entry.differentiable)}"
+        )
 
 
 def identify(config: Config) -> dict[str, Any]:

@@ -10,29 +10,30 @@ from torch import Tensor
 
 from rlcm_cli.config import Config
 from rlcm_cli.core.gaussian import Reduction
-from rlcm_cli.core.lcm import NoiseSchedule, sample_trajectories
 from rlcm_cli.core.noise import derive_seed, draw_noise
+from rlcm_cli.core.schedule import Schedule, sample_trajectories
 from rlcm_cli.core.trajectory import Trajectories, join_trajectories
-from rlcm_cli.models.lcm import ConsistencyModel
+from rlcm_cli.models.diffusion import DiffusionModel
 from rlcm_cli.phases.events import Advanced, Event, PhaseSkipped, PhaseStarted
 from rlcm_cli.phases.policy import ensure_start, load_checkpoint
 from rlcm_cli.phases.run import Run, Worker, prompt_sets
+from rlcm_cli.phases.schedules import record_schedule, restore_schedule, training_schedule
 from rlcm_cli.prompts import draw_prompts
 from rlcm_cli.store.checkpoint import TrainerState, latest_checkpoint
 from rlcm_cli.store.manifest import (
     PolicyIdentity,
     RolloutManifest,
-    ScheduleRecord,
     publish_manifest,
     split_groups,
     split_shares,
 )
 from rlcm_cli.store.rollouts import RolloutShard, missing_shards, publish_shard
+from rlcm_cli.store.timings import timing
 
 REDUCTION: Reduction = "mean"
 
 
-def sample(run: Run, model: ConsistencyModel, worker: Worker = Worker()) -> Iterator[Event]:  # noqa: B008
+def sample(run: Run, model: DiffusionModel, worker: Worker = Worker()) -> Iterator[Event]:  # noqa: B008
     """Draw the shards of this worker that the newest checkpoint's rollout lacks."""
     run.config.require_actions()
     ensure_start(run, model)
@@ -48,13 +49,14 @@ def sample(run: Run, model: ConsistencyModel, worker: Worker = Worker()) -> Iter
     yield PhaseStarted("sample", iteration, total, "images")
     for number in mine:
         batches = []
-        for batch in draw_shard(manifest, model, number):
-            batches.append(batch)
-            yield Advanced(len(batch.images))
-        publish_shard(run.layout, manifest, number, assemble_shard(manifest, model, number, batches))
+        with timing(run.layout, iteration, "sample", number):
+            for batch in draw_shard(manifest, model, number):
+                batches.append(batch)
+                yield Advanced(len(batch.images))
+            publish_shard(run.layout, manifest, number, assemble_shard(manifest, model, number, batches))
 
 
-def plan_rollout(config: Config, model: ConsistencyModel, policy: TrainerState) -> RolloutManifest:
+def plan_rollout(config: Config, model: DiffusionModel, policy: TrainerState) -> RolloutManifest:
     """Make the plan of the iteration that follows a checkpoint: a pure function of its arguments."""
     settings = config.sample
     tasks = config.joint_tasks()
@@ -63,20 +65,14 @@ def plan_rollout(config: Config, model: ConsistencyModel, policy: TrainerState) 
     for task, count in zip(tasks.values(), counts, strict=True):
         training, _ = prompt_sets(task.prompts)
         prompts += draw_prompts(training, config.seed, policy.number * count, count)
-    schedule = model_schedule(config, model)
     return RolloutManifest(
         iteration=policy.number,
         tasks=tuple(tasks),
         run_seed=config.seed,
         model_digest=model.digest,
         dtype=config.model.dtype,
-        policy=PolicyIdentity(kind="lcm", checkpoint=policy.number, digest=policy.policy_digest),
-        schedule=ScheduleRecord(
-            timesteps=tuple(schedule.timesteps.tolist()),
-            prediction_type=schedule.prediction_type,
-            timestep_scaling=schedule.timestep_scaling,
-            guidance_scale=settings.guidance_scale,
-        ),
+        policy=PolicyIdentity(kind=model.policy, checkpoint=policy.number, digest=policy.policy_digest),
+        schedule=record_schedule(training_schedule(config, model), settings.guidance_scale),
         reduction=REDUCTION,
         prompts=tuple(prompts),
         group_tasks=tuple(index for index, count in enumerate(counts) for _ in range(count)),
@@ -84,12 +80,6 @@ def plan_rollout(config: Config, model: ConsistencyModel, policy: TrainerState) 
         shards=split_groups(settings.samples, settings.group_size, settings.shards),
         batch_size=settings.batch_size,
     )
-
-
-def model_schedule(config: Config, model: ConsistencyModel) -> NoiseSchedule:
-    """Build the sampler's schedule of a configuration for a model."""
-    settings = config.sample
-    return model.schedule(settings.steps, original_steps=settings.original_steps, spacing=settings.spacing)
 
 
 @dataclass(frozen=True)
@@ -103,8 +93,8 @@ class Drawn:
 
 @torch.no_grad()
 def draw_batch(
-    model: ConsistencyModel,
-    schedule: NoiseSchedule,
+    model: DiffusionModel,
+    schedule: Schedule,
     prompts: Sequence[str],
     seeds: Sequence[int],
     *,
@@ -112,7 +102,7 @@ def draw_batch(
     reduction: Reduction,
 ) -> Drawn:
     """Draw one image a (prompt, seed), recording its trajectory on the CPU."""
-    noise = draw_noise(seeds, schedule.steps, model.latent_shape).to(model.device)
+    noise = draw_noise(seeds, schedule.actions + 1, model.latent_shape).to(model.device)
     conditioning = _to_device(model.encode_prompts(prompts), model)
     trajectories, denoised = sample_trajectories(
         lambda latents, timesteps: model.predict(latents, timesteps, conditioning, guidance_scale),
@@ -125,16 +115,9 @@ def draw_batch(
     return Drawn(on_cpu, model.decode(denoised))
 
 
-def draw_shard(manifest: RolloutManifest, model: ConsistencyModel, number: int) -> Iterator[Drawn]:
+def draw_shard(manifest: RolloutManifest, model: DiffusionModel, number: int) -> Iterator[Drawn]:
     """Draw the batches of a shard, in the plan's split."""
-    record = manifest.schedule
-    timesteps = torch.tensor(record.timesteps)
-    schedule = NoiseSchedule(
-        timesteps,
-        model.alphas_cumprod[timesteps],
-        record.prediction_type,
-        record.timestep_scaling,
-    )
+    schedule = restore_schedule(manifest.schedule)
     start, stop = manifest.shards[number]
     for first in range(start, stop, manifest.batch_size):
         samples = range(first, min(first + manifest.batch_size, stop))
@@ -143,13 +126,13 @@ def draw_shard(manifest: RolloutManifest, model: ConsistencyModel, number: int) 
             schedule,
             [manifest.prompt_of(sample) for sample in samples],
             [sample_seed(manifest, sample) for sample in samples],
-            guidance_scale=record.guidance_scale,
+            guidance_scale=manifest.schedule.guidance_scale,
             reduction=manifest.reduction,
         )
 
 
 def assemble_shard(
-    manifest: RolloutManifest, model: ConsistencyModel, number: int, batches: Sequence[Drawn]
+    manifest: RolloutManifest, model: DiffusionModel, number: int, batches: Sequence[Drawn]
 ) -> RolloutShard:
     """Join the batches of a shard with the identity and the conditioning of its samples."""
     samples = range(*manifest.shards[number])
@@ -171,5 +154,5 @@ def sample_seed(manifest: RolloutManifest, sample: int) -> int:
     return derive_seed(manifest.run_seed, "train", manifest.iteration, sample)
 
 
-def _to_device(conditioning: Mapping[str, Tensor], model: ConsistencyModel) -> dict[str, Tensor]:
+def _to_device(conditioning: Mapping[str, Tensor], model: DiffusionModel) -> dict[str, Tensor]:
     return {name: tensor.to(model.device) for name, tensor in conditioning.items()}

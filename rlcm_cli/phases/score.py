@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -24,10 +25,13 @@ from rlcm_cli.store.rollouts import (
     publish_rewards,
     read_shard,
 )
-from rlcm_cli.store.score_cache import ScoreCache, score_keys
+from rlcm_cli.store.score_cache import ScoreCache, digest_images, score_keys
+from rlcm_cli.store.timings import timing
 
 BATCH = 64
 """Images that a reward is given at once, rounded up to whole groups."""
+READ_AHEAD = 2
+"""Shards that are read while another is being scored."""
 
 
 @dataclass(frozen=True)
@@ -40,9 +44,17 @@ class Scorer:
     cache: ScoreCache | None = None
 
     def score(
-        self, images: Tensor, prompts: Sequence[str], metadata: Sequence[Mapping[str, object]], device: torch.device
+        self,
+        images: Tensor,
+        prompts: Sequence[str],
+        metadata: Sequence[Mapping[str, object]],
+        digests: Sequence[bytes],
+        device: torch.device,
     ) -> Tensor:
-        """Score B images as `Reward.score` does, those that the cache knows from there."""
+        """Score B images as `Reward.score` does, those that the cache knows from there.
+
+        `digests`: of the images, by `digest_images`.
+        """
 
         def ask(rows: list[int]) -> Tensor:
             part = images[rows] if len(rows) < len(images) else images
@@ -54,7 +66,7 @@ class Scorer:
 
         if self.cache is None or self.reward.set_level:
             return ask(list(range(len(images))))
-        keys = score_keys(f"{self.spec.digest} {self.reward.revision}", prompts, images)
+        keys = score_keys(f"{self.spec.digest} {self.reward.revision}", prompts, digests)
         values = self.cache.look_up(keys)
         unknown = values.isnan().nonzero().flatten().tolist()
         if unknown:
@@ -107,9 +119,10 @@ def score(
             continue
         total = sum(len(manifest.samples_of(scorers[name].tasks, n)) for n, names in todo.items() for name in names)
         yield PhaseStarted("score", iteration, total, "images")
-        for number, shard in read_ahead(layout, manifest, list(todo)):
-            for name in todo[number]:
-                yield from score_shard(layout, manifest, number, shard, scorers[name], device)
+        for number, shard, digests in read_ahead(layout, manifest, list(todo)):
+            with timing(layout, iteration, "score", number):
+                for name in todo[number]:
+                    yield from score_shard(layout, manifest, number, shard, digests, scorers[name], device)
 
 
 def choose_iterations(run: Run, wanted: Sequence[int] = (), *, everything: bool = False) -> list[int]:
@@ -138,15 +151,23 @@ def choose_iterations(run: Run, wanted: Sequence[int] = (), *, everything: bool 
 
 def read_ahead(
     layout: RunLayout, manifest: RolloutManifest, numbers: Sequence[int]
-) -> Iterator[tuple[int, RolloutShard]]:
-    """Read shards in turn, each while the one before it is being worked on: two are in memory at most."""
-    with ThreadPoolExecutor(1) as reader:
-        coming = reader.submit(read_shard, layout, manifest, numbers[0])
-        for number, following in zip(numbers, [*numbers[1:], None], strict=True):
-            shard = coming.result()
+) -> Iterator[tuple[int, RolloutShard, list[bytes]]]:
+    """Read shards in turn and digest their images, while those before them are being worked on.
+
+    `READ_AHEAD` + 1 are in memory at most.
+    """
+
+    def read(number: int) -> tuple[int, RolloutShard, list[bytes]]:
+        shard = read_shard(layout, manifest, number)
+        return number, shard, digest_images(shard.images)
+
+    with ThreadPoolExecutor(READ_AHEAD) as readers:
+        coming = deque(readers.submit(read, number) for number in numbers[:READ_AHEAD])
+        for following in [*numbers[READ_AHEAD:], *[None] * len(coming)]:
+            found = coming.popleft().result()
             if following is not None:
-                coming = reader.submit(read_shard, layout, manifest, following)
-            yield number, shard
+                coming.append(readers.submit(read, following))
+            yield found
 
 
 def select(images: Tensor, rows: list[int]) -> Tensor:
@@ -160,10 +181,14 @@ def score_shard(
     manifest: RolloutManifest,
     number: int,
     shard: RolloutShard,
+    digests: Sequence[bytes],
     scorer: Scorer,
     device: torch.device,
 ) -> Iterator[Event]:
-    """Score the samples of a shard that are of the scorer's tasks, and publish the rewards."""
+    """Score the samples of a shard that are of the scorer's tasks, and publish the rewards.
+
+    `digests`: of the shard's images.
+    """
     samples = manifest.samples_of(scorer.tasks, number)
     rows = torch.tensor(samples, dtype=torch.int64) - manifest.shards[number][0]
     prompts = shard.sample_prompts()
@@ -180,6 +205,7 @@ def score_shard(
                 select(shard.images, picked),
                 [prompts[row] for row in picked],
                 [metadata[row] for row in picked],
+                [digests[row] for row in picked],
                 device,
             )
         )

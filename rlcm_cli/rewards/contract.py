@@ -18,10 +18,11 @@ Settings = Mapping[str, Any]
 class RewardFn(Protocol):
     """Gives each image of a batch a number; higher is better.
 
-    The same arguments give the same numbers, and no gradient flows.
+    The same arguments give the same numbers.
 
     Args:
-        images: uint8 [B, 3, H, W], RGB.
+        images: uint8 [B, 3, H, W], RGB. A differentiable reward takes float32 of 0 … 255 as well, and then its
+            numbers carry a gradient with respect to the images; whole values give the numbers of the uint8 images.
         prompts: B prompts, the ones that the images were drawn for.
         metadata: B mappings of whatever else is known of each sample: `sample` and `seed`, `group` (the number
             of the images of one prompt that were drawn together), `iteration` or `evaluation`.
@@ -73,6 +74,8 @@ class RewardEntry:
             part of the reward's digest, and may change when a run is continued.
         set_level: The factory makes a `SetRewardFn`. A function with an attribute of that name knows better.
         neural: It runs a network on the device of the images, so that it is worth moving them to a GPU.
+        differentiable: The function takes float images too, see `RewardFn`. A function with an attribute of that
+            name knows better.
         revise: From the settings to a digest of what they only point at, such as a folder of weights.
         obstacle: From the settings to the reason why it cannot run here now, with what to do; None where it
             can. Loads nothing and asks no hub.
@@ -87,6 +90,7 @@ class RewardEntry:
     placement: frozenset[str] = frozenset()
     set_level: bool = False
     neural: bool = False
+    differentiable: bool = False
     revise: Callable[[Settings], str] | None = None
     obstacle: Callable[[Settings], str | None] | None = None
 
@@ -100,6 +104,7 @@ class Reward:
         function: Scores.
         set_level: Which of the two kinds `function` is.
         neural: As in `RewardEntry`.
+        differentiable: Whether `function` takes float images as well. Never of a set-level reward.
         revision: Digest of the weights, the code or the service behind it; empty where there is none.
     """
 
@@ -107,6 +112,7 @@ class Reward:
     function: RewardFn | SetRewardFn
     set_level: bool = False
     neural: bool = False
+    differentiable: bool = False
     revision: str = ""
 
     def score(self, images: Tensor, prompts: Sequence[str], metadata: Sequence[Mapping[str, object]]) -> Tensor:
@@ -138,15 +144,46 @@ class Reward:
                     )
                 part = self.function(images[rows], prompts[rows[0]], [metadata[row] for row in rows])
                 rewards[rows] = self._checked(part, len(rows))
+        rewards = rewards.detach().cpu()
+        self._refuse_broken(rewards, prompts, metadata)
+        return rewards
+
+    def score_floats(self, images: Tensor, prompts: Sequence[str], metadata: Sequence[Mapping[str, object]]) -> Tensor:
+        """Score a batch with a gradient, and check what comes back. For a `differentiable` reward alone.
+
+        Args:
+            images: float32 [B, 3, H, W] in 0 … 255, RGB, of a graph.
+            prompts: B prompts.
+            metadata: B mappings.
+
+        Returns:
+            Finite rewards, float32 [B], of the same graph, on any device.
+
+        Raises:
+            RewardError: As `score`; or if no gradient leads back to the images.
+        """
+        rewards = self._checked(self.function(images, prompts, metadata), len(images))  # type: ignore[arg-type]
+        self._refuse_broken(rewards, prompts, metadata)
+        if not rewards.requires_grad:
+            raise RewardError(
+                f"reward {self.name!r} is declared differentiable and gave numbers without a gradient; compute them "
+                "from float images with torch alone, or take its attribute 'differentiable' away"
+            )
+        return rewards
+
+    def _refuse_broken(
+        self, rewards: Tensor, prompts: Sequence[str], metadata: Sequence[Mapping[str, object]]
+    ) -> None:
+        import torch
+
         broken = (~torch.isfinite(rewards)).nonzero().flatten().tolist()
         if broken:
             first = broken[0]
             raise RewardError(
-                f"reward {self.name!r} gave {rewards[first].item()} for {len(broken)} of {len(images)} samples, "
+                f"reward {self.name!r} gave {rewards[first].item()} for {len(broken)} of {len(rewards)} samples, "
                 f"the first being sample {first}, prompt {prompts[first]!r}, metadata {dict(metadata[first])}; "
                 "look at its image and mend the reward"
             )
-        return rewards
 
     def _checked(self, rewards: object, count: int) -> Tensor:
         import torch
@@ -159,7 +196,7 @@ class Reward:
                 f"reward {self.name!r} returned shape {list(rewards.shape)} for {count} images, "
                 f"not [{count}]; mend the reward"
             )
-        return rewards.detach().cpu()
+        return rewards
 
 
 def _groups(metadata: Sequence[Mapping[str, object]]) -> list[list[int]]:

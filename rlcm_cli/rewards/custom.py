@@ -12,6 +12,11 @@ A function that compares the images of one prompt is a `SetRewardFn` and says so
 
     variety.set_level = True
 
+One that is computed from pixels with torch alone can be trained through the last model call (`last_step.mode =
+"backprop"`). It then takes float32 images of 0 … 255 as well as uint8 ones, and keeps their gradient:
+
+    redness.differentiable = True
+
 A file is run by itself, without the files beside it; code of several files is a module, found in the current directory
 or among the installed packages. The reward's revision is the digest of the file that holds the function, not of what
 it imports.
@@ -88,7 +93,13 @@ def load_function(name: str) -> _Yours:
         raise RewardError(
             f"reward {name!r}: {wanted!r} in {source} is of type {type(function).__name__}; name a function"
         )
-    return _Yours(name, source, function, set_level=bool(getattr(function, "set_level", False)))
+    return _Yours(
+        name,
+        source,
+        function,
+        set_level=bool(getattr(function, "set_level", False)),
+        differentiable=bool(getattr(function, "differentiable", False)),
+    )
 
 
 @dataclass(frozen=True)
@@ -99,6 +110,7 @@ class _Yours:
     source: Path
     function: Callable[..., Any]
     set_level: bool
+    differentiable: bool
 
     def __call__(self, *arguments: Any) -> Any:
         with _naming_the_line(self.name, self.source):

@@ -1,7 +1,8 @@
 """Light, colour and sharpness of the pixels: the standard formulas, no weights.
 
 Every sum runs over integers, which have no rounding: a value does not depend on the batch that the image came
-in, on the device or on the number of threads. All three are defined for every image of one pixel or more. None
+in, on the device or on the number of threads. Float images, which are for the gradient, are measured in float64, which
+holds whole values exactly too. All three are defined for every image of one pixel or more. None
 of them knows what the picture shows, so training for one alone gives white, gaudy or noisy pictures; watch the run
 with a reward that looks at the subject.
 """
@@ -41,32 +42,45 @@ def in_parts(measure: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
     """Measure a batch a quarter of a million pixels at a time: it then stays in the processor's caches.
 
     Args:
-        measure: From uint8 [b, 3, H, W] to float32 [b], one value an image, whatever the other images are.
-        images: uint8 [B, 3, H, W].
+        measure: From uint8 [b, 3, H, W], or float64 on the CPU, to float32 [b], one value an image, whatever the
+            other images are.
+        images: uint8 [B, 3, H, W], or floats of 0 … 255, whose gradient is kept.
 
     Returns:
         float32 [B].
     """
     import torch
 
+    if images.is_floating_point():
+        images = images.cpu().double()  # some devices have no float64
     size = max(1, _PART // (images.shape[2] * images.shape[3]))
     return torch.cat([measure(part) for part in torch.split(images, size)])
+
+
+def signed(images: Tensor) -> Tensor:
+    """Give pixels as numbers that can be subtracted: int32 of uint8; floats as they are."""
+    return images if images.is_floating_point() else images.int()
+
+
+def total(values: Tensor, dims: tuple[int, ...]) -> Tensor:
+    """Sum whole values without rounding: in int64, or as the floats that they are."""
+    import torch
+
+    return values.sum(dims, dtype=None if values.is_floating_point() else torch.int64)
 
 
 def mean_luma(images: Tensor) -> Tensor:
     """Return the mean luma of each image: 0.2126 R' + 0.7152 G' + 0.0722 B' of the pixel values as they are.
 
     Args:
-        images: uint8 [B, 3, H, W], RGB, on any device.
+        images: uint8 [B, 3, H, W], RGB, on any device, or float64 on the CPU.
 
     Returns:
         float32 [B], on the CPU, in [0, 1]: 0 is black, 1 is white.
     """
-    import torch
-
     count = images.shape[2] * images.shape[3]
-    total = _weigh(images.sum((2, 3), dtype=torch.int64)).cpu().double()
-    return (total / (255 * 10_000 * count)).float()
+    luma = _weigh(total(images, (2, 3))).cpu().double()
+    return (luma / (255 * 10_000 * count)).float()
 
 
 def opponent_colourfulness(images: Tensor) -> Tensor:
@@ -77,18 +91,16 @@ def opponent_colourfulness(images: Tensor) -> Tensor:
     Electronic Imaging VIII, 2003). Their viewers called 0 not colourful, 45 averagely and 109 extremely colourful.
 
     Args:
-        images: uint8 [B, 3, H, W], RGB, on any device.
+        images: uint8 [B, 3, H, W], RGB, on any device, or float64 on the CPU.
 
     Returns:
         float32 [B], on the CPU, 0 or more, in units of pixel values (0 to 255).
     """
-    import torch
-
-    red, green, blue = images.int().unbind(1)
+    red, green, blue = signed(images).unbind(1)
     rg_mean, rg_variance = _mean_and_variance(red - green)
     yb_mean, yb_variance = _mean_and_variance(red + green - 2 * blue)  # 2 yb, to stay with integers
-    spread = (rg_variance + yb_variance / 4).sqrt()
-    offset = torch.hypot(rg_mean, yb_mean / 2)
+    spread = _root(rg_variance + yb_variance / 4)
+    offset = _root(rg_mean**2 + yb_mean**2 / 4)
     return (spread + 0.3 * offset).float()
 
 
@@ -100,7 +112,7 @@ def laplacian_variance(images: Tensor) -> Tensor:
     value outside (OpenCV's BORDER_REPLICATE), so that a picture of one pixel has a Laplacian too, 0.
 
     Args:
-        images: uint8 [B, 3, H, W], RGB, on any device.
+        images: uint8 [B, 3, H, W], RGB, on any device, or float64 on the CPU.
 
     Returns:
         float32 [B], on the CPU, in [0, 1020²], in squared units of pixel values (0 to 255): 0 is a plain picture, a
@@ -108,7 +120,7 @@ def laplacian_variance(images: Tensor) -> Tensor:
     """
     import torch
 
-    luma = (_weigh(images.int()) + 5000).div(10_000, rounding_mode="floor")
+    luma = _round_luma(_weigh(signed(images)))
     down, right = luma.diff(dim=1), luma.diff(dim=2)
     laplacian = torch.zeros_like(luma)
     laplacian[:, :-1] += down
@@ -125,15 +137,28 @@ def _weigh(channels: Tensor) -> Tensor:
 
 
 def _mean_and_variance(values: Tensor) -> tuple[Tensor, Tensor]:
-    """Return mean and population variance of each image, float64 [B] on the CPU, from int32 [B, H, W]."""
-    import torch
-
+    """Return mean and population variance of each image, float64 [B] on the CPU, from `signed` values [B, H, W]."""
     count = values.shape[1] * values.shape[2]
     # Totals leave the device as integers: some devices have no float64.
-    total = values.sum((1, 2), dtype=torch.int64).cpu().double()
-    total_of_squares = (values * values).sum((1, 2), dtype=torch.int64).cpu().double()
-    mean = total / count
-    return mean, (total_of_squares - total * mean).clamp(min=0) / count
+    of_values = total(values, (1, 2)).cpu().double()
+    of_squares = total(values * values, (1, 2)).cpu().double()
+    mean = of_values / count
+    return mean, (of_squares - of_values * mean).clamp(min=0) / count
+
+
+def _round_luma(weighed: Tensor) -> Tensor:
+    """Round 10,000 times the luma to whole luma, halves up; of floats with the gradient of no rounding."""
+    rounded = (weighed + 5000).div(10_000, rounding_mode="floor")
+    if not weighed.is_floating_point():
+        return rounded
+    luma = weighed / 10_000
+    return luma + (rounded - luma).detach()
+
+
+def _root(values: Tensor) -> Tensor:
+    """Take square roots with a gradient of 0 at 0, where it has none."""
+    positive = values > 0
+    return values.where(positive, 1).sqrt() * positive
 
 
 ENTRIES = {
@@ -141,15 +166,18 @@ ENTRIES = {
         brightness,
         description="light: the mean Rec. 709 luma",
         value_range="0 (black) to 1 (white)",
+        differentiable=True,
     ),
     "colourfulness": RewardEntry(
         colourfulness,
         description="colourful: spread and mean of the opponent colours (Hasler and Süsstrunk 2003)",
         value_range="0 (grey) or more; 45 averagely, 109 extremely colourful",
+        differentiable=True,
     ),
     "sharpness": RewardEntry(
         sharpness,
         description="sharp: the variance of the Laplacian of the luma (Pech-Pacheco et al. 2000)",
         value_range="0 (plain) to 1040400, squared pixel values",
+        differentiable=True,
     ),
 }

@@ -103,12 +103,11 @@ class _Judge:
         labels = [self._label_index(prompt) for prompt in prompts]
         targets = torch.tensor(labels, dtype=torch.int64, device=images.device)
         self._model.to(images.device)
-        with torch.no_grad():
-            logits = torch.cat(
-                [self._model(pixel_values=self._pixels(part)).logits for part in torch.split(images, _BATCH)]
-            )
-            log_probs = torch.log_softmax(logits.float(), dim=-1)
-            return log_probs.gather(1, targets[:, None]).squeeze(1).clamp(min=self._floor)
+        logits = torch.cat(
+            [self._model(pixel_values=self._pixels(part)).logits for part in torch.split(images, _BATCH)]
+        )
+        log_probs = torch.log_softmax(logits.float(), dim=-1)
+        return log_probs.gather(1, targets[:, None]).squeeze(1).clamp(min=self._floor)
 
     def _pixels(self, images: Tensor) -> Tensor:
         from torch.nn.functional import interpolate
@@ -162,6 +161,7 @@ ENTRIES = {
         needs="nothing (embedded judge), or a transformers image classifier: a folder or hub id",
         defaults={"model": EMBEDDED_JUDGE, "floor": DEFAULT_FLOOR},
         neural=True,
+        differentiable=True,
         revise=lambda settings: digest_weights(judge_folder(settings["model"]), _JUDGE_FILES, reward="recognition"),
         obstacle=lambda settings: (
             None

@@ -137,11 +137,13 @@ def load_reward(spec: RewardSpec) -> Reward:
     """
     entry, settings = spec.entry, spec.resolved
     function = entry.factory(**settings)
+    set_level = getattr(function, "set_level", entry.set_level)
     return Reward(
         name=spec.name,
         function=function,
-        set_level=getattr(function, "set_level", entry.set_level),
+        set_level=set_level,
         neural=entry.neural,
+        differentiable=getattr(function, "differentiable", entry.differentiable) and not set_level,
         revision=entry.revise(settings) if entry.revise else "",
     )
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from rlcm_cli.rewards.contract import RewardEntry, RewardFn
-from rlcm_cli.rewards.pixels import in_parts
+from rlcm_cli.rewards.pixels import in_parts, signed, total
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -51,18 +51,16 @@ def self_correlation(images: Tensor, moved: Tensor) -> Tensor:
     value sinks to 0 with the contrast rather than being decided by noise.
 
     Args:
-        images: uint8 [B, 3, H, W], RGB, on any device; W up to 33,000.
+        images: uint8 [B, 3, H, W], RGB, on any device; W up to 33,000. Or float64 on the CPU.
         moved: The same images with their pixels in other places.
 
     Returns:
         float32 [B], on the CPU, in [-1, 1]: 1 is a perfect symmetry, 0 none, −1 one with the negative. Sums run
         over integers: a value does not depend on the batch that the image came in.
     """
-    import torch
-
     count = images.shape[2] * images.shape[3]
-    pixels = images.int()
-    red, green, blue = images.sum((2, 3), dtype=torch.int64).cpu().double().unbind(1)
+    pixels = signed(images)
+    red, green, blue = total(images, (2, 3)).cpu().double().unbind(1)
     squared_means = (red**2 + green**2 + blue**2) / count
     covariance = _total(pixels * moved) - squared_means
     variance = _total(pixels * pixels) - squared_means
@@ -70,9 +68,11 @@ def self_correlation(images: Tensor, moved: Tensor) -> Tensor:
 
 
 def _total(products: Tensor) -> Tensor:
-    """Sum products of two pixel values over each image, int32 [B, 3, H, W] to float64 [B] on the CPU."""
+    """Sum products of two pixel values over each image, int32 or float64 [B, 3, H, W] to float64 [B] on the CPU."""
     import torch
 
+    if products.is_floating_point():
+        return products.sum((1, 2, 3))
     # A row of them fits into 32 bits, which is three times as fast as 64. Some devices have no float64.
     return products.sum(3, dtype=torch.int32).sum((1, 2), dtype=torch.int64).cpu().double()
 
@@ -82,10 +82,12 @@ ENTRIES = {
         mirror_symmetry,
         description="the left half mirrors the right: correlation with the mirror image; 0 for a plain picture",
         value_range="-1 to 1",
+        differentiable=True,
     ),
     "rotational_symmetry": RewardEntry(
         rotational_symmetry,
         description="the same upside down: correlation with the rotation by 180°; 0 for a plain picture",
         value_range="-1 to 1",
+        differentiable=True,
     ),
 }

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rlcm_cli.errors import ModelError
-from rlcm_cli.store.checkpoint import LORA_FILE, latest_checkpoint
+from rlcm_cli.store.checkpoint import LORA_FILE, find_weights, latest_checkpoint
 from rlcm_cli.store.layout import RunLayout
 
 DIFFUSERS_METADATA_KEY = "lora_adapter_metadata"
@@ -25,7 +25,7 @@ class AdapterSettings:
 def find_adapter(place: str) -> Path | None:
     """Find the LoRA file of a run (its newest checkpoint), a checkpoint folder or a file; None: no such path.
 
-    Raises `ModelError` where the path is there but holds no LoRA.
+    Where the U-Net itself was trained, its file. Raises `ModelError` where the path is there but holds neither.
     """
     path = Path(place)
     if path.is_file():
@@ -35,8 +35,10 @@ def find_adapter(place: str) -> Path | None:
     if (path / "checkpoints").is_dir():
         layout = RunLayout(path)
         path = layout.checkpoint(latest_checkpoint(layout))
-    if (path / LORA_FILE).is_file():
-        return path / LORA_FILE
+    file = find_weights(path)
+    # A whole pipeline has a U-Net as well, which nobody trained.
+    if file is not None and not (path / "model_index.json").is_file():
+        return file
     raise ModelError(f"{place}: holds no LoRA; name a run, a checkpoint folder with {LORA_FILE}, or a LoRA file")
 
 

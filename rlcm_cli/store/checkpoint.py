@@ -1,16 +1,21 @@
-"""Checkpoints: the adapter, the optimizer's state and the prompt statistics, published as one folder.
+"""Checkpoints: what is trained, the optimizer's state and the prompt statistics, published as one folder.
 
 checkpoints/000001/
 pytorch_lora_weights.safetensors   as diffusers writes and reads it, with the alpha metadata
+ema/                               the same of the weights' moving average, where one is kept; not in checkpoint 0
 optimizer.safetensors              Adam's moments; one metadata key
 prompt_statistics.json             component → prompt → newest rewards
 trainer.json                       `TrainerState`
 complete.json                      digest of each file above, written last
+
+Where the U-Net itself is trained, `unet/`, as diffusers writes it, stands in the place of the LoRA. Checkpoint 0 has
+none then, for its gigabytes are those of the base model: it is the checkpoint whose policy digest is the model's.
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import re
@@ -23,7 +28,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from rlcm_cli.core.advantages import PromptStatistics
-from rlcm_cli.core.digests import canonical_json, digest_tensors, sha256
+from rlcm_cli.core.digests import canonical_json, digest_tensors
 from rlcm_cli.errors import CorruptFileError, MissingFileError
 from rlcm_cli.store.atomic import publish_folder
 from rlcm_cli.store.layout import FORMAT_VERSION, RunLayout
@@ -31,6 +36,9 @@ from rlcm_cli.store.manifest import Record
 from rlcm_cli.store.shards import METADATA_KEY, REMEDY, read_json
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
+UNET_FILE = "unet/diffusion_pytorch_model.safetensors"
+WEIGHT_FILES = (LORA_FILE, UNET_FILE)
+AVERAGE_FOLDER = "ema"
 OPTIMIZER_FILE = "optimizer.safetensors"
 STATISTICS_FILE = "prompt_statistics.json"
 TRAINER_FILE = "trainer.json"
@@ -46,40 +54,44 @@ class TrainerState(Record):
     optimizer_steps: int
     model_digest: str
     policy_digest: str
+    """Of the file of the trained weights; `model_digest` where there is none."""
 
 
 def publish_checkpoint(
     layout: RunLayout,
     number: int,
     *,
-    write_lora: Callable[[Path], None],
+    write_weights: Callable[[Path], None],
     model_digest: str,
     optimizer: Mapping[str, Tensor],
     optimizer_steps: int,
     statistics: Mapping[str, PromptStatistics],
 ) -> TrainerState:
-    """Publish a checkpoint; `write_lora` puts `LORA_FILE` into the folder that it is given.
+    """Publish a checkpoint; `write_weights` puts one of `WEIGHT_FILES`, or none, into the folder that it is given.
 
-    Where another process published it first, that one stays: the same plan gives the same content.
+    What else it puts there is of the checkpoint too. Where another process published it first, that one stays: the
+    same plan gives the same content.
     """
     path = layout.checkpoint(number)
     with publish_folder(path) as folder:
         with _explained_by_the_system():
-            write_lora(folder)
+            write_weights(folder)
+            safetensors.torch.save_file(
+                {name: tensor.detach().cpu().contiguous() for name, tensor in optimizer.items()},
+                folder / OPTIMIZER_FILE,
+                metadata={METADATA_KEY: canonical_json({"format_version": FORMAT_VERSION})},
+            )
+        (folder / STATISTICS_FILE).write_text(canonical_json(statistics), encoding="utf-8")
+        files = [file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()]
+        digests = {name: _digest(folder / name) for name in files}
         state = TrainerState(
             number=number,
             optimizer_steps=optimizer_steps,
             model_digest=model_digest,
-            policy_digest=digest_safetensors(folder / LORA_FILE),
+            policy_digest=digests.get(LORA_FILE) or digests.get(UNET_FILE) or model_digest,
         )
-        data = safetensors.torch.save(
-            {name: tensor.detach().cpu().contiguous() for name, tensor in optimizer.items()},
-            metadata={METADATA_KEY: canonical_json({"format_version": FORMAT_VERSION})},
-        )
-        (folder / OPTIMIZER_FILE).write_bytes(data)
-        (folder / STATISTICS_FILE).write_text(canonical_json(statistics), encoding="utf-8")
         (folder / TRAINER_FILE).write_text(canonical_json(state.model_dump()), encoding="utf-8")
-        digests = {name: _digest(folder / name) for name in _FILES}
+        digests[TRAINER_FILE] = _digest(folder / TRAINER_FILE)
         marker = {"format_version": FORMAT_VERSION, "files": digests}
         (folder / MARKER_FILE).write_text(canonical_json(marker), encoding="utf-8")
     return read_trainer_state(layout, number)
@@ -100,20 +112,41 @@ def read_trainer_state(layout: RunLayout, number: int) -> TrainerState:
         raise CorruptFileError(
             f"{path / MARKER_FILE}: is gone or no JSON object; {REMEDY.format(path=path)}"
         ) from None
-    for name in _FILES:
-        file = path / name
-        recorded = files.get(name) if isinstance(files, dict) else None
-        if recorded is None or recorded != _digest(file):
-            raise CorruptFileError(f"{file}: is not the file that was published; {REMEDY.format(path=path)}")
+    if not isinstance(files, dict):
+        files = {}
+    # What is read is checked, also what nobody published.
+    weights = [file for folder in (path, path / AVERAGE_FOLDER) if (file := find_weights(folder))]
+    for name in sorted({*files, *_ALWAYS, *(file.relative_to(path).as_posix() for file in weights)}):
+        recorded = files.get(name)
+        if recorded is None or recorded != _digest(path / name):
+            raise CorruptFileError(f"{path / name}: is not the file that was published; {REMEDY.format(path=path)}")
     try:
-        return TrainerState.model_validate(read_json(path / TRAINER_FILE))
+        state = TrainerState.model_validate(read_json(path / TRAINER_FILE))
     except ValidationError:
         raise CorruptFileError(f"{path / TRAINER_FILE}: is no trainer state; {REMEDY.format(path=path)}") from None
+    if find_weights(path) is None and state.policy_digest != state.model_digest:
+        raise CorruptFileError(f"{path}: lacks its trained weights; {REMEDY.format(path=path)}")
+    return state
 
 
-def read_lora(layout: RunLayout, number: int) -> dict[str, Tensor]:
-    """Read the adapter's tensors, under diffusers' names, of a checkpoint that was checked as above."""
-    return read_tensors(layout.checkpoint(number) / LORA_FILE)
+def find_weights(folder: Path) -> Path | None:
+    """Find the file of trained weights in a checkpoint's folder or that of its average; None: there is none."""
+    return next((folder / name for name in WEIGHT_FILES if (folder / name).is_file()), None)
+
+
+def read_weights(layout: RunLayout, number: int) -> dict[str, Tensor]:
+    """Read the trained tensors, under diffusers' names, of a checkpoint that was checked as above.
+
+    Empty where it is the base model itself.
+    """
+    file = find_weights(layout.checkpoint(number))
+    return read_tensors(file) if file else {}
+
+
+def read_average(layout: RunLayout, number: int) -> dict[str, Tensor] | None:
+    """Read the moving average of the trained tensors as `read_weights` does; None: the checkpoint has none."""
+    file = find_weights(layout.checkpoint(number) / AVERAGE_FOLDER)
+    return read_tensors(file) if file else None
 
 
 def read_optimizer(layout: RunLayout, number: int) -> dict[str, Tensor]:
@@ -162,13 +195,16 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         raise CorruptFileError(f"{path}: is no readable safetensors file ({error})") from None
 
 
-_FILES = (LORA_FILE, OPTIMIZER_FILE, STATISTICS_FILE, TRAINER_FILE)
+_ALWAYS = (OPTIMIZER_FILE, STATISTICS_FILE, TRAINER_FILE)
 
 
 def _digest(file: Path) -> str | None:
     """Digest a file of a checkpoint; None where it is not there or unreadable."""
     try:
-        return digest_safetensors(file) if file.name == LORA_FILE else sha256(file.read_bytes())
+        if file.name in (LORA_FILE, Path(UNET_FILE).name):
+            return digest_safetensors(file)
+        with file.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
     except (FileNotFoundError, CorruptFileError):
         return None
 

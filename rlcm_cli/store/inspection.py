@@ -9,7 +9,7 @@ from typing import Any
 
 from rlcm_cli.errors import ConfigError, MissingFileError, StoreError
 from rlcm_cli.store.adapters import read_adapter_settings
-from rlcm_cli.store.checkpoint import digest_safetensors, read_tensors, read_trainer_state
+from rlcm_cli.store.checkpoint import UNET_FILE, digest_safetensors, find_weights, read_tensors, read_trainer_state
 from rlcm_cli.store.layout import RunLayout, receipt_path
 from rlcm_cli.store.manifest import RolloutManifest, read_manifest
 from rlcm_cli.store.rollouts import check_plan, missing_shards
@@ -31,7 +31,7 @@ def describe(path: Path) -> dict[str, Any]:
     if path.suffix == ".safetensors" and is_published(path):
         return _describe_record(path)
     if path.suffix == ".safetensors":
-        return _describe_adapter(path)
+        return _describe_weights(path)
     raise ConfigError(f"{path}: is no run, checkpoint, shard or LoRA file")
 
 
@@ -103,8 +103,9 @@ def _describe_run(layout: RunLayout) -> dict[str, Any]:
 def _describe_checkpoint(path: Path) -> dict[str, Any]:
     layout = RunLayout(path.resolve().parent.parent)
     state = read_trainer_state(layout, int(path.resolve().name))
-    adapter = _describe_adapter(path / "pytorch_lora_weights.safetensors")
-    return {"kind": "checkpoint", **state.model_dump(exclude={"format_version"}), "adapter": adapter}
+    weights = find_weights(path)
+    described = {"adapter": _describe_weights(weights)} if weights else {}
+    return {"kind": "checkpoint", **state.model_dump(exclude={"format_version"}), **described}
 
 
 def _describe_record(path: Path) -> dict[str, Any]:
@@ -121,15 +122,20 @@ def _describe_record(path: Path) -> dict[str, Any]:
     }
 
 
-def _describe_adapter(path: Path) -> dict[str, Any]:
+def _describe_weights(path: Path) -> dict[str, Any]:
     tensors = read_tensors(path)
+    size = {
+        "layers": len(tensors),
+        "parameters": sum(tensor.numel() for tensor in tensors.values()),
+        "digest": digest_safetensors(path),
+    }
+    if path.match(UNET_FILE):
+        return {"kind": "U-Net", **size}
     settings = read_adapter_settings(path)
     return {
         "kind": "adapter",
         "rank": settings.rank,
         "alpha": settings.alpha,
         "target_modules": list(settings.target_modules),
-        "layers": len(tensors),
-        "parameters": sum(tensor.numel() for tensor in tensors.values()),
-        "digest": digest_safetensors(path),
+        **size,
     }

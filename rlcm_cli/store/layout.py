@@ -58,6 +58,10 @@ class RunLayout:
         """What the update that made checkpoint `number` measured."""
         return self.root / "metrics" / f"{number:06d}.json"
 
+    def timing(self, iteration: int, phase: str, shard: int) -> Path:
+        """How long a phase took for one unit of work."""
+        return self.root / "timings" / f"{iteration:06d}" / f"{phase}-{shard:05d}.json"
+
     def iterations(self) -> list[int]:
         """Iterations that have a plan, ascending."""
         return [number for number in _numbered(self.root / "rollouts") if self.manifest(number).exists()]

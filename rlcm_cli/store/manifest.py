@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from typing import Literal
@@ -25,18 +26,23 @@ class Record(BaseModel):
 class PolicyIdentity(Record):
     """The policy that drew the samples."""
 
-    kind: Literal["lcm"]
+    kind: Literal["lcm", "ddim", "tcd"]
     checkpoint: int
     digest: str
     """Of the LoRA's tensors and metadata."""
 
 
 class ScheduleRecord(Record):
-    """The sampler's settings."""
+    """The sampler's H model calls, each with what is needed to score an action: `core.schedule.Schedule`.
+
+    Next latents ~ N(of_latents · latents + of_output · model output, std²); a call with a std of 0 is no action.
+    """
 
     timesteps: tuple[int, ...]
-    prediction_type: Literal["epsilon", "v_prediction", "sample"]
-    timestep_scaling: float
+    next_timesteps: tuple[int, ...]
+    of_latents: tuple[float, ...]
+    of_output: tuple[float, ...]
+    std: tuple[float, ...]
     guidance_scale: float
 
 
@@ -66,7 +72,7 @@ class RolloutManifest(Record):
         """Give the canonical bytes."""
         return canonical_json(self.model_dump(mode="json")).encode()
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """The `plan` that binds shards and rewards to this manifest."""
         return sha256(self.encode())

@@ -32,23 +32,31 @@ def default_cache() -> Path:
     return (Path(own) if own else shared / "rlcm") / "scores.sqlite3"
 
 
-def score_keys(reward: str, prompts: Sequence[str], images: Tensor) -> list[bytes]:
-    """Give the key of each image's score.
+def digest_images(images: Tensor) -> list[bytes]:
+    """Give the digest of each image's shape and pixels, of uint8 [B, 3, H, W].
 
-    XXH3 (128 bit) of reward, prompt, shape and pixels: a wrong hit by chance is out of the question, and it is
-    thirty times as fast as SHA-256.
+    XXH3 (128 bit): a wrong hit by chance is out of the question, and it is eight times as fast as SHA-256.
+    """
+    digests = []
+    for image in images.cpu().contiguous().numpy():
+        digest = xxhash.xxh3_128(str(image.shape).encode())
+        digest.update(image)
+        digests.append(digest.digest())
+    return digests
+
+
+def score_keys(reward: str, prompts: Sequence[str], digests: Sequence[bytes]) -> list[bytes]:
+    """Give the key of each image's score.
 
     Args:
         reward: What determines the values, such as digest and revision.
         prompts: B prompts.
-        images: uint8 [B, 3, H, W].
+        digests: B of `digest_images`.
     """
-    keys = []
-    for prompt, image in zip(prompts, images.cpu().contiguous().numpy(), strict=True):
-        digest = xxhash.xxh3_128(f"{reward}\0{prompt}\0{image.shape}\0".encode())
-        digest.update(image)
-        keys.append(digest.digest())
-    return keys
+    return [
+        xxhash.xxh3_128(f"{reward}\0{prompt}\0".encode() + digest).digest()
+        for prompt, digest in zip(prompts, digests, strict=True)
+    ]
 
 
 class ScoreCache:

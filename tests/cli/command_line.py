@@ -91,11 +91,11 @@ def write_settings(folder: Path, model: Path, **sections: Any) -> Path:
 
 
 def snapshot(folder: Path) -> dict[str, str]:
-    """Digest every file of a folder by its relative path."""
+    """Digest every file of a folder by its relative path, but for those that say how long a phase took."""
     return {
         str(file.relative_to(folder)): hashlib.sha256(file.read_bytes()).hexdigest()
         for file in sorted(folder.rglob("*"))
-        if file.is_file()
+        if file.is_file() and "timings" not in file.parts
     }
 
 

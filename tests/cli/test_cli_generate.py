@@ -69,6 +69,7 @@ def test_each_picture_says_how_it_was_made(capsys, run, tiny_lcm, tmp_path):
     assert told == {
         "prompt": "a cat",
         "seed": "5",
+        "policy": "lcm",
         "steps": "2",
         "guidance_scale": "3.0",
         "spacing": "diffusers",
@@ -171,7 +172,7 @@ def test_what_is_no_lora_is_refused_with_what_would_be(capsys, tiny_lcm, tmp_pat
     text.write_text("no LoRA")
     refuse(capsys, ModelError, *asked, text, saying=(str(text), "name a run, a checkpoint, a LoRA file"))
     refuse(capsys, ModelError, *asked, tiny_lcm, saying=(str(tiny_lcm), "holds no LoRA", LORA_FILE))
-    weights = tiny_lcm / "unet/diffusion_pytorch_model.safetensors"
+    weights = tiny_lcm / "vae/diffusion_pytorch_model.safetensors"
     refuse(capsys, ModelError, *asked, weights, saying=(str(weights),))
     refuse(capsys, ModelError, *asked, "some/where", saying=("'some/where'", "hub"))
     refuse(capsys, ConfigError, *asked, "nowhere", saying=("--lora nowhere", "OWNER/NAME"))

@@ -43,7 +43,17 @@ WRONG: dict[str, tuple[list[str], type[RlcmError], tuple[str, ...]]] = {
     "long schedule": (["--set", "sample.original_steps=1001"], ConfigError, ("1001", "1000 timesteps")),
     "local model": (["--model", "nowhere"], ModelError, ("'nowhere'", "--model emoji-lcm")),
     "hub unreachable": (["--model", "nowhere/at-all"], ModelError, ("'nowhere/at-all'", "--model emoji-lcm")),
-    "no LCM": (["--model", "emoji-diffusion"], ModelError, ("emoji-diffusion", "no latent consistency model")),
+    "policy": (["--set", "model.policy=ddim"], ModelError, ("latent consistency model", "--policy lcm")),
+    "no noise": (
+        ["--model", "emoji-diffusion", "--set", "sample.eta=0"],
+        ConfigError,
+        ("sample.eta is 0", "no action to train"),
+    ),
+    "last step": (
+        ["--model", "emoji-diffusion", "--set", "last_step.mode=noise"],
+        ConfigError,
+        ("last_step.mode noise", "policy is ddim"),
+    ),
     "no GPU": (["--device", "cuda:99"], ModelError, ("'cuda:99'", "--device cpu")),
     "no device": (["--device", "gpu"], ModelError, ("'gpu'", "--device cpu")),
     "no dtype": (["--dtype", "float"], ConfigError, ("'model.dtype'", "bfloat16")),

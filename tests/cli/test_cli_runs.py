@@ -9,7 +9,7 @@ import pytest
 from command_line import LORA_FILE, checkpoints, rlcm, snapshot, succeed, tensor_files, write_settings
 from safetensors.torch import load_file
 
-TIMES = ("train_seconds", "finished_at")
+TIMES = ("sample_seconds", "score_seconds", "train_seconds", "cpu_seconds", "finished_at")
 
 
 @pytest.fixture

@@ -4,7 +4,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rlcm_cli.core.advantages import combine_advantages, per_prompt_advantages
+from rlcm_cli.core.advantages import (
+    ADVANTAGES,
+    batch_advantages,
+    combine_advantages,
+    group_advantages,
+    leave_one_out_advantages,
+    per_prompt_advantages,
+)
 
 TABLE = Path(__file__).parent.parent / "data" / "parity" / "per_prompt_stats.json"
 
@@ -104,3 +111,74 @@ def test_independent_rewards_keep_their_variance():
     draws = np.random.default_rng(0).normal(size=(3, 200_000))
     combined = combine_advantages(dict(zip("abc", draws, strict=True)), {"a": 1.0, "b": 0.3, "c": -2.0})
     assert combined.std() == pytest.approx(1.0, abs=0.01)
+
+
+PROMPTS, GROUPS = ["a", "b", "a", "b", "a", "b", "a", "a"], [7, 2, 7, 2, 7, 2, 9, 9]
+REWARDS = [1.0, 10.0, 2.0, 40.0, 6.0, 10.0, 5.0, 8.0]
+SIZES = {"buffer_size": 16, "min_count": 4}
+
+
+def advantages_of(function, rewards, groups=GROUPS):
+    before = {"a": (1.0, 2.0)}
+    advantages, after = function(PROMPTS, rewards, before, groups=groups, **SIZES)
+    assert advantages.dtype == np.float64
+    assert advantages.shape == (len(rewards),)
+    assert before == {"a": (1.0, 2.0)}
+    if function is not per_prompt_advantages:
+        assert after == before
+    return advantages.tolist()
+
+
+def by_group(function):
+    """Apply a function of the rewards of a group, and give each sample its value."""
+    values, groups = np.array(REWARDS), np.array(GROUPS)
+    result = np.empty(len(REWARDS))
+    for group in set(GROUPS):
+        result[groups == group] = function(values[groups == group])
+    return result
+
+
+def test_batch_advantages_by_hand():
+    values = np.array(REWARDS)
+    expected = (values - values.mean()) / (values.std() + 1e-6)
+    assert advantages_of(batch_advantages, REWARDS) == pytest.approx(expected, rel=1e-12)
+
+
+def test_group_advantages_by_hand():
+    expected = by_group(lambda values: (values - values.mean()) / (values.std() + 1e-6))
+    assert advantages_of(group_advantages, REWARDS) == pytest.approx(expected, rel=1e-12)
+
+
+def test_leave_one_out_advantages_by_hand():
+    expected = by_group(lambda values: [v - np.delete(values, row).mean() for row, v in enumerate(values)])
+    assert advantages_of(leave_one_out_advantages, REWARDS) == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("name", ADVANTAGES)
+def test_advantages_of_any_kind_ignore_an_offset_of_all_rewards(name):
+    function = ADVANTAGES[name]
+    statistics = function(PROMPTS, REWARDS, {}, groups=GROUPS, **SIZES)
+    shifted = function(PROMPTS, [reward + 64.0 for reward in REWARDS], {}, groups=GROUPS, **SIZES)
+    np.testing.assert_allclose(statistics[0], shifted[0], rtol=1e-9)
+
+
+@pytest.mark.parametrize("function", [group_advantages, leave_one_out_advantages])
+def test_the_offset_of_a_group_does_not_matter_to_group_advantages(function):
+    shifted = [reward + 100.0 * group for reward, group in zip(REWARDS, GROUPS, strict=True)]
+    np.testing.assert_allclose(advantages_of(function, shifted), advantages_of(function, REWARDS), rtol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("function", "factor"),
+    [(batch_advantages, 1.0), (group_advantages, 1.0), (leave_one_out_advantages, 50.0)],
+)
+def test_only_leave_one_out_advantages_have_the_unit_of_the_reward(function, factor):
+    scaled = advantages_of(function, [50 * reward for reward in REWARDS])
+    expected = factor * np.array(advantages_of(function, REWARDS))
+    np.testing.assert_allclose(scaled, expected, rtol=1e-5)  # ε is a part of the deviation
+
+
+@pytest.mark.parametrize("function", [group_advantages, leave_one_out_advantages])
+def test_a_group_without_differences_has_no_advantage(function):
+    assert advantages_of(function, [2.5] * 8) == [0.0] * 8
+    assert advantages_of(function, REWARDS, groups=range(8)) == [0.0] * 8

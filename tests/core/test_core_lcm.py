@@ -9,7 +9,8 @@ from diffusers import LCMScheduler
 from safetensors.torch import load_file
 
 from rlcm_cli.core.gaussian import take_action
-from rlcm_cli.core.lcm import NoiseSchedule, lcm_schedule, lcm_timesteps, sample_trajectories, transition
+from rlcm_cli.core.lcm import lcm_schedule, lcm_timesteps
+from rlcm_cli.core.schedule import Schedule, sample_trajectories, transition
 from rlcm_cli.core.trajectory import flatten_transitions
 
 PARITY = Path(__file__).parent.parent / "data" / "parity"
@@ -33,9 +34,9 @@ def diffusers_scheduler(prediction_type: str = "epsilon") -> LCMScheduler:
     )
 
 
-def make_schedule(steps: int, spacing: str, prediction_type: str = "epsilon") -> NoiseSchedule:
+def make_schedule(steps: int, spacing: str, prediction_type: str = "epsilon", **settings) -> Schedule:
     timesteps = lcm_timesteps(steps, original_steps=50, train_steps=1000, spacing=spacing)
-    return lcm_schedule(diffusers_scheduler().alphas_cumprod, timesteps, prediction_type)
+    return lcm_schedule(diffusers_scheduler().alphas_cumprod, timesteps, prediction_type, **settings)
 
 
 def assert_rows_close(actual: torch.Tensor, expected: torch.Tensor, tolerance: float) -> None:
@@ -76,8 +77,9 @@ def test_transitions_and_log_probs_equal_the_reference_code(group, dtype, tolera
     gaussian = transition(schedule, model_output.to(dtype), sample.to(dtype), step)
     _, scored = take_action(gaussian.mean, gaussian.std, action=next_sample.to(dtype), reduction="mean")
     assert gaussian.mean.dtype == scored.dtype == dtype
-    expected = without_float32_scalars(log_prob, schedule.alphas_cumprod[step + 1])
-    assert_rows_close(gaussian.denoised, denoised, tolerance)
+    next_alpha_bar = diffusers_scheduler().alphas_cumprod[schedule.next_timesteps[step]]
+    expected = without_float32_scalars(log_prob, next_alpha_bar)
+    assert_rows_close(gaussian.mean / next_alpha_bar.sqrt().view(-1, 1, 1, 1), denoised, tolerance)
     assert_rows_close(scored[:, None], expected[:, None], tolerance)
 
 
@@ -116,13 +118,15 @@ def test_strided_timesteps_are_those_of_the_published_code(steps, timesteps):
     assert lcm_timesteps(steps, original_steps=50, train_steps=1000, spacing="strided").tolist() == timesteps
 
 
-def test_a_schedule_takes_the_alphas_at_its_timesteps():
-    alphas = diffusers_scheduler().alphas_cumprod
+def test_a_schedule_by_hand():
+    alphas = diffusers_scheduler().alphas_cumprod[[999, 759, 499, 259]]
     schedule = make_schedule(4, "diffusers")
-    assert schedule.steps == 4
+    assert (schedule.steps, schedule.actions) == (4, 3)
     assert schedule.timesteps.tolist() == [999, 759, 499, 259]
-    assert torch.equal(schedule.alphas_cumprod, alphas[[999, 759, 499, 259]])
+    assert schedule.next_timesteps.tolist() == [759, 499, 259, -1]
     assert schedule.transition_pairs().tolist() == [[999, 759], [759, 499], [499, 259]]
+    assert torch.equal(schedule.std, torch.cat([(1 - alphas[1:]).sqrt().double(), torch.zeros(1)]))
+    assert {values.dtype for values in (schedule.of_latents, schedule.of_output, schedule.std)} == {torch.float64}
 
 
 @pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
@@ -140,15 +144,40 @@ def test_every_transition_equals_a_step_of_diffusers(steps, spacing, prediction_
         stepped = [scheduler.step(output[i], t, latents[i]) for i, t in enumerate(schedule.timesteps)]
         # diffusers takes c_skip and c_out in float32, we take them in float64.
         assert_rows_close(expected, torch.stack([step.prev_sample for step in stepped]), 2e-7)
-        assert_rows_close(gaussian.denoised, torch.stack([step.denoised for step in stepped]), 2e-7)
+    assert torch.equal(gaussian.std.flatten() > 0, torch.arange(steps) < steps - 1)
 
 
-def test_the_last_call_is_deterministic():
-    schedule = make_schedule(4, "diffusers")
+def test_noise_at_the_last_call_makes_an_action_around_the_denoised_latents():
+    schedule, noisy = make_schedule(4, "diffusers"), make_schedule(4, "diffusers", last_std=0.1)
+    assert (noisy.steps, noisy.actions) == (4, 4)
+    assert noisy.transition_pairs().tolist() == [[999, 759], [759, 499], [499, 259], [259, -1]]
+    assert (noisy.std - schedule.std).tolist() == [0, 0, 0, 0.1]
+    for name in ("timesteps", "next_timesteps", "of_latents", "of_output"):
+        assert torch.equal(getattr(noisy, name), getattr(schedule, name)), name
+
     output, latents = torch.randn(2, 1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
-    last = transition(schedule, output, latents, torch.tensor([3]))
-    assert torch.equal(last.mean, last.denoised)
-    assert last.std.item() == 0
+    scheduler = diffusers_scheduler()
+    scheduler.num_inference_steps, scheduler.timesteps = 4, schedule.timesteps
+    denoised = [scheduler.step(output, t, latents).denoised for t in schedule.timesteps][-1]
+    torch.testing.assert_close(
+        transition(noisy, output, latents, torch.tensor([3])).mean, denoised, rtol=0, atol=2e-7 * 10
+    )
+
+
+def test_sampling_draws_the_last_action_around_the_denoised_latents():
+    noise = torch.randn(2, 3, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    drawn = {
+        std: sample_trajectories(
+            lambda latents, _: 0.5 * latents, make_schedule(2, "diffusers", last_std=std), given, "mean", torch.float32
+        )
+        for std, given in ((0.0, noise[:, :2]), (0.1, noise))
+    }
+    (plain, denoised), (noisy, final) = drawn[0.0], drawn[0.1]
+    assert (plain.actions, noisy.actions) == (1, 2)
+    assert torch.equal(noisy.latents_BSCHW[:, :2], plain.latents_BSCHW)
+    assert torch.equal(noisy.log_probs_BA[:, :1], plain.log_probs_BA)
+    assert torch.equal(final, noisy.latents_BSCHW[:, 2])
+    torch.testing.assert_close(final, denoised + 0.1 * noise[:, 2], rtol=0, atol=1e-7 * final.abs().max().item())
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -160,19 +189,18 @@ def test_a_batch_of_mixed_steps_equals_its_rows_one_by_one(prediction_type, dtyp
     together = transition(schedule, output, latents, step)
     for row in range(6):
         alone = transition(schedule, output[row, None], latents[row, None], step[row, None])
-        for name in ("mean", "std", "denoised"):
+        for name in ("mean", "std"):
             assert torch.equal(getattr(together, name)[row, None], getattr(alone, name))
 
 
 def test_the_timestep_scaling_reaches_the_boundary_condition():
-    timesteps = torch.tensor([3, 1])
-    alphas = torch.tensor([0.9, 0.99], dtype=torch.float64)
-    schedule = NoiseSchedule(timesteps, alphas, "sample", timestep_scaling=0.5)
+    alphas = torch.zeros(4, dtype=torch.float64)
+    alphas[[3, 1]] = torch.tensor([0.9, 0.99], dtype=torch.float64)
+    schedule = lcm_schedule(alphas, torch.tensor([3, 1]), "sample", timestep_scaling=0.5)
     latents = torch.full((1, 1, 1, 1), 2.0, dtype=torch.float64)
     result = transition(schedule, torch.ones_like(latents), latents, torch.tensor([0]))
     # s = 1.5, σ = 0.5: c_skip = 0.25 / 2.5, c_out = 1.5 / √2.5.
-    assert result.denoised.item() == pytest.approx(0.1 * 2 + 1.5 / 2.5**0.5, rel=1e-12)
-    assert result.mean.item() == pytest.approx(0.99**0.5 * result.denoised.item(), rel=1e-12)
+    assert result.mean.item() == pytest.approx(0.99**0.5 * (0.1 * 2 + 1.5 / 2.5**0.5), rel=1e-12)
     assert result.std.item() == pytest.approx(0.01**0.5, rel=1e-12)
 
 
@@ -200,7 +228,7 @@ def test_sampling_records_what_replaying_gives(dtype):
         denoised, transition(schedule, predict(final, torch.full((3,), 259)), final, last).mean.to(dtype)
     )
 
-    flat = flatten_transitions(trajectories, torch.arange(3))
+    flat = flatten_transitions(trajectories, torch.arange(3), torch.arange(3).expand(3, -1))
     output = predict(flat.states_NCHW, schedule.timesteps[flat.steps_N])
     gaussian = transition(schedule, output, flat.states_NCHW, flat.steps_N)
     _, log_probs = take_action(gaussian.mean.to(dtype), gaussian.std, action=flat.actions_NCHW, reduction="mean")

@@ -1,4 +1,4 @@
-"""Learning with the core alone: the gradient is that of the expected reward, and PPO climbs it."""
+"""Learning with the core alone: the gradient is that of the expected reward, and each objective climbs it."""
 
 import math
 
@@ -6,16 +6,24 @@ import pytest
 import torch
 from torch import Tensor
 
-from rlcm_cli.core.advantages import per_prompt_advantages
+from rlcm_cli.core.advantages import ADVANTAGES, per_prompt_advantages
 from rlcm_cli.core.gaussian import take_action
-from rlcm_cli.core.lcm import NoiseSchedule, sample_trajectories, transition
-from rlcm_cli.core.objectives import ppo_clip
+from rlcm_cli.core.lcm import lcm_schedule
+from rlcm_cli.core.objectives import (
+    neighbour_pairs,
+    ppo_clip,
+    rebel_weights,
+    reinforce,
+    rwr_sparse_weights,
+    rwr_weights,
+)
+from rlcm_cli.core.schedule import sample_trajectories, transition
 from rlcm_cli.core.trajectory import flatten_transitions
 
 ACTIONS = 3
-SCHEDULE = NoiseSchedule(
-    torch.tensor([999, 759, 499, 259]), torch.tensor([0.05, 0.2, 0.5, 0.8], dtype=torch.float64), "sample"
-)
+TIMESTEPS = torch.tensor([999, 759, 499, 259])
+ALPHAS = torch.zeros(1000, dtype=torch.float64).index_put((TIMESTEPS,), torch.tensor([0.05, 0.2, 0.5, 0.8]).double())
+SCHEDULE = lcm_schedule(ALPHAS, TIMESTEPS, "sample")
 
 
 def linear_predict(parameters_2A: Tensor):
@@ -63,14 +71,16 @@ def test_the_policy_gradient_is_that_of_the_expected_reward():
     for batch in draw(200_000, 2).split(4_000):
         with torch.no_grad():
             trajectories, rewards = sample_and_reward(parameters, batch)
-        flat = flatten_transitions(trajectories, torch.arange(len(batch)))
+        flat = flatten_transitions(
+            trajectories, torch.arange(len(batch)), torch.arange(ACTIONS).expand(len(batch), -1)
+        )
         policy = parameters.clone().requires_grad_()
         output = linear_predict(policy)(flat.states_NCHW, SCHEDULE.timesteps[flat.steps_N])
         gaussian = transition(SCHEDULE, output, flat.states_NCHW, flat.steps_N)
         _, log_probs = take_action(gaussian.mean, gaussian.std, action=flat.actions_NCHW, reduction="sum")
         # A constant baseline keeps the estimate unbiased; −1.4 is near the mean reward.
         result = ppo_clip(log_probs, flat.log_probs_N, (rewards + 1.4)[flat.samples_N], 1e-4)
-        assert result.ratio_drift < 1e-12
+        assert result.metrics["ratio_drift"] < 1e-12
         result.loss.backward()
         gradients.append(-policy.grad * ACTIONS)  # the loss is a mean over transitions
     estimates = torch.stack(gradients)
@@ -109,7 +119,112 @@ def test_ppo_reaches_the_known_optimum(seed):
                 optimizer.zero_grad()
                 result.loss.backward()
                 optimizer.step()
-                clipped.append(result.clip_fraction.item())
+                clipped.append(result.metrics["clip_fraction"].item())
     assert (means.detach() - targets).abs().max() < 0.05
     assert max(clipped) > 0.2, "the clip acts"
     assert max(clipped[:: len(clipped) // iterations]) == 0, "and never at the first update of an iteration"
+
+
+class Walk:
+    """Two steps from 0 to near a target of the prompt: x₁ = a₁, x₂ = gain · x₁ + a₂, each with noise.
+
+    The reward −|x₂ − target|² of two prompts has an offset of its own each, far above its differences. Its mean is
+    known in closed form, and the best policy too: the mean of x₂ at the target, and gain 0, as the gain
+    carries the noise of the first step into the second.
+    """
+
+    std = torch.tensor(0.3)
+    targets = torch.tensor([[0.5, -0.4], [-0.6, 0.7]])
+    offsets = torch.tensor([40.0, -40.0])
+
+    def __init__(self):
+        self.shifts = torch.zeros(2, 2, 2, requires_grad=True)  # [step, prompt, dimension]
+        self.gain = torch.tensor(0.8, requires_grad=True)
+
+    def mean(self, step, states, prompts):
+        return step * self.gain * states + self.shifts[step, prompts]
+
+    def sample(self, prompts, generator):
+        """Give states [M, 3, 2] and rewards [M]."""
+        states = [torch.zeros(len(prompts), 2)]
+        with torch.no_grad():
+            for step in range(2):
+                noise = torch.randn(len(prompts), 2, generator=generator)
+                mean = self.mean(step, states[-1], prompts)
+                states.append(take_action(mean, self.std, noise=noise, reduction="sum")[0])
+        rewards = self.offsets[prompts] - ((states[-1] - self.targets[prompts]) ** 2).sum(1)
+        return torch.stack(states, 1), rewards
+
+    def log_probs(self, states, prompts):
+        """Log-probability of each action, [M, 2]."""
+        means = [self.mean(step, states[:, step], prompts) for step in range(2)]
+        scored = [
+            take_action(mean, self.std, action=states[:, step + 1], reduction="sum")[1]
+            for step, mean in enumerate(means)
+        ]
+        return torch.stack(scored, 1)
+
+    def regret(self):
+        """Expected reward that the best policy has more, mean over the prompts."""
+        with torch.no_grad():
+            miss = self.gain * self.shifts[0] + self.shifts[1] - self.targets
+            return ((miss**2).sum(1).mean() + 2 * (self.gain * self.std) ** 2).item()
+
+
+def ppo_loss(log_probs, old, advantages, groups):
+    return ppo_clip(log_probs.flatten(), old.flatten(), advantages.repeat_interleave(2), 0.2).loss
+
+
+def reinforce_loss(log_probs, old, weights, groups):
+    return reinforce(log_probs.flatten(), old.flatten(), weights.repeat_interleave(2)).loss
+
+
+def rebel_surrogate_loss(log_probs, old, rewards, groups):
+    log_ratios = (log_probs.detach() - old).sum(1)
+    weights = rebel_weights(log_ratios, rewards, neighbour_pairs(groups), 1.0)
+    return reinforce_loss(log_probs, old, -log_probs.numel() * weights, groups)
+
+
+def rwr_loss(log_probs, old, advantages, groups):
+    return reinforce_loss(log_probs, old, len(advantages) * rwr_weights(advantages, 0.2), groups)
+
+
+def rwr_sparse_loss(log_probs, old, advantages, groups):
+    return reinforce_loss(log_probs, old, len(advantages) * rwr_sparse_weights(advantages, 0.1), groups)
+
+
+@pytest.mark.parametrize(
+    ("objective", "advantage", "updates"),
+    [
+        (ppo_loss, "per-prompt", 4),
+        (ppo_loss, "group", 4),  # GRPO
+        (reinforce_loss, "per-prompt", 1),
+        (reinforce_loss, "leave-one-out", 1),
+        (rebel_surrogate_loss, None, 4),  # on rewards: the pairing takes the offsets out
+        (rwr_loss, "per-prompt", 4),
+        (rwr_sparse_loss, "per-prompt", 4),
+    ],
+)
+@pytest.mark.parametrize("seed", [0, 1])
+def test_each_objective_reaches_the_known_optimum(objective, advantage, updates, seed):
+    generator = torch.Generator().manual_seed(seed)
+    walk, samples, rounds, statistics = Walk(), 256, 400 // updates, {}
+    groups = torch.arange(samples) // 4
+    prompts = groups % 2
+    names = ["ab"[prompt] for prompt in prompts]
+    optimizer = torch.optim.Adam([walk.shifts, walk.gain])
+    before = walk.regret()
+    for number in range(rounds):
+        optimizer.param_groups[0]["lr"] = 0.02 * (1 - number / rounds)
+        states, taught = walk.sample(prompts, generator)
+        if advantage is not None:
+            advantages, statistics = ADVANTAGES[advantage](
+                names, taught.tolist(), statistics, groups=groups.tolist(), buffer_size=samples, min_count=16
+            )
+            taught = torch.from_numpy(advantages).float()
+        old = walk.log_probs(states, prompts).detach()
+        for _ in range(updates):
+            optimizer.zero_grad()
+            objective(walk.log_probs(states, prompts), old, taught, groups).backward()
+            optimizer.step()
+    assert walk.regret() < 0.005 * before

@@ -10,16 +10,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rlcm_cli.config import LoraSettings
-from rlcm_cli.models.lcm import ConsistencyModel, load_model
+from rlcm_cli.config import LoraSettings, SampleSettings
+from rlcm_cli.models.diffusion import DiffusionModel
+from rlcm_cli.models.loading import load_model
 from rlcm_cli.models.lora import attach_lora, lora_parameters
 from rlcm_cli.phases.sample import Drawn, draw_batch
+from rlcm_cli.phases.schedules import drawing_schedule
 
 MODULES = LoraSettings().target_modules
 GUIDANCE = 4.0
 
 
-def load_tiny(folder: Path, dtype: str = "float32") -> ConsistencyModel:
+def load_tiny(folder: Path, dtype: str = "float32") -> DiffusionModel:
     return load_model(str(folder), revision=None, dtype=dtype, device="cpu")
 
 
@@ -27,11 +29,11 @@ def edit_json(file: Path, **changes: Any) -> None:
     file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
 
 
-def attach_tiny(model: ConsistencyModel, *, rank: int = 2, alpha: int = 8, run_seed: int = 0, **settings: Any) -> None:
+def attach_tiny(model: DiffusionModel, *, rank: int = 2, alpha: int = 8, run_seed: int = 0, **settings: Any) -> None:
     attach_lora(model, **{"rank": rank, "alpha": alpha, "target_modules": MODULES, "run_seed": run_seed, **settings})
 
 
-def shake_lora(model: ConsistencyModel, seed: int = 1) -> None:
+def shake_lora(model: DiffusionModel, seed: int = 1) -> None:
     """Stand in for some updates: every weight of the adapter moves, so that it acts.
 
     Not by much: from 0.3 on the tiny U-Net is chaotic, and turns rounding of 1e-7 into 1e-3.
@@ -43,14 +45,14 @@ def shake_lora(model: ConsistencyModel, seed: int = 1) -> None:
 
 
 def draw(
-    model: ConsistencyModel,
+    model: DiffusionModel,
     prompts: Sequence[str],
     seeds: Sequence[int],
     *,
     steps: int = 4,
-    spacing: str = "diffusers",
+    **settings: Any,
 ) -> Drawn:
-    schedule = model.schedule(steps, original_steps=50, spacing=spacing)
+    schedule = drawing_schedule(SampleSettings(steps=steps, **settings), model)
     return draw_batch(model, schedule, prompts, seeds, guidance_scale=GUIDANCE, reduction="mean")
 
 

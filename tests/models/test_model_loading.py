@@ -7,8 +7,12 @@ from diffusers import LCMScheduler
 from model_helpers import draw, edit_json, load_tiny
 from safetensors.torch import load_file, save_file
 
+from rlcm_cli.config import SampleSettings
+from rlcm_cli.core.device import select_device
+from rlcm_cli.core.lcm import lcm_schedule
 from rlcm_cli.errors import ModelError
-from rlcm_cli.models.lcm import load_model, select_device
+from rlcm_cli.models.loading import load_model
+from rlcm_cli.phases.schedules import drawing_schedule
 
 UNET = "unet/diffusion_pytorch_model.safetensors"
 
@@ -82,11 +86,13 @@ def test_the_schedule_follows_the_configuration_of_the_pipeline(tiny_lcm_copy):
         timestep_scaling=5.0,
         beta_end=0.02,
     )
-    schedule = load_tiny(tiny_lcm_copy).schedule(4, original_steps=50, spacing="strided")
+    schedule = drawing_schedule(SampleSettings(steps=4, spacing="strided"), load_tiny(tiny_lcm_copy))
     scheduler = LCMScheduler(beta_start=0.00085, beta_end=0.02, beta_schedule="scaled_linear")
-    assert (schedule.prediction_type, schedule.timestep_scaling) == ("v_prediction", 5.0)
-    assert schedule.timesteps.tolist() == [999, 759, 519, 279]
-    assert torch.equal(schedule.alphas_cumprod, scheduler.alphas_cumprod[schedule.timesteps])
+    expected = lcm_schedule(
+        scheduler.alphas_cumprod, torch.tensor([999, 759, 519, 279]), "v_prediction", timestep_scaling=5.0
+    )
+    for name, values in vars(expected).items():
+        assert torch.equal(getattr(schedule, name), values), name
 
 
 def test_the_digest_changes_with_any_weight_and_the_dtype(tiny_lcm, tiny_lcm_copy):
@@ -120,12 +126,9 @@ def test_the_digest_covers_all_parts_that_make_an_image(tiny_lcm, tiny_lcm_copy,
 
 
 def test_a_folder_that_is_no_pipeline(tmp_path):
-    assert_refused(tmp_path, "is no diffusers pipeline of a latent consistency model .*model_index.json")
-
-
-def test_a_plain_stable_diffusion_unet(tiny_lcm_copy):
-    edit_json(tiny_lcm_copy / "unet" / "config.json", time_cond_proj_dim=None)
-    assert_refused(tiny_lcm_copy, "is no latent consistency model.*time_cond_proj_dim.*emoji-lcm")
+    assert_refused(
+        tmp_path, "is no diffusers pipeline of Stable Diffusion or a latent consistency model .*model_index.json"
+    )
 
 
 @pytest.mark.parametrize("setting", ["clip_sample", "thresholding"])

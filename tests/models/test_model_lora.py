@@ -19,11 +19,10 @@ from rlcm_cli.models.lora import (
     load_foreign_lora,
     load_lora,
     lora_parameters,
-    optimizer_tensors,
-    restore_optimizer,
     save_lora,
 )
 from rlcm_cli.phases.generate import find_lora, generate, load_drawing_model, plan_drawing
+from rlcm_cli.phases.optimizer import optimizer_tensors, restore_optimizer
 from rlcm_cli.store.adapters import read_adapter_settings
 from rlcm_cli.store.checkpoint import LORA_FILE, digest_safetensors
 

@@ -4,10 +4,14 @@ import pytest
 import torch
 from model_helpers import attach_tiny, load_tiny, shake_lora
 
-from rlcm_cli.core.trajectory import flatten_transitions, join_trajectories
+from rlcm_cli.core.trajectory import join_trajectories
 from rlcm_cli.models.lora import base_model
-from rlcm_cli.phases.sample import assemble_shard, draw_shard, model_schedule, plan_rollout
-from rlcm_cli.phases.train import RATIO_TOLERANCE, Rollout, accumulate_gradient, join_conditioning
+from rlcm_cli.phases.gradient import Minibatch, accumulate_gradient
+from rlcm_cli.phases.objectives import choose_objective
+from rlcm_cli.phases.rollout import Rollout, join_conditioning
+from rlcm_cli.phases.sample import assemble_shard, draw_shard, plan_rollout
+from rlcm_cli.phases.schedules import restore_schedule
+from rlcm_cli.phases.train import RATIO_TOLERANCE
 from rlcm_cli.store.checkpoint import TrainerState
 
 SAMPLES = 8
@@ -39,10 +43,11 @@ def draw_rollout(workers, config) -> Rollout:
     conditioning, index = join_conditioning(shards)
     return Rollout(
         manifest=manifest,
-        schedule=model_schedule(config, model),
+        schedule=restore_schedule(manifest.schedule),
         trajectories=join_trajectories([shard.trajectories for shard in shards]),
         conditioning=conditioning,
         conditioning_index=index,
+        groups=torch.arange(SAMPLES) // manifest.group_size,
         prompts=[prompt for shard in shards for prompt in shard.sample_prompts()],
         tasks=["compression"] * SAMPLES,
         components={},
@@ -55,13 +60,14 @@ def ratio_drift(model, rollout, config, micro_batch_size=64) -> float:
     record = accumulate_gradient(
         model,
         rollout,
-        flatten_transitions(rollout.trajectories, order),
+        Minibatch(order, torch.arange(rollout.trajectories.actions).expand(SAMPLES, -1)),
         torch.linspace(-1, 1, SAMPLES),
+        choose_objective(config.train),
         config.train,
         micro_batch_size=micro_batch_size,
     )
-    assert abs(record.ratio - 1) <= record.ratio_drift + 1e-12
-    return record.ratio_drift
+    assert abs(record.values["ratio"] - 1) <= record.values["ratio_drift"] + 1e-12
+    return record.values["ratio_drift"]
 
 
 @pytest.fixture(scope="module")

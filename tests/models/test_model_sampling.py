@@ -71,7 +71,7 @@ def test_prompts_are_encoded_one_a_call_and_once(tiny_lcm, monkeypatch):
     model = load_tiny(tiny_lcm)
     encode, encoded = model.pipeline.encode_prompt, []
     monkeypatch.setattr(
-        model.pipeline, "encode_prompt", lambda prompt, *rest: encoded.append(prompt) or encode(prompt, *rest)
+        model.pipeline, "encode_prompt", lambda prompt, **rest: encoded.append(prompt) or encode(prompt, **rest)
     )
     embeds = model.encode_prompts(["cat", "dog", "cat"])["prompt_embeds"]
     assert torch.equal(embeds[0], embeds[2])

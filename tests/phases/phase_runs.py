@@ -14,7 +14,7 @@ from conftest import tiny_values
 
 from rlcm_cli.config import Config, parse_config
 from rlcm_cli.core.digests import canonical_json, sha256
-from rlcm_cli.models.lcm import ConsistencyModel
+from rlcm_cli.models.diffusion import DiffusionModel
 from rlcm_cli.models.lora import lora_parameters
 from rlcm_cli.phases.evaluate import evaluate
 from rlcm_cli.phases.events import Event, PhaseSkipped
@@ -30,7 +30,8 @@ from rlcm_cli.store.layout import receipt_path
 from rlcm_cli.store.score_cache import ScoreCache
 from rlcm_cli.store.shards import is_published
 
-TIMES = ("train_seconds", "finished_at")
+TIMES = ("sample_seconds", "score_seconds", "train_seconds", "cpu_seconds", "finished_at")
+NOT_OF_THE_RUN = ("quarantine", "timings")
 
 
 def make_config(model: Path, **sections: Any) -> Config:
@@ -38,7 +39,7 @@ def make_config(model: Path, **sections: Any) -> Config:
 
 
 @functools.cache
-def shared_model(folder: Path, rank: int = 2) -> ConsistencyModel:
+def shared_model(folder: Path, rank: int = 2) -> DiffusionModel:
     """Give a model that all tests share: each phase puts the weights of its checkpoint into it."""
     return load_policy_model(make_config(folder, lora={"rank": rank}))
 
@@ -67,7 +68,7 @@ def make_by_hand(root: Path, config: Config, workers: tuple[Worker, ...] = (Work
     """Make a run as commands do: each phase opens the run anew and, where `fresh`, loads its own model."""
     create_run(root, config)
 
-    def model() -> ConsistencyModel:
+    def model() -> DiffusionModel:
         return load_policy_model(config) if fresh else shared_model(Path(config.model.name), config.lora.rank)
 
     for number in range(config.runtime.iterations):
@@ -84,7 +85,7 @@ def make_by_hand(root: Path, config: Config, workers: tuple[Worker, ...] = (Work
     return run
 
 
-def prepare(root: Path, config: Config, *, upto: str = "score") -> tuple[Run, ConsistencyModel]:
+def prepare(root: Path, config: Config, *, upto: str = "score") -> tuple[Run, DiffusionModel]:
     """Make a run whose next phase is score or train."""
     run = create_run(root, config)
     model = shared_model(Path(config.model.name), config.lora.rank)
@@ -128,12 +129,12 @@ def copy_run(source: Path, target: Path) -> Run:
 def fingerprint(root: Path) -> dict[str, str]:
     """Digest each file of a run but for what may differ: the order of a LoRA's metadata keys, and times.
 
-    What is in quarantine, or was left by a killed process, is not of the run.
+    What is in quarantine, says how long a phase took, or was left by a killed process, is not of the run.
     """
     return {
         str(file.relative_to(root)): _digest(file)
         for file in sorted(root.rglob("*"))
-        if file.is_file() and not any(part == "quarantine" or part.endswith(".tmp") for part in file.parts)
+        if file.is_file() and not any(part in NOT_OF_THE_RUN or part.endswith(".tmp") for part in file.parts)
     }
 
 
@@ -150,7 +151,12 @@ def without_times(metrics: dict[str, Any]) -> dict[str, Any]:
 
 
 def raw_bytes(root: Path) -> dict[str, bytes]:
-    return {str(file.relative_to(root)): file.read_bytes() for file in sorted(root.rglob("*")) if file.is_file()}
+    """Give the files of a folder with their bytes, but for those that say how long a phase took."""
+    return {
+        str(file.relative_to(root)): file.read_bytes()
+        for file in sorted(root.rglob("*"))
+        if file.is_file() and "timings" not in file.parts
+    }
 
 
 def published_shards(root: Path) -> dict[Path, tuple[int, int]]:
@@ -167,7 +173,7 @@ def remove_record(path: Path) -> None:
     receipt_path(path).unlink()
 
 
-def adapter(model: ConsistencyModel) -> dict[str, torch.Tensor]:
+def adapter(model: DiffusionModel) -> dict[str, torch.Tensor]:
     """Copy the adapter's weights."""
     return {name: parameter.detach().clone() for name, parameter in lora_parameters(model).items()}
 

@@ -20,6 +20,7 @@ class Samples:
     tasks: list
     components: dict
     rewards: torch.Tensor
+    groups: torch.Tensor
 
 
 def make_config(rewards=None, tasks=None, combine="normalised", watch=()):
@@ -31,7 +32,8 @@ def make_config(rewards=None, tasks=None, combine="normalised", watch=()):
 def make_samples(config, prompts, components, tasks=None):
     tensors = {name: torch.tensor(values) for name, values in components.items()}
     of_samples = tasks or [config.task] * len(prompts)
-    return Samples(prompts, of_samples, tensors, sum_rewards(config, of_samples, tensors))
+    rewards = sum_rewards(config, of_samples, tensors)
+    return Samples(prompts, of_samples, tensors, rewards, torch.arange(len(prompts)))
 
 
 def random_samples(config, count=64, scales=(1.0, 1.0)):

@@ -28,9 +28,10 @@ from rlcm_cli.core.advantages import per_prompt_advantages
 from rlcm_cli.errors import ConfigError, TrainingError
 from rlcm_cli.phases.evaluate import evaluate, plan_evaluation
 from rlcm_cli.phases.events import PhaseStarted
+from rlcm_cli.phases.rollout import read_rollout
 from rlcm_cli.phases.run import Worker, create_run, open_run, prompt_sets
 from rlcm_cli.phases.score import load_scorers, score
-from rlcm_cli.phases.train import read_rollout, train
+from rlcm_cli.phases.train import train
 from rlcm_cli.store.checkpoint import LORA_FILE, digest_safetensors, read_statistics, read_trainer_state
 from rlcm_cli.store.evaluations import read_evaluation
 from rlcm_cli.store.manifest import read_manifest

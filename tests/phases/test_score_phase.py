@@ -32,7 +32,7 @@ from rlcm_cli.store.layout import receipt_path
 from rlcm_cli.store.manifest import read_manifest
 from rlcm_cli.store.rollouts import read_rewards
 from rlcm_cli.store.run import prune_rollouts
-from rlcm_cli.store.score_cache import ScoreCache
+from rlcm_cli.store.score_cache import ScoreCache, digest_images
 from rlcm_cli.store.shards import read_record
 
 CPU = torch.device("cpu")
@@ -301,11 +301,12 @@ class TestCache:
         images = torch.randint(0, 256, (6, 3, 4, 4), dtype=torch.uint8)
         prompts = [f"p{row}" for row in range(6)]
         metadata = [{"sample": row, "group": row} for row in range(6)]
+        digests = digest_images(images)
         (scorer,) = scorers_of(run, {"compressibility": Counting()}, cache).values()
-        scorer.score(images[[1, 4]], [prompts[1], prompts[4]], [metadata[1], metadata[4]], CPU)
+        scorer.score(images[[1, 4]], [prompts[1], prompts[4]], [metadata[1], metadata[4]], digests[1::3], CPU)
         reward = Counting()
         (scorer,) = scorers_of(run, {"compressibility": reward}, cache).values()
-        values = scorer.score(images, prompts, metadata, CPU)
+        values = scorer.score(images, prompts, metadata, digests, CPU)
         assert reward.seen == [(prompts[row], row) for row in (0, 2, 3, 5)]
         torch.testing.assert_close(values, images.float().mean((1, 2, 3)))
 
@@ -317,7 +318,7 @@ class TestCache:
         def ask(spec, revision):
             reward = Counting()
             scorer = Scorer(spec, Reward(spec.name, reward, revision=revision), ["t"], cache)
-            scorer.score(images, prompts, metadata, CPU)
+            scorer.score(images, prompts, metadata, digest_images(images), CPU)
             return sum(reward.batches)
 
         spec, revision = RewardSpec("recognition"), "one"
@@ -441,7 +442,7 @@ def test_the_device_is_for_rewards_that_run_a_network(run):
     spec, images = RewardSpec("compressibility"), torch.zeros(2, 3, 4, 4, dtype=torch.uint8)
     for name, neural in (("network", True), ("pixels", False)):
         scorer = Scorer(spec, Reward(name, reward_named(name), neural=neural), ["t"])
-        scorer.score(images, ["a", "b"], [{}, {}], torch.device("meta"))
+        scorer.score(images, ["a", "b"], [{}, {}], digest_images(images), torch.device("meta"))
     assert devices == {"network": "meta", "pixels": "cpu"}
 
 

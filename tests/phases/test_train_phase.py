@@ -38,7 +38,7 @@ from rlcm_cli.phases.policy import ensure_start, load_policy_model
 from rlcm_cli.phases.run import create_run
 from rlcm_cli.phases.sample import sample
 from rlcm_cli.phases.score import load_scorers, score
-from rlcm_cli.phases.train import learning_rate, train
+from rlcm_cli.phases.train import train
 from rlcm_cli.store.checkpoint import (
     LORA_FILE,
     digest_safetensors,
@@ -143,7 +143,7 @@ def replace_policy(run, model):
     publish_checkpoint(
         run.layout,
         0,
-        write_lora=lambda folder: save_lora(model, folder),
+        write_weights=lambda folder: save_lora(model, folder),
         model_digest=model.digest,
         optimizer={},
         optimizer_steps=0,
@@ -245,18 +245,6 @@ class TestSeveralUpdates:
         several = [trained(f"several-{clip}", **UPDATES, clip_range=clip) for clip in (1e-4, 10.0)]
         assert largest_difference(*several) > 1e-4
 
-    def test_see_every_sample_once_an_epoch_in_an_order_of_its_own(self, tiny_lcm):
-        settings = make_config(tiny_lcm, train={"minibatch_size": 3, "inner_epochs": 2}).train
-        parts = list(train_module.draw_minibatches(settings, 8, 0, 5))
-        assert [len(part) for part in parts] == [3, 3, 2] * 2
-        epochs = [torch.cat(parts[:3]).tolist(), torch.cat(parts[3:]).tolist()]
-        assert [sorted(epoch) for epoch in epochs] == [list(range(8))] * 2
-        assert epochs[0] != epochs[1]
-        again = torch.cat(list(train_module.draw_minibatches(settings, 8, 0, 5))[:3]).tolist()
-        assert again == epochs[0]
-        other = torch.cat(list(train_module.draw_minibatches(settings, 8, 0, 6))[:3]).tolist()
-        assert other != epochs[0]
-
 
 @pytest.mark.parametrize("completed", [True, False])
 def test_after_training_a_phase_takes_its_checkpoints_weights_and_not_those_left_in_memory(
@@ -313,7 +301,7 @@ class TestKl:
     def trained(self, tiny_lcm, root, weight, iterations=2, **settings):
         config = make_config(tiny_lcm, train={"kl_weight": weight, **settings}, runtime={"iterations": iterations})
         run = make_loop(root, config)
-        return [row["kl_to_base"] for row in read_metrics(run.layout)]
+        return [row.get("kl_to_base") for row in read_metrics(run.layout)]
 
     def test_is_0_at_the_base_and_above_0_away_from_it(self, tiny_lcm, tmp_path):
         first, second = self.trained(tiny_lcm, tmp_path / "run", 1e-3)
@@ -321,7 +309,7 @@ class TestKl:
         assert second > 0
 
     def test_is_not_computed_where_it_has_no_weight(self, tiny_lcm, tmp_path):
-        assert self.trained(tiny_lcm, tmp_path / "run", 0.0) == [0, 0]
+        assert self.trained(tiny_lcm, tmp_path / "run", 0.0) == [None, None]
 
     def test_with_a_huge_weight_keeps_the_policy_at_the_base(self, tiny_lcm, tmp_path):
         settings = {"iterations": 5, "adam_beta1": 0.0, "adam_beta2": 0.0}
@@ -329,21 +317,6 @@ class TestKl:
         held = self.trained(tiny_lcm, tmp_path / "held", 1e9, **settings)
         assert free[1] == pytest.approx(held[1], rel=1e-3)  # at the base the penalty has no gradient
         assert held[-1] < free[-1] / 4
-
-
-@pytest.mark.parametrize(
-    ("length", "every", "rates"),
-    [
-        (0, 1, [1.0, 1.0, 1.0, 1.0, 1.0, 1.0]),
-        (4, 1, [1.0, 0.75, 0.5, 0.25, 0.0, 0.0]),
-        (6, 2, [1.0, 1.0, 2 / 3, 2 / 3, 1 / 3, 1 / 3, 0.0]),
-    ],
-)
-def test_the_learning_rate_decays_linearly_in_steps(tiny_lcm, length, every, rates):
-    settings = make_config(
-        tiny_lcm, train={"learning_rate": 1.0, "lr_decay_iterations": length, "lr_decay_every": every}
-    ).train
-    assert [learning_rate(settings, iteration) for iteration in range(len(rates))] == pytest.approx(rates)
 
 
 def test_the_learning_rate_of_its_iteration_is_used(tiny_lcm, tmp_path):

@@ -6,6 +6,7 @@ import http.client
 import io
 import json
 import logging
+import socket
 import struct
 import threading
 import time
@@ -22,6 +23,7 @@ from reward_services import SAFETENSORS, ask, images, register, rows, serving
 from rlcm_cli.errors import ConfigError, RewardError
 from rlcm_cli.rewards import RewardSpec, load_reward
 from rlcm_cli.rewards.remote import server
+from rlcm_cli.rewards.remote.receiving import Buffers
 from rlcm_cli.rewards.remote.server import Limits, load_served, public_settings, read_token
 
 PIXELS = images(3)
@@ -450,13 +452,63 @@ class TestBatching:
         assert not caplog.records
 
 
+class TestUploads:
+    """Bodies that arrive in one piece or many, with the header or after it."""
+
+    BATCH = images(5, size=100)
+
+    @pytest.fixture
+    def roomy(self):
+        with serving("compressibility") as address:
+            yield address
+
+    def exchange(self, root, pieces, answers=1):
+        """Send bytes piece by piece on one connection, and give the bodies of the answers."""
+        parts = urlsplit(root)
+        found = []
+        with socket.create_connection((parts.hostname, parts.port), timeout=30) as sock:
+            for piece in pieces:
+                sock.sendall(piece)
+                time.sleep(0.01)
+            with sock.makefile("rb") as file:
+                for _ in range(answers):
+                    status, length = file.readline(), 0
+                    while (line := file.readline().strip().lower()) != b"":
+                        length = int(line.split(b":")[1]) if line.startswith(b"content-length") else length
+                    found.append((int(status.split()[1]), file.read(length)))
+        return found
+
+    def request(self, more=b""):
+        body = tensors_body(self.BATCH, *rows(5))
+        head = f"POST /compressibility HTTP/1.1\r\nHost: x\r\nContent-Type: {SAFETENSORS}\r\n"
+        return head.encode() + more + f"Content-Length: {len(body)}\r\n\r\n".encode(), body
+
+    @pytest.mark.parametrize("size", [1000, 65_536, 70_000, 149_999])
+    def test_in_pieces(self, roomy, size):
+        head, body = self.request()
+        whole = head + body
+        pieces = [whole[first : first + size] for first in range(0, len(whole), size)]
+        ((status, answer),) = self.exchange(roomy, pieces)
+        assert (status, answer) == (200, post(f"{roomy}/compressibility", body)[1])
+
+    def test_requests_one_behind_the_other(self, roomy):
+        head, body = self.request()
+        health = b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n"
+        found = self.exchange(roomy, [head + body + health + head + body[:9], body[9:]], answers=3)
+        assert [status for status, _ in found] == [200, 200, 200]
+        assert found[0] == found[2]
+
+    def test_announced_with_a_question(self, roomy):
+        head, body = self.request(b"Expect: 100-continue\r\n")
+        first, second = self.exchange(roomy, [head, body], answers=2)
+        assert (first, second[0]) == ((100, b""), 200)
+
+
 class TestMemory:
     def test_it_is_used_again(self, root, monkeypatch):
         taken = []
-        take = server._Buffers.take
-        monkeypatch.setattr(
-            server._Buffers, "take", lambda self, size: taken.append(buffer := take(self, size)) or buffer
-        )
+        take = Buffers.take
+        monkeypatch.setattr(Buffers, "take", lambda self, size: taken.append(buffer := take(self, size)) or buffer)
         with serving("compressibility") as address:
             for _ in range(6):
                 post(f"{address}/compressibility", tensors_body())
@@ -573,15 +625,18 @@ def test_answers_are_not_held_back_for_an_acknowledgement(root):
     assert sorted(seconds[20:])[10] < 0.03
 
 
-def test_a_slow_upload_is_broken_off(root, monkeypatch):
+@pytest.mark.parametrize("sent", [0, 10, 90_000])
+def test_a_slow_upload_is_broken_off(root, monkeypatch, sent):
     monkeypatch.setattr(server, "UPLOAD_SECONDS", 0.2)
     parts = urlsplit(root)
     with contextlib.closing(http.client.HTTPConnection(parts.hostname, parts.port, timeout=30)) as connection:
         connection.putrequest("POST", "/compressibility")
         connection.putheader("Content-Type", SAFETENSORS)
-        connection.putheader("Content-Length", "1000")
+        connection.putheader("Content-Length", "100000")
         connection.endheaders()
-        assert connection.getresponse().status == 408
+        connection.send(bytes(sent))
+        answer = connection.getresponse()
+        assert (answer.status, answer.will_close) == (408, True)  # where the next request begins is not known
 
 
 def test_requests_under_way_end_before_the_server(monkeypatch):

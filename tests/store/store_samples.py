@@ -35,7 +35,12 @@ def make_manifest(iteration: int = 0, **changes: Any) -> RolloutManifest:
         "dtype": "float32",
         "policy": PolicyIdentity(kind="lcm", checkpoint=iteration, digest="p" * 64),
         "schedule": ScheduleRecord(
-            timesteps=(999, 679, 339), prediction_type="epsilon", timestep_scaling=10.0, guidance_scale=4.0
+            timesteps=(999, 679, 339),
+            next_timesteps=(679, 339, -1),
+            of_latents=(1.5, 1.25, 1.0),
+            of_output=(-1.25, -0.75, -0.5),
+            std=(0.9, 0.6, 0.0),
+            guidance_scale=4.0,
         ),
         "reduction": "mean",
         "prompts": ("cat", "dog", "cat", "cow"),
@@ -78,7 +83,7 @@ def write_checkpoint(layout: RunLayout, number: int, value: float = 1.0) -> None
     publish_checkpoint(
         layout,
         number,
-        write_lora=lambda folder: write_lora(folder, value),
+        write_weights=lambda folder: write_lora(folder, value),
         model_digest="m" * 64,
         optimizer={"exp_avg/to_q": torch.full((2, 3), 0.5 + number)},
         optimizer_steps=number,

@@ -14,10 +14,10 @@ from rlcm_cli.store.checkpoint import (
     digest_safetensors,
     latest_checkpoint,
     publish_checkpoint,
-    read_lora,
     read_optimizer,
     read_statistics,
     read_trainer_state,
+    read_weights,
 )
 from rlcm_cli.store.layout import RunLayout, receipt_path
 from rlcm_cli.store.manifest import read_manifest
@@ -34,7 +34,7 @@ def test_what_is_published_is_read_back(layout):
     state = read_trainer_state(layout, 3)
     assert (state.number, state.optimizer_steps) == (3, 3)
     assert state.policy_digest == digest_safetensors(layout.checkpoint(3) / LORA_FILE)
-    assert torch.equal(read_lora(layout, 3)["unet.to_q.lora_A.weight"], torch.full((2, 3), 7.0))
+    assert torch.equal(read_weights(layout, 3)["unet.to_q.lora_A.weight"], torch.full((2, 3), 7.0))
     assert torch.equal(read_optimizer(layout, 3)["exp_avg/to_q"], torch.full((2, 3), 3.5))
     assert read_statistics(layout, 3) == {"compression/odd": {"cat": (1.0, 2.0)}}
 
@@ -95,7 +95,7 @@ def test_a_disk_that_is_full_for_safetensors_is_full_for_us(layout):
 
     with pytest.raises(StorageFullError, match=r"checkpoints/000001: not written, the disk is full"):
         publish_checkpoint(
-            layout, 1, write_lora=write, model_digest="m", optimizer={}, optimizer_steps=0, statistics={}
+            layout, 1, write_weights=write, model_digest="m", optimizer={}, optimizer_steps=0, statistics={}
         )
     assert os.listdir(layout.root / "checkpoints") == []
 
@@ -106,7 +106,7 @@ def test_another_fault_of_safetensors_is_left_as_it_is(layout):
 
     with pytest.raises(safetensors.SafetensorError, match="odd"):
         publish_checkpoint(
-            layout, 1, write_lora=write, model_digest="m", optimizer={}, optimizer_steps=0, statistics={}
+            layout, 1, write_weights=write, model_digest="m", optimizer={}, optimizer_steps=0, statistics={}
         )
 
 

@@ -12,14 +12,14 @@ import torch
 
 from rlcm_cli.errors import StorageFullError
 from rlcm_cli.store import score_cache
-from rlcm_cli.store.score_cache import ScoreCache, default_cache, score_keys
+from rlcm_cli.store.score_cache import ScoreCache, default_cache, digest_images, score_keys
 
 IMAGES = torch.randint(0, 256, (3, 3, 4, 5), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 PROMPTS = ["a cat", "a dog", "a cat"]
 
 
 def keys(reward="digest revision", prompts=PROMPTS, images=IMAGES):
-    return score_keys(reward, prompts, images)
+    return score_keys(reward, prompts, digest_images(images))
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ class TestKeys:
     def test_are_a_function_of_reward_prompt_and_pixels(self):
         assert keys() == keys(images=IMAGES.clone())
         assert len(set(keys())) == 3
-        one = score_keys("digest revision", ["a cat"], IMAGES[:1])
+        one = score_keys("digest revision", ["a cat"], digest_images(IMAGES[:1]))
         assert one == keys()[:1]  # of neither the batch nor the place in it
 
     @pytest.mark.parametrize(
@@ -62,7 +62,7 @@ class TestKeys:
         assert keys(images=IMAGES.contiguous(memory_format=torch.channels_last)) == keys()
 
     def test_do_not_mix_up_reward_and_prompt(self):
-        assert score_keys("a", ["b c"], IMAGES[:1]) != score_keys("a b", ["c"], IMAGES[:1])
+        assert score_keys("a", ["b c"], [b"d"]) != score_keys("a b", ["c"], [b"d"])
 
 
 def test_what_was_remembered_is_found_and_nothing_else(cache):

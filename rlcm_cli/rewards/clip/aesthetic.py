@@ -66,6 +66,7 @@ ENTRIES = {
         needs=f"{CLIP_L14} ({CLIP_L14_SIZE}) and {HEAD} ({_HEAD_SIZE})",
         defaults={"model": CLIP_L14, "head": HEAD},
         neural=True,
+        differentiable=True,
         revise=_revise,
         obstacle=_obstacle,
     ),

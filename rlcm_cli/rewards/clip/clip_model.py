@@ -49,7 +49,7 @@ class ClipModel:
         """Embed images, at most `IMAGE_BATCH` at once, on their device.
 
         Args:
-            images: uint8 [B, 3, H, W], RGB.
+            images: uint8 [B, 3, H, W], RGB, or float32 of 0 … 255, whose gradient is kept.
 
         Returns:
             Unit vectors, float32 [B, D].
@@ -58,12 +58,11 @@ class ClipModel:
         from torch.nn.functional import normalize
 
         self.network.to(images.device)
-        with torch.no_grad():
-            parts = [
-                self.network.get_image_features(pixel_values=self.preprocess(part)).pooler_output
-                for part in torch.split(images, IMAGE_BATCH)
-            ]
-            return normalize(torch.cat(parts), dim=-1)
+        parts = [
+            self.network.get_image_features(pixel_values=self.preprocess(part)).pooler_output
+            for part in torch.split(images, IMAGE_BATCH)
+        ]
+        return normalize(torch.cat(parts), dim=-1)
 
     def embed_texts(self, texts: Sequence[str], device: torch.device) -> Tensor:
         """Embed texts; what is longer than the context is cut off.
@@ -92,7 +91,7 @@ class ClipModel:
         """Compare each image with its prompt.
 
         Args:
-            images: uint8 [B, 3, H, W], RGB.
+            images: As for `embed_images`.
             prompts: B prompts.
 
         Returns:

@@ -58,6 +58,7 @@ ENTRIES = {
         needs=f"a CLIP model, by default {CLIP_L14} ({CLIP_L14_SIZE})",
         defaults={"model": CLIP_L14},
         neural=True,
+        differentiable=True,
         revise=lambda settings: digest_weights(
             find_weights(settings["model"], CLIP_FILES, reward="clip_score", size=CLIP_L14_SIZE),
             CLIP_FILES,
@@ -72,6 +73,7 @@ ENTRIES = {
         description="similarity of image and prompt to the embedded judge: 100 times the cosine",
         value_range="-100 to 100, 60 to 75 where it fits, below 0 for pictures of nothing",
         neural=True,
+        differentiable=True,
         revise=lambda settings: digest_weights(_EMOJI_FOLDER, CLIP_FILES, reward="emoji_clip"),
     ),
 }

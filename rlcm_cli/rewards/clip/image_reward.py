@@ -100,14 +100,13 @@ class Judge:
         self.vision.to(images.device)
         self.text.to(images.device)
         head = self.head.to(images.device)
-        with torch.no_grad():
-            parts = zip(
-                torch.split(images, IMAGE_BATCH),
-                torch.split(tokens["input_ids"], IMAGE_BATCH),
-                torch.split(tokens["attention_mask"], IMAGE_BATCH),
-                strict=True,
-            )
-            rewards = torch.cat([head(self._read(*part)) for part in parts])
+        parts = zip(
+            torch.split(images, IMAGE_BATCH),
+            torch.split(tokens["input_ids"], IMAGE_BATCH),
+            torch.split(tokens["attention_mask"], IMAGE_BATCH),
+            strict=True,
+        )
+        rewards = torch.cat([head(self._read(*part)) for part in parts])
         return (rewards - REWARD_MEAN) / REWARD_STD
 
     def _read(self, images: Tensor, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
@@ -238,6 +237,7 @@ ENTRIES = {
         needs=f"{CHECKPOINT} ({_SIZE}) and {TOKENIZER} ({_TOKENIZER_SIZE})",
         defaults={"checkpoint": CHECKPOINT, "tokenizer": TOKENIZER},
         neural=True,
+        differentiable=True,
         revise=_revise,
         obstacle=_obstacle,
     ),

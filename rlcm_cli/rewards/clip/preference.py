@@ -115,6 +115,7 @@ ENTRIES = {
         needs=f"{PICK_SCORE} ({_PICK_SIZE}) and the processor of {CLIP_H14} ({_PROCESSOR_SIZE})",
         defaults={"model": PICK_SCORE, "processor": CLIP_H14},
         neural=True,
+        differentiable=True,
         revise=_revise_pick_score,
         obstacle=lambda settings: (
             missing_weights(settings["model"], WEIGHT_FILES, reward="pick_score", size=_PICK_SIZE)
@@ -128,6 +129,7 @@ ENTRIES = {
         needs=f"{HPS} ({_HPS_SIZE}) and the processor of {CLIP_H14} ({_PROCESSOR_SIZE})",
         defaults={"checkpoint": HPS, "processor": CLIP_H14},
         neural=True,
+        differentiable=True,
         revise=_revise_hps,
         obstacle=lambda settings: (
             missing_file(settings["checkpoint"], reward="hps_v2", setting="checkpoint", size=_HPS_SIZE)

@@ -47,10 +47,10 @@ class Preprocessing:
         """Preprocess a batch.
 
         Args:
-            images: uint8 [B, 3, H, W], RGB.
+            images: uint8 [B, 3, H, W], RGB, or float32 of 0 … 255, whose gradient is kept.
 
         Returns:
-            float32 [B, 3, *size], normalised, on the same device.
+            float32 [B, 3, *size], normalised, on the same device. Whole values give what uint8 images give.
         """
         from torch.nn.functional import interpolate
 
@@ -59,7 +59,7 @@ class Preprocessing:
         # step instead of two is up to 30 levels off at hard edges, where a bicubic filter overshoots.
         for size in ((images.shape[2], resized[1]), resized):
             if tuple(pixels.shape[2:]) != size:
-                pixels = interpolate(pixels, size=size, mode=self.mode, antialias=True).round().clamp(0, 255)
+                pixels = round_through(interpolate(pixels, size=size, mode=self.mode, antialias=True)).clamp(0, 255)
         top, left = (resized[0] - self.size[0]) // 2, (resized[1] - self.size[1]) // 2
         pixels = pixels[:, :, top : top + self.size[0], left : left + self.size[1]] / 255
         mean, std = pixels.new_tensor(self.mean), pixels.new_tensor(self.std)
@@ -71,6 +71,11 @@ class Preprocessing:
         if height <= width:
             return self.shortest_edge, int(self.shortest_edge * width / height)
         return int(self.shortest_edge * height / width), self.shortest_edge
+
+
+def round_through(values: Tensor) -> Tensor:
+    """Round, with the gradient of no rounding (the straight-through estimator, arXiv 1308.3432)."""
+    return values + (values.round() - values).detach() if values.requires_grad else values.round()
 
 
 def read_preprocessing(folder: Path, *, reward: str) -> Preprocessing:

@@ -27,7 +27,6 @@ from fastapi.responses import JSONResponse
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from starlette.requests import ClientDisconnect
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from rlcm_cli.errors import ConfigError, RewardError
 from rlcm_cli.rewards.contract import Reward
@@ -43,13 +42,13 @@ from rlcm_cli.rewards.remote.protocol import (
     decode_batch,
     encode_answer,
 )
+from rlcm_cli.rewards.remote.receiving import Buffers, ReceivingProtocol, read_body
 
 UPLOAD_SECONDS = 300.0
 """Time that a client has to send a request."""
 REQUESTS_HELD = 32
 """Requests in memory at a time; others wait unread, so that memory is bounded by this times the largest request."""
 KEEP_ALIVE_SECONDS = 75
-BUFFERS_KEPT = 8
 
 _RESERVED = ("health", "metrics", "docs", "redoc")
 _SECRET = re.compile(r"(^|_)(token|secret|password|credentials?|api_?key)$", re.IGNORECASE)
@@ -173,35 +172,13 @@ def configure(app: FastAPI) -> uvicorn.Config:
         app,
         # With bodies of megabytes asyncio's own loop is 1.7 times as fast as uvloop, which reads in smaller pieces.
         loop="asyncio",
-        http=_Protocol,
+        http=ReceivingProtocol,
         ws="none",
         log_level="warning",
         access_log=False,
         server_header=False,
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
     )
-
-
-class _Protocol(HttpToolsProtocol, asyncio.BufferedProtocol):
-    """uvicorn's protocol, reading 1 MiB at a time into memory that stays: half the cost of a large request."""
-
-    # One for all connections: what is in it is parsed, and copied, before another is read.
-    _received = memoryview(bytearray(2**20))
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Take a new connection."""
-        # asyncio leaves this out for a socket that came without a protocol number, as ours does. A short answer, sent
-        # after its header, would wait 40 ms for the client's delayed acknowledgement.
-        transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        super().connection_made(transport)
-
-    def get_buffer(self, sizehint: int) -> memoryview:
-        """Say where the next bytes go."""
-        return self._received
-
-    def buffer_updated(self, nbytes: int) -> None:
-        """Take the bytes that have come."""
-        self.data_received(self._received[:nbytes])  # type: ignore[arg-type]
 
 
 def build_app(
@@ -224,7 +201,7 @@ def build_app(
     worker = ThreadPoolExecutor(1, thread_name_prefix="rlcm-score")
     services = {served.name: _Service(served, limits, device, worker, metrics) for served in rewards}
     slots = asyncio.Semaphore(REQUESTS_HELD)
-    buffers = _Buffers()
+    buffers = Buffers()
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -369,14 +346,14 @@ class _Service:
             protocol=VERSION,
         )
 
-    async def score(self, request: Request, buffers: _Buffers) -> Response:
+    async def score(self, request: Request, buffers: Buffers) -> Response:
         """Answer a request; a refusal is an `HTTPException`."""
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if kind not in (MEDIA_TYPE, "application/json"):
             raise HTTPException(415, f"the Content-Type is {kind!r}, not {MEDIA_TYPE} or application/json")
         try:
             async with asyncio.timeout(UPLOAD_SECONDS):
-                buffer, size = await _read_body(request, self._limits.most_bytes, buffers)
+                buffer, size = await read_body(request, self._limits.most_bytes, buffers)
         except TimeoutError:
             raise HTTPException(408, f"the request did not arrive within {UPLOAD_SECONDS:.0f} s") from None
         except ClientDisconnect:
@@ -421,56 +398,6 @@ class _Service:
             for row, known in enumerate(batch.metadata):
                 if not isinstance(known.get("group"), int | str):
                     raise ProtocolError(f"metadata {row} has no group, which this reward compares images within")
-
-
-async def _read_body(request: Request, most_bytes: int, buffers: _Buffers) -> tuple[bytearray, int]:
-    """Read a request into a buffer; give it with the number of bytes in it."""
-    too_large = HTTPException(413, f"the request is larger than the {most_bytes} bytes that this server takes")
-    declared = request.headers.get("content-length")
-    if declared is None:
-        grown = bytearray()
-        async for chunk in request.stream():
-            if len(grown) + len(chunk) > most_bytes:
-                raise too_large
-            grown += chunk
-        return grown, len(grown)
-    size = int(declared)  # the HTTP parser has seen to it that this is a number, and that no more bytes come
-    if size > most_bytes:
-        raise too_large
-    buffer, filled = buffers.take(size), 0
-    with memoryview(buffer) as view:
-        async for chunk in request.stream():
-            view[filled : filled + len(chunk)] = chunk
-            filled += len(chunk)
-    return buffer, filled
-
-
-class _Buffers:
-    """Memory of answered requests, used again: to fill fresh memory takes longer, by a page fault every 4 KiB."""
-
-    def __init__(self) -> None:
-        self._free: list[bytearray] = []
-
-    def take(self, size: int) -> bytearray:
-        """Give a buffer of `size` bytes or somewhat more."""
-        for index, buffer in enumerate(self._free):
-            if size <= len(buffer) <= 2 * size and _is_unused(buffer):
-                return self._free.pop(index)
-        return bytearray(size + size // 16)
-
-    def give_back(self, buffer: bytearray) -> None:
-        """Take a buffer back."""
-        self._free = [*self._free, buffer][-BUFFERS_KEPT:]
-
-
-def _is_unused(buffer: bytearray) -> bool:
-    """Tell whether nothing looks into a buffer any more, such as the images that a reward has kept."""
-    try:
-        buffer.append(0)  # a buffer that is looked into cannot change its size
-    except BufferError:
-        return False
-    buffer.pop()
-    return True
 
 
 def _revision(spec: RewardSpec, reward: Reward) -> str:

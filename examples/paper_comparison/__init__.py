@@ -1,0 +1,1 @@
+"""RLCM beside DDPO, REBEL and RWR, on the embedded models."""

@@ -1,0 +1,220 @@
+"""`rlcm compare`."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from rlcm_cli.cli import options as o
+
+if TYPE_CHECKING:
+    from rlcm_cli.cli.display import Display
+    from rlcm_cli.report.compare_contenders import Contender
+    from rlcm_cli.report.compare_samples import Strip
+
+COST_NAMES = {
+    "queries": "queries",
+    "wall_seconds": "wall time",
+    "cpu_seconds": "processor time",
+    "forwards": "model forwards",
+}
+WIDTH_OF_A_FILE = 240
+
+
+class Clock(StrEnum):
+    """Whose seconds count."""
+
+    WALL = "wall"
+    CPU = "cpu"
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the program."""
+    app.command("compare", epilog="Example: rlcm compare runs/lcm-1 runs/lcm-2 runs/ddpo-1 runs/ddpo-2 --time cpu")(
+        run
+    )
+
+
+def run(
+    roots: Annotated[
+        list[Path],
+        typer.Argument(metavar="RUN", help="Run directories; those that differ only in seed are one method."),
+    ] = [],  # noqa: B006
+    labels: Annotated[
+        list[str],
+        typer.Option(
+            "--label",
+            metavar="NAME=RUN[,RUN]",
+            help="Seeds of a method, and its name; repeatable.",
+            show_default=False,
+        ),
+    ] = [],  # noqa: B006
+    reach: Annotated[
+        float | None,
+        typer.Option(
+            "--reach", metavar="X", help="Reward whose price is asked.", show_default="best of the worst method"
+        ),
+    ] = None,
+    reward: Annotated[
+        str | None,
+        typer.Option(
+            "--reward", metavar="NAME", help="Compare by this reward alone.", show_default="what is trained for"
+        ),
+    ] = None,
+    window: Annotated[int, typer.Option("--smooth", metavar="N", min=1, help="Iterations that are averaged.")] = 5,
+    clock: Annotated[
+        Clock, typer.Option("--time", help="Wall or processor time; on a shared machine the latter is fairer.")
+    ] = Clock.WALL,
+    out: Annotated[
+        Path, typer.Option("--out", metavar="DIR", help="Folder for picture and numbers.", file_okay=False)
+    ] = Path("comparison"),
+    draw: Annotated[
+        bool,
+        typer.Option("--draw", help="Also draw prompts and seeds with each method's first run, at several steps."),
+    ] = False,
+    device: Annotated[str, typer.Option("--device", help="For --draw: auto, cpu, cuda, cuda:1, mps.")] = "auto",
+    quiet: o.QuietOption = False,
+    as_json: o.JsonOption = False,
+) -> None:
+    """Compare runs: reward against queries, time and model forwards, and what a given reward costs."""
+    from rlcm_cli.cli.display import Display
+    from rlcm_cli.errors import ConfigError
+    from rlcm_cli.report.compare import compare_runs
+    from rlcm_cli.report.compare_picture import draw_comparison
+    from rlcm_cli.report.compare_samples import write_samples
+    from rlcm_cli.report.compare_table import check_folder, tabulate, write_table
+
+    check_folder(out)
+    contenders = [open_contender(root, label) for label, root in parse_labels(labels)]
+    contenders += [open_contender(root) for root in roots]
+    if not contenders:
+        raise ConfigError("no run given; name run directories, for example rlcm compare runs/a runs/b")
+    comparison = compare_runs(contenders, component=reward, window=window, clock=clock.value, target=reach)
+    table = tabulate(comparison)
+    display = Display(quiet=quiet, as_json=as_json)
+    with tempfile.TemporaryDirectory() as scratch:
+        runs = {method.label: method.runs[0].layout.root for method in comparison.methods}
+        strips = draw_strips(runs, Path(scratch), device, display) if draw else []
+        files = [write_table(table, out), draw_comparison(comparison, out)]
+        if strips:
+            files.append(write_samples(strips, out))
+    if not as_json:
+        show(table)
+        for note in table["notes"]:
+            typer.echo(f"note: {note}")
+        typer.echo(f"{out}: {', '.join(file.name for file in files)}")
+    display.finish({**table, "files": [str(file) for file in files]})
+
+
+def draw_strips(runs: Mapping[str, Path], folder: Path, device: str, display: Display) -> list[Strip]:
+    """Draw the same prompts with the newest checkpoint of each run, method → run directory."""
+    from rlcm_cli.phases.compare import draw_samples, plan_samples
+    from rlcm_cli.report.compare_samples import Strip
+
+    rows = plan_samples(runs, folder)
+    display.follow(draw_samples(rows, device))
+    return [Strip(row.method, row.drawing.sample.steps, row.drawing.prompts, row.folder) for row in rows]
+
+
+def parse_labels(options: Sequence[str]) -> Iterator[tuple[str, Path]]:
+    """Read `NAME=RUN[,RUN]` options: (label, run)."""
+    from rlcm_cli.errors import ConfigError
+
+    for text in options:
+        label, equals, runs = text.partition("=")
+        if not (label.strip() and equals and all(runs.split(","))):
+            raise ConfigError(
+                f"--label {text}: write NAME=RUN or NAME=RUN,RUN, for example --label DDPO=runs/a,runs/b"
+            )
+        yield from ((label.strip(), Path(root)) for root in runs.split(","))
+
+
+def open_contender(root: Path, label: str = "") -> Contender:
+    """Read what a comparison must know of a run. Raises `MissingFileError` where there is none."""
+    from rlcm_cli.errors import MissingFileError
+    from rlcm_cli.phases.run import identify, open_run
+    from rlcm_cli.report.compare_contenders import Contender
+
+    if not (root / "config.json").is_file():
+        raise MissingFileError(f"{root}: is no run directory (no config.json); name one that `rlcm loop` has made")
+    the_run = open_run(root)
+    tasks = the_run.config.joint_tasks()
+    return Contender(
+        layout=the_run.layout,
+        seed=the_run.config.seed,
+        settings={key: value for key, value in identify(the_run.config).items() if key != "seed"},
+        tasks={name: dict(task.rewards) for name, task in tasks.items()},
+        shares={name: task.share for name, task in tasks.items()},
+        rewards={name: spec.directory for name, spec in the_run.reward_specs().items()},
+        label=label,
+    )
+
+
+def show(table: Mapping[str, Any]) -> None:
+    """Print the numbers: a column a method, of several seeds the lowest and the highest below the mean."""
+    from rich.console import Console
+    from rich.table import Table
+
+    shown = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0))
+    shown.add_column(no_wrap=True)
+    for method in table["methods"]:
+        shown.add_column(method["label"], justify="right", overflow="fold")
+    for name, cells in _lines(table):
+        shown.add_row(name, *cells)
+    console = Console(markup=False, highlight=False)
+    if not console.is_terminal:  # no window's width to keep to, and rich would fold at 80
+        console = Console(markup=False, highlight=False, width=WIDTH_OF_A_FILE)
+    window = table["smoothed_over_iterations"]
+    console.print(f"reward: {table['reward']}" + (f", mean of {window} iterations" if window > 1 else ""))
+    console.print(shown)
+
+
+def _lines(table: Mapping[str, Any]) -> Iterator[tuple[str, list[str]]]:
+    methods = table["methods"]
+    yield "seeds × iterations", [f"{len(method['seeds'])} × {method['iterations']}" for method in methods]
+    for key in ("first", "best", "final"):
+        yield f"{key} reward", [_spread(method[key]) for method in methods]
+    for key, name in (("held_out_seeds", "held-out seeds"), ("held_out_prompts", "held-out prompts")):
+        for when in ("before", "after"):
+            found = [(method["evaluated"] or {}).get(key) for method in methods]
+            if any(found):
+                yield f"{name}, {when}", [_spread(values and values[when]) for values in found]
+    for cost in table["costs"]:
+        reached = [method["reach"][cost] for method in methods]
+        yield f"{COST_NAMES[cost]} to {_reward(table['target'])}", [_price(cost, values) for values in reached]
+        times = [values["times_cheaper"] for values in reached]
+        yield "  times cheaper", ["–" if value is None else f"{value:.{1 if value < 100 else 0}f}" for value in times]
+        yield f"{COST_NAMES[cost]} in all", [_amount(cost, method["total"][cost]["mean"]) for method in methods]
+
+
+def _spread(values: Mapping[str, float] | None) -> str:
+    if values is None:
+        return "–"
+    if values["lowest"] == values["highest"]:
+        return _reward(values["mean"])
+    return f"{_reward(values['mean'])}\n({_reward(values['lowest'])} to {_reward(values['highest'])})"
+
+
+def _price(cost: str, values: Mapping[str, Any]) -> str:
+    def amount(price: float | None) -> str:
+        return "never" if price is None else _amount(cost, price)
+
+    seeds = sorted(values["of_each_seed"], key=lambda price: float("inf") if price is None else price)
+    own = f"\n(seeds {amount(seeds[0])} to {amount(seeds[-1])})" if len(seeds) > 1 else ""
+    return amount(values["price"]) + own
+
+
+def _reward(value: float) -> str:
+    return f"{value:.3f}".replace("-", "−")
+
+
+def _amount(cost: str, value: float) -> str:
+    if not cost.endswith("seconds"):
+        return f"{value:,.0f}"
+    size, unit = next((unit for unit in ((3600, "h"), (60, "min")) if value >= 2 * unit[0]), (1, "s"))
+    return f"{value / size:.1f} {unit}"

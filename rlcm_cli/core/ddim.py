@@ -1,0 +1,70 @@
+"""The sampling of a diffusion model by DDIM with noise (arXiv 2010.02502), as DDPO's policy (arXiv 2305.13301)."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from rlcm_cli.core.schedule import PredictionType, Schedule, predict_image, predict_noise, roots
+
+TimestepSpacing = Literal["leading", "trailing", "linspace"]
+
+
+def ddim_timesteps(steps: int, *, train_steps: int, spacing: TimestepSpacing, offset: int) -> Tensor:
+    """Choose H timesteps as diffusers' `DDIMScheduler` does, int64 [H], falling.
+
+    The spacings are those of arXiv 2305.08891, table 2; `offset` is added to the timesteps of `leading`.
+    """
+    if spacing == "leading":
+        return (torch.arange(steps) * (train_steps // steps)).flip(0) + offset
+    # In the very arithmetic of numpy's arange and linspace: halves are rounded as its last bits say.
+    if spacing == "trailing":
+        stride = (train_steps - train_steps / steps) - train_steps
+        return (train_steps + torch.arange(steps).double() * stride).round().long() - 1
+    return (torch.arange(steps).double() * ((train_steps - 1) / max(steps - 1, 1))).round().long().flip(0)
+
+
+def ddim_schedule(
+    alphas_cumprod: Tensor,
+    timesteps: Tensor,
+    prediction_type: PredictionType,
+    *,
+    eta: float,
+    final_alpha_cumprod: float,
+) -> Schedule:
+    """Build the schedule of a DDIM sampler, equal to diffusers' `DDIMScheduler` without clipping.
+
+    DDIM, equations 12 and 16, from t to t' = t − train steps // H:
+
+        std = η √((1 − ᾱ') / (1 − ᾱ)) √(1 − ᾱ / ᾱ'),   mean = √ᾱ' · x₀ + √(1 − ᾱ' − std²) · ε
+
+    Args:
+        alphas_cumprod: ᾱ of the model's training schedule, float [train steps].
+        timesteps: Of the model calls, int64 [H], falling.
+        prediction_type: What the model predicts.
+        eta: η ≥ 0; at 0 the sampler is deterministic and has no actions.
+        final_alpha_cumprod: ᾱ' where t' is below 0; where it is 1, the last call is deterministic.
+    """
+    next_timesteps = timesteps - len(alphas_cumprod) // len(timesteps)
+    alpha_bar = alphas_cumprod[timesteps]
+    next_alpha_bar = torch.where(
+        next_timesteps >= 0,
+        alphas_cumprod[next_timesteps.clamp(min=0)],
+        alphas_cumprod.new_tensor(final_alpha_cumprod),
+    )
+    alpha, sigma = roots(alpha_bar)
+    next_alpha, _ = roots(next_alpha_bar)
+    variance = (1 - next_alpha_bar) / (1 - alpha_bar) * (1 - alpha_bar / next_alpha_bar)
+    std = eta * variance.sqrt()
+    direction = (1 - next_alpha_bar - std**2).sqrt().double()
+    image_of_latents, image_of_output = predict_image(prediction_type, alpha, sigma)
+    noise_of_latents, noise_of_output = predict_noise(prediction_type, alpha, sigma)
+    return Schedule(
+        timesteps,
+        next_timesteps,
+        of_latents=next_alpha * image_of_latents + direction * noise_of_latents,
+        of_output=next_alpha * image_of_output + direction * noise_of_output,
+        std=std.double(),
+    )

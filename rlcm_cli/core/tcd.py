@@ -1,0 +1,42 @@
+"""The strategic stochastic sampling of a trajectory consistency model (TCD, arXiv 2402.19159, section 4.3)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from rlcm_cli.core.schedule import PredictionType, Schedule, predict_image, predict_noise, roots
+
+
+def tcd_schedule(
+    alphas_cumprod: Tensor, timesteps: Tensor, prediction_type: PredictionType, *, gamma: float
+) -> Schedule:
+    """Build the schedule of a TCD sampler, equal to diffusers' `TCDScheduler`, which calls gamma eta.
+
+    From t the model's trajectory is followed down to s = ⌊(1 − γ) t'⌋, below the next timestep t', and noise
+    brings the latents up to it again; the last call ends at 0 and draws nothing:
+
+        x_s = √ᾱ_s · x₀ + √(1 − ᾱ_s) · ε,   next latents ~ N(√(ᾱ' / ᾱ_s) · x_s, 1 − ᾱ' / ᾱ_s)
+
+    Args:
+        alphas_cumprod: ᾱ of the model's training schedule, float [train steps].
+        timesteps: Of the model calls, int64 [H], falling.
+        prediction_type: What the model predicts.
+        gamma: γ in 0 … 1; at 0 the sampler is deterministic and has no actions.
+    """
+    next_timesteps = torch.cat([timesteps[1:], timesteps.new_zeros(1)])
+    reached = ((1 - gamma) * next_timesteps).floor().long()
+    alpha, sigma = roots(alphas_cumprod[timesteps])
+    reached_alpha, reached_sigma = roots(alphas_cumprod[reached])
+    kept = alphas_cumprod[next_timesteps] / alphas_cumprod[reached]
+    kept[-1] = 1
+    renoised, std = roots(kept)
+    image_of_latents, image_of_output = predict_image(prediction_type, alpha, sigma)
+    noise_of_latents, noise_of_output = predict_noise(prediction_type, alpha, sigma)
+    return Schedule(
+        timesteps,
+        next_timesteps,
+        of_latents=renoised * (reached_alpha * image_of_latents + reached_sigma * noise_of_latents),
+        of_output=renoised * (reached_alpha * image_of_output + reached_sigma * noise_of_output),
+        std=std,
+    )

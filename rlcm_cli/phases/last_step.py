@@ -1,0 +1,138 @@
+"""The last model call by back-propagation: the gradient of differentiable rewards through image, decoder and model.
+
+An LCM's last call draws no noise, so that no policy gradient reaches it, and with two calls half of the sampler goes
+untrained (LaSRO, arXiv 2411.15247). Its image is a differentiable function of the adapter, though: with x the last
+stored state, the gradient of the expected reward is that of the policy, of x, plus E[∇ r(image(x))] with x held.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from rlcm_cli.config import Config
+from rlcm_cli.errors import ConfigError
+from rlcm_cli.models.diffusion import DiffusionModel
+from rlcm_cli.phases.advantages import rows_of
+from rlcm_cli.phases.gradient import pick_conditioning, predict_transition
+from rlcm_cli.phases.rollout import Rollout
+from rlcm_cli.phases.sample import sample_seed
+from rlcm_cli.phases.score import Scorer
+from rlcm_cli.rewards import Reward
+
+EPSILON = 1e-6
+
+
+@dataclass(frozen=True)
+class PathwiseReward:
+    """A differentiable reward in the units of the policy gradient beside it."""
+
+    reward: Reward
+    weights: Tensor
+    """Of the reward in each sample's training reward, float32 [B]; 0 where the sample's task does not have it."""
+    factors: Tensor
+    """What turns the reward of each sample into its part of the advantage, float32 [B]."""
+
+
+def choose_pathwise(rollout: Rollout, config: Config, scorers: Mapping[str, Scorer]) -> list[PathwiseReward]:
+    """Give the differentiable ones of the rewards that are trained for.
+
+    A reward is divided by its standard deviation over the round, as advantages are, and weighted as there: see
+    `combine_advantages`. Raises `ConfigError` where none is differentiable.
+    """
+    tasks = config.joint_tasks()
+    trained = [name for name in config.reward_names() if any(task.rewards.get(name) for task in tasks.values())]
+    chosen = [name for name in trained if scorers[name].reward.differentiable]
+    if not chosen:
+        raise ConfigError(
+            f"last_step.mode backprop needs a differentiable reward, and none of {', '.join(trained)} is; add one "
+            "(`rlcm rewards` says which are), or use another last_step.mode"
+        )
+    count = len(rollout.tasks)
+    weights = {name: torch.zeros(count) for name in chosen}
+    factors = {name: torch.zeros(count) for name in chosen}
+    for task, choice in tasks.items():
+        rows = rows_of(rollout.tasks, task)
+        summed = choice.combine == "sum"
+        norm = 1.0 if summed else math.sqrt(sum(weight**2 for weight in choice.rewards.values()))
+        for name in set(chosen) & set(choice.rewards):
+            values = (rollout.rewards if summed else rollout.components[name])[rows]
+            # Leave-one-out advantages keep the unit of their rewards.
+            normalised = config.train.advantage_kind != "leave-one-out"
+            spread = values.std(correction=0).item() + EPSILON if normalised else 1.0
+            weights[name][rows] = choice.rewards[name]
+            factors[name][rows] = choice.rewards[name] / (norm * spread)
+    return [PathwiseReward(scorers[name].reward, weights[name], factors[name]) for name in chosen]
+
+
+def accumulate_last_step(
+    model: DiffusionModel,
+    rollout: Rollout,
+    samples_M: Tensor,
+    rewards: list[PathwiseReward],
+    *,
+    weight: float,
+    micro_batch_size: int,
+) -> dict[str, Tensor]:
+    """Add the gradient of the rewards through the last call to the adapter's, and give its metrics.
+
+    The policy's loss is a mean over actions, and its log-probabilities usually over the latents' D values too: so
+    this one is divided by A and D as well, and with a weight of 1 both are parts of the gradient of one expected
+    reward.
+
+    Args:
+        model: With the adapter.
+        rollout: The round.
+        samples_M: The samples of the optimizer step, int64 [M], rows of the rollout.
+        rewards: Of `choose_pathwise`.
+        weight: Of this gradient beside the policy's.
+        micro_batch_size: Samples in one forward and backward pass.
+
+    Returns:
+        `last_step_reward`: mean over samples of the weighted sum of these rewards, on unrounded images.
+
+    Raises:
+        RewardError: If a reward fails or gives no gradient.
+    """
+    states = rollout.trajectories.latents_BSCHW
+    scale = weight / max(1, rollout.trajectories.actions)
+    if rollout.manifest.reduction == "mean":
+        scale /= states[0, 0].numel()
+    mean_reward = torch.zeros(())
+    for samples in torch.split(samples_M, micro_batch_size):
+        images = _draw_images(model, rollout, states[samples, -1].to(model.device), samples)
+        loss, total = torch.zeros((), device=model.device), torch.zeros(())
+        for part in rewards:
+            values = part.reward.score_floats(
+                images, [rollout.prompts[row] for row in samples.tolist()], _metadata(rollout, samples)
+            )
+            loss = loss - (part.factors[samples].to(values.device) * values).sum().to(model.device)
+            total += (part.weights[samples] * values.detach().cpu()).sum()
+        (scale / len(samples_M) * loss).backward()  # type: ignore[no-untyped-call]
+        mean_reward += total / len(samples_M)
+    return {"last_step_reward": mean_reward}
+
+
+def _draw_images(model: DiffusionModel, rollout: Rollout, states: Tensor, samples: Tensor) -> Tensor:
+    """Make the last call: states [M, C, h, w] to images, float32 [M, 3, H, W], differentiable."""
+    last = torch.full((len(samples),), rollout.schedule.steps - 1, device=model.device)
+    conditioning = pick_conditioning(model, rollout, samples)
+    latents = predict_transition(model, rollout, states, last, conditioning).mean
+    return model.decode_floats(latents.to(model.dtype))
+
+
+def _metadata(rollout: Rollout, samples: Tensor) -> list[dict[str, object]]:
+    manifest = rollout.manifest
+    return [
+        {
+            "iteration": manifest.iteration,
+            "sample": sample,
+            "seed": sample_seed(manifest, sample),
+            "group": sample // manifest.group_size,
+        }
+        for sample in samples.tolist()
+    ]

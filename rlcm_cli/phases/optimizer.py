@@ -1,0 +1,79 @@
+"""The optimizer: made from its settings, its state as tensors with names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from rlcm_cli.config import TrainSettings
+from rlcm_cli.errors import ConfigError
+
+
+def find_optimizer(name: str) -> Callable[..., torch.optim.Optimizer]:
+    """Give the class of an optimizer. Raises `ConfigError` where its package is not there."""
+    return {"adamw": lambda: torch.optim.AdamW, "adamw8bit": _adamw8bit}[name]()
+
+
+def make_optimizer(
+    parameters: Mapping[str, torch.nn.Parameter], settings: TrainSettings, rate: float
+) -> torch.optim.Optimizer:
+    """Make the optimizer of the settings at a learning rate, without state."""
+    return find_optimizer(settings.optimizer)(
+        parameters.values(),
+        lr=rate,
+        betas=(settings.adam_beta1, settings.adam_beta2),
+        eps=settings.adam_epsilon,
+        weight_decay=settings.weight_decay,
+    )
+
+
+def optimizer_tensors(
+    optimizer: torch.optim.Optimizer, parameters: Mapping[str, torch.nn.Parameter]
+) -> dict[str, Tensor]:
+    """Give an optimizer's state by `<quantity>/<parameter name>`; empty before its first step.
+
+    A count that is no tensor, as bitsandbytes' `step`, becomes an int64 one.
+    """
+    return {
+        f"{quantity}/{name}": _to_tensor(value)
+        for name, parameter in parameters.items()
+        for quantity, value in optimizer.state.get(parameter, {}).items()
+    }
+
+
+def restore_optimizer(
+    optimizer: torch.optim.Optimizer,
+    parameters: Mapping[str, torch.nn.Parameter],
+    tensors: Mapping[str, Tensor],
+) -> None:
+    """Put the tensors of `optimizer_tensors` back."""
+    for key, tensor in tensors.items():
+        quantity, _, name = key.partition("/")
+        parameter = parameters[name]
+        value: Any = tensor
+        if quantity != "step":  # torch counts on the host
+            value = tensor.to(parameter.device)
+        elif tensor.dtype == torch.int64:
+            value = int(tensor)
+        optimizer.state[parameter][quantity] = value
+
+
+def _to_tensor(value: Tensor | int) -> Tensor:
+    if isinstance(value, int):
+        return torch.tensor(value)
+    # Tables that all parameters share, as bitsandbytes' of its 256 values: safetensors takes no memory twice.
+    return value.clone() if value.ndim == 1 else value
+
+
+def _adamw8bit() -> Callable[..., torch.optim.Optimizer]:
+    try:
+        import bitsandbytes
+    except ImportError:
+        raise ConfigError(
+            "train.optimizer adamw8bit needs the package bitsandbytes, which is not installed; pip install "
+            "'rlcm[8bit]', or use adamw"
+        ) from None
+    return cast("type[torch.optim.Optimizer]", bitsandbytes.optim.AdamW8bit)

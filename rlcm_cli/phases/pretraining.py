@@ -1,0 +1,105 @@
+"""The loss of the model's own training on real images with captions, beside the objective.
+
+Pinterest's regulariser against forgetting (arXiv 2401.12244): as in their published code, the noise prediction of
+images at timesteps drawn evenly, each with its caption, none of which is dropped. Theirs is an optimizer step of its
+own before each of the objective; here both gradients are one step, so that `weight` says how they compare.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rlcm_cli.config import Config, PretrainingSettings
+from rlcm_cli.core.denoising import add_noise, denoising_error
+from rlcm_cli.core.noise import derive_seed
+from rlcm_cli.errors import ConfigError
+from rlcm_cli.models.diffusion import DiffusionModel
+from rlcm_cli.prompts.pairs import Pairs, open_pairs
+
+
+def find_pairs(config: Config, model: DiffusionModel) -> Pairs | None:
+    """Open the images that a configuration names; None where it names none.
+
+    Raises `ConfigError` where they cannot be had, or the model is none that is trained so.
+    """
+    if config.pretraining.source is None:
+        return None
+    if model.policy != "ddim":
+        raise ConfigError(
+            f"pretraining.source is set, and this model's policy is {model.policy}: a consistency model was not "
+            "trained to denoise; leave it out (train.kl_weight also holds on to the base model)"
+        )
+    return _open(config.pretraining)
+
+
+@functools.cache
+def _open(settings: PretrainingSettings) -> Pairs:
+    return open_pairs(str(settings.source), image_column=settings.image_column, caption_column=settings.caption_column)
+
+
+def accumulate_pretraining(
+    model: DiffusionModel,
+    pairs: Pairs,
+    settings: PretrainingSettings,
+    seed: int,
+    *,
+    micro_batch_size: int,
+) -> dict[str, Tensor]:
+    """Add the gradient of the pretraining loss to the adapter's, and give its metrics.
+
+    Args:
+        model: With the adapter.
+        pairs: Real images with captions.
+        settings: Weight and batch size.
+        seed: Decides which images, timesteps and noise (`step_seed`).
+        micro_batch_size: Images in one forward and backward pass.
+
+    Returns:
+        `pretraining_loss`: the mean squared error, unweighted.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    chosen = torch.randint(len(pairs), (settings.batch_size,), generator=generator)
+    timesteps = torch.randint(len(model.alphas_cumprod), (settings.batch_size,), generator=generator)
+    noise = torch.randn(settings.batch_size, *model.latent_shape, generator=generator)
+    mean_loss = torch.zeros(())
+    for first in range(0, settings.batch_size, micro_batch_size):
+        rows = slice(first, first + micro_batch_size)
+        images, captions = pairs.take(chosen[rows].tolist())
+        error = _denoise(model, images, captions, timesteps[rows], noise[rows])
+        loss = error.sum() / settings.batch_size
+        (settings.weight * loss).backward()  # type: ignore[no-untyped-call]
+        mean_loss += loss.detach().cpu()
+    return {"pretraining_loss": mean_loss}
+
+
+def step_seed(run_seed: int, iteration: int, step: int) -> int:
+    """Seed of the images and noise of an optimizer step."""
+    return derive_seed(run_seed, "pretraining", iteration, step)
+
+
+def _denoise(
+    model: DiffusionModel, images: list[Any], captions: list[str], timesteps: Tensor, noise: Tensor
+) -> Tensor:
+    """Give the error of each image, float32 [B]; timesteps int64 [B], noise float32 [B, C, h, w]."""
+    pixels = torch.stack([fit_image(image, model.image_size) for image in images])
+    latents = model.encode_images(pixels).float()
+    alpha_bar = model.alphas_cumprod[timesteps].to(model.device)
+    noise, timesteps = noise.to(model.device), timesteps.to(model.device)
+    conditioning = {name: table.to(model.device) for name, table in model.encode_prompts(captions).items()}
+    noised = add_noise(latents, noise, alpha_bar).to(model.dtype)
+    # Without guidance: it is made of two predictions, and each was trained by itself.
+    prediction = model.predict(noised, timesteps, conditioning, guidance_scale=1.0)
+    return denoising_error(prediction, latents, noise, alpha_bar, model.prediction_type)
+
+
+def fit_image(image: Any, size: int) -> Tensor:
+    """Resize a picture of Pillow's and crop its middle to a square, uint8 [3, size, size]."""
+    from PIL import Image, ImageOps
+
+    fitted = ImageOps.fit(image.convert("RGB"), (size, size), method=Image.Resampling.BICUBIC)
+    return torch.from_numpy(np.array(fitted)).permute(2, 0, 1)

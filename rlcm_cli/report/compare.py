@@ -1,0 +1,162 @@
+"""Several runs beside each other: the curve of each, their costs, and the reward whose price is asked for."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from rlcm_cli.errors import ConfigError, MissingFileError
+from rlcm_cli.report.compare_contenders import Contender, check_rewards, describe_weights, group_runs, name_reward
+from rlcm_cli.report.compare_curves import Curve, average_curves, trace_curve
+from rlcm_cli.report.compare_evaluations import Ends, read_ends
+from rlcm_cli.store.run import read_metrics
+
+Clock = Literal["wall", "cpu"]
+
+COSTS: dict[str, tuple[str, ...]] = {
+    "queries": ("samples",),
+    "wall_seconds": ("sample_seconds", "score_seconds", "train_seconds"),
+    "cpu_seconds": ("cpu_seconds",),
+    "forwards": ("forwards",),
+}
+"""Cost → the keys of an iteration's metrics whose sum it is. Loading models and evaluating are no part of it."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """Runs that differ only in their seeds."""
+
+    label: str
+    runs: tuple[Contender, ...]
+    curves: tuple[Curve, ...]
+    """One a run."""
+    mean: Curve
+    evaluations: tuple[Ends | None, ...]
+    """One a run; None where there are not two of them."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Methods with a common reward."""
+
+    methods: tuple[Method, ...]
+    reward: str
+    """What the rewards are, for people."""
+    window: int
+    """Iterations that a reward is averaged over."""
+    costs: tuple[str, ...]
+    """Those of `COSTS` that all runs have recorded, by the clock that was asked for."""
+    target: float
+    """The reward whose price is asked for."""
+    notes: tuple[str, ...]
+
+
+def compare_runs(
+    contenders: Sequence[Contender],
+    *,
+    component: str | None = None,
+    window: int = 5,
+    clock: Clock = "wall",
+    target: float | None = None,
+) -> Comparison:
+    """Compare runs by the training reward, or by one reward that all have scored.
+
+    `target` None is the lowest of the methods' best rewards, each method's the maximum of its mean curve: the best
+    that the worst method came to. Raises `ConfigError` where the runs cannot be compared, `MissingFileError`
+    where one has not trained two iterations.
+    """
+    check_rewards(contenders, component)
+    metrics = {contender.layout.root: _read_rows(contender) for contender in contenders}
+    costs, notes = _find_costs(contenders, metrics, clock)
+    methods = []
+    for label, runs in group_runs(contenders).items():
+        curves = tuple(
+            trace_curve(
+                [_reward_of(row, component, run) for row in metrics[run.layout.root]],
+                {cost: [sum(row[key] for key in COSTS[cost]) for row in metrics[run.layout.root]] for cost in costs},
+                window,
+            )
+            for run in runs
+        )
+        lengths = [len(curve.rewards) for curve in curves]
+        if len(set(lengths)) > 1:
+            notes.append(
+                f"{label}: its seeds have {', '.join(map(str, lengths))} iterations; the mean ends with the shortest"
+            )
+        methods.append(
+            Method(
+                label=label,
+                runs=tuple(runs),
+                curves=curves,
+                mean=average_curves(curves),
+                evaluations=tuple(read_ends(run, component) for run in runs),
+            )
+        )
+    notes += _warn_of_prompts(methods)
+    return Comparison(
+        methods=tuple(methods),
+        reward=name_reward(component) if component else describe_weights(contenders[0]),
+        window=window,
+        costs=tuple(costs),
+        target=min(max(method.mean.rewards) for method in methods) if target is None else target,
+        notes=tuple(notes),
+    )
+
+
+def _read_rows(contender: Contender) -> list[dict[str, Any]]:
+    root = contender.layout.root
+    rows = read_metrics(contender.layout)
+    if len(rows) < 2:
+        raise MissingFileError(
+            f"{root}: has metrics of {len(rows)} iterations, a curve needs two; go on with `rlcm loop --run {root}`"
+        )
+    return rows
+
+
+def _find_costs(
+    contenders: Sequence[Contender], metrics: Mapping[Path, Sequence[Mapping[str, Any]]], clock: Clock
+) -> tuple[list[str], list[str]]:
+    """Find the costs that every iteration of every run has recorded, and say of the others why they are left out."""
+    costs, notes = [], []
+    for cost, keys in COSTS.items():
+        if cost == {"wall": "cpu_seconds", "cpu": "wall_seconds"}[clock]:
+            continue
+        missing = [
+            (run, key)
+            for run in contenders
+            for key in keys
+            if any(row.get(key) is None for row in metrics[run.layout.root])
+        ]
+        if missing:
+            run, key = missing[0]
+            notes.append(f"no {cost.replace('_', ' ')}: the metrics of {run.name} lack {key}")
+        else:
+            costs.append(cost)
+    if not costs:
+        raise ConfigError(f"the runs have no cost in common to compare them by ({'; '.join(notes)}); train them anew")
+    return costs, notes
+
+
+def _reward_of(row: Mapping[str, Any], component: str | None, contender: Contender) -> float:
+    if component is None:
+        return float(row["reward_mean"])
+    known = {**row.get("watched", {}), **row.get("rewards", {})}
+    if component not in known:
+        raise ConfigError(
+            f"--reward {component}: {contender.layout.root} did not score it in iteration {row['iteration']}; choose "
+            f"one that all iterations have, {', '.join(known)}"
+        )
+    return float(known[component])
+
+
+def _warn_of_prompts(methods: Sequence[Method]) -> list[str]:
+    def prompts(method: Method) -> str:
+        settings = method.runs[0].settings
+        found = [settings.get("prompts"), *(task.get("prompts") for task in settings.get("tasks", {}).values())]
+        return json.dumps(found, sort_keys=True)
+
+    others = [method.label for method in methods if prompts(method) != prompts(methods[0])]
+    return [f"trained on other prompts than {methods[0].label}: {', '.join(others)}"] if others else []

@@ -1,0 +1,60 @@
+"""What the evaluations of a run's first and last checkpoint say of its reward."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+
+from rlcm_cli.report.compare_contenders import Contender
+from rlcm_cli.store.evaluations import Evaluation, read_evaluation
+
+
+@dataclass(frozen=True)
+class Ends:
+    """Mean rewards of the evaluated images of a run's first and last checkpoint."""
+
+    checkpoints: tuple[int, int]
+    seeds: tuple[float, float]
+    """Over all images, whose seeds are held out."""
+    prompts: tuple[float, float] | None
+    """Over those of prompts that are kept out of training; None where there are none."""
+
+
+def read_ends(contender: Contender, component: str | None) -> Ends | None:
+    """Read the evaluations of a run by its training reward, or by one reward.
+
+    None where there are not two evaluations, or where one of them lacks a reward. Raises the errors of
+    `read_evaluation`.
+    """
+    layout = contender.layout
+    numbers = layout.evaluations()
+    if len(numbers) < 2:
+        return None
+    first, last = (read_evaluation(layout, number) for number in (numbers[0], numbers[-1]))
+    weights = {task: {component: 1.0} for task in contender.tasks} if component else contender.tasks
+    names = {name for rewards in weights.values() for name in rewards}
+    if not names <= first.rewards.keys() & last.rewards.keys():
+        return None
+    (before, before_prompts), (after, after_prompts) = (_average(found, weights) for found in (first, last))
+    return Ends(
+        (numbers[0], numbers[-1]),
+        (before, after),
+        None if before_prompts is None or after_prompts is None else (before_prompts, after_prompts),
+    )
+
+
+def _average(evaluation: Evaluation, weights: Mapping[str, Mapping[str, float]]) -> tuple[float, float | None]:
+    """Average the weighted sum over all images, and over those of held-out prompts.
+
+    Images of a task that does not have the reward are left out.
+    """
+    total = torch.full((len(evaluation.tasks),), torch.nan, dtype=torch.float64)
+    for task, rewards in weights.items():
+        rows = [row for row, of_image in enumerate(evaluation.tasks) if of_image == task]
+        parts = [weight * evaluation.rewards[name][rows].double() for name, weight in rewards.items()]
+        total[rows] = torch.stack(parts).sum(0)
+    held_out = total[evaluation.held_out]
+    seen = not held_out.isnan().all()  # which is true of none at all, too
+    return total.nanmean().item(), held_out.nanmean().item() if seen else None

@@ -1,0 +1,112 @@
+"""The numbers of a comparison as plain values, and the folder that they are written into."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rlcm_cli.errors import ConfigError
+from rlcm_cli.report.compare import Comparison, Method
+from rlcm_cli.report.compare_curves import Curve, find_crossing, price_at
+from rlcm_cli.report.compare_evaluations import Ends
+from rlcm_cli.store.atomic import replace_bytes
+
+FILES = ("compare.json", "compare.png", "samples.png")
+KIND = "comparison"
+
+
+def tabulate(comparison: Comparison) -> dict[str, Any]:
+    """Give all numbers of the comparison as plain values; of several seeds mean, lowest and highest.
+
+    `price` of a method is what its mean curve has cost where it first reaches the target, and `of_each_seed` that
+    of each run's own; None: never. `times_cheaper` compares with the dearest method that reaches it. `total` is
+    the cost of the whole training.
+    """
+    rows = [_tabulate_method(method, comparison) for method in comparison.methods]
+    for cost in comparison.costs:
+        known = [row["reach"][cost]["price"] for row in rows if row["reach"][cost]["price"] is not None]
+        for row in rows:
+            price = row["reach"][cost]["price"]
+            row["reach"][cost]["times_cheaper"] = max(known) / price if price else None
+    return {
+        "kind": KIND,
+        "reward": comparison.reward,
+        "smoothed_over_iterations": comparison.window,
+        "target": comparison.target,
+        "costs": list(comparison.costs),
+        "methods": rows,
+        "notes": list(comparison.notes),
+    }
+
+
+def check_folder(folder: Path) -> None:
+    """Raise `ConfigError` where writing a comparison into a folder would replace a file of something else."""
+    table = folder / FILES[0]
+    try:
+        ours = json.loads(table.read_text(encoding="utf-8")).get("kind") == KIND
+    except (OSError, ValueError, AttributeError):
+        ours = False
+    taken = [folder / name for name in FILES if (folder / name).exists()]
+    if (folder.exists() and not folder.is_dir()) or (taken and not ours):
+        raise ConfigError(
+            f"{taken[0] if taken else folder}: is there and no file of a comparison; choose another --out"
+        )
+
+
+def write_table(table: Mapping[str, Any], folder: Path) -> Path:
+    """Write the numbers of a comparison into its folder."""
+    path = folder / FILES[0]
+    replace_bytes(path, (json.dumps(table, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode())
+    return path
+
+
+def _tabulate_method(method: Method, comparison: Comparison) -> dict[str, Any]:
+    target = comparison.target
+    crossing = find_crossing(method.mean, target)
+    own = [find_crossing(curve, target) for curve in method.curves]
+
+    def price(curve: Curve, cost: str, iteration: float | None) -> float | None:
+        return None if iteration is None else price_at(curve.prices[cost], iteration)
+
+    return {
+        "label": method.label,
+        "runs": [run.name for run in method.runs],
+        "seeds": [run.seed for run in method.runs],
+        "iterations": len(method.mean.rewards),
+        "first": _spread([curve.rewards[0] for curve in method.curves]),
+        "best": _spread([max(curve.rewards) for curve in method.curves]),
+        "final": _spread([curve.rewards[-1] for curve in method.curves]),
+        "evaluated": _tabulate_ends(method.evaluations),
+        "reach": {
+            cost: {
+                "price": price(method.mean, cost, crossing),
+                "of_each_seed": [price(curve, cost, at) for curve, at in zip(method.curves, own, strict=True)],
+            }
+            for cost in comparison.costs
+        },
+        "total": {cost: _spread([curve.prices[cost][-1] for curve in method.curves]) for cost in comparison.costs},
+    }
+
+
+def _tabulate_ends(evaluations: Sequence[Ends | None]) -> dict[str, Any] | None:
+    ends = [found for found in evaluations if found is not None]
+    if len(ends) < len(evaluations):
+        return None
+    prompts = [found.prompts for found in ends if found.prompts is not None]
+    return {
+        "checkpoints": [list(found.checkpoints) for found in ends],
+        "held_out_seeds": {
+            when: _spread([found.seeds[index] for found in ends]) for index, when in enumerate(("before", "after"))
+        },
+        "held_out_prompts": {
+            when: _spread([pair[index] for pair in prompts]) for index, when in enumerate(("before", "after"))
+        }
+        if len(prompts) == len(ends)
+        else None,
+    }
+
+
+def _spread(values: Sequence[float]) -> dict[str, float]:
+    return {"mean": sum(values) / len(values), "lowest": min(values), "highest": max(values)}

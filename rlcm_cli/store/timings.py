@@ -1,0 +1,33 @@
+"""How long the phases of an iteration took, on whatever machines: one small file a shard, which no phase relies on."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from collections.abc import Iterator
+
+from rlcm_cli.store.atomic import publish_bytes
+from rlcm_cli.store.layout import RunLayout
+from rlcm_cli.store.shards import read_json
+
+
+@contextlib.contextmanager
+def timing(layout: RunLayout, iteration: int, phase: str, shard: int) -> Iterator[None]:
+    """Write down what the block takes: seconds on the clock, and of this process on all processors.
+
+    The first time counts: a rollout may be scored with other rewards later.
+    """
+    clock, processor = time.perf_counter(), time.process_time()
+    yield
+    record = {"seconds": time.perf_counter() - clock, "cpu_seconds": time.process_time() - processor}
+    publish_bytes(layout.timing(iteration, phase, shard), json.dumps(record).encode())
+
+
+def read_timings(layout: RunLayout, iteration: int, phase: str, shards: int) -> dict[str, float] | None:
+    """Add up the `seconds` and `cpu_seconds` of all shards; None where those of a shard are not there."""
+    files = [layout.timing(iteration, phase, shard) for shard in range(shards)]
+    if not all(file.exists() for file in files):
+        return None
+    records = [read_json(file) for file in files]
+    return {key: sum(float(record[key]) for record in records) for key in ("seconds", "cpu_seconds")}

@@ -1,0 +1,76 @@
+"""Run directories with hand-made metrics, for comparisons."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rlcm_cli.config import parse_config
+from rlcm_cli.store.evaluations import Evaluation, publish_evaluation
+from rlcm_cli.store.layout import RunLayout
+from rlcm_cli.store.run import publish_config, publish_metrics
+
+
+def write_run(
+    root: Path,
+    means: Sequence[float],
+    *,
+    weights: Mapping[str, float] | None = None,
+    seed: int = 0,
+    samples: int = 10,
+    seconds: float = 4.0,
+    forwards: int = 100,
+    without: Sequence[str] = (),
+    watched: Mapping[str, Sequence[float]] | None = None,
+    **sections: Any,
+) -> Path:
+    """Write a run whose iterations have these mean rewards and cost the same each; `seconds` is the wall time."""
+    layout = RunLayout(root)
+    values: dict[str, Any] = {
+        "task": "compression",
+        "seed": seed,
+        "rewards": weights or {"compressibility": 1.0},
+        **sections,
+    }
+    if watched:
+        values["watch"] = {"rewards": list(watched)}
+    publish_config(layout, parse_config(values).to_json(), {})
+    for number, reward in enumerate(means):
+        row = {
+            "iteration": number,
+            "checkpoint": number + 1,
+            "reward_mean": reward,
+            "rewards": dict.fromkeys(values["rewards"], reward / sum(values["rewards"].values())),
+            "watched": {name: series[number] for name, series in (watched or {}).items()},
+            "samples": samples,
+            "sample_seconds": seconds / 2,
+            "score_seconds": seconds / 4,
+            "train_seconds": seconds / 4,
+            "cpu_seconds": 2 * seconds,
+            "forwards": forwards,
+        }
+        publish_metrics(layout, number + 1, {key: value for key, value in row.items() if key not in without})
+    return root
+
+
+def write_evaluation(
+    root: Path, checkpoint: int, rewards: Mapping[str, Sequence[float]], held_out: Sequence[bool]
+) -> None:
+    """Publish an evaluation of images of one task."""
+    count = len(held_out)
+    publish_evaluation(
+        RunLayout(root),
+        Evaluation(
+            checkpoint=checkpoint,
+            policy_digest="p" * 64,
+            images=torch.zeros(count, 3, 4, 4, dtype=torch.uint8),
+            prompts=["cat"] * count,
+            tasks=["compression"] * count,
+            seed=torch.arange(count),
+            held_out=torch.tensor(held_out),
+            rewards={name: torch.tensor(values) for name, values in rewards.items()},
+        ),
+    )

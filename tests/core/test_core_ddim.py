@@ -1,0 +1,166 @@
+"""DDIM's schedule against the reference's tables and against diffusers' DDIMScheduler."""
+
+import json
+import math
+from collections import defaultdict
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import DDIMScheduler
+from safetensors.torch import load_file
+
+from rlcm_cli.core.ddim import ddim_schedule, ddim_timesteps
+from rlcm_cli.core.gaussian import take_action
+from rlcm_cli.core.schedule import Schedule, sample_trajectories, transition
+
+PARITY = Path(__file__).parent.parent / "data" / "parity"
+SPACINGS = ["leading", "trailing", "linspace"]
+
+
+def parity_cases() -> dict[str, list[dict]]:
+    """`eta<η>.<H>` → the cases of that schedule."""
+    groups = defaultdict(list)
+    for case in json.loads((PARITY / "ddim_transition.json").read_text()):
+        groups[case["key"].rpartition(".")[0]].append(case)
+    return dict(groups)
+
+
+CASES = parity_cases()
+
+
+def diffusers_scheduler(prediction_type="epsilon", *, spacing="leading", alpha_to_one=False) -> DDIMScheduler:
+    return DDIMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        prediction_type=prediction_type,
+        timestep_spacing=spacing,
+        # The offset is Stable Diffusion's; the other spacings ignore it.
+        steps_offset=1,
+        set_alpha_to_one=alpha_to_one,
+        clip_sample=False,
+    )
+
+
+def make_schedule(steps, eta, prediction_type="epsilon", *, spacing="leading", alpha_to_one=False) -> Schedule:
+    scheduler = diffusers_scheduler(alpha_to_one=alpha_to_one)
+    return ddim_schedule(
+        scheduler.alphas_cumprod,
+        ddim_timesteps(steps, train_steps=1000, spacing=spacing, offset=1),
+        prediction_type,
+        eta=eta,
+        final_alpha_cumprod=float(scheduler.final_alpha_cumprod),
+    )
+
+
+def assert_rows_close(actual: torch.Tensor, expected: torch.Tensor, tolerance: float) -> None:
+    """Each row within `tolerance` of its own largest value."""
+    error = (actual.double() - expected).abs().flatten(1).amax(1)
+    assert (error <= tolerance * expected.abs().flatten(1).amax(1)).all(), error
+
+
+def without_float32_scalars(log_prob: torch.Tensor, std: torch.Tensor) -> torch.Tensor:
+    """The table's log-probability but for the rounding of its scalars.
+
+    The reference code takes 2σ², log σ and log √2π in float32, also where its latents are float64: 1e-8 off.
+    """
+    rounded = std.float()
+    assert torch.equal(rounded.double(), std), "σ itself is the reference's, in float32"
+    square = log_prob + rounded.log().double() + torch.tensor(2 * math.pi).sqrt().log().double()
+    exact = square * (rounded**2).double() / std**2 - std.log() - 0.5 * math.log(2 * math.pi)
+    assert_rows_close(exact[:, None], log_prob[:, None], 1e-6)
+    return exact
+
+
+def test_the_parity_tables_are_whole():
+    groups = {"eta1.0.10", "eta1.0.50", "eta0.5.10", "eta0.5.50"}
+    assert {group: len(cases) for group, cases in CASES.items()} == dict.fromkeys(groups, 5)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 2e-6), (torch.float64, 1e-10)])
+@pytest.mark.parametrize("group", CASES)
+def test_log_probs_equal_the_reference_code(group, dtype, tolerance):
+    eta, steps = CASES[group][0]["eta"], int(group.rpartition(".")[2])
+    schedule = make_schedule(steps, eta)
+    indices = [schedule.timesteps.tolist().index(case["timestep"]) for case in CASES[group]]
+    assert schedule.transition_pairs()[indices].tolist() == [
+        [case["timestep"], case["next_timestep"]] for case in CASES[group]
+    ]
+    # All of a table in one batch, its steps mixed.
+    table = load_file(PARITY / "ddim_transition.safetensors")
+    order = torch.randperm(2 * len(indices), generator=torch.Generator().manual_seed(0))
+    model_output, sample, next_sample, log_prob = (
+        torch.cat([table[f"{case['key']}.{name}"] for case in CASES[group]])[order]
+        for name in ("model_output", "sample", "next_sample", "log_prob")
+    )
+    step = torch.tensor(indices).repeat_interleave(2)[order]
+    gaussian = transition(schedule, model_output.to(dtype), sample.to(dtype), step)
+    _, scored = take_action(gaussian.mean, gaussian.std, action=next_sample.to(dtype), reduction="mean")
+    assert gaussian.mean.dtype == scored.dtype == dtype
+    assert_rows_close(scored[:, None], without_float32_scalars(log_prob, schedule.std[step])[:, None], tolerance)
+
+
+@pytest.mark.parametrize("spacing", SPACINGS)
+def test_timesteps_equal_those_of_diffusers(spacing):
+    scheduler = diffusers_scheduler(spacing=spacing)
+    for steps in [*range(1, 101), 250, 333, 999]:
+        scheduler.set_timesteps(steps)
+        timesteps = ddim_timesteps(steps, train_steps=1000, spacing=spacing, offset=1)
+        assert timesteps.dtype == torch.int64
+        # At some H numpy's arange gives `trailing` of diffusers one timestep too many, which is -1.
+        assert scheduler.timesteps.tolist()[steps:] in ([], [-1])
+        assert timesteps.tolist() == scheduler.timesteps.tolist()[:steps], steps
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])
+@pytest.mark.parametrize("alpha_to_one", [False, True])
+@pytest.mark.parametrize("spacing", SPACINGS)
+@pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
+def test_every_transition_equals_a_step_of_diffusers(eta, spacing, alpha_to_one, prediction_type):
+    scheduler = diffusers_scheduler(prediction_type, spacing=spacing, alpha_to_one=alpha_to_one)
+    for steps in (1, 2, 10, 20, 50):
+        schedule = make_schedule(steps, eta, prediction_type, spacing=spacing, alpha_to_one=alpha_to_one)
+        output, latents = torch.randn(2, steps, 4, 8, 8, generator=torch.Generator().manual_seed(steps)).double()
+        gaussian = transition(schedule, output, latents, torch.arange(steps))
+        scheduler.set_timesteps(steps)
+        for noise in (0.0, 1.0):
+            given = torch.full((1,), noise, dtype=torch.float64)
+            stepped = torch.stack(
+                [
+                    scheduler.step(output[i], t, latents[i], eta=eta, variance_noise=given).prev_sample
+                    for i, t in enumerate(scheduler.timesteps)
+                ]
+            )
+            # Both take the same float32 scalars, we multiply them together in another order.
+            assert_rows_close(gaussian.mean + noise * gaussian.std, stepped, 1e-12)
+
+
+def test_which_calls_are_actions():
+    assert make_schedule(10, 0.0).actions == 0
+    # With Stable Diffusion's final ᾱ the last call draws noise, with 1 it is deterministic.
+    # Where it starts at timestep 0, as in linspace, it is so in any case.
+    for spacing, actions in zip(SPACINGS, [10, 10, 9], strict=True):
+        assert make_schedule(10, 1.0, spacing=spacing).actions == actions
+        assert make_schedule(10, 1.0, spacing=spacing, alpha_to_one=True).actions == 9
+
+
+def test_a_zero_terminal_signal_does_not_blow_up():
+    """Rescaled betas (arXiv 2305.08891) have ᾱ = 2⁻²⁴ at the first of the trailing timesteps."""
+    scheduler = DDIMScheduler(
+        rescale_betas_zero_snr=True, prediction_type="v_prediction", timestep_spacing="trailing", clip_sample=False
+    )
+    timesteps = ddim_timesteps(5, train_steps=1000, spacing="trailing", offset=0)
+    schedule = ddim_schedule(scheduler.alphas_cumprod, timesteps, "v_prediction", eta=1.0, final_alpha_cumprod=1.0)
+    for values in (schedule.of_latents, schedule.of_output, schedule.std):
+        assert values.isfinite().all()
+        assert values.abs().max() <= 2
+
+
+def test_without_noise_a_trajectory_is_its_first_state():
+    schedule = make_schedule(3, 0.0)
+    noise = torch.randn(2, 1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    trajectories, final = sample_trajectories(lambda latents, _: 0.1 * latents, schedule, noise, "mean", torch.float32)
+    assert trajectories.actions == 0
+    assert torch.equal(trajectories.latents_BSCHW, noise)
+    assert final.shape == (2, 4, 8, 8)

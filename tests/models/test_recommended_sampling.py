@@ -1,0 +1,66 @@
+"""How a pipeline is drawn where nothing is asked for, and that deterministic samplers draw to the end."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from diffusers import DDIMScheduler, StableDiffusionPipeline
+from tiny_pipelines import build_sd, build_sdxl
+
+from rlcm_cli.core.schedule import sample_trajectories
+from rlcm_cli.errors import ModelError
+from rlcm_cli.models.embedded import embedded_folder
+from rlcm_cli.models.loading import load_model, recommend_sampling
+from rlcm_cli.models.schedules import build_schedule
+
+
+@pytest.mark.parametrize(("name", "steps", "guidance_scale"), [("emoji-lcm", 4, 4.0), ("emoji-diffusion", 20, 4.0)])
+def test_embedded_models_are_drawn_as_their_cards_say(name, steps, guidance_scale):
+    found = recommend_sampling(name, revision=None)
+    assert (found["steps"], found["guidance_scale"]) == (steps, guidance_scale)
+    assert found.get("eta") == (0.0 if name == "emoji-diffusion" else None)
+
+
+@pytest.mark.parametrize(
+    ("build", "policy", "expected"),
+    [
+        (build_sd, "auto", {"steps": 50, "guidance_scale": 7.5, "eta": 0.0}),
+        (build_sdxl, "auto", {"steps": 50, "guidance_scale": 5.0, "eta": 0.0}),
+        (build_sd, "lcm", {"steps": 4, "guidance_scale": 1.0}),
+        (build_sdxl, "tcd", {"steps": 4, "guidance_scale": 1.0}),
+    ],
+)
+def test_other_models_are_drawn_as_in_diffusers(tmp_path, build, policy, expected):
+    assert recommend_sampling(str(build(tmp_path / "model")), revision=None, policy=policy) == expected
+
+
+def test_a_latent_consistency_model_is_drawn_as_in_diffusers(tiny_lcm):
+    assert recommend_sampling(str(tiny_lcm), revision=None) == {"steps": 4, "guidance_scale": 8.5}
+
+
+def test_what_is_no_pipeline_is_refused(tmp_path):
+    with pytest.raises(ModelError, match="is no diffusers pipeline"):
+        recommend_sampling(str(tmp_path), revision=None)
+
+
+def test_ddim_without_noise_equals_diffusers():
+    model = load_model("emoji-diffusion", revision=None, dtype="float32", device="cpu")
+    schedule = build_schedule(model, 3, original_steps=50, spacing="diffusers", eta=0.0, gamma=0.3)
+    conditioning = model.encode_prompts(["a cat"])
+    noise = torch.randn(1, 1, *model.latent_shape, generator=torch.Generator().manual_seed(0))
+
+    def predict(latents: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
+        return model.predict(latents, timesteps, conditioning, 4.0)
+
+    with torch.no_grad():
+        trajectories, drawn = sample_trajectories(predict, schedule, noise, "mean", torch.float32)
+    plain = StableDiffusionPipeline.from_pretrained(
+        embedded_folder("emoji-diffusion"), safety_checker=None, requires_safety_checker=False
+    )
+    plain.scheduler = DDIMScheduler.from_config(plain.scheduler.config, clip_sample=False)
+    plain.set_progress_bar_config(disable=True)
+    expected = plain(
+        "a cat", num_inference_steps=3, guidance_scale=4.0, latents=noise[:, 0], output_type="latent"
+    ).images
+    assert trajectories.actions == 0
+    assert torch.allclose(drawn, expected, atol=1e-4)

@@ -1,0 +1,219 @@
+"""Back-propagation through the last model call: its gradient, its place beside the policy's, what it refuses."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import tiny_values
+from phase_runs import finish, make_by_hand, make_loop, prepare, scorers_of
+from plain_diffusion import build_plain_diffusion
+
+from rlcm_cli.config import Config, parse_config
+from rlcm_cli.errors import ConfigError
+from rlcm_cli.models.diffusion import DiffusionModel
+from rlcm_cli.models.lora import lora_parameters
+from rlcm_cli.phases.last_step import accumulate_last_step, choose_pathwise
+from rlcm_cli.phases.loop import estimate_cost
+from rlcm_cli.phases.policy import load_checkpoint, load_policy_model
+from rlcm_cli.phases.rollout import Rollout, read_rollout
+from rlcm_cli.phases.run import Run, check_rewards
+from rlcm_cli.phases.schedules import training_schedule
+from rlcm_cli.phases.score import Scorer, load_scorers
+from rlcm_cli.phases.train import train
+from rlcm_cli.store.checkpoint import read_trainer_state
+from rlcm_cli.store.layout import RunLayout
+from rlcm_cli.store.rollouts import read_shard
+from rlcm_cli.store.run import read_metrics
+
+BRIGHT = {"brightness": 1.0}
+
+
+def backprop(folder: Path, *, rewards: Mapping[str, float] = BRIGHT, policy: str = "auto", **sections: Any) -> Config:
+    values = tiny_values(folder, last_step={"mode": "backprop"}, task="mine", **sections)
+    return parse_config({**values, "rewards": dict(rewards), "model": {"name": str(folder), "policy": policy}})
+
+
+def prepared(root: Path, config: Config) -> tuple[Run, DiffusionModel, Rollout, dict[str, Scorer]]:
+    run, model = prepare(root, config)
+    rollout = read_rollout(run, model, load_checkpoint(run, model, 0), off_policy=False)
+    return run, model, rollout, load_scorers(run)
+
+
+def gradient_of(model: DiffusionModel, rollout: Rollout, pathwise: list, *, weight: float = 1.0, micro: int = 8):
+    """Gradient of the adapter, a vector, and the metrics."""
+    parameters = lora_parameters(model).values()
+    for parameter in parameters:
+        parameter.grad = None
+    samples = torch.arange(len(rollout.prompts))
+    metrics = accumulate_last_step(model, rollout, samples, pathwise, weight=weight, micro_batch_size=micro)
+    found = torch.cat([p.grad.flatten() if p.grad is not None else p.flatten() * 0 for p in parameters]).clone()
+    for parameter in parameters:
+        parameter.grad = None
+    return found.detach(), metrics
+
+
+class TestGradient:
+    def test_the_images_are_those_that_were_drawn(self, tiny_lcm, tmp_path):
+        run, model, rollout, _ = prepared(tmp_path / "run", backprop(tiny_lcm))
+        seen, told = [], []
+
+        def spy(images, prompts, metadata):
+            seen.append(images.detach())
+            told.extend(zip(prompts, metadata, strict=True))
+            return images.mean((1, 2, 3))
+
+        scorers = scorers_of(run, {"brightness": spy}, differentiable=True)
+        gradient_of(model, rollout, choose_pathwise(rollout, run.config, scorers), micro=3)
+        shards = [read_shard(run.layout, rollout.manifest, number) for number in range(2)]
+        drawn = torch.cat([shard.images for shard in shards])
+        # Another batch size: the same but for rounding at the edge between two levels.
+        assert (torch.cat(seen) - drawn.float()).abs().max() < 0.51
+        assert [prompt for prompt, _ in told] == rollout.prompts
+        assert [known["sample"] for _, known in told] == list(range(8))
+        assert [known["seed"] for _, known in told] == torch.cat([shard.seed for shard in shards]).tolist()
+
+    def test_equals_the_difference_quotient_of_the_expected_reward(self, tiny_lcm, tmp_path):
+        run, model, rollout, scorers = prepared(tmp_path / "run", backprop(tiny_lcm))
+        pathwise = choose_pathwise(rollout, run.config, scorers)
+        gradient, _ = gradient_of(model, rollout, pathwise)
+        direction = torch.randn(gradient.shape, generator=torch.Generator().manual_seed(1))
+        spread = rollout.rewards.std(correction=0).item() + 1e-6
+
+        def reward_at(step: float) -> float:
+            rest, parameters = step * direction, list(lora_parameters(model).values())
+            with torch.no_grad():
+                for parameter in parameters:
+                    part, rest = rest[: parameter.numel()], rest[parameter.numel() :]
+                    parameter += part.view(parameter.shape)
+            _, metrics = gradient_of(model, rollout, pathwise)
+            load_checkpoint_anew(run, model)
+            return metrics["last_step_reward"].item()
+
+        # The actions are 3 and a latent has 4 x 8 x 8 values: the units of the policy's loss.
+        slope = (reward_at(3e-3) - reward_at(-3e-3)) / 6e-3 / spread / (3 * 256)
+        assert -(gradient @ direction).item() == pytest.approx(slope, rel=0.02)
+
+    def test_does_not_depend_on_the_micro_batch_size(self, tiny_lcm, tmp_path):
+        run, model, rollout, scorers = prepared(tmp_path / "run", backprop(tiny_lcm))
+        pathwise = choose_pathwise(rollout, run.config, scorers)
+        (whole, metrics), (parts, same) = (gradient_of(model, rollout, pathwise, micro=micro) for micro in (8, 3))
+        assert torch.allclose(whole, parts, rtol=1e-4, atol=1e-5 * whole.abs().max())
+        assert metrics["last_step_reward"].item() == pytest.approx(same["last_step_reward"].item(), rel=1e-6)
+        assert metrics["last_step_reward"].item() == pytest.approx(rollout.rewards.mean().item(), abs=1e-3)
+        triple, _ = gradient_of(model, rollout, pathwise, weight=3.0)
+        assert torch.allclose(triple, 3 * whole, rtol=1e-5)
+
+
+def load_checkpoint_anew(run: Run, model: DiffusionModel) -> None:
+    model.adapter_digest = None
+    load_checkpoint(run, model, 0)
+
+
+class TestWeights:
+    def test_of_mixed_rewards_the_differentiable_ones_count(self, tiny_lcm, tmp_path):
+        rewards = {"brightness": 3.0, "compressibility": 4.0, "colourfulness": -1.0}
+        run, _, rollout, scorers = prepared(tmp_path / "run", backprop(tiny_lcm, rewards=rewards))
+        pathwise = {part.reward.name: part for part in choose_pathwise(rollout, run.config, scorers)}
+        assert set(pathwise) == {"brightness", "colourfulness"}
+        for name in pathwise:
+            spread = rollout.components[name].std(correction=0).item() + 1e-6
+            expected = rewards[name] / math.sqrt(9 + 16 + 1) / spread
+            assert pathwise[name].factors.tolist() == pytest.approx([expected] * 8)
+            assert pathwise[name].weights.tolist() == [rewards[name]] * 8
+
+    def test_of_a_sum_its_spread_divides(self, tiny_lcm, tmp_path):
+        rewards = {"brightness": 3.0, "compressibility": 4.0}
+        run, _, rollout, scorers = prepared(tmp_path / "run", backprop(tiny_lcm, rewards=rewards, combine="sum"))
+        (part,) = choose_pathwise(rollout, run.config, scorers)
+        assert part.factors.tolist() == pytest.approx([3 / (rollout.rewards.std(correction=0).item() + 1e-6)] * 8)
+
+    def test_of_joint_tasks_each_has_its_own(self, tiny_lcm, tmp_path):
+        tasks = {
+            "light": {"rewards": {"brightness": 1.0}},
+            "colour": {"rewards": {"colourfulness": 2.0, "compressibility": 1.0}},
+        }
+        run, model, rollout, scorers = prepared(tmp_path / "run", backprop(tiny_lcm, rewards={}, tasks=tasks))
+        parts = {part.reward.name: part for part in choose_pathwise(rollout, run.config, scorers)}
+        light = torch.tensor([task == "light" for task in rollout.tasks])
+        assert torch.equal(parts["brightness"].factors > 0, light)
+        assert torch.equal(parts["colourfulness"].factors > 0, ~light)
+        gradient, _ = gradient_of(model, rollout, list(parts.values()))
+        assert torch.isfinite(gradient).all()
+        assert gradient.any()
+
+
+class TestTraining:
+    def test_commands_by_hand_equal_the_loop(self, tiny_lcm, tmp_path):
+        config = backprop(tiny_lcm, rewards={"brightness": 1.0, "compressibility": 1.0})
+        runs = [make_by_hand(tmp_path / "by-hand", config, fresh=False), make_loop(tmp_path / "loop", config)]
+        digests = [read_trainer_state(run.layout, 2).policy_digest for run in runs]
+        assert digests[0] == digests[1]
+
+    def test_the_metric_and_the_forwards_are_kept(self, tiny_lcm, tmp_path):
+        run, model = prepare(tmp_path / "run", backprop(tiny_lcm))
+        metrics = finish(train(run, model))[-1].metrics
+        assert metrics["last_step_reward"] == pytest.approx(metrics["reward_mean"], abs=1e-3)
+        # 8 images: 4 calls to draw, of the 3 actions and the last call a forward and a backward.
+        assert metrics["forwards"] == 8 * (4 + 3 * 3 + 3)
+
+    def test_a_single_call_learns(self, tiny_lcm, tmp_path):
+        config = backprop(
+            tiny_lcm,
+            sample={"steps": 1, "samples": 8, "batch_size": 8, "shards": 1},
+            train={"learning_rate": 3e-2},
+            runtime={"iterations": 12},
+        )
+        run = make_loop(tmp_path / "run", config)
+        rows = read_metrics(run.layout)
+        assert [row["ratio_drift"] for row in rows] == [0.0] * 12
+        # Other prompts and noise each time; the spread between images is the measure.
+        assert rows[-1]["reward_mean"] - rows[0]["reward_mean"] > rows[0]["reward_std"]
+
+    def test_rebel_without_actions_too(self, tiny_lcm, tmp_path):
+        config = backprop(
+            tiny_lcm, sample={"steps": 1, "group_size": 2}, train={"objective": "rebel", "advantages": "batch"}
+        )
+        run, model = prepare(tmp_path / "run", config)
+        assert finish(train(run, model))[-1].metrics["grad_norm"] > 0
+
+    def test_the_estimate_counts_the_last_call(self, tiny_lcm, tmp_path):
+        run, model = prepare(tmp_path / "run", backprop(tiny_lcm))
+        assert estimate_cost(run, model, 1).seconds > 0
+
+
+@pytest.fixture(scope="module")
+def tiny_sd(tmp_path_factory, tiny_lcm):
+    return build_plain_diffusion(tmp_path_factory.mktemp("last-step") / "sd", tiny_lcm)
+
+
+class TestRefusals:
+    def test_no_differentiable_reward(self, tiny_lcm, tmp_path):
+        config = backprop(tiny_lcm, rewards={"compressibility": 1.0, "ocr": 1.0})
+        with pytest.raises(ConfigError, match="none of compressibility, ocr is; the differentiable ones are mirror"):
+            check_rewards(Run(RunLayout(tmp_path), config))
+
+    def test_code_that_turns_out_to_be_none(self, tiny_lcm, tmp_path):
+        code = tmp_path / "mine.py"
+        code.write_text("def light(images, prompts, metadata):\n    return images.float().mean((1, 2, 3))\n")
+        run, model = prepare(tmp_path / "run", backprop(tiny_lcm, rewards={f"{code}:light": 1.0}))
+        with pytest.raises(ConfigError, match=r"needs a differentiable reward, and none of .*:light is"):
+            finish(train(run, model))
+        code.write_text(code.read_text() + "light.differentiable = True\n")
+        assert finish(train(run, model, load_scorers(run)))[-1].metrics["last_step_reward"] > 0
+
+    @pytest.mark.parametrize(
+        ("policy", "sample"), [("ddim", {"eta": 1.0}), ("ddim", {"eta": 0.0}), ("tcd", {"gamma": 0.0})]
+    )
+    def test_other_samplers(self, tiny_sd, policy, sample):
+        config = backprop(tiny_sd, policy=policy, sample=sample)
+        with pytest.raises(ConfigError, match=rf"the policy {policy} draws noise at \d of 4 calls"):
+            training_schedule(config, load_policy_model(config))
+
+    def test_tcd_draws_none_at_its_last_call(self, tiny_sd):
+        config = backprop(tiny_sd, policy="tcd", sample={"gamma": 0.3})
+        assert training_schedule(config, load_policy_model(config)).actions == 3

@@ -1,0 +1,133 @@
+"""The shipped presets: what they hold of the papers, and that each of them runs on an embedded model."""
+
+from __future__ import annotations
+
+import json
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from rlcm_cli.cli.app import main
+from rlcm_cli.config import EMBEDDED_MODELS, Config, resolve_config, task_names, task_text
+from rlcm_cli.rewards import REWARDS
+
+PAPERS_MODEL = "papers/model"
+SMALL = {
+    "sample.steps": 2,
+    "sample.samples": 8,
+    "sample.batch_size": 8,
+    "train.minibatch_size": 8,
+    "evaluate.prompts": 3,
+    "evaluate.images_per_prompt": 1,
+}
+
+
+def published(task: str) -> Config:
+    """A preset as it is for any model but an embedded one."""
+    return resolve_config([task], flags={"model.name": PAPERS_MODEL})
+
+
+def test_each_experiment_of_the_papers_has_a_preset():
+    assert {
+        *("compression", "incompression", "aesthetic", "prompt_image_alignment", "mirror_symmetry"),
+        *("ddpo-compression", "ddpo-incompression", "ddpo-aesthetic", "ddpo-alignment"),
+        *("rwr-compression", "rwr-sparse-compression", "rebel-compression", "rebel-aesthetic"),
+        *("grpo-hps", "pinterest-imagereward"),
+    } == set(task_names())
+
+
+@pytest.mark.parametrize("task", task_names())
+def test_a_preset_opens_with_what_it_is_for_and_its_source(task):
+    purpose, *source = task_text(task).partition("\n\n")[0].splitlines()
+    assert 20 < len(purpose) < 110
+    assert purpose.endswith(".")
+    assert re.search(r"arXiv \d{4}\.\d{5}", " ".join(source))
+
+
+@pytest.mark.parametrize("task", task_names())
+@pytest.mark.parametrize("model", [None, *EMBEDDED_MODELS, PAPERS_MODEL])
+def test_every_preset_is_valid_with_every_kind_of_model(task, model):
+    resolved = resolve_config([task], flags={"model.name": model})
+    assert set(resolved.reward_names()) <= set(REWARDS)
+    if model in (None, *EMBEDDED_MODELS):
+        assert not {"aesthetic", "prompt_image_alignment", "hps_v2", "image_reward"} & set(resolved.reward_names())
+
+
+@pytest.mark.parametrize("task", [task for task in task_names() if task.startswith(("ddpo", "rwr", "grpo", "pint"))])
+def test_experiments_with_stable_diffusion_take_the_embedded_one(task):
+    assert resolve_config([task]).model.name == "emoji-diffusion"
+    assert (published(task).sample.steps, published(task).sample.eta) == (50, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("task", "samples", "updates", "buffer", "iterations"),
+    [
+        ("ddpo-compression", 256, 4, 16, 100),
+        ("ddpo-incompression", 256, 4, 16, 100),
+        ("ddpo-aesthetic", 256, 2, 32, 200),
+        ("ddpo-alignment", 288, 2, 32, 200),
+    ],
+)
+def test_ddpo_as_published(task, samples, updates, buffer, iterations):
+    preset = published(task)
+    sample, train = preset.sample, preset.train
+    assert (sample.samples, sample.samples / train.minibatch_size) == (samples, updates)
+    assert (sample.guidance_scale, train.learning_rate, train.weight_decay) == (5.0, 3e-4, 1e-4)
+    assert (train.clip_range, train.advantage_clip, train.max_grad_norm) == (1e-4, 5.0, 1.0)
+    assert (train.advantage_kind, train.buffer_size, train.min_count) == ("per-prompt", buffer, 16)
+    assert (train.objective, train.parameters, preset.runtime.iterations) == ("ppo", "lora", iterations)
+
+
+def test_rwr_as_published():
+    rwr, sparse = published("rwr-compression").train, published("rwr-sparse-compression").train
+    assert (rwr.objective, rwr.rwr_beta, rwr.inner_epochs) == ("rwr", 0.2, 5)
+    assert (sparse.objective, sparse.rwr_share, sparse.inner_epochs) == ("rwr-sparse", 0.1, 50)
+    for task, train in (("rwr-compression", rwr), ("rwr-sparse-compression", sparse)):
+        preset = published(task)
+        assert (train.parameters, train.learning_rate, train.weight_decay) == ("full", 1e-5, 1e-4)
+        assert (preset.sample.samples, preset.runtime.iterations) == (10240, 10)
+        assert preset.sample.samples * train.inner_epochs / train.minibatch_size == 400  # steps a round
+
+
+@pytest.mark.parametrize(("task", "like"), [("rebel-compression", "compression"), ("rebel-aesthetic", "aesthetic")])
+def test_rebel_differs_from_rlcm_by_its_objective_and_its_pairs(task, like):
+    rebel, ppo = published(task), published(like)
+    assert (rebel.sample.samples, rebel.sample.group_size) == (2 * ppo.sample.samples, 2)
+    same = {"objective", "minibatch_size", "clip_range"}
+    assert rebel.train.model_dump(exclude=same) == ppo.train.model_dump(exclude=same)
+    assert (rebel.train.objective, rebel.train.rebel_lr) == ("rebel", 1.0)
+    assert (rebel.rewards, rebel.prompts, rebel.lora) == (ppo.rewards, ppo.prompts, ppo.lora)
+
+
+def test_pinterest_as_published():
+    preset = published("pinterest-imagereward")
+    train = preset.train
+    assert (preset.rewards, preset.sample.guidance_scale) == ({"image_reward": 1.0}, 7.0)
+    assert (train.parameters, train.learning_rate, train.weight_decay) == ("full", 2e-6, 1e-2)
+    assert (train.advantages, train.clip_range) == ("batch", 1e-4)
+    # Five steps of the optimizer on all samples, each on one of the 50 timesteps.
+    assert (preset.sample.samples, train.minibatch_size, train.inner_epochs) == (2048, 2048, 5)
+    assert round(train.timestep_fraction * preset.sample.steps) == 1
+
+
+def test_grpo_as_published():
+    preset = published("grpo-hps")
+    train = preset.train
+    assert (preset.rewards, preset.sample.samples, preset.sample.group_size) == ({"hps_v2": 1.0}, 512, 16)
+    assert (train.objective, train.advantage_kind, train.minibatch_size) == ("grpo", "group", 256)
+    assert (train.parameters, train.learning_rate, train.clip_range) == ("full", 1e-5, 1e-4)
+
+
+@pytest.mark.parametrize("task", task_names())
+def test_a_preset_trains_the_embedded_model_for_an_iteration(task, tmp_path: Path):
+    settings = [f"--set={key}={value}" for key, value in SMALL.items()]
+    with pytest.raises(SystemExit) as leaving:
+        main(["loop", "--task", task, "--iterations=1", f"--run={tmp_path}", "--no-cache", "--quiet", *settings])
+    assert not leaving.value.code
+    (line,) = (tmp_path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    metrics = json.loads(line)
+    trained = tomllib.loads(task_text(task))["embedded"].get("rewards", published(task).rewards)
+    assert set(metrics["rewards"]) == set(trained)
+    assert metrics["ratio_drift"] < 1e-5
