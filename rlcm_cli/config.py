@@ -127,9 +127,9 @@ class LastStepSettings(Section):
     gradient of a differentiable reward through the call, beside the policy gradient of the others."""
     noise_std: PositiveFloat = 0.1
     """Of `noise`: its standard deviation, in units of the latents."""
-    weight: PositiveFloat = 1.0
-    """Of `backprop`: weight of the reward's gradient; at 1 it and the policy's are parts of that of one expected
-    reward, of which the policy's part is by far the noisier."""
+    weight: PositiveFloat = 30.0
+    """Of `backprop`: weight of the reward's gradient. At 1 it and the policy's are parts of that of one expected
+    reward; the default leans on it, since the policy's part is by far the noisier."""
 
 
 class PretrainingSettings(Section):

@@ -28,7 +28,7 @@ COMMON = [
 MODES: dict[str, list[str]] = {
     "deterministic": [],
     "noise 0.1": ["--set", "last_step.mode=noise"],
-    "backprop": ["--set", "last_step.mode=backprop"],
+    "backprop x 1": ["--set", "last_step.mode=backprop", "--set", "last_step.weight=1"],
     "backprop x 30": ["--set", "last_step.mode=backprop", "--set", "last_step.weight=30"],
 }
 

@@ -62,9 +62,9 @@ METHODS = {
         10,
         30,
     ),
-    "rebel": Method(("--set=train.objective=rebel", "--set=sample.group_size=2"), 20, 60),
-    "rwr": Method(("--set=train.objective=rwr",), 20, 60),
-    "rwr-sparse": Method(("--set=train.objective=rwr-sparse",), 20, 60),
+    "rebel": Method(("--set=train.objective=rebel", "--set=sample.group_size=2"), 20, 30),
+    "rwr": Method(("--set=train.objective=rwr",), 20, 30),
+    "rwr-sparse": Method(("--set=train.objective=rwr-sparse",), 20, 30),
 }
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 import torch
 
 from rlcm_cli.models.diffusion import DiffusionModel
+from rlcm_cli.phases.costs import BACKWARD_FORWARDS
 from rlcm_cli.phases.evaluate import evaluate, plan_evaluation
 from rlcm_cli.phases.events import CostEstimated, Event, HackingFound, IterationTrained
 from rlcm_cli.phases.policy import ensure_start
@@ -15,7 +16,7 @@ from rlcm_cli.phases.run import Run
 from rlcm_cli.phases.sample import sample
 from rlcm_cli.phases.schedules import training_schedule
 from rlcm_cli.phases.score import Scorer, score
-from rlcm_cli.phases.train import BACKWARD_FORWARDS, train
+from rlcm_cli.phases.train import train
 from rlcm_cli.phases.watch import best_checkpoints, find_hacking, trained_progress
 from rlcm_cli.store.checkpoint import latest_checkpoint
 from rlcm_cli.store.run import prune_checkpoints, prune_rollouts, read_metrics

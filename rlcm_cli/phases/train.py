@@ -10,24 +10,23 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from rlcm_cli.config import Config
 from rlcm_cli.core.ema import average_weights
 from rlcm_cli.core.learning_rate import learning_rate
-from rlcm_cli.errors import MissingFileError, TrainingError
+from rlcm_cli.errors import ConfigError, MissingFileError, TrainingError
 from rlcm_cli.models.diffusion import DiffusionModel
 from rlcm_cli.models.trained import TRAINED, TrainedWeights
 from rlcm_cli.models.weights import exchanged_weights
 from rlcm_cli.phases.advantages import compute_advantages, flat_prompts, reward_metrics
+from rlcm_cli.phases.costs import count_forwards, phase_seconds
 from rlcm_cli.phases.events import Advanced, Event, IterationTrained, PhaseSkipped, PhaseStarted, Warned
-from rlcm_cli.phases.gradient import LARGEST, UpdateMetrics, accumulate_gradient, draw_minibatches
-from rlcm_cli.phases.last_step import accumulate_last_step, choose_pathwise
-from rlcm_cli.phases.objectives import choose_objective
+from rlcm_cli.phases.gradient import LARGEST, UpdateMetrics, draw_minibatches
 from rlcm_cli.phases.optimizer import make_optimizer, optimizer_tensors, restore_optimizer
 from rlcm_cli.phases.policy import load_checkpoint
-from rlcm_cli.phases.pretraining import accumulate_pretraining, find_pairs, step_seed
-from rlcm_cli.phases.rollout import Rollout, read_rollout
+from rlcm_cli.phases.pretraining import step_seed
+from rlcm_cli.phases.rollout import read_rollout
 from rlcm_cli.phases.run import Run
-from rlcm_cli.phases.score import Scorer, load_scorers
+from rlcm_cli.phases.score import Scorer
+from rlcm_cli.phases.update import accumulate_update, prepare_lessons
 from rlcm_cli.store.checkpoint import (
     AVERAGE_FOLDER,
     latest_checkpoint,
@@ -36,13 +35,8 @@ from rlcm_cli.store.checkpoint import (
     read_optimizer,
     read_statistics,
 )
-from rlcm_cli.store.layout import RunLayout
-from rlcm_cli.store.manifest import RolloutManifest
 from rlcm_cli.store.run import publish_metrics
-from rlcm_cli.store.timings import read_timings
 
-BACKWARD_FORWARDS = 2
-"""A backward pass in forwards, by the usual rule of thumb."""
 RATIO_TOLERANCE = {"float32": 2e-6, "float16": 2e-3, "bfloat16": 2e-2}
 """Largest |ratio − 1| before the first update that rounding explains, for the mean reduction."""
 
@@ -58,6 +52,11 @@ def train(
     """
     run.config.require_actions()
     layout, settings = run.layout, run.config.train
+    if off_policy and settings.objective == "reinforce":
+        raise ConfigError(
+            "--off-policy: train.objective reinforce corrects for no difference between the policies; draw the "
+            "samples anew with `rlcm sample`, or use objective ppo"
+        )
     iteration = latest_checkpoint(layout)
     if not layout.manifest(iteration).exists():
         if iteration == 0:
@@ -82,8 +81,7 @@ def train(
             "learn from; use another reward, or more images an iteration"
         )
 
-    objective = choose_objective(settings)
-    weights = objective.weigh(torch.from_numpy(advantages).float())
+    lessons = prepare_lessons(run, model, rollout, advantages, scorers)
     trained = TRAINED[settings.parameters]
     parameters = trained.parameters(model)
     rate = learning_rate(
@@ -104,38 +102,11 @@ def train(
     updates = math.ceil(count / (settings.minibatch_size or count)) * settings.inner_epochs
     yield PhaseStarted("train", iteration, updates, "updates")
     records: list[UpdateMetrics] = []
-    pathwise = []
-    if run.config.last_step.mode == "backprop":
-        pathwise = choose_pathwise(rollout, run.config, load_scorers(run) if scorers is None else scorers)
-    pairs = find_pairs(run.config, model)
     model.adapter_digest = None  # from the first step on the weights are no file's, also where a later one fails
     for minibatch in draw_minibatches(rollout, settings, run.config.seed, iteration):
         optimizer.zero_grad(set_to_none=True)
-        record = accumulate_gradient(
-            model,
-            rollout,
-            minibatch,
-            weights,
-            objective,
-            settings,
-            micro_batch_size=run.config.runtime.micro_batch_size,
-        )
-        if pathwise:
-            reward = accumulate_last_step(
-                model,
-                rollout,
-                minibatch.samples_M,
-                pathwise,
-                weight=run.config.last_step.weight,
-                micro_batch_size=run.config.runtime.micro_batch_size,
-            )
-            record.add(1, reward)
-        if pairs is not None:
-            seed = step_seed(run.config.seed, iteration, len(records))
-            loss = accumulate_pretraining(
-                model, pairs, run.config.pretraining, seed, micro_batch_size=run.config.runtime.micro_batch_size
-            )
-            record.add(1, loss)
+        seed = step_seed(run.config.seed, iteration, len(records))
+        record = accumulate_update(model, lessons, minibatch, run.config, seed)
         drift = record.values[LARGEST]
         if not records and not off_policy:
             check_ratio(drift, run.config.model.dtype, layout.rollout(iteration).name)
@@ -234,28 +205,6 @@ def check_ratio(drift: float, dtype: str, where: str) -> None:
             "adapter, dropout, attention kernel, or numerics of another device (then sample and train on the same "
             "kind, or use --off-policy)"
         )
-
-
-def count_forwards(config: Config, model: DiffusionModel, rollout: Rollout) -> int:
-    """Count the model forwards of an iteration: guidance without an embedding counts two, a backward pass two."""
-    settings, samples = config.train, len(rollout.trajectories)
-    guided = not model.guided_by_embedding and rollout.manifest.schedule.guidance_scale > 1
-    passes = 1 + BACKWARD_FORWARDS + bool(settings.kl_weight) + (settings.objective == "rebel")
-    actions = round(rollout.trajectories.actions * settings.timestep_fraction)
-    trained = samples * actions * settings.inner_epochs * passes
-    if config.last_step.mode == "backprop":
-        trained += samples * settings.inner_epochs * (1 + BACKWARD_FORWARDS)
-    return (1 + guided) * (samples * rollout.schedule.steps + trained)
-
-
-def phase_seconds(layout: RunLayout, manifest: RolloutManifest, train_cpu_seconds: float) -> dict[str, float]:
-    """Give how long sampling and scoring took, and the processor time of all three; nothing where it is not known."""
-    shards = len(manifest.shards)
-    known = {phase: read_timings(layout, manifest.iteration, phase, shards) for phase in ("sample", "score")}
-    found = {f"{phase}_seconds": times["seconds"] for phase, times in known.items() if times}
-    if len(found) == len(known):
-        found["cpu_seconds"] = train_cpu_seconds + sum(times["cpu_seconds"] for times in known.values() if times)
-    return found
 
 
 def average(records: list[UpdateMetrics]) -> dict[str, float]:

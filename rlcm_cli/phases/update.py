@@ -1,0 +1,83 @@
+"""The gradient of one optimizer step: of everything that a configuration lets the policy learn from, added up."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rlcm_cli.config import Config
+from rlcm_cli.models.diffusion import DiffusionModel
+from rlcm_cli.phases.gradient import Minibatch, UpdateMetrics, accumulate_gradient
+from rlcm_cli.phases.last_step import PathwiseReward, accumulate_last_step, choose_pathwise
+from rlcm_cli.phases.objectives import ObjectiveParts, choose_objective
+from rlcm_cli.phases.pretraining import accumulate_pretraining, find_pairs
+from rlcm_cli.phases.rollout import Rollout
+from rlcm_cli.phases.run import Run
+from rlcm_cli.phases.score import Scorer, load_scorers
+from rlcm_cli.prompts.pairs import Pairs
+
+
+@dataclass(frozen=True)
+class Lessons:
+    """What all updates of an iteration learn from."""
+
+    rollout: Rollout
+    objective: ObjectiveParts
+    weights: Tensor
+    """Of the samples in the objective, float32 [B]."""
+    pathwise: list[PathwiseReward]
+    """Rewards whose gradient goes through the last call; empty but for `last_step.mode = "backprop"`."""
+    pairs: Pairs | None
+    """Real images with captions, for the pretraining loss."""
+
+
+def prepare_lessons(
+    run: Run,
+    model: DiffusionModel,
+    rollout: Rollout,
+    advantages: np.ndarray,
+    scorers: Mapping[str, Scorer] | None,
+) -> Lessons:
+    """Gather what a configuration learns from; `scorers` are loaded where they are needed and none are given."""
+    objective = choose_objective(run.config.train)
+    pathwise: list[PathwiseReward] = []
+    if run.config.last_step.mode == "backprop":
+        pathwise = choose_pathwise(rollout, run.config, load_scorers(run) if scorers is None else scorers)
+    weights = objective.weigh(torch.from_numpy(advantages).float())
+    return Lessons(rollout, objective, weights, pathwise, find_pairs(run.config, model))
+
+
+def accumulate_update(
+    model: DiffusionModel, lessons: Lessons, minibatch: Minibatch, config: Config, seed: int
+) -> UpdateMetrics:
+    """Add the gradient of an optimizer step to that of the trained weights; `seed` is of its real images."""
+    micro_batch_size = config.runtime.micro_batch_size
+    record = accumulate_gradient(
+        model,
+        lessons.rollout,
+        minibatch,
+        lessons.weights,
+        lessons.objective,
+        config.train,
+        micro_batch_size=micro_batch_size,
+    )
+    if lessons.pathwise:
+        reward = accumulate_last_step(
+            model,
+            lessons.rollout,
+            minibatch.samples_M,
+            lessons.pathwise,
+            weight=config.last_step.weight,
+            micro_batch_size=micro_batch_size,
+        )
+        record.add(1, reward)
+    if lessons.pairs is not None:
+        loss = accumulate_pretraining(
+            model, lessons.pairs, config.pretraining, seed, micro_batch_size=micro_batch_size
+        )
+        record.add(1, loss)
+    return record
