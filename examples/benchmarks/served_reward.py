@@ -23,7 +23,6 @@ from torch import Tensor
 
 from rlcm_cli.rewards import Reward, RewardSpec, load_reward
 
-
 DISTINCT_BYTES = 300 * 10**6
 """Images that are scored before one comes again."""
 

@@ -205,7 +205,7 @@ def _price(cost: str, values: Mapping[str, Any]) -> str:
         return "never" if price is None else _amount(cost, price)
 
     seeds = sorted(values["of_each_seed"], key=lambda price: float("inf") if price is None else price)
-    own = f"\n(seeds {amount(seeds[0])} to {amount(seeds[-1])})" if len(seeds) > 1 else ""
+    own = f"\n(seeds {amount(seeds[0])} to {amount(seeds[-1])})" if len(seeds) > 1 and any(seeds) else ""
     return amount(values["price"]) + own
 
 
