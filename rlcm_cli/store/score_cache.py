@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sqlite3
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -67,6 +68,8 @@ class ScoreCache:
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        # One transaction at a time: a connection is not made for several threads at once.
+        self._lock = threading.Lock()
         with self._explained():
             path.parent.mkdir(parents=True, exist_ok=True)
             self._table = sqlite3.connect(path, timeout=LOCK_SECONDS, check_same_thread=False)
@@ -91,7 +94,7 @@ class ScoreCache:
     def look_up(self, keys: Sequence[bytes]) -> Tensor:
         """Give the known scores, float32 [B], NaN where there is none."""
         scores = torch.full((len(keys),), torch.nan)
-        with self._explained():
+        with self._lock, self._explained():
             for row, key in enumerate(keys):
                 found = self._table.execute("SELECT score FROM scores WHERE key = ?", (key,)).fetchone()
                 if found:
@@ -100,7 +103,7 @@ class ScoreCache:
 
     def remember(self, keys: Sequence[bytes], scores: Tensor) -> None:
         """Keep scores, float32 [B]."""
-        with self._explained(), self._table:
+        with self._lock, self._explained(), self._table:
             self._table.executemany(
                 "INSERT OR REPLACE INTO scores VALUES (?, ?)", zip(keys, scores.tolist(), strict=True)
             )

@@ -17,7 +17,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_POST(self):
         request = pickle.loads(self.rfile.read(int(self.headers["Content-Length"])))  # noqa: S301
-        time.sleep(0.02)  # so that a kill meets requests that are under way
+        time.sleep(0.1)  # so that a kill meets requests that are under way
         recall = [
             [zlib.crc32(image + reference.encode()) / 2**32 for reference in references]
             for image, references in zip(request["images"], request["answers"], strict=True)
