@@ -14,13 +14,11 @@ import argparse
 import hashlib
 import json
 import os
-import resource
 import shutil
 import statistics
 import subprocess
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
@@ -30,7 +28,7 @@ from rlcm_cli.core.trajectory import Trajectories
 from rlcm_cli.phases.run import create_run, open_run
 from rlcm_cli.phases.score import load_scorers, score
 from rlcm_cli.rewards.compressibility import jpeg_kilobytes
-from rlcm_cli.rewards.threads import available_cpus
+from rlcm_cli.rewards.threads import map_threaded
 from rlcm_cli.store.layout import RunLayout
 from rlcm_cli.store.manifest import PolicyIdentity, RolloutManifest, ScheduleRecord, publish_manifest, split_groups
 from rlcm_cli.store.rollouts import RolloutShard, publish_shard, read_shard
@@ -110,7 +108,9 @@ def score_run(root: Path) -> dict[str, float]:
     for _ in score(run, scorers):
         pass
     seconds = time.perf_counter() - started
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000
+    # Not getrusage: across exec it keeps the peak of the process that started this one, which made the run.
+    status = Path("/proc/self/status").read_text()
+    peak = int(status.split("VmHWM:")[1].split()[0]) / 1000
     return {"images_per_second": run.config.sample.samples / seconds, "peak_megabytes": peak}
 
 
@@ -126,13 +126,12 @@ def encode_bare(root: Path) -> dict[str, float]:
         hashlib.sha256(image.numpy().data).digest()
 
     seconds, images = 0.0, 0
-    with ThreadPoolExecutor(available_cpus()) as pool:
-        for number in range(len(manifest.shards)):
-            pictures = read_shard(layout, manifest, number).images
-            started = time.perf_counter()
-            list(pool.map(work, pictures))
-            seconds += time.perf_counter() - started
-            images += len(pictures)
+    for number in range(len(manifest.shards)):
+        pictures = read_shard(layout, manifest, number).images
+        started = time.perf_counter()
+        map_threaded(work, pictures)
+        seconds += time.perf_counter() - started
+        images += len(pictures)
     return {"images_per_second": images / seconds}
 
 
@@ -170,7 +169,7 @@ def main() -> None:
     for name, rows in (("rlcm score", scored), ("one JPEG and one SHA-256", bare)):
         rates = [row["images_per_second"] for row in rows]
         print(f"{name}: {statistics.median(rates):.0f} images/s (from {min(rates):.0f} to {max(rates):.0f})")
-    print(f"ratio: {statistics.median(ratios):.2f} (from {min(ratios):.2f} to {max(ratios):.2f})")
+    print(f"ratio: {statistics.median(ratios):.3f} (from {min(ratios):.3f} to {max(ratios):.3f})")
     print(f"peak memory of scoring: {max(row['peak_megabytes'] for row in scored):.0f} MB")
 
 

@@ -21,7 +21,7 @@ def map_threaded(function: Callable[[Item], Result], items: Iterable[Item]) -> l
     """Apply a function that releases the interpreter's lock to each item, on all processors, in order."""
     waiting = list(items)
     results: dict[int, Result] = {}
-    # A thread that is done with one item takes the next: a future an item would cost as much as a tenth of an image.
+    # A thread that is done with one item takes the next: a future an item would cost a twentieth of a JPEG.
     places = iter(range(len(waiting)))
 
     def work() -> None:
