@@ -376,7 +376,9 @@ class Config(Section):
 
     def require_actions(self) -> None:
         """Raise `ConfigError` where a trajectory would hold no action, so that nothing could be learned."""
-        if self.sample.steps < 2 and self.last_step.mode == "deterministic" and self.model.policy in ("auto", "lcm"):
+        # Of other models only the pipeline tells what its last call is: `phases.schedules` looks there.
+        is_lcm = self.model.policy == "lcm" or (self.model.policy == "auto" and self.model.name == EMBEDDED_MODEL)
+        if is_lcm and self.sample.steps < 2 and self.last_step.mode == "deterministic":
             raise ConfigError(
                 "sample.steps is 1: the only model call is the last one, which is deterministic, so there is "
                 "no action to train; use --steps 2 or more"
