@@ -35,10 +35,13 @@ def training_schedule(config: Config, model: DiffusionModel) -> Schedule:
             f"policy {model.policy} draws noise at {schedule.actions} of {schedule.steps} calls; leave it out"
         )
     if not schedule.actions and last.mode != "backprop":
-        cause = {"lcm": f"sample.steps is {sample.steps}", "ddim": f"sample.eta is {sample.eta:g}"}
+        cause, advice = {
+            "lcm": (f"sample.steps is {sample.steps}", "use --steps 2 or more"),
+            "ddim": (f"sample.eta is {sample.eta:g}", "raise it"),
+            "tcd": (f"sample.gamma is {sample.gamma:g} and sample.steps {sample.steps}", "raise it"),
+        }[model.policy]
         raise ConfigError(
-            f"{cause.get(model.policy, f'sample.gamma is {sample.gamma:g} and sample.steps {sample.steps}')}: no step "
-            f"of the policy {model.policy} draws noise, so there is no action to train; raise it"
+            f"{cause}: no step of the policy {model.policy} draws noise, so there is no action to train; {advice}"
         )
     return schedule
 
