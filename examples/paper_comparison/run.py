@@ -45,7 +45,12 @@ TASKS = {
     # The paper's reward alone: what it ends in shows in the watched classifier.
     "compression": ("--task=compression", "--reward=compressibility", "--watch=recognition"),
     "incompression": ("--task=incompression", "--reward=incompressibility", "--watch=recognition"),
-    "alignment": ("--task=prompt_image_alignment", "--set=sample.samples=64", "--set=sample.batch_size=64"),
+    "alignment": (
+        "--task=prompt_image_alignment",
+        "--set=sample.samples=64",
+        "--set=sample.batch_size=64",
+        "--set=train.minibatch_size=64",
+    ),
 }
 
 METHODS = {

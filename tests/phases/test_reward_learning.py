@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
+import torch
 
 from rlcm_cli.config import resolve_config
 from rlcm_cli.phases.events import Event, HackingFound
@@ -23,10 +25,14 @@ def run_loop(root: Path, task: str, *assignments: str) -> tuple[Run, list[Event]
     return run, list(loop(run, model, load_scorers(run)))
 
 
-def risen_by(run: Run, reward: str) -> float:
-    """Mean rise of a reward over the fixed images, in standard errors of the mean difference of pairs."""
-    first, last = (read_evaluation(run.layout, run.layout.evaluations()[index]).rewards[reward] for index in (0, -1))
-    difference = (last - first).double()
+def risen_by(run: Run, weights: Mapping[str, float]) -> float:
+    """Mean rise of rewards over the fixed images, in standard errors of the mean difference of pairs.
+
+    Each reward counts by its weight, in standard deviations over the images before, as it does in training.
+    """
+    first, last = (read_evaluation(run.layout, run.layout.evaluations()[index]).rewards for index in (0, -1))
+    parts = [weight * (last[name] - first[name]).double() / first[name].std() for name, weight in weights.items()]
+    difference = torch.stack(parts).sum(0)
     return difference.mean().item() / (difference.std().item() / math.sqrt(len(difference)))
 
 
@@ -35,10 +41,8 @@ def test_alignment_raises_the_judged_score_and_no_alarm(tmp_path):
         tmp_path / "run",
         "prompt_image_alignment",
         'watch.rewards=["recognition"]',
-        "watch.window=8",
-        "runtime.iterations=24",
     )
-    assert risen_by(run, "emoji_clip") > 2
+    assert risen_by(run, run.config.rewards) > 2
     assert not [event for event in events if isinstance(event, HackingFound)]
 
 
@@ -57,4 +61,4 @@ def test_plain_incompression_raises_the_alarm_of_the_embedded_judge_and_stops(tm
     (alarm,) = [event for event in events if isinstance(event, HackingFound)]
     assert alarm.stops
     assert run.layout.checkpoints()[-1] == alarm.checkpoint < 60
-    assert risen_by(run, "incompressibility") > 2
+    assert risen_by(run, {"incompressibility": 1.0}) > 2
