@@ -1,5 +1,6 @@
 # make run    set up, then fine-tune the embedded model for compression
-# make test   set up, then the default tests
+# make test   set up, then the default tests; the HTML report is tried in Chromium where that is installed
+#             (Debian: apt-get install chromium chromium-driver), else its browser tests say that they are skipped
 # make … TORCH_INDEX=URL   take torch from another package index too, such as PyTorch's own for CPU builds
 VENV ?= .venv
 ifeq ($(OS),Windows_NT)

@@ -1,7 +1,7 @@
 """The typed, frozen configuration of a run: TOML in, JSON out, unknown keys refused.
 
-Every section but `[runtime]` and `[watch]` is the identity of a run: a run directory keeps it, and no phase
-runs there with another. `[runtime]` and `[watch]` hold what may change between two calls (how long, where, how
+Every section but `[runtime]`, `[watch]` and `[ray]` is the identity of a run: a run directory keeps it, and no phase
+runs there with another. Those three hold what may change between two calls (how long, where, on how many machines, how
 much memory and disk, what to look out for) without changing what an iteration computes, rounding aside.
 
 The layers of a configuration, each overriding the ones before it:
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from importlib import resources
@@ -48,7 +49,9 @@ Objective = Literal["ppo", "grpo", "reinforce", "rebel", "rwr", "rwr-sparse"]
 """What is made of the advantages: PPO's clipped ratio; the same with advantages relative to a group; the plain
 policy gradient; REBEL's regression of differences; the likelihood weighted by exp(reward), or of the best alone."""
 
-REPLACEABLE = ("runtime", "watch")
+Tracker = Literal["tensorboard", "wandb", "trackio", "mlflow", "all"]
+
+REPLACEABLE = ("runtime", "watch", "ray")
 """The sections that may change when a run is continued."""
 
 OF_A_TASK = ("prompts", "rewards", "combine")
@@ -69,6 +72,8 @@ class ModelSettings(Section):
     `auto`: as the pipeline's U-Net and scheduler say."""
     distilled_lora: str | None = None
     """File, folder or hub id of an LCM-LoRA or TCD-LoRA that is fused into a plain Stable Diffusion pipeline."""
+    image_size: PositiveInt | None = None
+    """Pixels along each side of an image; None: as the pipeline says."""
 
 
 class PromptSettings(Section):
@@ -210,11 +215,13 @@ class TrainSettings(Section):
 
 
 class EvaluateSettings(Section):
-    """The fixed images drawn with the first and the last policy."""
+    """The fixed images drawn with the first and the last policy, and between them at will."""
 
     prompts: PositiveInt = 45
     """Prompts drawn at most; up to a third of them are held-out ones."""
     images_per_prompt: PositiveInt = 4
+    every: PositiveInt | None = None
+    """Also draw them with each checkpoint whose number is a multiple of this; may change when a run is continued."""
 
 
 class TaskSettings(Section):
@@ -247,10 +254,57 @@ class RuntimeSettings(Section):
     """`auto` (CUDA, then MPS, then CPU) or a torch device."""
     micro_batch_size: PositiveInt = 64
     """Transitions in one forward and backward pass; bounds the memory of training."""
+    tf32: bool = False
+    """On CUDA, of a float32 model: compute products and convolutions in TF32, faster and with 10 bits of mantissa."""
+    gradient_checkpointing: bool = False
+    """Compute activations again in the backward pass rather than keep them: less memory, more time."""
+    memory_budget: str | None = None
+    """Memory for the tensors of a run, such as 8GB or 7.5GiB: measured when training starts, and micro_batch_size,
+    checkpointing and decoding in slices picked so that they fit; over the two settings above."""
     keep_rollouts: PositiveInt | None = None
     """Newest rollouts to keep; None: all. Receipts and metrics always stay."""
     keep_checkpoints: PositiveInt | None = None
     """Newest checkpoints to keep beside the first; None: all."""
+    log_with: tuple[Tracker, ...] = ()
+    """Experiment trackers that get a copy of metrics and fixed images, in RUN/logs; `all`: those installed."""
+
+    @model_validator(mode="after")
+    def _check_budget(self) -> RuntimeSettings:
+        if self.memory_budget is not None:
+            parse_size(self.memory_budget)
+        return self
+
+
+class TaskResources(Section):
+    """What Ray reserves on a node for each task of a phase, and the task uses."""
+
+    cpus: PositiveInt | None = None
+    """Cores, and threads of the task, on whose number bytes depend. None: 1 beside a GPU, else as many as the machine
+    that starts the loop would use, or the largest node has."""
+    gpus: NonNegativeFloat | None = None
+    """GPUs; tasks that ask for 0.5 share one. None: one for the model, and for rewards that run a network, where
+    runtime.device admits it and the cluster has any."""
+    memory_gb: PositiveFloat | None = None
+    """Memory, in GB (1e9 bytes). None: none is reserved."""
+
+
+class RaySettings(Section):
+    """Of `rlcm loop --executor ray`: the cluster, and what each phase asks of it.
+
+    An iteration has one sampling and one scoring task for each of its sample.shards, and a trainer's.
+    """
+
+    address: str | None = None
+    """HOST:PORT of a cluster; `auto`: the one that RAY_ADDRESS names, or this machine is of. None: this machine alone,
+    for the time of the run."""
+    sampler: TaskResources = TaskResources()
+    scorer: TaskResources = TaskResources()
+    trainer: TaskResources = TaskResources()
+    """Of training and of evaluations."""
+    max_retries: Annotated[int, Field(ge=0)] = 3
+    """How often a task is done anew whose node or process was lost."""
+    wait_seconds: PositiveFloat = 60.0
+    """How long to wait for a node with what a task asks for; a cluster that starts nodes on demand takes minutes."""
 
 
 class Config(Section):
@@ -275,6 +329,7 @@ class Config(Section):
     evaluate: EvaluateSettings = EvaluateSettings()
     watch: WatchSettings = WatchSettings()
     runtime: RuntimeSettings = RuntimeSettings()
+    ray: RaySettings = RaySettings()
 
     @model_validator(mode="after")
     def _check_sizes(self) -> Config:
@@ -396,7 +451,20 @@ class Config(Section):
         values = self.model_dump(mode="json", exclude=set(REPLACEABLE))
         trained = {name for task in self.joint_tasks().values() for name in task.rewards}
         values["reward_settings"] = {name: s for name, s in self.reward_settings.items() if name in trained}
+        del values["evaluate"]["every"]  # how often is drawn, not what
         return values
+
+
+def parse_size(text: str) -> int:
+    """Read a number of bytes such as 8GB, 7.5GiB or 900MB. Raises `ValueError` for anything else, and for none."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(M|G)(i?)B", text.strip(), re.IGNORECASE)
+    count = 0.0
+    if found:
+        base = 1024 if found[3] else 1000
+        count = float(found[1]) * base ** {"M": 2, "G": 3}[found[2].upper()]
+    if count < 1:
+        raise ValueError(f"a memory budget of '{text}' cannot be; write a size such as 8GB, 7.5GiB or 900MB")
+    return int(count)
 
 
 def task_names() -> list[str]:

@@ -10,9 +10,11 @@
     │   ├── ForeignFileError       4   … because it belongs to another run, plan or program
     │   ├── FormatVersionError     4   … because a newer version wrote it
     │   ├── StalePolicyError       4   … because another policy drew it
-    │   └── StorageFullError       4   … because the disk is full or read-only
+    │   ├── StorageFullError       4   … because the disk is full or read-only
+    │   └── RemoteStoreError       4   … because the object store cannot be reached or refuses
     ├── RewardError                5   a reward that cannot run, or gave NaN, or the wrong count
-    └── TrainingError              6   an update that would not be the one the papers describe
+    ├── TrainingError              6   an update that would not be the one the papers describe
+    └── WorkerLostError            7   another process of the same job is gone
 
 A message is one line that says what is wrong, where, and what to do. An exception that is not in
 this tree is a bug of ours and keeps its traceback.
@@ -75,6 +77,10 @@ class StorageFullError(StoreError):
     """A disk that is full or read-only."""
 
 
+class RemoteStoreError(StoreError):
+    """An object store that cannot be reached, refuses, or goes on failing."""
+
+
 class RewardError(RlcmError):
     """A reward that cannot run, or gave NaN or the wrong number of values."""
 
@@ -85,3 +91,9 @@ class TrainingError(RlcmError):
     """An update that would not be the one that the papers describe."""
 
     exit_code = 6
+
+
+class WorkerLostError(RlcmError):
+    """Another process of the same job is gone, or the launcher ends the job."""
+
+    exit_code = 7

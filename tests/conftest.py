@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from object_stores import machine, remote, s3  # noqa: F401
 
 from rlcm_cli.config import Config, parse_config
 

@@ -14,23 +14,29 @@ import typer
 
 from rlcm_cli import __version__
 from rlcm_cli.cli import (
+    bench,
     compare,
+    doctor,
     evaluate,
+    export,
     generate,
     inspect,
     loop,
     quarantine,
+    report,
     rewards,
     sample,
     score,
     serve_reward,
     tasks,
     train,
+    watch,
 )
 from rlcm_cli.errors import RlcmError
 
 INTERRUPTED = 130
 OUTPUT_CLOSED = 1
+FAILED_AFTER_ANOTHER = 1
 
 # click's: newer typers carry a click of their own, so that `import click` would give another class.
 UsageError: type[Any] = typer.BadParameter.__bases__[0]
@@ -72,12 +78,17 @@ for module in (
     train,
     generate,
     evaluate,
+    export,
     compare,
+    report,
+    watch,
     tasks,
     rewards,
     serve_reward,
     inspect,
     quarantine,
+    bench,
+    doctor,
 ):
     module.register(app)
 
@@ -89,9 +100,12 @@ def main(argv: Sequence[str] | None = None) -> None:
             status = _run(argv)
         except Exception:
             # Ctrl-C inside native code, safetensors' say, comes out as an error of another kind.
-            if not interrupts:
+            if interrupts:
+                status = INTERRUPTED
+            elif _speaks_for_its_job():
                 raise
-            status = INTERRUPTED
+            else:
+                status = FAILED_AFTER_ANOTHER
     if status == INTERRUPTED:
         _complain("interrupted; nothing is lost: run the same command again to go on")
     sys.exit(status)
@@ -145,4 +159,14 @@ def _noting_interrupts() -> Iterator[list[int]]:
 
 
 def _complain(message: str) -> None:
-    print(f"rlcm: {message}", file=sys.stderr)
+    if _speaks_for_its_job():
+        print(f"rlcm: {message}", file=sys.stderr)
+
+
+def _speaks_for_its_job() -> bool:
+    """Tell whether an error is to be shown: of several processes of a job, that of the first one to fail."""
+    if "WORLD_SIZE" not in os.environ:  # without a launcher, nothing is imported for it
+        return True
+    from rlcm_cli.phases.team import is_first_to_complain
+
+    return is_first_to_complain()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rlcm_cli.cli import options as o
+from rlcm_cli.cli.places import open_place
 
 if TYPE_CHECKING:
     from rlcm_cli.cli.display import Display
@@ -42,7 +44,7 @@ def register(app: typer.Typer) -> None:
 
 def run(
     roots: Annotated[
-        list[Path],
+        list[str],
         typer.Argument(metavar="RUN", help="Run directories; those that differ only in seed are one method."),
     ] = [],  # noqa: B006
     labels: Annotated[
@@ -84,31 +86,34 @@ def run(
     """Compare runs: reward against queries, time and model forwards, and what a given reward costs."""
     from rlcm_cli.cli.display import Display
     from rlcm_cli.errors import ConfigError
+    from rlcm_cli.phases.staging import stage_report
     from rlcm_cli.report.compare import compare_runs
     from rlcm_cli.report.compare_picture import draw_comparison
     from rlcm_cli.report.compare_samples import write_samples
     from rlcm_cli.report.compare_table import check_folder, tabulate, write_table
 
     check_folder(out)
-    contenders = [open_contender(root, label) for label, root in parse_labels(labels)]
-    contenders += [open_contender(root) for root in roots]
-    if not contenders:
+    named = [*parse_labels(labels), *(("", root) for root in roots)]
+    if not named:
         raise ConfigError("no run given; name run directories, for example rlcm compare runs/a runs/b")
-    comparison = compare_runs(contenders, component=reward, window=window, clock=clock.value, target=reach)
-    table = tabulate(comparison)
-    display = Display(quiet=quiet, as_json=as_json)
-    with tempfile.TemporaryDirectory() as scratch:
-        runs = {method.label: method.runs[0].layout.root for method in comparison.methods}
-        strips = draw_strips(runs, Path(scratch), device, display) if draw else []
-        files = [write_table(table, out), draw_comparison(comparison, out)]
-        if strips:
-            files.append(write_samples(strips, out))
-    if not as_json:
-        show(table)
-        for note in table["notes"]:
-            typer.echo(f"note: {note}")
-        typer.echo(f"{out}: {', '.join(file.name for file in files)}")
-    display.finish({**table, "files": [str(file) for file in files]})
+    with ExitStack() as stack:
+        places = [(label, stack.enter_context(open_place(root, stage_report))) for label, root in named]
+        contenders = [open_contender(place.existing, label) for label, place in places]
+        comparison = compare_runs(contenders, component=reward, window=window, clock=clock.value, target=reach)
+        table = tabulate(comparison)
+        display = Display(quiet=quiet, as_json=as_json)
+        with tempfile.TemporaryDirectory() as scratch:
+            runs = {method.label: method.runs[0].layout.root for method in comparison.methods}
+            strips = draw_strips(runs, Path(scratch), device, display) if draw else []
+            files = [write_table(table, out), draw_comparison(comparison, out)]
+            if strips:
+                files.append(write_samples(strips, out))
+        if not as_json:
+            show(table)
+            for note in table["notes"]:
+                typer.echo(f"note: {note}")
+            typer.echo(f"{out}: {', '.join(file.name for file in files)}")
+        display.finish({**table, "files": [str(file) for file in files]})
 
 
 def draw_strips(runs: Mapping[str, Path], folder: Path, device: str, display: Display) -> list[Strip]:
@@ -121,7 +126,7 @@ def draw_strips(runs: Mapping[str, Path], folder: Path, device: str, display: Di
     return [Strip(row.method, row.drawing.sample.steps, row.drawing.prompts, row.folder) for row in rows]
 
 
-def parse_labels(options: Sequence[str]) -> Iterator[tuple[str, Path]]:
+def parse_labels(options: Sequence[str]) -> Iterator[tuple[str, str]]:
     """Read `NAME=RUN[,RUN]` options: (label, run)."""
     from rlcm_cli.errors import ConfigError
 
@@ -131,7 +136,7 @@ def parse_labels(options: Sequence[str]) -> Iterator[tuple[str, Path]]:
             raise ConfigError(
                 f"--label {text}: write NAME=RUN or NAME=RUN,RUN, for example --label DDPO=runs/a,runs/b"
             )
-        yield from ((label.strip(), Path(root)) for root in runs.split(","))
+        yield from ((label.strip(), root) for root in runs.split(","))
 
 
 def open_contender(root: Path, label: str = "") -> Contender:

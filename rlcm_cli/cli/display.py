@@ -1,4 +1,4 @@
-"""Showing what phases yield: bars and a live line in a terminal, plain lines elsewhere, one JSON line at will."""
+"""Showing what phases yield: bars or a live view in a terminal, plain lines elsewhere, one JSON line at will."""
 
 from __future__ import annotations
 
@@ -21,23 +21,25 @@ from rich.progress import (
 )
 
 if TYPE_CHECKING:
+    from rlcm_cli.cli.live import LiveRun
     from rlcm_cli.phases.events import Evaluated, Event
+    from rlcm_cli.report.progress import RunProgress
 
 
 class Display:
     """Prints the events of a command, and remembers what its closing line needs."""
 
-    def __init__(self, *, quiet: bool, as_json: bool, iterations: int | None = None) -> None:
-        # Where the last line is for a machine, people read the other stream.
-        self.console = Console(stderr=as_json, highlight=False, soft_wrap=True)
+    def __init__(self, *, quiet: bool, as_json: bool, iterations: int | None = None, silent: bool = False) -> None:
+        # Where the last line is for a machine, people read the other stream. Of several processes, one prints.
+        self.console = Console(stderr=as_json, highlight=False, soft_wrap=True, quiet=silent)
         self.quiet = quiet
-        self.as_json = as_json
+        self.as_json = as_json and not silent
         self.iterations = iterations
         self.summary: dict[str, Any] = {}
-        self._evaluations: dict[int, Evaluated] = {}
         self._phase: TaskID | None = None
-        self._whole: TaskID | None = None
+        self._live: LiveRun | None = None
         self._unit = ""
+        self._draws = self.console.is_terminal and not (quiet or silent)
         self._started = time.perf_counter()
         self._progress = Progress(
             TextColumn("{task.description:<10}"),
@@ -48,7 +50,7 @@ class Display:
             TimeRemainingColumn(),
             console=self.console,
             transient=True,
-            disable=quiet or not self.console.is_terminal,
+            disable=not self._draws,
         )
 
     def say(self, text: str) -> None:
@@ -56,11 +58,20 @@ class Display:
         if not self.quiet:
             self.console.print(text, markup=False)
 
-    def follow(self, events: Iterable[Event]) -> None:
-        """Print events as they come."""
-        with self._progress:
+    def follow(self, events: Iterable[Event], progress: RunProgress | None = None) -> None:
+        """Print events as they come; in a terminal, with the view of the run whose progress is given."""
+        from rlcm_cli.cli.live import LiveRun
+
+        if progress is None or not self._draws:
+            with self._progress:
+                for event in events:
+                    self._show(event)
+            return
+        with LiveRun(self.console, progress) as self._live:
             for event in events:
+                self._live.take(event)
                 self._show(event)
+        self._live = None
 
     def finish(self, result: Mapping[str, Any] | None = None) -> None:
         """Print the machine-readable line, where one was asked for."""
@@ -68,6 +79,7 @@ class Display:
             print_json({**self.summary, **(result or {})})
 
     def _show(self, event: Event) -> None:
+        from rlcm_cli.cli.live import describe_hacking
         from rlcm_cli.phases import events
 
         match event:
@@ -82,15 +94,14 @@ class Display:
                 self.say(f"{phase} of iteration {iteration}: nothing to do, {reason}")
                 self.summary.setdefault("skipped", []).append(phase)
             case events.Warned(message):
-                self.console.print(f"warning: {message}", markup=False, style="yellow")
+                self._warn(message)
             case events.IterationTrained(number, metrics):
                 self._show_iteration(number, metrics)
             case events.Evaluated():
                 self._show_evaluation(event)
-            case events.HackingFound(checkpoint, watched, message, stops):
-                end = "; stopped here, --on-hacking warn goes on" if stops else ""
-                self.console.print(f"hacking, at iteration {checkpoint}: {message}{end}", markup=False, style="red")
-                self.summary.setdefault("hacking", {})[watched] = checkpoint
+            case events.HackingFound():
+                self._warn(describe_hacking(event))
+                self.summary.setdefault("hacking", {})[event.watched] = event.checkpoint
             case events.CostEstimated(seconds, disk_bytes, iterations):
                 many = "iteration" if iterations == 1 else "iterations"
                 self.say(
@@ -101,39 +112,26 @@ class Display:
                 self.console.print(f"{path}: {what}", markup=False)
                 self.summary.setdefault("files", []).append(str(path))
 
+    def _warn(self, message: str) -> None:
+        from rlcm_cli.cli.live import warning_line
+
+        if self._live is None:  # which keeps it below the view
+            self.console.print(warning_line(message))
+
     def _start_phase(self, event: Any) -> None:
-        if self.iterations and self._whole is None:
-            self._whole = self._progress.add_task(
-                "iteration", total=self.iterations, completed=event.iteration, note=""
-            )
         if self._phase is not None:
             self._progress.remove_task(self._phase)
         self._unit = event.unit
         self._phase = self._progress.add_task(event.phase, total=event.total, note="")
 
     def _show_iteration(self, number: int, metrics: Mapping[str, Any]) -> None:
-        if len(metrics["tasks"]) > 1:
-            line = "  ".join(f"{task} {value:.3f}" for task, value in metrics["tasks"].items())
-        else:
-            line = f"reward {metrics['reward_mean']:.3f} ± {metrics['reward_std']:.3f}"
-            line += f"  best {metrics['reward_best']:.3f}"
-        parts = ", ".join(f"{name} {value:.3f}" for name, value in metrics["rewards"].items())
-        if len(metrics["rewards"]) > 1:
-            line += f"  ({parts})"
-        if metrics["watched"]:
-            line += "  watched: " + ", ".join(f"{name} {value:.3f}" for name, value in metrics["watched"].items())
-        if self._whole is not None:
-            self._progress.update(self._whole, completed=number, note=line)
         seconds = time.perf_counter() - self._started
         self._started = time.perf_counter()
-        if not self.console.is_terminal or self.iterations is None:
-            kl = f"  kl {metrics['kl_to_base']:.4f}" if "kl_to_base" in metrics else ""
-            of = f"/{self.iterations}" if self.iterations else ""
-            self.say(f"iteration {number}{of}  {line}{kl}  {seconds:.1f} s")
+        if self._live is None:
+            self.say(f"{describe_iteration(number, self.iterations, metrics)}  {seconds:.1f} s")
         self.summary.update(checkpoint=number, reward_mean=metrics["reward_mean"], reward_std=metrics["reward_std"])
 
     def _show_evaluation(self, event: Evaluated) -> None:
-        self._evaluations[event.checkpoint] = event
         parts = ", ".join(f"{name} {value:.3f}" for name, value in event.components.items())
         if len(event.tasks) > 1:  # their rewards have no common scale
             reward = ", ".join(f"{task} {value:.3f}" for task, value in event.tasks.items())
@@ -150,6 +148,22 @@ class Display:
             "reward_held_out": event.reward_held_out,
             **event.components,
         }
+
+
+def describe_iteration(number: int, iterations: int | None, metrics: Mapping[str, Any]) -> str:
+    """Give the line of an iteration that was trained; `iterations`: of how many, where that is known."""
+    if len(metrics["tasks"]) > 1:
+        line = "  ".join(f"{task} {value:.3f}" for task, value in metrics["tasks"].items())
+    else:
+        line = f"reward {metrics['reward_mean']:.3f} ± {metrics['reward_std']:.3f}"
+        line += f"  best {metrics['reward_best']:.3f}"
+    parts = ", ".join(f"{name} {value:.3f}" for name, value in metrics["rewards"].items())
+    if len(metrics["rewards"]) > 1:
+        line += f"  ({parts})"
+    if metrics["watched"]:
+        line += "  watched: " + ", ".join(f"{name} {value:.3f}" for name, value in metrics["watched"].items())
+    kl = f"  kl {metrics['kl_to_base']:.4f}" if "kl_to_base" in metrics else ""
+    return f"iteration {number}{f'/{iterations}' if iterations else ''}  {line}{kl}"
 
 
 def print_json(value: Mapping[str, Any]) -> None:

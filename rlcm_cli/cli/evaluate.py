@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Annotated
 
 import typer
 
 from rlcm_cli.cli import options as o
+from rlcm_cli.cli.places import open_place
 
 
 def register(app: typer.Typer) -> None:
@@ -15,7 +17,7 @@ def register(app: typer.Typer) -> None:
 
 
 def run(
-    root: o.ExistingRunOption,
+    named: o.ExistingRunOption,
     checkpoints: Annotated[
         list[int],
         typer.Option(
@@ -33,14 +35,20 @@ def run(
     from rlcm_cli.phases.evaluate import evaluate
     from rlcm_cli.phases.policy import load_policy_model
     from rlcm_cli.phases.score import load_scorers
+    from rlcm_cli.phases.staging import stage_evaluating
+    from rlcm_cli.phases.team import check_team, join_team
     from rlcm_cli.store.checkpoint import latest_checkpoint
 
-    the_run = o.reopen_run(root, flags={"runtime.device": device})
-    o.permit_code(the_run, (), allowed=allow_code)
-    chosen = checkpoints or [latest_checkpoint(the_run.layout)]
-    display = Display(quiet=quiet, as_json=as_json)
-    with o.open_cache(no_cache) as cache:
-        scorers, model = load_scorers(the_run, cache=cache), load_policy_model(the_run.config)
-        for checkpoint in chosen:
-            display.follow(evaluate(the_run, model, scorers, checkpoint))
-    display.finish({"run": str(root)})
+    with open_place(named, partial(stage_evaluating, checkpoints=checkpoints), publishes=True) as place:
+        the_run = o.reopen_run(place.existing, flags={"runtime.device": device})
+        o.permit_code(the_run, (), allowed=allow_code)
+        chosen = checkpoints or [latest_checkpoint(the_run.layout)]
+        team = join_team(the_run.config.runtime.device)
+        display = Display(quiet=quiet, as_json=as_json, silent=not team.leads)
+        display.follow(check_team(team, team.size))  # all draw, however few shards there are
+        with o.open_cache(no_cache) as cache:
+            scorers, model = load_scorers(the_run, cache=cache), load_policy_model(the_run.config)
+            for checkpoint in chosen:
+                display.follow(place.follow(evaluate(the_run, model, scorers, checkpoint, team)))
+        team.leave()
+        display.finish({"run": named})

@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
 from rlcm_cli.cli import options as o
 
+if TYPE_CHECKING:
+    from rlcm_cli.phases.events import Event
+    from rlcm_cli.phases.generate import Speed
+
+NumberT = TypeVar("NumberT", int, float)
+OUT = "outputs"
+OUT_AGAIN = "outputs/again"
+
 
 def register(app: typer.Typer) -> None:
     """Add the command to the program."""
-    app.command("generate", epilog="Example: rlcm generate --lora runs/compression --prompt 'a cat' --steps 2")(run)
+    app.command("generate", epilog="Example: rlcm generate --lora runs/compression --prompt 'a cat' --steps 1,2,4")(
+        run
+    )
 
 
 def run(
@@ -21,11 +33,31 @@ def run(
         str | None,
         typer.Option("--prompts", help="Prompts from a file, a built-in set or a dataset.", show_default=False),
     ] = None,
-    lora: Annotated[
+    loras: Annotated[
+        list[str],
+        typer.Option("--lora", help="A run, a checkpoint, a LoRA file or a hub id; repeatable.", show_default=False),
+    ] = [],  # noqa: B006
+    scale: Annotated[
         str | None,
-        typer.Option("--lora", help="A run, a checkpoint, a LoRA file or a hub id.", show_default=False),
+        typer.Option(
+            "--scale",
+            metavar="X[,X]",
+            help="Strength of the LoRA, 0 none; several, as 0,0.5,1; below 0 as --scale=-0.5.",
+            show_default="1",
+        ),
     ] = None,
-    lora_scale: Annotated[float, typer.Option("--lora-scale", help="Strength of the LoRA.")] = 1.0,
+    steps: Annotated[
+        str | None,
+        typer.Option(
+            "--steps",
+            metavar="H[,H]",
+            help="Model calls an image, 1 or more; several, as 1,2,4,8.",
+            show_default="the LoRA's, or 4, of ddim 50 or 20",
+        ),
+    ] = None,
+    compare_base: Annotated[
+        bool, typer.Option("--compare-base", help="Also draw without the LoRA, beside it on the sheet.")
+    ] = False,
     model: Annotated[
         str | None,
         typer.Option("--model", help="Embedded name, folder or hub id.", show_default="the LoRA's, or emoji-lcm"),
@@ -33,12 +65,6 @@ def run(
     policy: Annotated[
         str | None,
         typer.Option("--policy", help="lcm, ddim or tcd.", show_default="the LoRA's, or as the model says"),
-    ] = None,
-    steps: Annotated[
-        int | None,
-        typer.Option(
-            "--steps", help="Model calls an image, 1 or more.", show_default="the LoRA's, or 4, of ddim 50 or 20"
-        ),
     ] = None,
     guidance: Annotated[
         float | None,
@@ -53,30 +79,97 @@ def run(
         typer.Option("--gamma", help="Of tcd: stochasticity, 0 to 1.", show_default="the LoRA's, or 0.3"),
     ] = None,
     count: Annotated[int, typer.Option("--count", min=1, help="Images a prompt.")] = 1,
-    seed: Annotated[int, typer.Option("--seed", help="Image i has this seed + i.")] = 0,
-    out: Annotated[Path, typer.Option("--out", help="Folder for the images.", file_okay=False)] = Path("outputs"),
+    seed: Annotated[int | None, typer.Option("--seed", help="Image i has this seed + i.", show_default="0")] = None,
+    from_image: Annotated[
+        Path | None,
+        typer.Option(
+            "--from-image",
+            metavar="FILE.png",
+            help="Draw a PNG of this command again; other options change what they name.",
+            show_default=False,
+        ),
+    ] = None,
+    batch: Annotated[
+        Path | None,
+        typer.Option(
+            "--batch",
+            metavar="FILE.csv",
+            help="An image a row; columns prompt, seed, steps, scale, guidance, eta, gamma, lora.",
+            show_default=False,
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            help="Folder for the images.",
+            file_okay=False,
+            show_default=f"{OUT}; {OUT_AGAIN} with --from-image",
+        ),
+    ] = None,
     dtype: o.DtypeOption = None,
     device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
     quiet: o.QuietOption = False,
     as_json: o.JsonOption = False,
 ) -> None:
-    """Draw images: a PNG each that says how it was made, and a contact sheet."""
+    """Draw images: a PNG each that says how it was made, and a sheet.
+
+    Two of LoRA, scale and steps may have several values: the rows and columns of the sheet.
+    """
     from rlcm_cli.cli.display import Display
-    from rlcm_cli.errors import ConfigError
-    from rlcm_cli.phases.generate import find_lora, generate, load_drawing_model, plan_drawing
+    from rlcm_cli.phases.generate import generate_plan
+    from rlcm_cli.phases.request import Request, plan_request
     from rlcm_cli.prompts import load_prompts
 
-    wanted = [*prompts, *(load_prompts(prompts_from) if prompts_from else ())]
-    if not all(prompt.strip() for prompt in wanted) or not wanted:
-        raise ConfigError("no prompt given; use --prompt TEXT (repeatable) or --prompts FILE")
-    drawing = plan_drawing(
-        wanted,
-        count=count,
-        seed=seed,
-        adapter=find_lora(lora, lora_scale) if lora else None,
-        model={"name": model, "dtype": dtype, "policy": policy},
-        sample={"steps": steps, "guidance_scale": guidance, "eta": eta, "gamma": gamma},
+    plan = plan_request(
+        Request(
+            prompts=[*prompts, *(load_prompts(prompts_from) if prompts_from else ())],
+            loras=loras,
+            scales=parse_numbers("--scale", scale, float),
+            steps=parse_numbers("--steps", steps, int),
+            compare_base=compare_base,
+            count=count,
+            seed=seed,
+            model={"name": model, "dtype": dtype, "policy": policy},
+            sample={"guidance_scale": guidance, "eta": eta, "gamma": gamma},
+            from_image=from_image,
+            batch=batch,
+        )
     )
+    folder = out or Path(OUT_AGAIN if from_image else OUT)
     display = Display(quiet=quiet, as_json=as_json)
-    display.follow(generate(drawing, load_drawing_model(drawing, device), out))
-    display.finish({"out": str(out), "images": len(wanted) * count})
+    speeds: list[Speed] = []
+
+    def draw() -> Iterator[Event]:
+        speeds.append((yield from generate_plan(plan, device, folder)))
+
+    display.follow(draw())
+    (speed,) = speeds
+    display.finish(
+        {
+            "out": str(folder),
+            "images": speed.images,
+            "seconds": speed.seconds,
+            "images_per_second": speed.rate,
+            "seconds_per_image": speed.each,
+        }
+    )
+
+
+def parse_numbers(flag: str, text: str | None, kind: type[NumberT]) -> list[NumberT]:
+    """Read numbers with commas between them, each once; none of None. Raises `ConfigError`."""
+    from rlcm_cli.errors import ConfigError
+
+    numbers: list[NumberT] = []
+    for part in text.split(",") if text is not None else ():
+        try:
+            number = kind(part)
+            if not math.isfinite(number):
+                raise ValueError
+        except ValueError:
+            name, example = ("whole number", "1,2,4") if kind is int else ("number", "0,0.5,1")
+            raise ConfigError(
+                f"{flag} {text}: '{part}' is no {name}; write one, or several as {flag} {example}"
+            ) from None
+        numbers.append(number)
+    return list(dict.fromkeys(numbers))

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from rlcm_cli.cli import options as o
+from rlcm_cli.cli.places import open_place
+from rlcm_cli.store.objects import is_url
 
 NEWEST_SHOWN = 5
 
@@ -20,8 +23,8 @@ def register(app: typer.Typer) -> None:
 
 
 def run(
-    path: Annotated[
-        Path, typer.Argument(metavar="PATH", help="A run, a checkpoint, a shard or a LoRA file.", show_default=False)
+    named: Annotated[
+        str, typer.Argument(metavar="PATH", help="A run, a checkpoint, a shard or a LoRA file.", show_default=False)
     ],
     verify: Annotated[
         bool, typer.Option("--verify", help="Check every digest of a run; exit with 4 if a file is damaged.")
@@ -48,32 +51,39 @@ def run(
 
     from rlcm_cli.cli.display import print_json
     from rlcm_cli.errors import ConfigError, StoreError
+    from rlcm_cli.phases.staging import stage_inspection
     from rlcm_cli.store.inspection import describe, verify_run
     from rlcm_cli.store.layout import RunLayout
+    from rlcm_cli.store.remote import split_url
 
-    if images is not None:
-        _export(path, images, iteration)
-        return
-    described = describe(path)
-    if verify:
-        if described["kind"] != "run":
-            raise ConfigError(f"{path}: --verify checks a whole run; other files are checked as they are read")
-        described["faults"] = verify_run(RunLayout(path))
-    if as_json:
-        print_json(described)
-    else:
-        table = Table(show_header=False, box=None)
-        table.add_column(no_wrap=True)
-        table.add_column(overflow="fold")
-        for key, value in _rows({key: value for key, value in described.items() if key != "faults"}):
-            table.add_row(key, value)
-        Console(markup=False, highlight=False).print(table)
-        for fault in described.get("faults", []):  # whole lines, whose remedies can be copied
-            typer.echo(f"fault: {fault}")
-        if verify and not described["faults"]:
-            typer.echo("no fault: every digest is right")
-    if described.get("faults"):
-        raise typer.Exit(StoreError.exit_code)
+    shown = None if images is None else [] if iteration is None else [iteration]
+    run_named, inside = split_url(named) if is_url(named) else (named, "")
+    fetch = partial(stage_inspection, place=inside, whole=verify, images_of=shown)
+    with open_place(run_named, fetch) as place:
+        path = place.existing / inside
+        if images is not None:
+            _export(path, images, iteration)
+            return
+        described = describe(path)
+        if verify:
+            if described["kind"] != "run":
+                raise ConfigError(f"{path}: --verify checks a whole run; other files are checked as they are read")
+            described["faults"] = [place.tell(fault) for fault in verify_run(RunLayout(path))]
+        if as_json:
+            print_json(described)
+        else:
+            table = Table(show_header=False, box=None)
+            table.add_column(no_wrap=True)
+            table.add_column(overflow="fold")
+            for key, value in _rows({key: value for key, value in described.items() if key != "faults"}):
+                table.add_row(key, value)
+            Console(markup=False, highlight=False).print(table)
+            for fault in described.get("faults", []):  # whole lines, whose remedies can be copied
+                typer.echo(f"fault: {fault}")
+            if verify and not described["faults"]:
+                typer.echo("no fault: every digest is right")
+        if described.get("faults"):
+            raise typer.Exit(StoreError.exit_code)
 
 
 def _export(path: Path, folder: Path, iteration: int | None) -> None:

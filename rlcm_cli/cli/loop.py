@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from rlcm_cli.cli import options as o
+from rlcm_cli.cli.places import Place, open_place
+from rlcm_cli.errors import ConfigError
+
+if TYPE_CHECKING:
+    from rlcm_cli.phases.team import Team
 
 PAPERS_MODELS = {"emoji-lcm": "SimianLuo/LCM_Dreamshaper_v7", "emoji-diffusion": "CompVis/stable-diffusion-v1-4"}
 """What each embedded model stands for."""
@@ -38,12 +43,22 @@ def run(
     steps: o.StepsOption = None,
     seed: o.SeedOption = None,
     device: o.DeviceOption = None,
+    memory_budget: o.MemoryBudgetOption = None,
     dtype: o.DtypeOption = None,
     start: o.FromOption = None,
     kl: Annotated[float | None, o.setting("--kl", "X", "Weight of the KL to the base model.")] = None,
     keep_rollouts: Annotated[int | None, o.setting("--keep-rollouts", "N", "Newest rollouts to keep.", "all")] = None,
     keep_checkpoints: Annotated[
         int | None, o.setting("--keep-checkpoints", "N", "Newest checkpoints to keep.", "all")
+    ] = None,
+    log_with: o.LogWithOption = [],  # noqa: B006
+    executor: Annotated[
+        Literal["local", "ray"],
+        typer.Option("--executor", help="Who does the work: this machine, or the nodes of a Ray cluster."),
+    ] = "local",
+    ray_address: Annotated[
+        str | None,
+        o.setting("--ray-address", "ADDRESS", "HOST:PORT of a Ray cluster, or auto.", "one of this machine's own"),
     ] = None,
     allow_code: o.AllowCodeOption = False,
     no_cache: o.NoCacheOption = False,
@@ -57,85 +72,134 @@ def run(
     """Fine-tune for a reward: sample, score and train, again and again.
 
     The same command goes on where a run was stopped; a larger --iterations extends a finished one. Between
-    calls, only the settings of the table "runtime" may change: iterations, device, micro_batch_size, keep_*,
-    and those of the table "watch".
+    calls, only the settings of the table "runtime" may change: iterations, device, micro_batch_size,
+    gradient_checkpointing, memory_budget, keep_*, log_with, and those of the tables "watch" and "ray".
     """
-    path, config = o.resolve_run(
-        root,
-        tasks=tasks,
-        config_file=config_file,
-        assignments=assignments,
-        start=start,
-        flags={
-            "rewards": o.parse_rewards(rewards),
-            "watch.rewards": list(dict.fromkeys(watch)) or None,
-            "watch.on_hacking": on_hacking,
-            "model.name": model,
-            "model.policy": policy,
-            "train.objective": objective,
-            "train.parameters": trained,
-            "last_step.mode": last_step,
-            "runtime.iterations": iterations,
-            "sample.samples": samples,
-            "sample.steps": steps,
-            "seed": seed,
-            "runtime.device": device,
-            "model.dtype": dtype,
-            "train.kl_weight": kl,
-            "runtime.keep_rollouts": keep_rollouts,
-            "runtime.keep_checkpoints": keep_checkpoints,
-        },
-    )
-    config.require_actions()
+    from rlcm_cli.phases.staging import stage_loop
 
-    from rlcm_cli.phases.run import Run, check_rewards, check_run
-    from rlcm_cli.store.layout import RunLayout
+    with open_place(root, stage_loop, publishes=not dry_run) as place:
+        path, config = o.resolve_run(
+            place.root,
+            tasks=tasks,
+            config_file=config_file,
+            assignments=assignments,
+            start=start,
+            flags={
+                "rewards": o.parse_rewards(rewards),
+                "watch.rewards": list(dict.fromkeys(watch)) or None,
+                "watch.on_hacking": on_hacking,
+                "model.name": model,
+                "model.policy": policy,
+                "train.objective": objective,
+                "train.parameters": trained,
+                "last_step.mode": last_step,
+                "runtime.iterations": iterations,
+                "sample.samples": samples,
+                "sample.steps": steps,
+                "seed": seed,
+                "runtime.device": device,
+                "runtime.memory_budget": memory_budget,
+                "model.dtype": dtype,
+                "train.kl_weight": kl,
+                "runtime.keep_rollouts": keep_rollouts,
+                "runtime.keep_checkpoints": keep_checkpoints,
+                "runtime.log_with": log_with or None,
+                "ray.address": ray_address,
+            },
+        )
+        config.require_actions()
 
-    if dry_run:
-        check_rewards(Run(RunLayout(path), config))
-        typer.echo(config.to_json())
-        return
+        from rlcm_cli.phases.run import Run, check_rewards, check_run
+        from rlcm_cli.store.layout import RunLayout
 
-    from rlcm_cli.cli.display import Display
-    from rlcm_cli.phases.loop import loop
-    from rlcm_cli.phases.policy import start_run
-    from rlcm_cli.phases.score import load_scorers
-    from rlcm_cli.report.curves import write_curves
-    from rlcm_cli.report.pairs import write_pairs
+        if dry_run:
+            check_rewards(Run(RunLayout(path), config))
+            typer.echo(config.to_json())
+            return
 
-    checked = check_run(path, config)
-    o.permit_code(checked, {*(o.parse_rewards(rewards) or ()), *watch}, allowed=allow_code)
-    with o.open_cache(no_cache) as cache:
-        scorers = load_scorers(checked, cache=cache)
-        the_run, loaded = start_run(path, config)
-        display = Display(quiet=quiet, as_json=as_json, iterations=config.runtime.iterations)
-        display.say(f"run {path}: task {config.task}, model {config.model.name}, seed {config.seed}")
-        display.say(device_line(config.model.name, str(loaded.device)))
-        done, wanted = (the_run.layout.checkpoints() or [0])[-1], config.runtime.iterations
-        if done >= wanted:
-            display.say(
-                f"nothing left to train: {done} iterations are done; extend the run with --iterations {2 * done}"
+        from rlcm_cli.cli.display import Display
+        from rlcm_cli.cli.live import look_at
+        from rlcm_cli.cli.tracking import open_trackers, track
+        from rlcm_cli.phases.loop import loop
+        from rlcm_cli.phases.policy import start_run
+        from rlcm_cli.phases.score import load_scorers
+        from rlcm_cli.phases.team import check_team, join_team
+        from rlcm_cli.report.curves import write_curves
+        from rlcm_cli.report.pairs import write_pairs
+
+        team = join_team(config.runtime.device)
+        checked = check_run(path, config)
+        o.permit_code(checked, {*(o.parse_rewards(rewards) or ()), *watch}, allowed=allow_code)
+        trackers = open_trackers(checked) if team.leads else None
+        with o.open_cache(no_cache) as cache:
+            display = Display(
+                quiet=quiet, as_json=as_json, iterations=config.runtime.iterations, silent=not team.leads
             )
-        elif done:
-            display.say(f"going on after iteration {done}")
-        display.follow(loop(the_run, loaded, scorers))
-    picture = write_pairs(the_run.layout)
-    curves = write_curves(the_run.layout)
-    if curves:
-        display.say(f"{curves}: the rewards over the iterations")
-    if picture:
-        display.say(f"{picture}: the same held-out seeds before (left) and after (right)")
-    display.say(f"draw with it: rlcm generate --lora {path} --prompt cat --count 8 --steps {config.sample.steps}")
-    display.finish(
-        {"run": str(path), "checkpoint": the_run.layout.checkpoints()[-1], "picture": picture and str(picture)}
-    )
+            if executor == "ray":
+                from rlcm_cli.phases.ray_loop import loop_on_ray
+
+                check_shared(place, team)
+                the_run, device_found = checked, f"those of the Ray cluster {config.ray.address or 'of this machine'}"
+                events = loop_on_ray(the_run, cached=not no_cache)
+            else:
+                scorers = load_scorers(checked, cache=cache)
+                the_run, loaded = start_run(path, config, o.fit_memory(display, "sample", "train"))
+                device_found = str(loaded.device)
+                events = loop(the_run, loaded, scorers, team)
+            place.confirm(config)
+            display.say(f"run {place.tell(path)}: task {config.task}, model {config.model.name}, seed {config.seed}")
+            display.say(device_line(config.model.name, device_found))
+            display.follow(check_team(team, config.sample.shards))
+            done, wanted = (the_run.layout.checkpoints() or [0])[-1], config.runtime.iterations
+            if done >= wanted:
+                display.say(
+                    f"nothing left to train: {done} iterations are done; extend the run with --iterations {2 * done}"
+                )
+            elif done:
+                display.say(f"going on after iteration {done}")
+            display.follow(
+                place.follow(track(events, trackers), loop=the_run if team.leads else None),
+                look_at(the_run.layout, config, place.tell(path)),
+            )
+        team.leave()
+        if not team.leads:
+            return
+        picture = write_pairs(the_run.layout)
+        curves = write_curves(the_run.layout)
+        if curves:
+            display.say(f"{place.tell(curves)}: the rewards over the iterations")
+        if picture:
+            display.say(f"{place.tell(picture)}: the same held-out seeds before (left) and after (right)")
+        steps = config.sample.steps
+        display.say(f"draw with it: rlcm generate --lora {place.tell(path)} --prompt cat --count 8 --steps {steps}")
+        display.finish(
+            {
+                "run": place.tell(path),
+                "checkpoint": the_run.layout.checkpoints()[-1],
+                "picture": picture and place.tell(picture),
+            }
+        )
 
 
 def device_line(model: str, device: str) -> str:
     """Say where the work is done, and where a GPU lies idle under a laptop's model."""
-    if device != "cpu" and model in PAPERS_MODELS:
+    if device.startswith(("cuda", "mps")) and model in PAPERS_MODELS:
         return (
             f"device {device}: a GPU is here; the papers' model is --model {PAPERS_MODELS[model]}, "
             f"{model} is for trying things out"
         )
     return f"device {device}"
+
+
+def check_shared(place: Place, team: Team) -> None:
+    """Raise `ConfigError` where the nodes of a Ray cluster could not see the run, or others do the work already."""
+    if place.url is not None:
+        raise ConfigError(
+            f"--executor ray: its nodes meet in a folder that all see by the same path, and {place.url} is none; name "
+            "one, or run `rlcm sample`, `score` and `train` on the machines in turn"
+        )
+    if team.size > 1:
+        raise ConfigError(
+            "--executor ray: torchrun or accelerate started several processes, and Ray divides the work itself; start "
+            "`rlcm loop` alone"
+        )

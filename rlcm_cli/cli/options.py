@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 if TYPE_CHECKING:
+    from rlcm_cli.cli.display import Display
     from rlcm_cli.config import Config
+    from rlcm_cli.models.diffusion import DiffusionModel
     from rlcm_cli.phases.run import Run
     from rlcm_cli.store.score_cache import ScoreCache
 
@@ -32,11 +34,21 @@ TaskOption = Annotated[
         show_default=False,
     ),
 ]
-RunOption = Annotated[
-    Path | None,
-    typer.Option("--run", metavar="DIR", help="Run directory.", show_default="runs/TASK", file_okay=False),
-]
-ExistingRunOption = Annotated[Path, typer.Option("--run", metavar="DIR", help="Run directory.", file_okay=False)]
+
+
+def _refuse_file(named: str | None) -> str | None:
+    if named is not None and Path(named).is_file():
+        raise typer.BadParameter(f"directory '{named}' is a file")
+    return named
+
+
+def _run_option(default: str | bool = False) -> Any:
+    text = "Run directory, or its URL such as s3://BUCKET/RUN."
+    return typer.Option("--run", metavar="DIR", help=text, callback=_refuse_file, show_default=default)
+
+
+RunOption = Annotated[str | None, _run_option("runs/TASK")]
+ExistingRunOption = Annotated[str, _run_option()]
 WorkerOption = Annotated[
     str | None,
     typer.Option(
@@ -96,7 +108,21 @@ StepsOption = Annotated[int | None, setting("--steps", "H", "Model calls an imag
 SeedOption = Annotated[int | None, setting("--seed", "N", "Seed of all randomness.")]
 DtypeOption = Annotated[str | None, setting("--dtype", "TYPE", "float32, float16 or bfloat16.")]
 DeviceOption = Annotated[str | None, setting("--device", "NAME", "auto, cpu, cuda, cuda:1 or mps.")]
+MemoryBudgetOption = Annotated[
+    str | None,
+    setting(
+        "--memory-budget", "SIZE", "Memory for tensors, such as 8GB: micro-batch and checkpointing are fitted to it."
+    ),
+]
 FromOption = Annotated[str | None, setting("--from", "PATH", "LoRA to start from: a run, a checkpoint or a file.")]
+LogWithOption = Annotated[
+    list[str],
+    setting(
+        "--log-with",
+        "TRACKER",
+        "Copy metrics and images to tensorboard, wandb, trackio, mlflow or all, in RUN/logs; repeatable.",
+    ),
+]
 JsonOption = Annotated[
     bool,
     typer.Option("--json", help="End with one machine-readable line on stdout.", rich_help_panel=OUTPUT),
@@ -179,6 +205,35 @@ def open_cache(unwanted: bool) -> AbstractContextManager[ScoreCache | None]:
     from rlcm_cli.store.score_cache import ScoreCache, default_cache
 
     return nullcontext() if unwanted else ScoreCache(default_cache())
+
+
+def fit_memory(display: Display, *phases: Literal["sample", "train"]) -> Callable[[Run, DiffusionModel], Run]:
+    """Make the function that fits phases into a run's memory budget, where it has one, and tells what it picks."""
+    from dataclasses import asdict
+
+    from rlcm_cli.phases.memory import fit_run
+
+    def fit(run: Run, model: DiffusionModel) -> Run:
+        fitted, found = fit_run(run, model, phases)
+        parts = []
+        if found.sampling is not None:
+            alone = ", decoded one by one" if found.sampling.decode_slicing else ""
+            parts.append(f"{found.sampling.batch_size} images at once{alone}: {_bytes(found.sampling.peak_bytes)}")
+            display.summary["sampling_fit"] = asdict(found.sampling)
+        if found.training is not None:
+            again = " with gradient checkpointing" if found.training.gradient_checkpointing else ""
+            size = f"micro-batch {found.training.micro_batch_size}{again}"
+            parts.append(f"{size}: {_bytes(found.training.peak_bytes)}")
+            display.summary["training_fit"] = asdict(found.training)
+        if parts:
+            display.say(f"memory budget {run.config.runtime.memory_budget}: {'; '.join(parts)}")
+        return fitted
+
+    return fit
+
+
+def _bytes(count: int) -> str:
+    return f"{count / 1e9:.2f} GB"
 
 
 def _adapter_flags(start: str) -> dict[str, Any]:

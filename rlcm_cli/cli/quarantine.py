@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from rlcm_cli.store.objects import is_url
+
 
 def register(app: typer.Typer) -> None:
     """Add the command to the program."""
@@ -18,11 +20,11 @@ def register(app: typer.Typer) -> None:
 
 def run(
     path: Annotated[
-        Path, typer.Argument(metavar="PATH", help="File or folder of a run that a check refused.", show_default=False)
+        str, typer.Argument(metavar="PATH", help="File or folder of a run that a check refused.", show_default=False)
     ],
 ) -> None:
     """Move a damaged file of a run, with its receipt, out of the way, so that its phase makes it again."""
-    from rlcm_cli.store.quarantine import quarantine
+    from rlcm_cli.store.quarantine import quarantine, quarantine_remote
 
-    for moved in quarantine(path):
+    for moved in quarantine_remote(path) if is_url(path) else quarantine(Path(path)):
         typer.echo(f"moved to {moved}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import typer
 
 from rlcm_cli.cli import options as o
+from rlcm_cli.cli.places import open_place
 
 
 def register(app: typer.Typer) -> None:
@@ -27,6 +28,7 @@ def run(
     steps: o.StepsOption = None,
     seed: o.SeedOption = None,
     device: o.DeviceOption = None,
+    memory_budget: o.MemoryBudgetOption = None,
     dtype: o.DtypeOption = None,
     start: o.FromOption = None,
     worker: o.WorkerOption = None,
@@ -34,37 +36,47 @@ def run(
     as_json: o.JsonOption = False,
 ) -> None:
     """Draw the next iteration's images with the newest policy; start the run where there is none."""
-    path, config = o.resolve_run(
-        root,
-        tasks=tasks,
-        config_file=config_file,
-        assignments=assignments,
-        start=start,
-        flags={
-            "rewards": o.parse_rewards(rewards),
-            "model.name": model,
-            "model.policy": policy,
-            "train.objective": objective,
-            "train.parameters": trained,
-            "last_step.mode": last_step,
-            "sample.samples": samples,
-            "sample.steps": steps,
-            "seed": seed,
-            "runtime.device": device,
-            "model.dtype": dtype,
-        },
-    )
-    config.require_actions()
+    from rlcm_cli.phases.staging import stage_sampling
 
-    from rlcm_cli.cli.display import Display
-    from rlcm_cli.phases.policy import start_run
-    from rlcm_cli.phases.run import parse_worker
-    from rlcm_cli.phases.sample import sample
+    with open_place(root, stage_sampling, publishes=True) as place:
+        path, config = o.resolve_run(
+            place.root,
+            tasks=tasks,
+            config_file=config_file,
+            assignments=assignments,
+            start=start,
+            flags={
+                "rewards": o.parse_rewards(rewards),
+                "model.name": model,
+                "model.policy": policy,
+                "train.objective": objective,
+                "train.parameters": trained,
+                "last_step.mode": last_step,
+                "sample.samples": samples,
+                "sample.steps": steps,
+                "seed": seed,
+                "runtime.device": device,
+                "runtime.memory_budget": memory_budget,
+                "model.dtype": dtype,
+            },
+        )
+        config.require_actions()
 
-    share = parse_worker(worker)
-    the_run, loaded = start_run(path, config)
-    display = Display(quiet=quiet, as_json=as_json)
-    display.follow(sample(the_run, loaded, share))
-    iteration = the_run.layout.checkpoints()[-1]
-    display.say(f"{the_run.layout.rollout(iteration)}: sampled; next: rlcm score --run {path}")
-    display.finish({"run": str(path), "iteration": iteration})
+        from rlcm_cli.cli.display import Display
+        from rlcm_cli.phases.policy import start_run
+        from rlcm_cli.phases.run import parse_worker
+        from rlcm_cli.phases.sample import sample
+        from rlcm_cli.phases.team import check_team, join_team
+
+        share = parse_worker(worker)
+        team = join_team(config.runtime.device)
+        display = Display(quiet=quiet, as_json=as_json, silent=not team.leads)
+        the_run, loaded = start_run(path, config, o.fit_memory(display, "sample"))
+        place.confirm(config)
+        display.follow(check_team(team, config.sample.shards))
+        display.follow(place.follow(sample(the_run, loaded, team.divide(share))))
+        team.wait()
+        team.leave()
+        iteration = the_run.layout.checkpoints()[-1]
+        display.say(place.tell(f"{the_run.layout.rollout(iteration)}: sampled; next: rlcm score --run {path}"))
+        display.finish({"run": place.tell(path), "iteration": iteration})

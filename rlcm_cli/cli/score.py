@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Annotated
 
 import typer
 
 from rlcm_cli.cli import options as o
+from rlcm_cli.cli.places import open_place
 
 
 def register(app: typer.Typer) -> None:
@@ -15,7 +17,7 @@ def register(app: typer.Typer) -> None:
 
 
 def run(
-    root: o.ExistingRunOption,
+    named: o.ExistingRunOption,
     rewards: Annotated[
         list[str],
         typer.Option(
@@ -41,22 +43,36 @@ def run(
     from rlcm_cli.core.device import select_device
     from rlcm_cli.phases.run import open_run, parse_worker
     from rlcm_cli.phases.score import choose_iterations, load_scorers, score
+    from rlcm_cli.phases.staging import stage_scoring
+    from rlcm_cli.phases.team import check_team, join_team
 
     share = parse_worker(worker)
-    config = open_run(root).config
-    known = config.reward_names()
-    watched = [*config.watch.rewards, *(name for name in rewards if name not in known)]
-    the_run = o.reopen_run(root, assignments=assignments, flags={"watch.rewards": watched, "runtime.device": device})
-    if not rewards:  # else those alone are loaded, and the command line names them
-        o.permit_code(the_run, (), allowed=allow_code)
-    chosen = choose_iterations(the_run, iterations, everything=bool(rewards))
-    display = Display(quiet=quiet, as_json=as_json)
-    device_found = select_device(the_run.config.runtime.device)
-    with o.open_cache(no_cache) as cache:
-        scorers = load_scorers(the_run, rewards or known, cache)
-        display.follow(score(the_run, scorers, share, iterations=chosen, device=device_found))
-    if rewards:
-        display.say(f"{root}: scored with {', '.join(scorers)}; look at it with rlcm inspect {root} --images DIR")
-    else:
-        display.say(f"{root}: scored; next: rlcm train --run {root}")
-    display.finish({"run": str(root)})
+    fetch = partial(stage_scoring, worker=share, iterations=iterations, everything=bool(rewards))
+    with open_place(named, fetch, publishes=True) as place:
+        root = place.existing
+        config = open_run(root).config
+        known = config.reward_names()
+        watched = [*config.watch.rewards, *(name for name in rewards if name not in known)]
+        the_run = o.reopen_run(
+            root, assignments=assignments, flags={"watch.rewards": watched, "runtime.device": device}
+        )
+        if not rewards:  # else those alone are loaded, and the command line names them
+            o.permit_code(the_run, (), allowed=allow_code)
+        chosen = choose_iterations(the_run, iterations, everything=bool(rewards), worker=share)
+        team = join_team(the_run.config.runtime.device)
+        display = Display(quiet=quiet, as_json=as_json, silent=not team.leads)
+        display.follow(check_team(team, the_run.config.sample.shards))
+        device_found = select_device(the_run.config.runtime.device)
+        with o.open_cache(no_cache) as cache:
+            scorers = load_scorers(the_run, rewards or known, cache)
+            events = score(the_run, scorers, team.divide(share), iterations=chosen, device=device_found)
+            display.follow(place.follow(events))
+        team.wait()
+        team.leave()
+        if rewards:
+            display.say(
+                f"{named}: scored with {', '.join(scorers)}; look at it with rlcm inspect {named} --images DIR"
+            )
+        else:
+            display.say(f"{named}: scored; next: rlcm train --run {named}")
+        display.finish({"run": named})

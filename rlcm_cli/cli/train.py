@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from rlcm_cli.cli import options as o
+from rlcm_cli.cli.places import open_place
 
 
 def register(app: typer.Typer) -> None:
@@ -15,34 +16,55 @@ def register(app: typer.Typer) -> None:
 
 
 def run(
-    root: o.ExistingRunOption,
+    named: o.ExistingRunOption,
     device: o.DeviceOption = None,
     micro_batch: Annotated[
         int | None, o.setting("--micro-batch", "N", "Transitions in a forward and backward pass.")
     ] = None,
+    memory_budget: o.MemoryBudgetOption = None,
     off_policy: Annotated[
         bool, typer.Option("--off-policy", help="Train on rollouts that another policy drew.")
     ] = False,
+    log_with: o.LogWithOption = [],  # noqa: B006
     allow_code: o.AllowCodeOption = False,
     quiet: o.QuietOption = False,
     as_json: o.JsonOption = False,
 ) -> None:
     """Update the policy on the scored rollout of the newest checkpoint, and publish the next checkpoint."""
     from rlcm_cli.cli.display import Display
+    from rlcm_cli.cli.tracking import open_trackers, track
     from rlcm_cli.phases.policy import load_policy_model
     from rlcm_cli.phases.score import load_scorers
+    from rlcm_cli.phases.staging import stage_training
+    from rlcm_cli.phases.team import check_team, join_team
     from rlcm_cli.phases.train import train
 
-    the_run = o.reopen_run(root, flags={"runtime.device": device, "runtime.micro_batch_size": micro_batch})
-    scorers = None
-    if the_run.config.last_step.mode == "backprop":
-        o.permit_code(the_run, (), allowed=allow_code)
-        scorers = load_scorers(the_run)
-    display = Display(quiet=quiet, as_json=as_json)
-    display.follow(train(the_run, load_policy_model(the_run.config), scorers, off_policy=off_policy))
-    checkpoint = the_run.layout.checkpoints()[-1]
-    display.say(
-        f"{the_run.layout.checkpoint(checkpoint)}: trained; next: rlcm sample --run {root}, or rlcm generate "
-        f"--lora {root} --prompt cat"
-    )
-    display.finish({"run": str(root), "checkpoint": checkpoint})
+    with open_place(named, stage_training, publishes=True) as place:
+        the_run = o.reopen_run(
+            place.existing,
+            flags={
+                "runtime.device": device,
+                "runtime.micro_batch_size": micro_batch,
+                "runtime.memory_budget": memory_budget,
+                "runtime.log_with": log_with or None,
+            },
+        )
+        team = join_team(the_run.config.runtime.device)
+        trackers = open_trackers(the_run) if team.leads else None
+        scorers = None
+        if the_run.config.last_step.mode == "backprop":
+            o.permit_code(the_run, (), allowed=allow_code)
+            scorers = load_scorers(the_run)
+        display = Display(quiet=quiet, as_json=as_json, silent=not team.leads)
+        display.follow(check_team(team, team.size))  # all train, however few shards there are
+        model = load_policy_model(the_run.config)
+        the_run = o.fit_memory(display, "train")(the_run, model)
+        trained = train(the_run, model, scorers, team, off_policy=off_policy)
+        display.follow(place.follow(track(trained, trackers)))
+        team.leave()
+        checkpoint = the_run.layout.checkpoints()[-1]
+        display.say(
+            f"{place.tell(the_run.layout.checkpoint(checkpoint))}: trained; next: rlcm sample --run {named}, or rlcm "
+            f"generate --lora {named} --prompt cat"
+        )
+        display.finish({"run": named, "checkpoint": checkpoint})

@@ -8,11 +8,14 @@ from rlcm_cli.errors import ModelError
 
 
 def select_device(device: str) -> torch.device:
-    """Turn `auto` into CUDA, MPS or the CPU, whichever is there first. Raises `ModelError` for an absent one."""
-    if device == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda")
+    """Turn `auto` into CUDA, MPS or the CPU, whichever is there first. Raises `ModelError` for an absent one.
+
+    Of several GPUs, `cuda` is the current one, by its number: other threads have another current one.
+    """
+    if device == "auto" and not torch.cuda.is_available():
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    if device in ("auto", "cuda") and torch.cuda.is_available():
+        return torch.device("cuda", torch.cuda.current_device())
     try:
         chosen = torch.device(device)
         torch.empty(0, device=chosen)
@@ -21,3 +24,12 @@ def select_device(device: str) -> torch.device:
             f"device '{device}' is not there for this torch ({torch.__version__}); use --device cpu, or auto"
         ) from None
     return chosen
+
+
+def allow_tf32(allowed: bool) -> None:
+    """Let float32 products and convolutions on CUDA be computed in TF32, or not, in this process.
+
+    torch's own default lets convolutions: replayed transitions then miss float32's tolerance of the ratio.
+    """
+    torch.backends.cuda.matmul.allow_tf32 = allowed
+    torch.backends.cudnn.allow_tf32 = allowed

@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def canonical_json(value: Any) -> str:
@@ -31,6 +31,8 @@ def digest_tensors(tensors: Mapping[str, Tensor], metadata: Any = None) -> str:
 
     For files whose bytes are not canonical: safetensors writes several metadata keys in random order.
     """
+    import torch  # here: who reads plans and metrics alone does not wait for it
+
     digest = hashlib.sha256(canonical_json(metadata).encode())
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()

@@ -53,6 +53,15 @@ class Schedule:
         """A, the number of calls that draw: H, or H − 1 where the last one is deterministic."""
         return int((self.std > 0).sum())
 
+    def to(self, device: torch.device) -> Schedule:
+        """Give the schedule with its tensors on a device, so that no step has to wait for them to be copied there."""
+        return Schedule(
+            *(
+                values.to(device)
+                for values in (self.timesteps, self.next_timesteps, self.of_latents, self.of_output, self.std)
+            )
+        )
+
     def transition_pairs(self) -> Tensor:
         """(timestep, next timestep) of each action, int64 [A, 2]."""
         return torch.stack([self.timesteps, self.next_timesteps], dim=1)[: self.actions]
@@ -91,10 +100,11 @@ def sample_trajectories(
     count = len(noise_BSCHW)
     latents = noise_BSCHW[:, 0].to(dtype)
     states, log_probs = [latents], []
+    on_device = schedule.to(latents.device)
     for index in range(schedule.steps):
         step = torch.full((count,), index, dtype=torch.int64, device=latents.device)
-        output = predict(latents, schedule.timesteps.to(latents.device)[step])
-        gaussian = transition(schedule, output, latents, step)
+        output = predict(latents, on_device.timesteps[step])
+        gaussian = transition(on_device, output, latents, step)
         latents = gaussian.mean.to(dtype)
         if schedule.std[index] == 0:
             continue

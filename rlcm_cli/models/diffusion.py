@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from rlcm_cli.core.schedule import PredictionType
+from rlcm_cli.errors import ModelError
 from rlcm_cli.models.conditioning import encode_prompt, is_sdxl, unet_arguments, with_negative
 
 PolicyKind = Literal["lcm", "ddim", "tcd"]
@@ -18,6 +21,8 @@ PolicyKind = Literal["lcm", "ddim", "tcd"]
 
 KEPT_PROMPTS = 2000
 """Encoded prompts that a model remembers; of Stable Diffusion's each is 0.2 MB."""
+FEW_TOKENS = 64
+"""Latents of so many places at most, where plain products beat a fused attention kernel (see `attention_kernel`)."""
 
 
 @dataclass
@@ -38,6 +43,8 @@ class DiffusionModel:
     base_weights: Mapping[str, Tensor] | None = None
     """The U-Net's weights as loaded, by name; None unless they are themselves trained."""
     _encoded: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+    _guidance: dict[float, Tensor] = field(default_factory=dict)
+    """Guidance scale → its embedding [1, width], on the device."""
 
     @property
     def unet(self) -> Any:
@@ -59,6 +66,16 @@ class DiffusionModel:
     def image_size(self) -> int:
         """Pixels along each side of an image."""
         return int(self.unet.config.sample_size * self.pipeline.vae_scale_factor)
+
+    def set_image_size(self, size: int) -> None:
+        """Draw images of `size` pixels along each side. Raises `ModelError` for a size that the model cannot have."""
+        scale = int(self.pipeline.vae_scale_factor)
+        unit = scale * 2 ** (len(self.unet.config.block_out_channels) - 1)
+        if size < unit or size % unit:
+            raise ModelError(f"images of {size} pixels: this model's are multiples of {unit} pixels; choose one")
+        self.unet.register_to_config(sample_size=size // scale)
+        if is_sdxl(self.pipeline):  # which tells the U-Net the size
+            self.pipeline.default_sample_size = size // scale
 
     @property
     def alphas_cumprod(self) -> Tensor:
@@ -89,6 +106,10 @@ class DiffusionModel:
             del self._encoded[prompt]
         return {name: torch.stack([rows[name] for rows in encoded]) for name in encoded[0]}
 
+    def forget_prompts(self) -> None:
+        """Encode all prompts anew from now on: the text encoder has changed."""
+        self._encoded.clear()
+
     def predict(
         self, latents: Tensor, timesteps: Tensor, conditioning: dict[str, Tensor], guidance_scale: float
     ) -> Tensor:
@@ -99,22 +120,41 @@ class DiffusionModel:
         classifier-free guidance, ε(∅) + guidance_scale · (ε(c) − ε(∅)) (arXiv 2207.12598).
         """
         if self.guided_by_embedding:
-            w = torch.full((len(latents),), guidance_scale - 1)
-            embedding = self.pipeline.get_guidance_scale_embedding(w, self.unet.config.time_cond_proj_dim)
-            return self._call_unet(latents, timesteps, conditioning, embedding.to(self.device, self.dtype))
+            embedding = self._embed_guidance(guidance_scale).expand(len(latents), -1)
+            return self._call_unet(latents, timesteps, conditioning, embedding)
         if guidance_scale <= 1:
             return self._call_unet(latents, timesteps, conditioning)
         both = self._call_unet(latents.repeat(2, 1, 1, 1), timesteps.repeat(2), with_negative(conditioning))
         negative, positive = both.chunk(2)
         return negative + guidance_scale * (positive - negative)
 
+    def _embed_guidance(self, guidance_scale: float) -> Tensor:
+        # Kept, since a copy to the device at each call would wait for all that was asked of it before.
+        if guidance_scale not in self._guidance:
+            w = torch.full((1,), guidance_scale - 1)
+            embedding = self.pipeline.get_guidance_scale_embedding(w, self.unet.config.time_cond_proj_dim)
+            self._guidance[guidance_scale] = embedding.to(self.device, self.dtype)
+        return self._guidance[guidance_scale]
+
     def _call_unet(
         self, latents: Tensor, timesteps: Tensor, conditioning: dict[str, Tensor], guidance: Tensor | None = None
     ) -> Tensor:
-        output = self.unet(
-            latents, timesteps, timestep_cond=guidance, **unet_arguments(conditioning), return_dict=False
-        )[0]
+        with self.attention_kernel():
+            output = self.unet(
+                latents, timesteps, timestep_cond=guidance, **unet_arguments(conditioning), return_dict=False
+            )[0]
         return cast("Tensor", output)
+
+    def attention_kernel(self) -> AbstractContextManager[None]:
+        """Choose how attention is computed where torch's own choice is slow: few tokens in 16 bits on a CPU.
+
+        There its fused kernel takes half of a training step, most of it going backward. In drawing as in training,
+        so that both round alike.
+        """
+        size = self.unet.config.sample_size
+        if self.device.type == "cpu" and self.dtype.itemsize == 2 and size * size <= FEW_TOKENS:
+            return cast("AbstractContextManager[None]", sdpa_kernel(SDPBackend.MATH))
+        return nullcontext()
 
     def decode_floats(self, latents: Tensor) -> Tensor:
         """Decode latents [B, C, h, w] to images, float32 [B, 3, H, W] in 0 … 255, differentiable.
@@ -142,7 +182,8 @@ class DiffusionModel:
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         """Decode latents [B, C, h, w] to images, uint8 [B, 3, H, W] on the CPU, rounded as diffusers does."""
-        return self.decode_floats(latents).round().to("cpu", torch.uint8)
+        # Bytes before they are copied: a CUDA device would send four times as much, for the CPU to convert.
+        return self.decode_floats(latents).round().to(torch.uint8).cpu()
 
     def _scale(self, latents: Tensor) -> Tensor:
         mean, std = self._latent_statistics(latents)

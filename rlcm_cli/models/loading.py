@@ -40,12 +40,14 @@ def load_model(
     device: str,
     policy: PolicyKind | Literal["auto"] = "auto",
     distilled_lora: str | None = None,
+    image_size: int | None = None,
 ) -> DiffusionModel:
     """Load an embedded model, a local pipeline folder or a hub id; the U-Net comes frozen and in eval mode.
 
     Stable Diffusion 1.x, 2.x and XL, and latent consistency models of their sizes. `distilled_lora` (a file, folder
     or hub id, such as LCM-LoRA or TCD-LoRA) is fused into the weights. `policy` "auto" is that of
     `resolve_policy`; the pipeline's scheduler becomes the policy's, with the noise schedule of the folder's own.
+    `image_size`: pixels along each side, None for the pipeline's own.
 
     Raises `ModelError` for what is not there, cannot be reached, is no such pipeline, or does not fit the policy.
     """
@@ -68,7 +70,16 @@ def load_model(
     digest = _digest_pipeline(pipeline)
     if distilled_lora is not None:
         digest = digest_json([digest, fuse_lora(pipeline, distilled_lora)])
-    for module in modules.values():
+    freeze_pipeline(pipeline, place)
+    model = DiffusionModel(pipeline, kind, place, DTYPES[dtype], digest)
+    if image_size is not None:
+        model.set_image_size(image_size)
+    return model
+
+
+def freeze_pipeline(pipeline: Any, place: torch.device) -> None:
+    """Put a pipeline on a device, its modules frozen and in eval mode."""
+    for module in _modules(pipeline).values():
         module.requires_grad_(False)
         module.eval()
     with quiet_libraries():
@@ -76,8 +87,9 @@ def load_model(
         # diffusers casts SDXL's autoencoder, whose activations overflow float16, there and back at each image.
         if is_sdxl(pipeline) and pipeline.vae.dtype == torch.float16 and pipeline.vae.config.get("force_upcast"):
             pipeline.vae.to(torch.float32)
+        # Decoding is convolutions alone, for whose kernels this is the native layout.
+        pipeline.vae.to(memory_format=torch.channels_last)
     pipeline.set_progress_bar_config(disable=True)
-    return DiffusionModel(pipeline, kind, place, DTYPES[dtype], digest)
 
 
 def recommend_sampling(

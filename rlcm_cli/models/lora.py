@@ -16,7 +16,7 @@ from rlcm_cli.core.noise import derive_seed
 from rlcm_cli.errors import ModelError
 from rlcm_cli.models.diffusion import DiffusionModel
 from rlcm_cli.models.libraries import quiet_libraries, summarise
-from rlcm_cli.models.weights import copy_weights
+from rlcm_cli.models.weights import copy_weights, exchanged_weights
 
 ADAPTER = "policy"
 DISTILLED = "distilled"
@@ -105,13 +105,60 @@ def base_model(model: DiffusionModel) -> Iterator[None]:
         model.unet.enable_adapters()
 
 
+@contextlib.contextmanager
+def folded_lora(model: DiffusionModel) -> Iterator[None]:
+    """Draw with W + alpha / rank · B A in the place of each adapted layer's W within the block: one product for three.
+
+    The base weights are put aside and put back, not subtracted from, so that they keep their bits. In float32 alone:
+    16 bits and TF32 have no room for a small B A beside W, so that another policy would draw than the one that is
+    trained.
+    """
+    layers = _foldable_layers(model)
+    if not layers:
+        yield
+        return
+    with torch.no_grad():
+        folded = {name: layer.base_layer.weight + layer.get_delta_weight(ADAPTER) for name, layer in layers.items()}
+    weights = {name: layer.base_layer.weight for name, layer in layers.items()}
+    with base_model(model), exchanged_weights(weights, folded):
+        yield
+
+
+def _foldable_layers(model: DiffusionModel) -> dict[str, Any]:
+    from peft.tuners.lora import LoraLayer
+
+    tf32 = model.device.type == "cuda" and torch.backends.cuda.matmul.allow_tf32
+    if model.dtype != torch.float32 or tf32:
+        return {}
+    layers = {
+        name: module
+        for name, module in model.unet.named_modules()
+        if isinstance(module, LoraLayer) and ADAPTER in module.scaling and not module.disable_adapters
+    }
+    # What a foreign file may bring: DoRA, or a bias, whose sum with W is no sum of weights alone.
+    plain = all(not layer.lora_variant and not any(layer.lora_bias.values()) for layer in layers.values())
+    return layers if plain else {}
+
+
 def load_foreign_lora(model: DiffusionModel, place: str, scale: float) -> None:
     """Load any LoRA that diffusers reads (its own, kohya's, a hub id) for drawing, at a strength.
 
     Raises `ModelError` for what is not there, or binds no module: diffusers only warns of that.
     """
     _read_lora(model.pipeline, place, ADAPTER)
+    scale_foreign_lora(model, scale)
+
+
+def scale_foreign_lora(model: DiffusionModel, scale: float) -> None:
+    """Set the strength of the LoRA that `load_foreign_lora` has loaded; 0 draws as the base model does."""
     model.pipeline.set_adapters([ADAPTER], [scale])
+    model.forget_prompts()  # it may have layers in the text encoder
+
+
+def unload_foreign_lora(model: DiffusionModel) -> None:
+    """Take the LoRA that `load_foreign_lora` has loaded out of the model again."""
+    model.pipeline.unload_lora_weights()
+    model.forget_prompts()
 
 
 def fuse_lora(pipeline: Any, place: str) -> str:

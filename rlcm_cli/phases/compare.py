@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rlcm_cli.config import Config
+from rlcm_cli.phases.drawing import Drawing, find_lora, load_drawing_model, plan_drawing
 from rlcm_cli.phases.events import Event, FileWritten
-from rlcm_cli.phases.generate import Drawing, find_lora, generate, load_drawing_model, plan_drawing
+from rlcm_cli.phases.generate import generate
 from rlcm_cli.phases.run import open_run, prompt_sets
 
 FEW_STEPS = (1, 2, 4, 8)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from rlcm_cli.config import Config
 from rlcm_cli.models.diffusion import DiffusionModel
+from rlcm_cli.phases.rescore import rescoring_passes
 from rlcm_cli.phases.rollout import Rollout
+from rlcm_cli.phases.team import Team
 from rlcm_cli.store.layout import RunLayout
 from rlcm_cli.store.manifest import RolloutManifest
 from rlcm_cli.store.timings import read_timings
@@ -20,16 +22,35 @@ def count_forwards(config: Config, model: DiffusionModel, rollout: Rollout) -> i
     passes = 1 + BACKWARD_FORWARDS + bool(settings.kl_weight) + (settings.objective == "rebel")
     actions = round(rollout.trajectories.actions * settings.timestep_fraction)
     trained = samples * actions * settings.inner_epochs * passes
+    trained += samples * rollout.trajectories.actions * rescoring_passes(config)
     if config.last_step.mode == "backprop":
         trained += samples * settings.inner_epochs * (1 + BACKWARD_FORWARDS)
     return (1 + guided) * (samples * rollout.schedule.steps + trained)
 
 
-def phase_seconds(layout: RunLayout, manifest: RolloutManifest, train_cpu_seconds: float) -> dict[str, float]:
-    """Give how long sampling and scoring took, and the processor time of all three; nothing where it is not known."""
-    shards = len(manifest.shards)
-    known = {phase: read_timings(layout, manifest.iteration, phase, shards) for phase in ("sample", "score")}
-    found = {f"{phase}_seconds": times["seconds"] for phase, times in known.items() if times}
-    if len(found) == len(known):
-        found["cpu_seconds"] = train_cpu_seconds + sum(times["cpu_seconds"] for times in known.values() if times)
+def phase_seconds(
+    layout: RunLayout,
+    manifest: RolloutManifest,
+    train_cpu_seconds: float,
+    team: Team = Team(),  # noqa: B008
+) -> dict[str, float]:
+    """Give how long sampling and scoring took, and the processor time of all three; nothing where it is not known.
+
+    The seconds are those of the shards that this process has in its team: on the clock what its phases took, and of
+    a single process that of all shards, also where several machines drew them at once. The processor time is of all
+    processes, `train_cpu_seconds` included.
+    """
+    times = {
+        phase: read_timings(layout, manifest.iteration, phase, len(manifest.shards)) for phase in ("sample", "score")
+    }
+    own = team.divide()
+    found = {
+        f"{phase}_seconds": sum(time["seconds"] for shard, time in enumerate(of_shards) if own.takes(shard))
+        for phase, of_shards in times.items()
+        if of_shards
+    }
+    if len(found) == len(times):
+        found["cpu_seconds"] = train_cpu_seconds + sum(
+            time["cpu_seconds"] for of_shards in times.values() for time in of_shards
+        )
     return found

@@ -19,16 +19,24 @@ from rlcm_cli.phases.run import Run, prompt_sets
 from rlcm_cli.phases.sample import REDUCTION, draw_batch
 from rlcm_cli.phases.schedules import drawing_schedule
 from rlcm_cli.phases.score import Scorer
+from rlcm_cli.phases.team import Team
 from rlcm_cli.prompts import draw_prompts
 from rlcm_cli.store.evaluations import Evaluation, publish_evaluation, read_evaluation
 from rlcm_cli.store.score_cache import digest_images
 from rlcm_cli.store.shards import REMEDY, is_published
 
 
-def evaluate(run: Run, model: DiffusionModel, scorers: Mapping[str, Scorer], checkpoint: int) -> Iterator[Event]:
+def evaluate(
+    run: Run,
+    model: DiffusionModel,
+    scorers: Mapping[str, Scorer],
+    checkpoint: int,
+    team: Team = Team(),  # noqa: B008
+) -> Iterator[Event]:
     """Draw and score the fixed images with a checkpoint, unless that was done.
 
-    Raises `ForeignFileError` where the evaluation that is there is of another policy.
+    Of several processes, each draws a part of the batches, and the leader scores and publishes. Raises
+    `ForeignFileError` where the evaluation that is there is of another policy.
     """
     layout, config = run.layout, run.config
     state = load_checkpoint(run, model, checkpoint)
@@ -37,9 +45,10 @@ def evaluate(run: Run, model: DiffusionModel, scorers: Mapping[str, Scorer], che
         total = len(plan)
         yield PhaseStarted("evaluate", checkpoint, total, "images")
         schedule = drawing_schedule(config.sample, model)
-        images = []
-        for first in range(0, total, config.sample.batch_size):
-            part = plan[first : first + config.sample.batch_size]
+        pictures = torch.zeros(total, 3, model.image_size, model.image_size, dtype=torch.uint8)
+        batches = range(0, total, config.sample.batch_size)
+        for batch in team.part(len(batches)):
+            part = plan[batches[batch] : batches[batch] + config.sample.batch_size]
             drawn = draw_batch(
                 model,
                 schedule,
@@ -48,25 +57,27 @@ def evaluate(run: Run, model: DiffusionModel, scorers: Mapping[str, Scorer], che
                 guidance_scale=config.sample.guidance_scale,
                 reduction=REDUCTION,
             )
-            images.append(drawn.images)
+            pictures[batches[batch] : batches[batch] + len(part)] = drawn.images
             yield Advanced(len(part))
-        pictures = torch.cat(images)
-        publish_evaluation(
-            layout,
-            Evaluation(
-                checkpoint=checkpoint,
-                policy_digest=state.policy_digest,
-                images=pictures,
-                prompts=[fixed.prompt for fixed in plan],
-                tasks=[fixed.task for fixed in plan],
-                seed=torch.tensor([fixed.seed for fixed in plan]),
-                held_out=torch.tensor([fixed.held_out for fixed in plan]),
-                rewards={
-                    name: score_fixed(scorer, plan, pictures, checkpoint, model.device)
-                    for name, scorer in scorers.items()
-                },
-            ),
-        )
+        team.sum(pictures)  # each image is another's zeros
+        if team.leads:
+            publish_evaluation(
+                layout,
+                Evaluation(
+                    checkpoint=checkpoint,
+                    policy_digest=state.policy_digest,
+                    images=pictures,
+                    prompts=[fixed.prompt for fixed in plan],
+                    tasks=[fixed.task for fixed in plan],
+                    seed=torch.tensor([fixed.seed for fixed in plan]),
+                    held_out=torch.tensor([fixed.held_out for fixed in plan]),
+                    rewards={
+                        name: score_fixed(scorer, plan, pictures, checkpoint, model.device)
+                        for name, scorer in scorers.items()
+                    },
+                ),
+            )
+        team.wait()
     evaluation = read_evaluation(layout, checkpoint)
     if evaluation.policy_digest != state.policy_digest:
         path = layout.evaluation(checkpoint)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -19,6 +19,7 @@ from rlcm_cli.models.diffusion import DiffusionModel
 from rlcm_cli.models.trained import TRAINED
 from rlcm_cli.phases.objectives import Loss, ObjectiveParts
 from rlcm_cli.phases.rollout import Rollout
+from rlcm_cli.phases.team import Team
 
 LARGEST = "ratio_drift"
 """The metric of which the largest counts, not the mean."""
@@ -40,10 +41,10 @@ class UpdateMetrics:
 
     values: dict[str, float] = field(default_factory=dict)
 
-    def add(self, share: float, metrics: dict[str, Tensor]) -> None:
+    def add(self, share: float, metrics: Mapping[str, Tensor | float]) -> None:
         """Count the metrics of a share of the step's transitions in."""
-        for name, tensor in metrics.items():
-            value, known = tensor.item(), self.values.get(name, 0.0)
+        for name, measured in metrics.items():
+            value, known = float(measured), self.values.get(name, 0.0)
             if name != LARGEST:
                 self.values[name] = known + share * value
             elif not math.isnan(known):  # max() would drop NaN
@@ -76,11 +77,13 @@ def accumulate_gradient(
     settings: TrainSettings,
     *,
     micro_batch_size: int,
+    team: Team = Team(),  # noqa: B008
 ) -> UpdateMetrics:
     """Add the gradient of an optimizer step to the adapter's; of trajectories without actions there is none.
 
     `weights`: float32, one a sample of the rollout, of `ObjectiveParts.weigh`. The result depends on the
-    micro-batch size by rounding alone: each part counts by its number of transitions.
+    micro-batch size by rounding alone: each part counts by its number of transitions. Of several processes, each
+    adds and measures its part of the transitions, as a share of all of them.
     """
     transitions = flatten_transitions(rollout.trajectories, minibatch.samples_M, minibatch.steps_MK)
     record = UpdateMetrics()
@@ -88,31 +91,40 @@ def accumulate_gradient(
         record.values[LARGEST] = 0.0
         return record
     if not objective.paired:
-        return _backward(model, rollout, transitions, weights, objective.loss, settings, micro_batch_size, record)
+        return _backward(
+            model, rollout, transitions, weights, objective.loss, settings, micro_batch_size, team, record
+        )
     pairs = neighbour_pairs(rollout.groups[minibatch.samples_M])
-    log_ratios = sum_log_ratios(model, rollout, minibatch, transitions, micro_batch_size)
+    log_ratios = sum_log_ratios(model, rollout, minibatch, transitions, micro_batch_size, team)
     given = weights[minibatch.samples_M]
     by_sample = torch.zeros_like(weights)
     # `reinforce` averages over the transitions and descends on the negative.
     by_sample[minibatch.samples_M] = -len(transitions) * rebel_weights(log_ratios, given, pairs, settings.rebel_lr)
-    _backward(model, rollout, transitions, by_sample, objective.loss, settings, micro_batch_size, record)
+    _backward(model, rollout, transitions, by_sample, objective.loss, settings, micro_batch_size, team, record)
     result = rebel_loss(log_ratios, given, pairs, settings.rebel_lr)
     # The second pass's loss is none: only its gradient is REBEL's. Its ratios are of single actions, which is what
     # the check before the first update wants.
-    record.values["loss"] = result.loss.item()
+    record.values["loss"] = result.loss.item() * len(team.part(len(transitions))) / len(transitions)
     return record
 
 
 @torch.no_grad()
 def sum_log_ratios(
-    model: DiffusionModel, rollout: Rollout, minibatch: Minibatch, transitions: Transitions, micro_batch_size: int
+    model: DiffusionModel,
+    rollout: Rollout,
+    minibatch: Minibatch,
+    transitions: Transitions,
+    micro_batch_size: int,
+    team: Team = Team(),  # noqa: B008
 ) -> Tensor:
     """Give each sample's log-ratio of new to old policy over its whole trajectory, float32 [M]."""
-    parts = [
-        replay(model, rollout, part).log_probs_N.cpu() - part.log_probs_N.cpu()
-        for _, part in _micro_batches(model, transitions, micro_batch_size)
-    ]
-    return torch.cat(parts).view(-1, len(minibatch.samples_M)).sum(0)
+    log_ratios = torch.zeros(len(transitions))
+    first = team.part(len(transitions)).start
+    for _, part in micro_batches(model, transitions, micro_batch_size, team):
+        log_ratios[first : first + len(part)] = replay(model, rollout, part).log_probs_N.cpu() - part.log_probs_N.cpu()
+        first += len(part)
+    team.sum(log_ratios)
+    return log_ratios.view(-1, len(minibatch.samples_M)).sum(0)
 
 
 @dataclass(frozen=True)
@@ -159,10 +171,11 @@ def _backward(
     loss_of: Loss,
     settings: TrainSettings,
     micro_batch_size: int,
+    team: Team,
     record: UpdateMetrics,
 ) -> UpdateMetrics:
     on_device = weights.to(model.device)
-    for share, part in _micro_batches(model, transitions, micro_batch_size):
+    for share, part in micro_batches(model, transitions, micro_batch_size, team):
         replayed = replay(model, rollout, part)
         result = loss_of(replayed.log_probs_N, part.log_probs_N, on_device[part.samples_N])
         loss, metrics = result.loss, dict(result.metrics)
@@ -179,10 +192,13 @@ def _backward(
     return record
 
 
-def _micro_batches(model: DiffusionModel, transitions: Transitions, size: int) -> Iterator[tuple[float, Transitions]]:
-    """Cut transitions into parts on the model's device, each with its share of all."""
-    for first in range(0, len(transitions), size):
-        rows = slice(first, min(first + size, len(transitions)))
+def micro_batches(
+    model: DiffusionModel, transitions: Transitions, size: int, team: Team
+) -> Iterator[tuple[float, Transitions]]:
+    """Cut this process's transitions into parts on the model's device, each with its share of those of all."""
+    own = team.part(len(transitions))
+    for first in own[::size]:
+        rows = slice(first, min(first + size, own.stop))
         yield (
             (rows.stop - first) / len(transitions),
             Transitions(

@@ -22,6 +22,7 @@ from rlcm_cli.phases.gradient import pick_conditioning, predict_transition
 from rlcm_cli.phases.rollout import Rollout
 from rlcm_cli.phases.sample import sample_seed
 from rlcm_cli.phases.score import Scorer
+from rlcm_cli.phases.team import Team
 from rlcm_cli.rewards import Reward
 
 EPSILON = 1e-6
@@ -77,6 +78,7 @@ def accumulate_last_step(
     *,
     weight: float,
     micro_batch_size: int,
+    team: Team = Team(),  # noqa: B008
 ) -> dict[str, Tensor]:
     """Add the gradient of the rewards through the last call to the adapter's, and give its metrics.
 
@@ -91,6 +93,7 @@ def accumulate_last_step(
         rewards: Of `choose_pathwise`.
         weight: Of this gradient beside the policy's.
         micro_batch_size: Samples in one forward and backward pass.
+        team: Of several processes, each adds and measures its part of the samples.
 
     Returns:
         `last_step_reward`: mean over samples of the weighted sum of these rewards, on unrounded images.
@@ -103,7 +106,9 @@ def accumulate_last_step(
     if rollout.manifest.reduction == "mean":
         scale /= states[0, 0].numel()
     mean_reward = torch.zeros(())
-    for samples in torch.split(samples_M, micro_batch_size):
+    own = team.part(len(samples_M))
+    for first in own[::micro_batch_size]:
+        samples = samples_M[first : min(first + micro_batch_size, own.stop)]
         images = _draw_images(model, rollout, states[samples, -1].to(model.device), samples)
         loss, total = torch.zeros((), device=model.device), torch.zeros(())
         for part in rewards:

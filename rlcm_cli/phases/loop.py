@@ -10,60 +10,54 @@ import torch
 from rlcm_cli.models.diffusion import DiffusionModel
 from rlcm_cli.phases.costs import BACKWARD_FORWARDS
 from rlcm_cli.phases.evaluate import evaluate, plan_evaluation
-from rlcm_cli.phases.events import CostEstimated, Event, HackingFound, IterationTrained
+from rlcm_cli.phases.events import CostEstimated, Event
+from rlcm_cli.phases.iterations import run_iterations
 from rlcm_cli.phases.policy import ensure_start
 from rlcm_cli.phases.run import Run
 from rlcm_cli.phases.sample import sample
 from rlcm_cli.phases.schedules import training_schedule
 from rlcm_cli.phases.score import Scorer, score
+from rlcm_cli.phases.team import Team
 from rlcm_cli.phases.train import train
-from rlcm_cli.phases.watch import best_checkpoints, find_hacking, trained_progress
 from rlcm_cli.store.checkpoint import latest_checkpoint
-from rlcm_cli.store.run import prune_checkpoints, prune_rollouts, read_metrics
 
 
-def loop(run: Run, model: DiffusionModel, scorers: Mapping[str, Scorer]) -> Iterator[Event]:
+def loop(
+    run: Run,
+    model: DiffusionModel,
+    scorers: Mapping[str, Scorer],
+    team: Team = Team(),  # noqa: B008
+) -> Iterator[Event]:
     """Run the iterations that are missing, and draw the fixed images with the first and the last policy.
 
-    Where a watched reward falls while the trained one rises, warn, or stop if the configuration says so; the
-    best checkpoint by each watched reward is never pruned.
+    Watches and prunes as `run_iterations` says. Of several processes, all run this and divide the work of each phase;
+    the leader alone removes files.
     """
     run.config.require_actions()
-    layout, runtime, watch = run.layout, run.config.runtime, run.config.watch
     ensure_start(run, model)
-    first_iteration = latest_checkpoint(layout)
-    if first_iteration < runtime.iterations:
-        yield estimate_cost(run, model, runtime.iterations - first_iteration)
-    if 0 in layout.checkpoints():
-        yield from evaluate(run, model, scorers, 0)
-    # Metrics are published before their checkpoint, so that one without it is of an iteration yet to be done.
-    history = [row for row in read_metrics(layout) if row["iteration"] < first_iteration]
-    alarms: dict[str, str] = {}
-    while True:
-        found = find_hacking(history, watch, trained_progress(history, run.config))
-        for name in [name for name in found if name not in alarms]:
-            yield HackingFound(latest_checkpoint(layout), name, found[name], stops=watch.on_hacking == "stop")
-        alarms = found
-        if latest_checkpoint(layout) >= runtime.iterations or (alarms and watch.on_hacking == "stop"):
-            break
-        yield from sample(run, model)
-        yield from score(run, scorers, device=model.device)
-        for event in train(run, model, scorers):
-            yield event
-            if isinstance(event, IterationTrained):
-                history.append(dict(event.metrics))
-        if runtime.keep_rollouts is not None:
-            prune_rollouts(layout, runtime.keep_rollouts, latest_checkpoint(layout))
-        if runtime.keep_checkpoints is not None:
-            prune_checkpoints(layout, runtime.keep_checkpoints, best_checkpoints(history, watch).values())
-    last = latest_checkpoint(layout)
-    best = best_checkpoints(history, watch).values() if alarms else ()
-    for number in sorted({last, *best} & {*layout.checkpoints()} - {0}):
-        yield from evaluate(run, model, scorers, number)
+    left = run.config.runtime.iterations - latest_checkpoint(run.layout)
+    if left > 0:
+        yield estimate_cost(run, model, left, team)
+
+    def iterate() -> Iterator[Event]:
+        yield from sample(run, model, team.divide())
+        team.wait()
+        yield from score(run, scorers, team.divide(), device=model.device)
+        team.wait()
+        yield from train(run, model, scorers, team)
+
+    yield from run_iterations(
+        run, iterate, lambda checkpoint: evaluate(run, model, scorers, checkpoint, team), prunes=team.leads
+    )
 
 
 @torch.no_grad()
-def estimate_cost(run: Run, model: DiffusionModel, iterations: int) -> CostEstimated:
+def estimate_cost(
+    run: Run,
+    model: DiffusionModel,
+    iterations: int,
+    team: Team = Team(),  # noqa: B008
+) -> CostEstimated:
     """Estimate time and disk of some iterations, and of two evaluations, from one timed model call."""
     config = run.config
     steps, samples, batch = config.sample.steps, config.sample.samples, config.sample.batch_size
@@ -85,8 +79,10 @@ def estimate_cost(run: Run, model: DiffusionModel, iterations: int) -> CostEstim
     trained = actions * settings.timestep_fraction * settings.inner_epochs * passes
     if config.last_step.mode == "backprop":
         trained += settings.inner_epochs * (1 + BACKWARD_FORWARDS)
-    drawn = len(plan_evaluation(config)) * 2
-    forwards = iterations * samples * (steps + trained) + drawn * steps
+    between = iterations // config.evaluate.every if config.evaluate.every else 0
+    drawn = len(plan_evaluation(config)) * (2 + between)
+    drawing = min(team.size, config.sample.shards)  # processes; all of them train and evaluate
+    forwards = iterations * samples * (steps / drawing + trained / team.size) + drawn * steps / team.size
 
     latent_bytes = (actions + 1) * torch.zeros(model.latent_shape, dtype=model.dtype).nbytes
     sample_bytes = latent_bytes + 3 * model.image_size**2

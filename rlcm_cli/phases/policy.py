@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
 from rlcm_cli.config import Config, ModelSettings
+from rlcm_cli.core.device import allow_tf32
 from rlcm_cli.errors import ConfigError, ForeignFileError, ModelError
 from rlcm_cli.models.diffusion import DiffusionModel
 from rlcm_cli.models.full import attach_full
 from rlcm_cli.models.loading import load_model
 from rlcm_cli.models.lora import attach_lora, load_lora
+from rlcm_cli.models.memory import checkpoint_activations
 from rlcm_cli.models.trained import TRAINED
 from rlcm_cli.phases.optimizer import find_optimizer
 from rlcm_cli.phases.pretraining import find_pairs
@@ -39,11 +42,13 @@ def load_configured_model(settings: ModelSettings, device: str) -> DiffusionMode
         device=device,
         policy=settings.policy,
         distilled_lora=settings.distilled_lora,
+        image_size=settings.image_size,
     )
 
 
 def load_policy_model(config: Config) -> DiffusionModel:
     """Load the model of a configuration with what is trained attached, as it is before any training."""
+    allow_tf32(config.runtime.tf32)
     model = load_configured_model(config.model, config.runtime.device)
     attach(config, model)
     return model
@@ -51,6 +56,7 @@ def load_policy_model(config: Config) -> DiffusionModel:
 
 def attach(config: Config, model: DiffusionModel) -> None:
     """Make trainable what the configuration trains: a fresh adapter from the run's seed, or the base's U-Net."""
+    checkpoint_activations(model, config.runtime.gradient_checkpointing)
     if config.train.parameters == "full":
         # The KL penalty asks the base at each step.
         attach_full(model, keep_base_on=model.device if config.train.kl_weight else torch.device("cpu"))
@@ -59,11 +65,14 @@ def attach(config: Config, model: DiffusionModel) -> None:
     attach_lora(model, rank=lora.rank, alpha=lora.alpha, target_modules=lora.target_modules, run_seed=config.seed)
 
 
-def start_run(root: Path, config: Config) -> tuple[Run, DiffusionModel]:
+def start_run(
+    root: Path, config: Config, fit: Callable[[Run, DiffusionModel], Run] = lambda run, model: run
+) -> tuple[Run, DiffusionModel]:
     """Open or make a run, and load its model.
 
     A run is made only once all that its configuration names was found good, so that a mistake leaves no
-    directory behind that the corrected command would be refused for.
+    directory behind that the corrected command would be refused for. `fit`, such as `phases.memory.fit_run`, may
+    refuse it too, or give the run other runtime settings than it is made with.
     """
     run = check_run(root, config)
     find_optimizer(config.train.optimizer)
@@ -72,7 +81,9 @@ def start_run(root: Path, config: Config) -> tuple[Run, DiffusionModel]:
     find_pairs(config, model)
     if not run.layout.checkpoints():
         load_start(config, model)
-    return create_run(root, config), model
+    fitted = fit(run, model)
+    create_run(root, config)
+    return fitted, model
 
 
 def ensure_start(run: Run, model: DiffusionModel) -> None:

@@ -19,6 +19,7 @@ from rlcm_cli.core.denoising import add_noise, denoising_error
 from rlcm_cli.core.noise import derive_seed
 from rlcm_cli.errors import ConfigError
 from rlcm_cli.models.diffusion import DiffusionModel
+from rlcm_cli.phases.team import Team
 from rlcm_cli.prompts.pairs import Pairs, open_pairs
 
 
@@ -49,6 +50,7 @@ def accumulate_pretraining(
     seed: int,
     *,
     micro_batch_size: int,
+    team: Team = Team(),  # noqa: B008
 ) -> dict[str, Tensor]:
     """Add the gradient of the pretraining loss to the adapter's, and give its metrics.
 
@@ -58,6 +60,7 @@ def accumulate_pretraining(
         settings: Weight and batch size.
         seed: Decides which images, timesteps and noise (`step_seed`).
         micro_batch_size: Images in one forward and backward pass.
+        team: Of several processes, each adds and measures its part of the images.
 
     Returns:
         `pretraining_loss`: the mean squared error, unweighted.
@@ -67,8 +70,9 @@ def accumulate_pretraining(
     timesteps = torch.randint(len(model.alphas_cumprod), (settings.batch_size,), generator=generator)
     noise = torch.randn(settings.batch_size, *model.latent_shape, generator=generator)
     mean_loss = torch.zeros(())
-    for first in range(0, settings.batch_size, micro_batch_size):
-        rows = slice(first, first + micro_batch_size)
+    own = team.part(settings.batch_size)
+    for first in own[::micro_batch_size]:
+        rows = slice(first, min(first + micro_batch_size, own.stop))
         images, captions = pairs.take(chosen[rows].tolist())
         error = _denoise(model, images, captions, timesteps[rows], noise[rows])
         loss = error.sum() / settings.batch_size

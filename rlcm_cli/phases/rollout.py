@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from rlcm_cli.core.schedule import Schedule
-from rlcm_cli.core.trajectory import Trajectories, join_trajectories
+from rlcm_cli.core.trajectory import Trajectories
 from rlcm_cli.errors import ForeignFileError, MissingFileError, StalePolicyError
 from rlcm_cli.models.diffusion import DiffusionModel
 from rlcm_cli.phases.advantages import sum_rewards
@@ -64,34 +64,95 @@ def read_rollout(run: Run, model: DiffusionModel, policy: TrainerState, *, off_p
             f"{path.parent}: {len(absent)} of {len(manifest.shards)} shards are not sampled yet (first: {absent[0]}); "
             f"run `rlcm sample --run {layout.root}`, then score them"
         )
+    samples = manifest.shards[-1][1]
     # Shards first: the rewards of a foreign shard do not fit it, but the shard is the one to blame.
-    shards = [read_shard(layout, manifest, number) for number in range(len(manifest.shards))]
+    joined = join_shards((read_shard(layout, manifest, number) for number in range(len(manifest.shards))), samples)
     components = {
         name: read_rewards(layout, manifest, spec.directory, run.scored_tasks(name))
         for name, spec in run.reward_specs().items()
     }
-    tasks = [manifest.tasks[manifest.task_of(sample)] for sample in range(manifest.shards[-1][1])]
-    conditioning, index = join_conditioning(shards)
+    tasks = [manifest.tasks[manifest.task_of(sample)] for sample in range(samples)]
     return Rollout(
         manifest=manifest,
         schedule=restore_schedule(manifest.schedule),
-        trajectories=join_trajectories([shard.trajectories for shard in shards]),
-        conditioning=conditioning,
-        conditioning_index=index,
-        groups=torch.arange(manifest.shards[-1][1]) // manifest.group_size,
-        prompts=[prompt for shard in shards for prompt in shard.sample_prompts()],
+        trajectories=joined.trajectories,
+        conditioning=joined.conditioning,
+        conditioning_index=joined.conditioning_index,
+        groups=torch.arange(samples) // manifest.group_size,
+        prompts=joined.prompts,
         tasks=tasks,
         components=components,
         rewards=sum_rewards(run.config, tasks, components),
     )
 
 
-def join_conditioning(shards: list[RolloutShard]) -> tuple[dict[str, Tensor], Tensor]:
-    """Join the shards' conditioning tables, and shift each sample's row accordingly."""
-    names = shards[0].conditioning.keys()
-    tables = {name: torch.cat([shard.conditioning[name] for shard in shards]) for name in names}
-    rows, offset = [], 0
+@dataclass(frozen=True)
+class JoinedShards:
+    """What training takes of an iteration's shards: all but the images. The fields are those of `Rollout`."""
+
+    trajectories: Trajectories
+    conditioning: Mapping[str, Tensor]
+    conditioning_index: Tensor
+    prompts: list[str]
+
+
+def join_shards(shards: Iterable[RolloutShard], samples: int) -> JoinedShards:
+    """Copy what training takes out of shards that follow one another, of so many samples in all.
+
+    A shard as it is read is a mapped file, of which only what is looked at takes memory. Each is let go of before the
+    next but one is read, so that memory holds the trajectories once and no images, however many there are.
+    """
+    latents, timesteps = torch.empty(0), torch.empty(0)
+    log_probs: list[Tensor] = []
+    conditioning, index = ConditioningTables(), []
+    prompts: list[str] = []
     for shard in shards:
-        rows.append(shard.prompt_index + offset)
-        offset += len(shard.prompts)
-    return tables, torch.cat(rows)
+        part = shard.trajectories
+        if not prompts:
+            latents = part.latents_BSCHW.new_empty(samples, *part.latents_BSCHW.shape[1:])
+            timesteps = part.timesteps_A2.clone()
+        latents[len(prompts) : len(prompts) + len(part)] = part.latents_BSCHW
+        log_probs.append(part.log_probs_BA.clone())
+        index.append(conditioning.add(shard))
+        prompts += shard.sample_prompts()
+    trajectories = Trajectories(latents, torch.cat(log_probs), timesteps)
+    return JoinedShards(trajectories, conditioning.stack(), torch.cat(index), prompts)
+
+
+def join_conditioning(shards: Iterable[RolloutShard]) -> tuple[dict[str, Tensor], Tensor]:
+    """Join the shards' conditioning tables: name → [U, …], and the row of each sample, int64 [B]."""
+    tables = ConditioningTables()
+    index = torch.cat([tables.add(shard) for shard in shards])
+    return tables.stack(), index
+
+
+@dataclass
+class ConditioningTables:
+    """The conditioning of several shards, in which equal rows of a prompt are kept once.
+
+    A prompt is in most shards of an iteration; its rows may differ by rounding, where different machines encoded it.
+    """
+
+    _rows: list[dict[str, Tensor]] = field(default_factory=list)
+    _of_prompt: dict[str, list[int]] = field(default_factory=dict)
+
+    def add(self, shard: RolloutShard) -> Tensor:
+        """Take the rows of a shard in; give the row of each of its samples, int64 [B]."""
+        rows = [
+            self._find_row(prompt, {name: table[number] for name, table in shard.conditioning.items()})
+            for number, prompt in enumerate(shard.prompts)
+        ]
+        return torch.tensor(rows)[shard.prompt_index]
+
+    def stack(self) -> dict[str, Tensor]:
+        """Give the tables: name → [U, …]."""
+        return {name: torch.stack([row[name] for row in self._rows]) for name in self._rows[0]}
+
+    def _find_row(self, prompt: str, wanted: Mapping[str, Tensor]) -> int:
+        known = self._of_prompt.setdefault(prompt, [])
+        for row in known:
+            if all(torch.equal(self._rows[row][name], tensor) for name, tensor in wanted.items()):
+                return row
+        known.append(len(self._rows))
+        self._rows.append({name: tensor.clone() for name, tensor in wanted.items()})
+        return known[-1]

@@ -74,7 +74,7 @@ def check_run(root: Path, config: Config) -> Run:
             raise RunMismatchError(
                 f"{root}: was made with other settings ({'; '.join(changed)}); go on with its own by `rlcm loop --run "
                 f"{root}`, choose another --run, or remove the directory (only [runtime] settings, "
-                f"{', '.join(type(config.runtime).model_fields)}, and [watch] settings may change)"
+                f"{', '.join(type(config.runtime).model_fields)}, and those of [watch] and [ray] may change)"
             )
     elif occupied and not (layout.quarantine / layout.config.name).exists():
         raise ConfigError(f"{root}: is not empty and no run directory; choose another --run")
@@ -139,14 +139,24 @@ def open_run(root: Path) -> Run:
     return Run(layout, _read_config(layout))
 
 
+def is_launched(environment: Mapping[str, str] = os.environ) -> bool:
+    """Tell whether torchrun or accelerate started this process together with others, to work as one job."""
+    contract = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+    return all(name in environment for name in contract) and environment["WORLD_SIZE"] != "1"
+
+
 def parse_worker(text: str | None, environment: Mapping[str, str] = os.environ) -> Worker:
-    """Read `K/N` (K from 0), or `auto`: torchrun's RANK and WORLD_SIZE, else Slurm's variables.
+    """Read `K/N` (K from 0), or `auto`: RANK and WORLD_SIZE, else Slurm's variables.
+
+    Under torchrun, `auto` is the whole: the processes of a job divide by themselves what is the job's.
 
     Raises `ConfigError`.
     """
     if text is None:
         return Worker()
     if text == "auto":
+        if is_launched(environment):
+            return Worker()
         for index, count in (
             ("RANK", "WORLD_SIZE"),
             ("SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_COUNT"),

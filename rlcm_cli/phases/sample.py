@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -14,11 +15,13 @@ from rlcm_cli.core.noise import derive_seed, draw_noise
 from rlcm_cli.core.schedule import Schedule, sample_trajectories
 from rlcm_cli.core.trajectory import Trajectories, join_trajectories
 from rlcm_cli.models.diffusion import DiffusionModel
+from rlcm_cli.models.lora import folded_lora
 from rlcm_cli.phases.events import Advanced, Event, PhaseSkipped, PhaseStarted
 from rlcm_cli.phases.policy import ensure_start, load_checkpoint
 from rlcm_cli.phases.run import Run, Worker, prompt_sets
 from rlcm_cli.phases.schedules import record_schedule, restore_schedule, training_schedule
 from rlcm_cli.prompts import draw_prompts
+from rlcm_cli.store.background import writing_behind
 from rlcm_cli.store.checkpoint import TrainerState, latest_checkpoint
 from rlcm_cli.store.manifest import (
     PolicyIdentity,
@@ -47,13 +50,17 @@ def sample(run: Run, model: DiffusionModel, worker: Worker = Worker()) -> Iterat
         return
     total = sum(manifest.shards[number][1] - manifest.shards[number][0] for number in mine)
     yield PhaseStarted("sample", iteration, total, "images")
-    for number in mine:
-        batches = []
-        with timing(run.layout, iteration, "sample", number):
-            for batch in draw_shard(manifest, model, number):
-                batches.append(batch)
-                yield Advanced(len(batch.images))
-            publish_shard(run.layout, manifest, number, assemble_shard(manifest, model, number, batches))
+    with writing_behind() as writer:
+        for number in mine:
+            batches = []
+            with timing(run.layout, iteration, "sample", number):
+                for batch in draw_shard(manifest, model, number):
+                    batches.append(batch)
+                    yield Advanced(len(batch.images))
+                shard = assemble_shard(manifest, model, number, batches)
+                writer.submit(functools.partial(publish_shard, run.layout, manifest, number, shard))
+                if number == mine[-1]:
+                    writer.wait()
 
 
 def plan_rollout(config: Config, model: DiffusionModel, policy: TrainerState) -> RolloutManifest:
@@ -104,15 +111,18 @@ def draw_batch(
     """Draw one image a (prompt, seed), recording its trajectory on the CPU."""
     noise = draw_noise(seeds, schedule.actions + 1, model.latent_shape).to(model.device)
     conditioning = _to_device(model.encode_prompts(prompts), model)
-    trajectories, denoised = sample_trajectories(
-        lambda latents, timesteps: model.predict(latents, timesteps, conditioning, guidance_scale),
-        schedule,
-        noise,
-        reduction,
-        model.dtype,
-    )
+    with folded_lora(model):
+        trajectories, denoised = sample_trajectories(
+            lambda latents, timesteps: model.predict(latents, timesteps, conditioning, guidance_scale),
+            schedule,
+            noise,
+            reduction,
+            model.dtype,
+        )
+    # What is copied to the CPU waits for the device: all of it last.
+    images = model.decode(denoised)
     on_cpu = Trajectories(trajectories.latents_BSCHW.cpu(), trajectories.log_probs_BA.cpu(), trajectories.timesteps_A2)
-    return Drawn(on_cpu, model.decode(denoised))
+    return Drawn(on_cpu, images)
 
 
 def draw_shard(manifest: RolloutManifest, model: DiffusionModel, number: int) -> Iterator[Drawn]:

@@ -15,6 +15,7 @@ from rlcm_cli.errors import MissingFileError
 from rlcm_cli.phases.events import Advanced, Event, PhaseSkipped, PhaseStarted, Warned
 from rlcm_cli.phases.run import Run, Worker
 from rlcm_cli.rewards import Reward, RewardSpec, load_reward
+from rlcm_cli.store.background import BackgroundWriter, writing_behind
 from rlcm_cli.store.layout import RunLayout
 from rlcm_cli.store.manifest import RolloutManifest, read_manifest
 from rlcm_cli.store.rollouts import (
@@ -119,15 +120,25 @@ def score(
             continue
         total = sum(len(manifest.samples_of(scorers[name].tasks, n)) for n, names in todo.items() for name in names)
         yield PhaseStarted("score", iteration, total, "images")
-        for number, shard, digests in read_ahead(layout, manifest, list(todo)):
-            with timing(layout, iteration, "score", number):
-                for name in todo[number]:
-                    yield from score_shard(layout, manifest, number, shard, digests, scorers[name], device)
+        with writing_behind() as writer:
+            for number, shard, digests in read_ahead(layout, manifest, list(todo)):
+                with timing(layout, iteration, "score", number):
+                    for name in todo[number]:
+                        yield from score_shard(layout, manifest, number, shard, digests, scorers[name], device, writer)
+                    if number == [*todo][-1]:
+                        writer.wait()
 
 
-def choose_iterations(run: Run, wanted: Sequence[int] = (), *, everything: bool = False) -> list[int]:
+def choose_iterations(
+    run: Run,
+    wanted: Sequence[int] = (),
+    *,
+    everything: bool = False,
+    worker: Worker = Worker(),  # noqa: B008
+) -> list[int]:
     """List the rollouts to score: those wanted, else all that are stored, or all that are not trained yet.
 
+    `worker`: whose shards must be stored.
     Raises `MissingFileError` where nothing was sampled, or not what is wanted.
     """
     layout = run.layout
@@ -144,7 +155,8 @@ def choose_iterations(run: Run, wanted: Sequence[int] = (), *, everything: bool 
     if wanted:
         return list(wanted)
     if everything:
-        return [iteration for iteration in planned if not is_pruned(layout, read_manifest(layout.manifest(iteration)))]
+        manifests = [read_manifest(layout.manifest(iteration)) for iteration in planned]
+        return [manifest.iteration for manifest in manifests if not is_pruned(layout, manifest, worker.takes)]
     trained = (layout.checkpoints() or [0])[-1]
     return [iteration for iteration in planned if iteration >= trained]
 
@@ -184,8 +196,9 @@ def score_shard(
     digests: Sequence[bytes],
     scorer: Scorer,
     device: torch.device,
+    writer: BackgroundWriter,
 ) -> Iterator[Event]:
-    """Score the samples of a shard that are of the scorer's tasks, and publish the rewards.
+    """Score the samples of a shard that are of the scorer's tasks, and have the rewards published.
 
     `digests`: of the shard's images.
     """
@@ -217,4 +230,5 @@ def score_shard(
         "digest": spec.digest,
         "revision": scorer.reward.revision,
     }
-    publish_rewards(layout, manifest, number, spec.directory, identity, shard.sample_index[rows], torch.cat(values))
+    rewards, index = torch.cat(values), shard.sample_index[rows]
+    writer.submit(lambda: publish_rewards(layout, manifest, number, spec.directory, identity, index, rewards))

@@ -23,9 +23,11 @@ from rlcm_cli.phases.gradient import LARGEST, UpdateMetrics, draw_minibatches
 from rlcm_cli.phases.optimizer import make_optimizer, optimizer_tensors, restore_optimizer
 from rlcm_cli.phases.policy import load_checkpoint
 from rlcm_cli.phases.pretraining import step_seed
+from rlcm_cli.phases.rescore import is_rescored, numerics, rescore_lessons
 from rlcm_cli.phases.rollout import read_rollout
 from rlcm_cli.phases.run import Run
 from rlcm_cli.phases.score import Scorer
+from rlcm_cli.phases.team import Team
 from rlcm_cli.phases.update import accumulate_update, prepare_lessons
 from rlcm_cli.store.checkpoint import (
     AVERAGE_FOLDER,
@@ -37,17 +39,23 @@ from rlcm_cli.store.checkpoint import (
 )
 from rlcm_cli.store.run import publish_metrics
 
-RATIO_TOLERANCE = {"float32": 2e-6, "float16": 2e-3, "bfloat16": 2e-2}
+RATIO_TOLERANCE = {"float32": 2e-6, "tf32": 2e-3, "float16": 2e-3, "bfloat16": 2e-2}
 """Largest |ratio − 1| before the first update that rounding explains, for the mean reduction."""
 
 
 def train(
-    run: Run, model: DiffusionModel, scorers: Mapping[str, Scorer] | None = None, *, off_policy: bool = False
+    run: Run,
+    model: DiffusionModel,
+    scorers: Mapping[str, Scorer] | None = None,
+    team: Team = Team(),  # noqa: B008
+    *,
+    off_policy: bool = False,
 ) -> Iterator[Event]:
     """Update the policy of the newest checkpoint on its rollout, and publish the next checkpoint.
 
     `scorers` are the loaded rewards; only those of `last_step.mode = "backprop"` are used, and loaded where none are
     given. `off_policy` admits a rollout that another policy drew, which importance ratios then correct for.
+    Of several processes, each computes a part of every gradient, all take the same steps, and the leader publishes.
     Raises `MissingFileError` for shards or rewards that are not there, `StalePolicyError`, `TrainingError`.
     """
     run.config.require_actions()
@@ -81,7 +89,11 @@ def train(
             "learn from; use another reward, or more images an iteration"
         )
 
-    lessons = prepare_lessons(run, model, rollout, advantages, scorers)
+    lessons, replay_drift = prepare_lessons(run, model, rollout, advantages, scorers), None
+    rescored = is_rescored(run.config) and not off_policy
+    if rescored:
+        anew = rescore_lessons(model, lessons, run.config, team)
+        lessons, replay_drift = anew.lessons, anew.drift
     trained = TRAINED[settings.parameters]
     parameters = trained.parameters(model)
     rate = learning_rate(
@@ -106,15 +118,20 @@ def train(
     for minibatch in draw_minibatches(rollout, settings, run.config.seed, iteration):
         optimizer.zero_grad(set_to_none=True)
         seed = step_seed(run.config.seed, iteration, len(records))
-        record = accumulate_update(model, lessons, minibatch, run.config, seed)
-        drift = record.values[LARGEST]
+        record = accumulate_update(model, lessons, minibatch, run.config, seed, team)
+        if not records:
+            drift = record.values[LARGEST] if replay_drift is None else replay_drift
         if not records and not off_policy:
-            check_ratio(drift, run.config.model.dtype, layout.rollout(iteration).name)
+            check_ratio(drift, numerics(run.config), layout.rollout(iteration).name)
             if iteration == 0 and "clip_fraction" in record.values and drift > settings.clip_range / 10:
                 yield Warned(
-                    f"rounding in {run.config.model.dtype} moves the probability ratio by {drift:.1e}, "
-                    f"not small beside train.clip_range {settings.clip_range:.0e}: it clips updates at random; "
-                    "--dtype float32 learns better"
+                    f"rounding in {numerics(run.config)} moves the probability ratio by {drift:.1e}, not small beside "
+                    f"train.clip_range {settings.clip_range:.0e}: "
+                    + (
+                        "old log-probabilities are taken from training itself, so that it clips nothing at random"
+                        if rescored
+                        else "it clips updates at random; --dtype float32 learns better"
+                    )
                 )
         norm = float(
             torch.nn.utils.clip_grad_norm_(parameters.values(), settings.max_grad_norm, error_if_nonfinite=False)
@@ -136,32 +153,38 @@ def train(
             "gradient does not reach what is trained, or the rate has decayed to 0"
         )
 
+    cpu_seconds = sum(part["cpu_seconds"] for part in team.gather({"cpu_seconds": time.process_time() - processor}))
     metrics = {
         "iteration": iteration,
         "checkpoint": iteration + 1,
         **reward_metrics(rollout, run.config),
         **average(records),
-        "ratio_drift": records[0].values[LARGEST],
+        "ratio_drift": drift,
+        "rescored": int(rescored),
         "learning_rate": rate,
         "flat_prompts": len(flat),
         "samples": count,
         "updates": len(records),
+        "micro_batch_size": run.config.runtime.micro_batch_size,
+        "gradient_checkpointing": run.config.runtime.gradient_checkpointing,
         "forwards": count_forwards(run.config, model, rollout),
         "train_seconds": time.perf_counter() - clock,
-        **phase_seconds(layout, rollout.manifest, time.process_time() - processor),
+        **phase_seconds(layout, rollout.manifest, cpu_seconds, team),
         "finished_at": time.time(),
     }
-    # Metrics first: a checkpoint says that its iteration is done, and no phase looks back.
-    publish_metrics(layout, iteration + 1, metrics)
-    publish_checkpoint(
-        layout,
-        iteration + 1,
-        write_weights=lambda folder: write_weights(model, trained, ema, folder),
-        model_digest=model.digest,
-        optimizer=optimizer_tensors(optimizer, parameters),
-        optimizer_steps=state.optimizer_steps + len(records),
-        statistics=statistics,
-    )
+    if team.leads:
+        # Metrics first: a checkpoint says that its iteration is done, and no phase looks back.
+        publish_metrics(layout, iteration + 1, metrics)
+        publish_checkpoint(
+            layout,
+            iteration + 1,
+            write_weights=lambda folder: write_weights(model, trained, ema, folder),
+            model_digest=model.digest,
+            optimizer=optimizer_tensors(optimizer, parameters),
+            optimizer_steps=state.optimizer_steps + len(records),
+            statistics=statistics,
+        )
+    team.wait()
     yield IterationTrained(iteration + 1, metrics)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from rlcm_cli.config import Config
 from rlcm_cli.models.diffusion import DiffusionModel
+from rlcm_cli.models.trained import TRAINED
 from rlcm_cli.phases.gradient import Minibatch, UpdateMetrics, accumulate_gradient
 from rlcm_cli.phases.last_step import PathwiseReward, accumulate_last_step, choose_pathwise
 from rlcm_cli.phases.objectives import ObjectiveParts, choose_objective
@@ -18,6 +19,7 @@ from rlcm_cli.phases.pretraining import accumulate_pretraining, find_pairs
 from rlcm_cli.phases.rollout import Rollout
 from rlcm_cli.phases.run import Run
 from rlcm_cli.phases.score import Scorer, load_scorers
+from rlcm_cli.phases.team import Team
 from rlcm_cli.prompts.pairs import Pairs
 
 
@@ -52,9 +54,17 @@ def prepare_lessons(
 
 
 def accumulate_update(
-    model: DiffusionModel, lessons: Lessons, minibatch: Minibatch, config: Config, seed: int
+    model: DiffusionModel,
+    lessons: Lessons,
+    minibatch: Minibatch,
+    config: Config,
+    seed: int,
+    team: Team = Team(),  # noqa: B008
 ) -> UpdateMetrics:
-    """Add the gradient of an optimizer step to that of the trained weights; `seed` is of its real images."""
+    """Give the trained weights, which have none, the gradient of an optimizer step; `seed` is of its real images.
+
+    Of several processes, each computes a part of it, and all end with the same sum and the same metrics.
+    """
     micro_batch_size = config.runtime.micro_batch_size
     record = accumulate_gradient(
         model,
@@ -64,6 +74,7 @@ def accumulate_update(
         lessons.objective,
         config.train,
         micro_batch_size=micro_batch_size,
+        team=team,
     )
     if lessons.pathwise:
         reward = accumulate_last_step(
@@ -73,11 +84,33 @@ def accumulate_update(
             lessons.pathwise,
             weight=config.last_step.weight,
             micro_batch_size=micro_batch_size,
+            team=team,
         )
         record.add(1, reward)
     if lessons.pairs is not None:
         loss = accumulate_pretraining(
-            model, lessons.pairs, config.pretraining, seed, micro_batch_size=micro_batch_size
+            model, lessons.pairs, config.pretraining, seed, micro_batch_size=micro_batch_size, team=team
         )
         record.add(1, loss)
-    return record
+    total = UpdateMetrics()
+    # By gloo, and before the gradients: NCCL would wait for a process that is gone.
+    for values in team.gather(record.values):
+        total.add(1, values)
+    sum_gradients(TRAINED[config.train.parameters].parameters(model).values(), team)
+    return total
+
+
+def sum_gradients(parameters: Iterable[torch.nn.Parameter], team: Team) -> None:
+    """Replace each gradient by the sum of all processes' gradients, in float32; none where no process has one."""
+    if team.size == 1:
+        return
+    listed = list(parameters)
+    present = torch.tensor([float(parameter.grad is not None) for parameter in listed], device=listed[0].device)
+    gradients = [
+        torch.zeros_like(parameter) if parameter.grad is None else parameter.grad.detach() for parameter in listed
+    ]
+    flat = torch.cat([present, *(gradient.flatten().float() for gradient in gradients)])
+    team.sum(flat)
+    counts, *sums = torch.split(flat, [len(listed), *(parameter.numel() for parameter in listed)])
+    for parameter, count, summed in zip(listed, counts.tolist(), sums, strict=True):
+        parameter.grad = summed.view_as(parameter).to(parameter.dtype) if count else None

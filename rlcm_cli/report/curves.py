@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rlcm_cli.report.html_summary import name_for_people
 from rlcm_cli.store.atomic import replace_bytes
 from rlcm_cli.store.layout import RunLayout
 from rlcm_cli.store.run import read_config, read_metrics
@@ -22,15 +24,26 @@ def write_curves(layout: RunLayout) -> Path | None:
     metrics = read_metrics(layout)
     if len(metrics) < 2:
         return None
+    path = layout.root / "rewards.png"
+    replace_bytes(path, plot_curves(metrics, read_config(layout).get("combine")))
+    return path
+
+
+def plot_curves(metrics: Sequence[Mapping[str, Any]], combine: str | None) -> bytes:
+    """Plot the rewards of two iterations or more, of which `metrics` has a row each; give the PNG."""
     # Not pyplot, which would look for a display.
     from matplotlib.figure import Figure
 
     trained = list(metrics[-1]["rewards"])
     watched = list(dict.fromkeys(name for row in metrics for name in row["watched"]))
-    panels = [(name, TRAINED, _series(metrics, name)) for name in trained]
-    panels += [(f"{name} (watched)", WATCHED, _series(metrics, name)) for name in watched if name not in trained]
+    panels = [(name_for_people(name), TRAINED, _series(metrics, name)) for name in trained]
+    panels += [
+        (f"{name_for_people(name)} (watched)", WATCHED, _series(metrics, name))
+        for name in watched
+        if name not in trained
+    ]
     # Of rewards that are normalised each by itself, the sum has no unit: the largest would be all that one sees.
-    if len(trained) > 1 and read_config(layout).get("combine") == "sum":
+    if len(trained) > 1 and combine == "sum":
         total = [(row["checkpoint"], row["reward_mean"], row["reward_std"]) for row in metrics]
         panels.insert(0, ("weighted sum of the trained rewards", TRAINED, total))
 
@@ -48,12 +61,10 @@ def write_curves(layout: RunLayout) -> Path | None:
     axes[-1].set_xlabel("iteration; band: one standard deviation over images", fontsize=8)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110, metadata={"Software": None})
-    path = layout.root / "rewards.png"
-    replace_bytes(path, buffer.getvalue())
-    return path
+    return buffer.getvalue()
 
 
-def _series(metrics: list[dict[str, Any]], name: str) -> list[tuple[int, float, float]]:
+def _series(metrics: Sequence[Mapping[str, Any]], name: str) -> list[tuple[int, float, float]]:
     """Give (iteration, mean, standard deviation) where the reward was scored."""
     return [
         (row["checkpoint"], {**row["watched"], **row["rewards"]}[name], row["reward_stds"][name])

@@ -9,6 +9,8 @@ from pathlib import Path
 from rlcm_cli.errors import ModelError
 from rlcm_cli.store.checkpoint import LORA_FILE, find_weights, latest_checkpoint
 from rlcm_cli.store.layout import RunLayout
+from rlcm_cli.store.objects import is_url
+from rlcm_cli.store.remote import fetch_adapter
 
 DIFFUSERS_METADATA_KEY = "lora_adapter_metadata"
 
@@ -23,11 +25,11 @@ class AdapterSettings:
 
 
 def find_adapter(place: str) -> Path | None:
-    """Find the LoRA file of a run (its newest checkpoint), a checkpoint folder or a file; None: no such path.
+    """Find the LoRA file of a run (its newest checkpoint), a checkpoint folder or a file; None: no such path or URL.
 
     Where the U-Net itself was trained, its file. Raises `ModelError` where the path is there but holds neither.
     """
-    path = Path(place)
+    path = fetch_adapter(place) if is_url(place) else Path(place)
     if path.is_file():
         return path
     if not path.is_dir():

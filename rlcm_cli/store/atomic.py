@@ -43,6 +43,23 @@ def replace_bytes(path: Path, data: bytes) -> None:
 
 
 @contextlib.contextmanager
+def replace_file(path: Path) -> Iterator[Path]:
+    """Give a name to write a file under; on leaving the block the file becomes `path`, if it was written."""
+    with _explained(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = _temporary_name(path)
+        try:
+            yield temporary
+            if temporary.exists():
+                with temporary.open("rb+") as stream:
+                    os.fsync(stream.fileno())
+                os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        _flush_folder(path.parent)
+
+
+@contextlib.contextmanager
 def publish_folder(path: Path) -> Iterator[Path]:
     """Give a new folder to fill; on leaving the block it becomes `path`, unless `path` is there already."""
     with _explained(path):

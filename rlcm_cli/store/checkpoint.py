@@ -129,6 +129,12 @@ def read_trainer_state(layout: RunLayout, number: int) -> TrainerState:
     return state
 
 
+def damaged_files(folder: Path) -> list[str]:
+    """List the files that a checkpoint's marker names and that are not as they were published."""
+    files = read_json(folder / MARKER_FILE)["files"]
+    return [name for name, recorded in files.items() if recorded != _digest(folder / name)]
+
+
 def find_weights(folder: Path) -> Path | None:
     """Find the file of trained weights in a checkpoint's folder or that of its average; None: there is none."""
     return next((folder / name for name in WEIGHT_FILES if (folder / name).is_file()), None)

@@ -62,6 +62,15 @@ class RunLayout:
         """How long a phase took for one unit of work."""
         return self.root / "timings" / f"{iteration:06d}" / f"{phase}-{shard:05d}.json"
 
+    @property
+    def logs(self) -> Path:
+        """What experiment trackers write."""
+        return self.root / "logs"
+
+    def tracked(self, tracker: str) -> Path:
+        """How much of the run an experiment tracker was given."""
+        return self.logs / f"{tracker}.json"
+
     def iterations(self) -> list[int]:
         """Iterations that have a plan, ascending."""
         return [number for number in _numbered(self.root / "rollouts") if self.manifest(number).exists()]

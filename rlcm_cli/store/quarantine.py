@@ -6,6 +6,7 @@ from pathlib import Path
 
 from rlcm_cli.errors import ConfigError, MissingFileError
 from rlcm_cli.store.layout import RunLayout, receipt_path
+from rlcm_cli.store.remote import open_remote, split_url
 
 
 def find_run(path: Path) -> RunLayout:
@@ -24,11 +25,7 @@ def quarantine(path: Path) -> list[Path]:
     """
     layout = find_run(path)
     resolved = path.resolve()
-    if resolved == layout.root:
-        raise ConfigError(f"{path}: is a whole run; name the damaged file or folder in it")
-    relative = resolved.relative_to(layout.root)
-    if relative.parts[0] == layout.quarantine.name:
-        raise ConfigError(f"{path}: is in quarantine already")
+    _check_place(path, resolved.relative_to(layout.root).parts)
     # The receipt goes first: from then on the record is not there for any reader.
     sources = [file for file in (receipt_path(resolved), resolved) if file.exists()]
     if not sources:
@@ -44,3 +41,17 @@ def quarantine(path: Path) -> list[Path]:
         source.rename(target)
         moved.append(target)
     return moved
+
+
+def quarantine_remote(url: str) -> list[str]:
+    """Do the same with a file or folder of a run on object storage; give the new URLs."""
+    run, place = split_url(url)
+    _check_place(url, tuple(place.split("/")) if place else ())
+    return [f"{run}/{name}" for name in open_remote(run).quarantine(place)]
+
+
+def _check_place(named: object, parts: tuple[str, ...]) -> None:
+    if not parts:
+        raise ConfigError(f"{named}: is a whole run; name the damaged file or folder in it")
+    if parts[0] == "quarantine":
+        raise ConfigError(f"{named}: is in quarantine already")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -174,9 +174,10 @@ def missing_shards(layout: RunLayout, manifest: RolloutManifest) -> list[int]:
     return [n for n in range(count) if not is_published(layout.shard(manifest.iteration, n, count))]
 
 
-def is_pruned(layout: RunLayout, manifest: RolloutManifest) -> bool:
-    """Tell whether shards of a rollout were removed after it was trained on; receipts stay."""
-    paths = [layout.shard(manifest.iteration, n, len(manifest.shards)) for n in range(len(manifest.shards))]
+def is_pruned(layout: RunLayout, manifest: RolloutManifest, wanted: Callable[[int], bool] = lambda _: True) -> bool:
+    """Tell whether shards of a rollout, of the wanted numbers, were removed after training on it; receipts stay."""
+    count = len(manifest.shards)
+    paths = [layout.shard(manifest.iteration, number, count) for number in range(count) if wanted(number)]
     return any(is_published(path) and not path.exists() for path in paths)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,8 +53,7 @@ def read_metrics(layout: RunLayout) -> list[dict[str, Any]]:
 def prune_rollouts(layout: RunLayout, keep: int, trained: int) -> list[Path]:
     """Remove the shards of trained iterations but the newest `keep`; receipts, rewards and manifests stay."""
     removed = []
-    done = [iteration for iteration in layout.iterations() if iteration < trained]
-    for iteration in done[: max(0, len(done) - keep)]:
+    for iteration in old_rollouts(layout.iterations(), keep, trained):
         for shard in layout.rollout(iteration).glob("shard-*.safetensors"):
             if receipt_path(shard).exists():
                 shard.unlink(missing_ok=True)
@@ -64,9 +63,19 @@ def prune_rollouts(layout: RunLayout, keep: int, trained: int) -> list[Path]:
 
 def prune_checkpoints(layout: RunLayout, keep: int, protected: Collection[int] = ()) -> list[Path]:
     """Remove all checkpoints but the first, which is the start, the newest `keep`, and the protected ones."""
-    later = layout.checkpoints()[1:]
-    old = later[: max(0, len(later) - keep)]
-    removed = [layout.checkpoint(number) for number in old if number not in protected]
+    removed = [layout.checkpoint(number) for number in old_checkpoints(layout.checkpoints(), keep, protected)]
     for folder in removed:
         remove_folder(folder)
     return removed
+
+
+def old_rollouts(iterations: Sequence[int], keep: int, trained: int) -> list[int]:
+    """Choose the trained iterations, ascending, but the newest `keep`."""
+    done = [iteration for iteration in iterations if iteration < trained]
+    return done[: max(0, len(done) - keep)]
+
+
+def old_checkpoints(numbers: Sequence[int], keep: int, protected: Collection[int] = ()) -> list[int]:
+    """Choose the checkpoints, ascending, but the first, the newest `keep`, and the protected ones."""
+    later = numbers[1:]
+    return [number for number in later[: max(0, len(later) - keep)] if number not in protected]

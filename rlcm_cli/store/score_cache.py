@@ -7,7 +7,6 @@ another evaluation finds them. Losing it loses time and nothing else.
 from __future__ import annotations
 
 import contextlib
-import os
 import sqlite3
 import threading
 import time
@@ -21,16 +20,15 @@ import xxhash
 from torch import Tensor
 
 from rlcm_cli.errors import StorageFullError
+from rlcm_cli.store.cache import cache_folder
 
 LOCK_SECONDS = 60
 """How long to wait for another process that writes."""
 
 
 def default_cache() -> Path:
-    """File of the cache: under $RLCM_CACHE, else $XDG_CACHE_HOME/rlcm, else ~/.cache/rlcm."""
-    own = os.environ.get("RLCM_CACHE")
-    shared = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return (Path(own) if own else shared / "rlcm") / "scores.sqlite3"
+    """File of the cache of scores."""
+    return cache_folder() / "scores.sqlite3"
 
 
 def digest_images(images: Tensor) -> list[bytes]:

@@ -49,17 +49,18 @@ import json
 import mmap
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import safetensors
-import safetensors.torch
 from pydantic import BaseModel, ConfigDict, ValidationError
-from torch import Tensor
 
 from rlcm_cli.core.digests import canonical_json, sha256
 from rlcm_cli.errors import CorruptFileError, ForeignFileError, FormatVersionError, MissingFileError
-from rlcm_cli.store.atomic import publish_bytes, replace_bytes
+from rlcm_cli.store.atomic import publish_bytes, replace_file
 from rlcm_cli.store.layout import FORMAT_VERSION, receipt_path
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Kind = Literal["rollout", "rewards", "evaluation"]
 METADATA_KEY = "rlcm"
@@ -79,21 +80,58 @@ class Receipt(BaseModel):
 
 
 def publish_record(path: Path, kind: Kind, tensors: Mapping[str, Tensor], fields: Mapping[str, Any]) -> Receipt:
-    """Publish tensors with their metadata fields, then the receipt.
+    """Publish tensors with their metadata fields, then the receipt; give the receipt that is there in the end.
 
-    A record without a receipt is one whose writer died between the two: it is written anew.
+    What another process published first stays. A record without a receipt is one whose writer died between the two,
+    or is still at it: unless it is the same, it is written anew.
     """
+    import safetensors.torch  # here: who reads receipts and metrics alone does not wait for torch
+
     header = canonical_json({**fields, "format_version": FORMAT_VERSION, "kind": kind})
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     data = safetensors.torch.save(contiguous, metadata={METADATA_KEY: header})
     receipt = Receipt(
         format_version=FORMAT_VERSION, kind=kind, sha256=sha256(data), bytes=len(data), rows=_rows(contiguous)
     )
-    if receipt_path(path).exists():
+    if is_published(path):
         return read_receipt(path)
-    replace_bytes(path, data)
-    publish_bytes(receipt_path(path), canonical_json(receipt.model_dump()).encode())
-    return receipt
+    if not publish_bytes(path, data) and not _is_record_of(receipt, path):
+        with replace_file(path) as new:
+            new.write_bytes(data)
+            if is_published(path):  # meanwhile: its writer lives, and its values may differ from ours
+                new.unlink()
+    # A writer that comes late finds the other's receipt, for the other's record.
+    return receipt if publish_bytes(receipt_path(path), encode_receipt(receipt)) else read_receipt(path)
+
+
+def restore_receipt(path: Path) -> tuple[Receipt, dict[str, Any]] | None:
+    """Make the receipt of a record whose writer died before it did, and give its fields; None: the record is cut."""
+    import safetensors.torch
+
+    try:
+        data = path.read_bytes()
+        fields = _read_header(data, path)
+        tensors = safetensors.torch.load(data)  # refuses a file that was cut
+        receipt = Receipt(
+            format_version=fields["format_version"],
+            kind=fields["kind"],
+            sha256=sha256(data),
+            bytes=len(data),
+            rows=_rows(tensors),
+        )
+    except (ForeignFileError, safetensors.SafetensorError, ValidationError, KeyError):
+        return None
+    return receipt, fields
+
+
+def encode_receipt(receipt: Receipt) -> bytes:
+    """Give the canonical bytes."""
+    return canonical_json(receipt.model_dump()).encode()
+
+
+def _is_record_of(receipt: Receipt, path: Path) -> bool:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest() == receipt.sha256
 
 
 def is_published(path: Path) -> bool:

@@ -24,10 +24,10 @@ def timing(layout: RunLayout, iteration: int, phase: str, shard: int) -> Iterato
     publish_bytes(layout.timing(iteration, phase, shard), json.dumps(record).encode())
 
 
-def read_timings(layout: RunLayout, iteration: int, phase: str, shards: int) -> dict[str, float] | None:
-    """Add up the `seconds` and `cpu_seconds` of all shards; None where those of a shard are not there."""
+def read_timings(layout: RunLayout, iteration: int, phase: str, shards: int) -> list[dict[str, float]]:
+    """Read the `seconds` and `cpu_seconds` of each shard; empty where those of one are not there."""
     files = [layout.timing(iteration, phase, shard) for shard in range(shards)]
     if not all(file.exists() for file in files):
-        return None
+        return []
     records = [read_json(file) for file in files]
-    return {key: sum(float(record[key]) for record in records) for key in ("seconds", "cpu_seconds")}
+    return [{key: float(record[key]) for key in ("seconds", "cpu_seconds")} for record in records]

@@ -27,7 +27,7 @@ def test_a_run_is_made_and_drawn_with(capsys, settings, tiny_lcm, tmp_path):
     refuse(
         capsys, ModelError, *asked, "--model", "emoji-lcm", saying=("unet/", "another than the model's", "same base")
     )
-    refuse(capsys, ConfigError, *asked, "--lora-scale", "0.5", saying=("--lora-scale 0.5", "leave it out"))
+    refuse(capsys, ConfigError, *asked, "--scale", "0.5", saying=("--scale 0.5", "leave it out"))
 
 
 @pytest.mark.parametrize("command", ["loop", "sample"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -56,7 +57,7 @@ def test_each_picture_says_how_it_was_made(capsys, run, tiny_lcm, tmp_path):
         "5",
         "--guidance",
         "3",
-        "--lora-scale",
+        "--scale",
         "0.5",
     ]
     draw(capsys, tmp_path / "out", *asked)
@@ -66,6 +67,7 @@ def test_each_picture_says_how_it_was_made(capsys, run, tiny_lcm, tmp_path):
     digest = succeed(capsys, "inspect", run / "checkpoints/000002" / LORA_FILE, "--json").json_line()["digest"]
     software = told.pop("software")
     assert software.startswith("rlcm ")
+    assert len(told.pop("model_digest")) == 64
     assert told == {
         "prompt": "a cat",
         "seed": "5",
@@ -73,8 +75,12 @@ def test_each_picture_says_how_it_was_made(capsys, run, tiny_lcm, tmp_path):
         "steps": "2",
         "guidance_scale": "3.0",
         "spacing": "diffusers",
+        "original_steps": "50",
         "model": tiny_lcm.name,
-        "lora": digest,
+        "dtype": "float32",
+        "batch": "1/1",
+        "lora": f"run/checkpoints/000002/{LORA_FILE}",
+        "lora_digest": digest,
         "lora_scale": "0.5",
     }
     assert file.name == "00000-a-cat-5.png"
@@ -132,9 +138,9 @@ def test_a_run_its_newest_checkpoint_and_its_file_are_the_same_lora(capsys, run,
 def test_the_scale_is_the_strength_of_the_lora(capsys, run, tiny_lcm, tmp_path):
     settings = ["--prompt", "cat", "--steps", "3", "--guidance", "4"]
     base = draw(capsys, tmp_path / "base", "--model", tiny_lcm, *settings)
-    assert same(base, draw(capsys, tmp_path / "none", "--lora", run, "--lora-scale", "0", *settings))
+    assert same(base, draw(capsys, tmp_path / "none", "--lora", run, "--scale", "0", *settings))
     whole = draw(capsys, tmp_path / "whole", "--lora", run, *settings)
-    half = draw(capsys, tmp_path / "half", "--lora", run, "--lora-scale", "0.5", *settings)
+    half = draw(capsys, tmp_path / "half", "--lora", run, "--scale", "0.5", *settings)
     assert not same(base, whole)
     assert not same(whole, half)
 
@@ -156,7 +162,17 @@ def test_a_lora_is_drawn_with_the_model_and_sampler_of_its_run(capsys, run, tiny
 
 def test_json_names_the_pictures_folder_and_count(capsys, tiny_lcm, tmp_path):
     outcome = succeed(capsys, "generate", "--model", tiny_lcm, "--prompt", "cat", "--out", tmp_path, "--json")
-    assert outcome.json_line() == {"files": [str(tmp_path / "sheet.png")], "out": str(tmp_path), "images": 1}
+    told = outcome.json_line()
+    seconds, rate, each = (told.pop(key) for key in ("seconds", "images_per_second", "seconds_per_image"))
+    assert told == {"files": [str(tmp_path / "sheet.png")], "out": str(tmp_path), "images": 1}
+    assert seconds == each == pytest.approx(1 / rate)
+    assert 0 < seconds < 60
+
+
+def test_the_last_line_says_how_fast_it_was(capsys, tiny_lcm, tmp_path):
+    asked = ["generate", "--model", tiny_lcm, "--prompt", "cat", "--count", "2", "--out", tmp_path]
+    (line,) = succeed(capsys, *asked).out.splitlines()
+    assert re.search(r"contact sheet of 2 images in .* \([\d.e+-]+ images/s, [\d.e+-]+ s an image\)$", line)
 
 
 def test_nothing_but_the_result_is_printed(capsys, run, tmp_path):

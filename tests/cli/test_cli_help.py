@@ -71,6 +71,20 @@ def test_short_help_is_help(capsys):
     assert succeed(capsys, "loop", "-h").out == succeed(capsys, "loop", "--help").out
 
 
+@pytest.mark.parametrize(
+    ("shell", "typed"),
+    [
+        ("bash", {"COMP_WORDS": "rlcm loop --iter", "COMP_CWORD": "2"}),
+        ("zsh", {"_TYPER_COMPLETE_ARGS": "rlcm loop --iter"}),
+        ("fish", {"_TYPER_COMPLETE_ARGS": "rlcm loop --iter", "_TYPER_COMPLETE_FISH_ACTION": "get-args"}),
+    ],
+)
+def test_a_shell_completes_an_option(capsys, monkeypatch, shell, typed):
+    for name, value in {"_RLCM_COMPLETE": f"complete_{shell}", **typed}.items():
+        monkeypatch.setenv(name, value)
+    assert "--iterations" in succeed(capsys).out
+
+
 def test_version(capsys):
     assert succeed(capsys, "--version").out == f"rlcm {__version__}\n"
 

@@ -11,8 +11,9 @@ from PIL import Image
 from rlcm_cli.config import parse_config
 from rlcm_cli.errors import RlcmError
 from rlcm_cli.phases.compare import choose_prompts, draw_samples, plan_samples
+from rlcm_cli.phases.drawing import find_lora, load_drawing_model, plan_drawing
 from rlcm_cli.phases.events import FileWritten
-from rlcm_cli.phases.generate import find_lora, generate, load_drawing_model, plan_drawing
+from rlcm_cli.phases.generate import generate
 from rlcm_cli.phases.run import prompt_sets
 
 
@@ -34,7 +35,7 @@ def test_each_run_is_drawn_with_its_sampler_at_several_steps(tiny_lcm, tmp_path)
     assert steps == {"RLCM": [1, 2, 4, 8], "DDPO": [10, 20, 50]}
     assert len({row.folder for row in rows}) == 7
     assert {row.drawing.sample.guidance_scale for row in rows} == {4.0}
-    assert len({(*row.drawing.prompts, row.drawing.seed, row.drawing.count) for row in rows}) == 1
+    assert len({row.drawing.shots for row in rows}) == 1
 
 
 def test_the_images_are_those_of_generate(tiny_lcm, tmp_path):

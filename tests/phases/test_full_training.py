@@ -16,8 +16,9 @@ from rlcm_cli.errors import ConfigError, ModelError
 from rlcm_cli.models.diffusion import DiffusionModel
 from rlcm_cli.models.full import unet_parameters
 from rlcm_cli.models.trained import TRAINED, TrainedWeights
+from rlcm_cli.phases.drawing import find_lora, load_drawing_model, plan_drawing
 from rlcm_cli.phases.evaluate import evaluate
-from rlcm_cli.phases.generate import find_lora, generate, load_drawing_model, plan_drawing
+from rlcm_cli.phases.generate import generate
 from rlcm_cli.phases.loop import loop
 from rlcm_cli.phases.policy import load_checkpoint, load_policy_model, start_run
 from rlcm_cli.phases.run import create_run, open_run
@@ -173,7 +174,7 @@ def test_a_whole_u_net_has_no_strength_and_the_start_none_of_its_own(finished):
     drawing = plan_drawing(
         ["cat"], count=1, seed=0, adapter=find_lora(str(finished.layout.root), 0.5), model={}, sample={}
     )
-    with pytest.raises(ConfigError, match=r"--lora-scale 0\.5: .* is a whole U-Net") as caught:
+    with pytest.raises(ConfigError, match=r"--scale 0\.5: .* is a whole U-Net") as caught:
         load_drawing_model(drawing, "cpu")
     assert "\n" not in str(caught.value)
     with pytest.raises(ModelError, match="holds no LoRA"):

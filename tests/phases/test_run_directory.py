@@ -28,7 +28,17 @@ def test_a_run_keeps_its_configuration_and_the_versions_it_began_with(tiny_confi
 def test_every_runtime_setting_may_change(tiny_config, tmp_path):
     create_run(tmp_path, tiny_config)
     before = raw_bytes(tmp_path)
-    changes = {"iterations": 9, "device": "auto", "micro_batch_size": 1, "keep_rollouts": 1, "keep_checkpoints": 2}
+    changes = {
+        "iterations": 9,
+        "device": "auto",
+        "tf32": not tiny_config.runtime.tf32,
+        "micro_batch_size": 1,
+        "gradient_checkpointing": True,
+        "memory_budget": "8GB",
+        "keep_rollouts": 1,
+        "keep_checkpoints": 2,
+        "log_with": ("tensorboard",),
+    }
     assert changes.keys() == type(tiny_config.runtime).model_fields.keys()
     changed = with_runtime(tiny_config, **changes)
     assert create_run(tmp_path, changed).config == changed

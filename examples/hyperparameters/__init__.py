@@ -1,0 +1,1 @@
+"""How long runs with different settings go."""

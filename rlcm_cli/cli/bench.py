@@ -1,0 +1,191 @@
+"""`rlcm bench`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from rlcm_cli.cli import options as o
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from rlcm_cli.config import Config
+    from rlcm_cli.models.diffusion import DiffusionModel
+    from rlcm_cli.phases.bench import Bench, Measured
+
+DEFAULT_TASK = "compression"
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the program."""
+    app.command("bench", epilog="Example: rlcm bench --architecture sd15-lcm --dtype bfloat16 --size 512")(run)
+
+
+def run(
+    model: o.ModelOption = None,
+    architecture: Annotated[
+        str | None,
+        o.setting("--architecture", "NAME", "Instead, with random weights: emoji-lcm, sd15-lcm, sd15 or sdxl-lcm."),
+    ] = None,
+    tasks: Annotated[
+        list[str],
+        o.setting(
+            "--task", "NAME", "Preset whose time is projected; repeatable, the first is measured.", DEFAULT_TASK
+        ),
+    ] = [],  # noqa: B006
+    assignments: o.SetOption = [],  # noqa: B006
+    reward: Annotated[str, o.setting("--reward", "NAME", "Reward that is measured.", True)] = "compressibility",
+    size: Annotated[
+        int | None, o.setting("--size", "PIXELS", "Image size, such as 512 or 768.", "the model's")
+    ] = None,
+    steps: o.StepsOption = None,
+    batches: Annotated[
+        str | None,
+        o.setting("--batch", "N,N,N", "Batch sizes.", "doubled while it pays and fits"),
+    ] = None,
+    memory_budget: o.MemoryBudgetOption = None,
+    seconds: Annotated[
+        float, typer.Option("--seconds", metavar="S", min=0, help="Least time of each measurement.")
+    ] = 0.5,
+    device: o.DeviceOption = None,
+    dtype: o.DtypeOption = None,
+    quiet: o.QuietOption = False,
+    as_json: o.JsonOption = False,
+) -> None:
+    """Measure how fast a model is sampled, decoded, scored and trained here, and suggest batch sizes."""
+    from rlcm_cli.config import parse_size, resolve_config
+    from rlcm_cli.errors import ConfigError
+
+    if model is not None and architecture is not None:
+        raise ConfigError("--model and --architecture name two models; give one of them")
+    flags = {
+        "model.name": architecture or model,
+        "model.dtype": dtype,
+        "model.image_size": size,
+        "runtime.device": device,
+        "runtime.memory_budget": memory_budget,
+        "sample.steps": steps,
+    }
+    names = list(dict.fromkeys(tasks)) or [DEFAULT_TASK]
+    configs = {name: resolve_config([name], assignments=assignments, flags=flags) for name in names}
+    config = configs[names[0]]
+    config.require_actions()
+    sizes = parse_batches(batches)
+    budget = config.runtime.memory_budget
+
+    from rlcm_cli.cli.display import Display
+    from rlcm_cli.phases.bench import bench
+    from rlcm_cli.rewards import RewardSpec, load_reward
+
+    spec = RewardSpec(reward)
+    if spec.entry.set_level:
+        raise ConfigError(f"--reward {reward}: compares the images of a prompt, which is not measured; name another")
+    loaded_reward = load_reward(spec)
+    display = Display(quiet=quiet, as_json=as_json)
+    with display.console.status("", spinner="line") as status:
+        status.update("loading the model")
+        found = bench(
+            config,
+            load(config, architecture),
+            loaded_reward,
+            batches=sizes,
+            tasks=configs,
+            budget=parse_size(budget) if budget else None,
+            seconds=seconds,
+            tell=lambda what: status.update(f"measuring {what}"),
+        )
+    if not quiet:
+        for line in render(config.model.name, found, reward):
+            display.console.print(line)
+    display.finish({"model": config.model.name, "reward_name": reward, **to_values(found)})
+
+
+def load(config: Config, architecture: str | None) -> DiffusionModel:
+    """Build the architecture or load the model of the configuration."""
+    from rlcm_cli.models.architectures import build_architecture
+    from rlcm_cli.phases.policy import load_configured_model
+
+    settings, device = config.model, config.runtime.device
+    if architecture is not None:
+        return build_architecture(architecture, dtype=settings.dtype, device=device, image_size=settings.image_size)
+    return load_configured_model(settings, device)
+
+
+def parse_batches(text: str | None) -> list[int] | None:
+    """Read `1,2,4`; None stays None. Raises `ConfigError`."""
+    from rlcm_cli.errors import ConfigError
+
+    if text is None:
+        return None
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() and int(part) > 0 for part in parts):
+        raise ConfigError(f"--batch {text}: write batch sizes such as --batch 1,2,4,8")
+    return [int(part) for part in parts]
+
+
+def render(name: str, found: Bench, reward: str) -> list[Table | str]:
+    """Give the table and the lines that follow it."""
+    from rich.table import Table
+
+    from rlcm_cli.cli.display import format_duration
+
+    table = Table(title=f"{name}, {found.image_size} × {found.image_size} pixels, {found.dtype}, {found.device}")
+    for heading in ("", "batch", "per second", "spread", "of the peak", "memory"):
+        table.add_column(heading, justify="left" if not heading else "right", no_wrap=True)
+    kinds = {
+        f"images sampled, {found.steps} calls": found.sampling,
+        "images decoded": found.decoding,
+        "transitions trained": found.training,
+        "images scored": [found.reward],
+    }
+    for kind, rows in kinds.items():
+        for number, row in enumerate(rows):
+            table.add_row(kind if not number else "", *_cells(row), end_section=row is rows[-1])
+    on_gpu = found.device.startswith("cuda")
+    memory = "peak of tensors on the device" if on_gpu else "the process's resident high-water mark so far"
+    lines: list[Table | str] = [
+        table,
+        f"peak: {found.matrix_peak / 1e12:.3g} TFLOP/s of large matrix products; memory: {memory}; reward: {reward}",
+        f"floating-point operations: {_tera(found.flops.call)} a model call and image, {_tera(found.flops.decode)} a "
+        f"decoded image, {_tera(found.flops.transition)} a transition",
+        f"precision: replayed before any update the ratio drifts by {found.ratio_drift:.1e}, "
+        f"{found.ratio_drift / found.clip_range:.1%} of the clip range {found.clip_range:.0e}",
+    ]
+    if found.fit is not None:
+        how = "measured" if found.fit.measured else "estimated from the tensors of one and two transitions"
+        again = "activations computed twice" if found.fit.gradient_checkpointing else "without checkpointing"
+        lines.append(
+            f"memory budget: micro-batch {found.fit.micro_batch_size}, {again}, takes "
+            f"{found.fit.peak_bytes / 1e9:.2f} GB ({how})"
+        )
+    elif found.largest_micro_batch is not None:
+        lines.append(f"largest micro-batch that fits: {found.largest_micro_batch}")
+    lines += [
+        f"{projection.task}: {projection.work.images:,} images, {projection.work.transitions:,} transitions: about "
+        f"{format_duration(projection.seconds)} (evaluations and files apart)"
+        for projection in found.projections
+    ]
+    settings = " ".join(f"--set {key}={str(value).lower()}" for key, value in found.suggestions.items())
+    return [*lines, f"suggested settings: {settings}"]
+
+
+def to_values(found: Bench) -> dict[str, Any]:
+    """Give what was measured as plain values for JSON."""
+    from dataclasses import asdict
+
+    return asdict(found)
+
+
+def _cells(row: Measured) -> list[str]:
+    from rlcm_cli.cli.display import format_size
+
+    timing = row.timing
+    spread = (timing.slowest - timing.fastest) / timing.median
+    share = "" if row.peak_share is None else f"{row.peak_share:.1%}"
+    return [str(row.batch), f"{row.rate:.3g}", f"{spread:.0%}", share, format_size(row.peak_bytes)]
+
+
+def _tera(count: float) -> str:
+    return f"{count / 1e12:.3g} TFLOP" if count >= 1e11 else f"{count / 1e9:.3g} GFLOP"

@@ -1,0 +1,97 @@
+"""Where a run lies: a folder, or a URL that is worked on through a stage on this machine."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import unquote
+
+from rlcm_cli.errors import ConfigError, RlcmError
+from rlcm_cli.store.objects import is_url
+
+if TYPE_CHECKING:
+    from rlcm_cli.config import Config
+    from rlcm_cli.phases.events import Event
+    from rlcm_cli.phases.run import Run
+    from rlcm_cli.store.publishing import Publisher
+    from rlcm_cli.store.remote import RemoteRun
+
+
+@dataclass(frozen=True)
+class Place:
+    """A run's folder, and what of it is elsewhere."""
+
+    root: Path | None
+    """The folder, or the stage of a URL; None: none was named."""
+    url: str | None = None
+    publisher: Publisher | None = None
+    """None: nothing is to be published."""
+
+    @property
+    def existing(self) -> Path:
+        """The folder, of a command whose run must be named."""
+        if self.root is None:
+            raise ConfigError("no run is named; use --run DIR")
+        return self.root
+
+    def tell(self, text: object) -> str:
+        """Give a path or a line as people know it: with the URL instead of the stage."""
+        return str(text) if self.url is None else str(text).replace(str(self.root), self.url)
+
+    def confirm(self, config: Config) -> None:
+        """Make sure that no other machine has started the run with other settings at the same time.
+
+        Raises `RunMismatchError`.
+        """
+        if self.publisher and self.root:
+            from rlcm_cli.phases.run import check_run
+
+            self.publisher.publish()
+            check_run(self.root, config)
+
+    def follow(self, events: Iterable[Event], loop: Run | None = None) -> Iterable[Event]:
+        """Give a phase's events while what they leave is published; of a loop, prune as its settings say."""
+        if self.publisher is None:
+            return events
+        from rlcm_cli.phases.staging import LoopPublisher, follow_published
+
+        return follow_published(events, LoopPublisher(loop, self.publisher) if loop else self.publisher.publish)
+
+
+@contextlib.contextmanager
+def open_place(named: str | None, fetch: Callable[[RemoteRun], object], *, publishes: bool = False) -> Iterator[Place]:
+    """Open the place of a run; of a URL, `fetch` brings what is needed, and at the end what is new is published.
+
+    Raises `ConfigError`, `RemoteStoreError`, and the block's errors with the URL in the place of the stage.
+    """
+    if named is None or not is_url(named):
+        yield Place(None if named is None else local_path(named))
+        return
+    from rlcm_cli.store.publishing import Publisher
+    from rlcm_cli.store.remote import open_remote
+
+    remote = open_remote(named)
+    publisher = Publisher(remote) if publishes else None
+    publish = publisher.publish if publisher else lambda: None
+    place = Place(remote.layout.root, remote.store.url, publisher)
+    try:
+        publish()  # what a killed process has left
+        with remote.stage.lock():
+            fetch(remote)
+        try:
+            yield place
+        except RlcmError:
+            with contextlib.suppress(RlcmError):  # the block's error is the one to be told
+                publish()
+            raise
+        publish()
+    except RlcmError as error:
+        raise type(error)(place.tell(error)) from error
+
+
+def local_path(named: str) -> Path:
+    """Give the path that a plain path or `file://` names."""
+    return Path(unquote(named.removeprefix("file://"))) if named.startswith("file://") else Path(named)

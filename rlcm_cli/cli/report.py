@@ -1,0 +1,93 @@
+"""`rlcm report`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from rlcm_cli.cli import options as o
+from rlcm_cli.cli.places import open_place
+
+if TYPE_CHECKING:
+    from rlcm_cli.report.html_run import ReportedRun
+    from rlcm_cli.store.remote import RemoteRun
+
+FILE = "report.html"
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the program."""
+    app.command("report", epilog="Example: rlcm report runs/compression")(run)
+
+
+def run(
+    named: Annotated[
+        list[str], typer.Argument(metavar="RUN", help="Run directories; several are compared.", show_default=False)
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            metavar="FILE",
+            help="The report.",
+            show_default=f"RUN/{FILE}, of several runs {FILE} here",
+            dir_okay=False,
+        ),
+    ] = None,
+    quiet: o.QuietOption = False,
+    as_json: o.JsonOption = False,
+) -> None:
+    """Write one HTML file on a run or several: curves, images through training, samples, prompts, settings."""
+    from rlcm_cli.cli.display import format_size, print_json
+    from rlcm_cli.report.html import write_report
+
+    with ExitStack() as stack:
+        places = [stack.enter_context(open_place(name, fetch_rewards)) for name in named]
+        here = len(places) > 1 or places[0].url is not None
+        path = out or (Path(FILE) if here else places[0].existing / FILE)
+        runs = [open_reported(place.existing, last_part(name)) for name, place in zip(named, places, strict=True)]
+        write_report(runs, path)
+    size = path.stat().st_size
+    if as_json:
+        print_json({"report": str(path), "bytes": size})
+    elif not quiet:
+        typer.echo(f"{path}: {format_size(size)}; open it in a browser")
+
+
+def fetch_rewards(remote: RemoteRun) -> None:
+    """Fetch what a report needs of a run that is elsewhere: all but the images of its rollouts."""
+    from rlcm_cli.phases.staging import stage_report
+
+    stage_report(remote)
+    for folder in remote.store.folders("rollouts"):
+        if folder.isdecimal():
+            manifest = remote.fetch_rollout(int(folder), lambda _: False)
+            if manifest is not None:
+                rewards = remote.stage.name(remote.layout.rollout(manifest.iteration) / "rewards")
+                remote.fetch_rewards(manifest, remote.store.folders(rewards), lambda _: True)
+
+
+def open_reported(root: Path, name: str) -> ReportedRun:
+    """Open a run for a report. Raises `MissingFileError` where there is none."""
+    from rlcm_cli.cli.compare import open_contender
+    from rlcm_cli.phases.run import open_run
+    from rlcm_cli.phases.watch import find_hacking, trained_progress
+    from rlcm_cli.report.html_run import ReportedRun
+
+    contender = open_contender(root)
+    config = open_run(root).config
+
+    def find_alarms(metrics: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+        return find_hacking(metrics, config.watch, trained_progress(metrics, config))
+
+    return ReportedRun(name, contender, config.model_dump(mode="json"), find_alarms)
+
+
+def last_part(named: str) -> str:
+    """Give the last part of a path or URL as it was typed; empty where it names no folder, as `.` does."""
+    part = PurePosixPath(named.replace("\\", "/")).name
+    return "" if part == ".." else part

@@ -1,0 +1,40 @@
+"""Following a run with experiment trackers, while it works."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rlcm_cli.phases.events import Event
+    from rlcm_cli.phases.run import Run
+    from rlcm_cli.report.trackers import RunTrackers
+
+
+def open_trackers(run: Run) -> RunTrackers | None:
+    """Make the trackers that a run's settings name; None: they name none. Raises `ConfigError` for one not installed.
+
+    Nothing is written before there is something to log.
+    """
+    names = run.config.runtime.log_with
+    if not names:
+        return None
+    from rlcm_cli.report.trackers import RunTrackers, choose_trackers
+
+    return RunTrackers(run.layout, choose_trackers(names), run.config.model_dump(mode="json"))
+
+
+def track(events: Iterable[Event], trackers: RunTrackers | None) -> Iterator[Event]:
+    """Give a run's events; the trackers get each iteration and evaluation, and a failure of one is a warning."""
+    from rlcm_cli.phases.events import Evaluated, IterationTrained, Warned
+
+    if trackers is None:
+        yield from events
+        return
+    try:
+        for event in events:
+            yield event
+            if isinstance(event, IterationTrained | Evaluated):
+                yield from map(Warned, trackers.catch_up())
+    finally:
+        trackers.close()

@@ -1,0 +1,131 @@
+"""`rlcm watch`."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from rlcm_cli.cli.places import open_place
+from rlcm_cli.errors import MissingFileError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from rlcm_cli.report.progress import RunProgress
+    from rlcm_cli.store.remote import RemoteRun
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the program."""
+    app.command("watch", epilog="Example: rlcm watch runs/compression --every 5")(run)
+
+
+def run(
+    named: Annotated[str, typer.Argument(metavar="RUN", help="Run directory, or its URL.", show_default=False)],
+    every: Annotated[
+        float, typer.Option("--every", metavar="SECONDS", min=0.1, help="How often its files are looked at.")
+    ] = 3.0,
+    once: Annotated[bool, typer.Option("--once", help="Print how far the run is now, and leave.")] = False,
+) -> None:
+    """Show how far a run is, on whatever machine it works, by its files; leaves when the run is done.
+
+    It needs no model and changes nothing: Ctrl-C ends the view and not the run. Piped, it prints a line an iteration.
+    """
+    from rich.console import Console
+
+    from rlcm_cli.cli.live import RunView
+
+    console = Console(highlight=False)
+    look = partial(read_watched, named)
+    if once:
+        console.print(RunView(look(None)))
+    elif console.is_terminal:
+        watch_screen(console, repeat(look, every))
+    else:
+        watch_lines(repeat(look, every))
+
+
+def read_watched(named: str, before: RunProgress | None) -> RunProgress:
+    """Read how far a run is; `before`: an earlier reading. Raises `MissingFileError` where there is no run."""
+    from rlcm_cli.cli.live import look_at
+    from rlcm_cli.config import parse_config
+    from rlcm_cli.phases.watch import find_hacking, trained_progress
+    from rlcm_cli.store.layout import RunLayout
+    from rlcm_cli.store.run import read_config
+
+    with open_place(named, fetch_progress) as place:
+        layout = RunLayout(place.existing)
+        if not layout.config.exists():
+            raise MissingFileError(
+                f"{named}: there is no run (no config.json), or none yet; `rlcm loop --run {named}` starts one there"
+            )
+        config = parse_config(read_config(layout))
+        progress = look_at(layout, config, named, before)
+    alarms = {}
+    if config.watch.rewards:
+        alarms = find_hacking(progress.rows, config.watch, trained_progress(progress.rows, config))
+    return replace(
+        progress,
+        warnings=(*progress.warnings, *(f"hacking: {message}" for message in alarms.values())),
+        stopped=bool(alarms) and config.watch.on_hacking == "stop",
+    )
+
+
+def fetch_progress(remote: RemoteRun) -> None:
+    """Fetch what tells how far a run is that is elsewhere: metrics and receipts, no weights and no images."""
+    remote.fetch_config()
+    newest, layout = remote.fetch_checkpoints(), remote.layout
+    if newest is None:
+        return
+    metrics = [layout.metrics(number) for number in range(1, newest + 1)]
+    remote.fetch_files(file for file in metrics if not file.exists())
+    folders = [int(name) for name in remote.store.folders("evaluations") if name.isdecimal()]
+    remote.fetch_records((layout.evaluation(number) for number in folders), lambda _: False)
+    manifest = remote.fetch_rollout(newest, lambda _: False)
+    if manifest is not None:
+        rewards = remote.stage.name(layout.rollout(newest) / "rewards")
+        remote.fetch_rewards(manifest, remote.store.folders(rewards), lambda _: False)
+
+
+def repeat(look: Callable[[RunProgress | None], RunProgress], every: float) -> Iterator[RunProgress]:
+    """Give a reading every so many seconds, until two in turn find the run finished."""
+    progress = look(None)
+    yield progress
+    while True:
+        time.sleep(every)
+        earlier, progress = progress, look(progress)
+        yield progress
+        # Between two iterations a run that was extended looks like one that is done.
+        if earlier.finished and progress.finished:
+            return
+
+
+def watch_screen(console: Console, readings: Iterator[RunProgress]) -> None:
+    """Keep the newest reading on the screen."""
+    from rlcm_cli.cli.live import LiveRun
+
+    with LiveRun(console, next(readings)) as live:
+        for progress in readings:
+            live.progress = progress
+
+
+def watch_lines(readings: Iterator[RunProgress]) -> None:
+    """Print a line for each iteration, those that are done first, and for each new warning."""
+    from rlcm_cli.cli.display import describe_iteration
+
+    done, warned = 0, set[str]()
+    for progress in readings:
+        for number, row in enumerate(progress.rows[done:], done + 1):
+            typer.echo(describe_iteration(number, progress.planned, row))
+        done = progress.done
+        for message in progress.warnings:
+            if message not in warned:
+                warned.add(message)
+                typer.echo(message)
+        sys.stdout.flush()

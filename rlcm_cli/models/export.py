@@ -1,0 +1,191 @@
+"""Trained weights in the files that other tools read, and those files read back as these tools do it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from rlcm_cli.core.lcm import Spacing
+from rlcm_cli.errors import ModelError
+from rlcm_cli.models.conditioning import is_sdxl
+from rlcm_cli.models.diffusion import DiffusionModel
+from rlcm_cli.models.libraries import quiet_libraries, summarise
+from rlcm_cli.models.lora import ADAPTER, PREFIX, save_lora
+from rlcm_cli.models.schedules import build_schedule
+
+LORA_FILE = "pytorch_lora_weights.safetensors"
+PLACES = ("_name_or_path", "name_or_path")
+"""Keys under which the libraries write where a part was loaded from."""
+
+
+def use_float32(model: DiffusionModel) -> None:
+    """Compute in float32 from now on: the weights keep their values, as each float16 and bfloat16 is a float32."""
+    with quiet_libraries():
+        model.pipeline.to(torch.float32)
+    model.dtype = torch.float32
+
+
+def write_lora(model: DiffusionModel, folder: Path, dtype: torch.dtype) -> Path:
+    """Write the attached adapter as diffusers does, rank and alpha in its metadata; give the file."""
+    save_lora(model, folder)
+    file = folder / LORA_FILE
+    if dtype != torch.float32:
+        with safe_open(file, framework="pt") as opened:
+            metadata = opened.metadata()
+        save_file(_cast(load_file(file), dtype), file, metadata=metadata)
+    return file
+
+
+def write_kohya(model: DiffusionModel, file: Path, dtype: torch.dtype, *, title: str) -> Path:
+    """Write the attached adapter under kohya's keys, which ComfyUI, A1111 and others read; give the file.
+
+    Each module has `lora_unet_<module>.lora_down.weight` (A), `.lora_up.weight` (B) and its `.alpha`; the strength is
+    alpha / rank. Module names are diffusers', with underscores, which those tools know for Stable Diffusion 1, 2 and
+    XL. The metadata are the ones that they show, and name no place.
+    """
+    from diffusers.utils import convert_state_dict_to_kohya
+    from peft import get_peft_model_state_dict
+    from peft.tuners.lora import LoraLayer
+
+    layers = {n: m for n, m in model.unet.named_modules() if isinstance(m, LoraLayer) and ADAPTER in m.r}
+    state = get_peft_model_state_dict(model.unet, adapter_name=ADAPTER)
+    tensors = convert_state_dict_to_kohya({PREFIX + name: tensor for name, tensor in state.items()})
+    # diffusers' converter gives every module its rank as alpha, which would change its strength.
+    alphas = {_kohya_name(n): torch.tensor(float(layer.lora_alpha[ADAPTER])) for n, layer in layers.items()}
+    if alphas.keys() != {key for key in tensors if key.endswith(".alpha")}:
+        raise ModelError("the LoRA has modules that kohya's format has no names for; use --format diffusers")
+    ranks = {layer.r[ADAPTER] for layer in layers.values()}
+    metadata = {
+        "ss_network_module": "networks.lora",
+        "ss_network_dim": _only({str(rank) for rank in ranks}),
+        "ss_network_alpha": _only({str(alpha.item()) for alpha in alphas.values()}),
+        "ss_output_name": title,
+        "modelspec.sai_model_spec": "1.0.0",
+        "modelspec.title": title,
+        "modelspec.implementation": "diffusers",
+        "modelspec.prediction_type": "v" if model.prediction_type == "v_prediction" else "epsilon",
+        "modelspec.resolution": f"{model.image_size}x{model.image_size}",
+        **_describe_base(model),
+    }
+    save_file(_cast(tensors | alphas, dtype), file, metadata=metadata)
+    return file
+
+
+def write_pipeline(model: DiffusionModel, folder: Path, dtype: torch.dtype) -> Path:
+    """Write the whole pipeline as `from_pretrained` reads it, with W + alpha / rank · B A for each adapted W.
+
+    The model is of no use for training afterwards. Raises `ModelError` where the sum is not finite.
+    """
+    pipeline = model.pipeline
+    with quiet_libraries():
+        if ADAPTER in getattr(model.unet, "peft_config", {}):
+            try:
+                model.unet.fuse_lora(safe_fusing=True)
+            except ValueError as error:
+                raise ModelError(
+                    f"the LoRA cannot be folded into the model ({summarise(error)}); export another checkpoint"
+                ) from error
+            model.unet.unload_lora()
+        pipeline.to(dtype)
+        pipeline.vae.to(memory_format=torch.contiguous_format)  # safetensors writes no other
+        pipeline.save_pretrained(folder, safe_serialization=True)
+    for file in folder.rglob("*.json"):
+        _withhold_places(file)
+    return folder
+
+
+def read_back_lora(base: DiffusionModel, file: Path) -> Any:
+    """Load a LoRA file into a base pipeline by diffusers' public loader; give the pipeline."""
+    with quiet_libraries():
+        base.pipeline.load_lora_weights(str(file.parent), weight_name=file.name, use_safetensors=True)
+    return base.pipeline
+
+
+def read_back_pipeline(folder: Path, device: torch.device) -> Any:
+    """Load a pipeline's folder by diffusers' public loader, in float32."""
+    from diffusers import DiffusionPipeline
+
+    with quiet_libraries():
+        pipeline = DiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32, use_safetensors=True)
+        pipeline.to(device)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def call_arguments(
+    model: DiffusionModel,
+    *,
+    steps: int,
+    original_steps: int,
+    spacing: Spacing,
+    eta: float,
+    gamma: float,
+    guidance_scale: float,
+) -> dict[str, Any]:
+    """Give what a pipeline's own `__call__` takes to draw as the policy does."""
+    arguments: dict[str, Any] = {"num_inference_steps": steps}
+    own_spacing = spacing == "diffusers" and original_steps == model.pipeline.scheduler.config.get(
+        "original_inference_steps", original_steps
+    )
+    if model.policy != "ddim" and not own_spacing:
+        schedule = build_schedule(model, steps, original_steps=original_steps, spacing=spacing, eta=eta, gamma=gamma)
+        arguments = {"timesteps": schedule.timesteps.tolist()}
+    if model.policy != "lcm":
+        arguments["eta"] = eta if model.policy == "ddim" else gamma
+    return {**arguments, "guidance_scale": guidance_scale}
+
+
+def draw_by_pipeline(pipeline: Any, prompt: str, seed: int, arguments: dict[str, Any]) -> Tensor:
+    """Draw an image, uint8 [3, H, W], by the pipeline's own `__call__`."""
+    with quiet_libraries():
+        drawn = pipeline(prompt, generator=torch.Generator("cpu").manual_seed(seed), output_type="pt", **arguments)
+    return cast("Tensor", drawn.images[0].float().mul(255).round().to(torch.uint8).cpu())
+
+
+def adapted_parts(model: DiffusionModel) -> list[str]:
+    """Give the parts of the pipeline that have an adapter."""
+    return sorted(model.pipeline.get_list_adapters())
+
+
+def _kohya_name(module: str) -> str:
+    return f"lora_unet_{module.replace('.', '_')}.alpha"
+
+
+def _only(values: set[str]) -> str:
+    """Give the one value, or `Dynamic`, as kohya's tools say of modules that differ."""
+    return values.pop() if len(values) == 1 else "Dynamic"
+
+
+def _describe_base(model: DiffusionModel) -> dict[str, str]:
+    width = model.unet.config.cross_attention_dim
+    if is_sdxl(model.pipeline):
+        version, architecture = "sdxl_base_v1-0", "stable-diffusion-xl-v1-base"
+    elif width == 768:
+        version, architecture = "sd_v1", "stable-diffusion-v1"
+    elif width == 1024:
+        version = "sd_v2"
+        architecture = f"stable-diffusion-v2-{'768-v' if model.prediction_type == 'v_prediction' else '512'}"
+    else:  # a make that these tools have no name for
+        return {}
+    return {
+        "ss_base_model_version": version,
+        "ss_v2": str(version == "sd_v2"),
+        "modelspec.architecture": f"{architecture}/lora",
+    }
+
+
+def _cast(tensors: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
+    return {name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in tensors.items()}
+
+
+def _withhold_places(file: Path) -> None:
+    values = json.loads(file.read_text(encoding="utf-8"))
+    if isinstance(values, dict) and any(key in values for key in PLACES):
+        kept = {key: value for key, value in values.items() if key not in PLACES}
+        file.write_text(json.dumps(kept, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,0 +1,58 @@
+"""What bounds a model's memory: activations computed twice, decoding an image at a time, a cap on the device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch.utils.checkpoint import checkpoint
+
+from rlcm_cli.core.allocations import distinct_bytes
+from rlcm_cli.models.diffusion import DiffusionModel
+
+
+def checkpoint_activations(model: DiffusionModel, wanted: bool) -> None:
+    """Let the U-Net keep its blocks' inputs alone for the backward pass, and compute the rest again there, or not.
+
+    The gradient is the same but for rounding. Without re-entrance, which would need an input with a gradient: in LoRA
+    training the latents have none.
+    """
+    if not wanted:
+        model.unet.disable_gradient_checkpointing()
+        return
+
+    def run_block(block: Callable[..., Any], *inputs: Any) -> Any:
+        # The backward pass is not within `predict`, and what it computes again must come from the same kernels.
+        return checkpoint(
+            block, *inputs, use_reentrant=False, context_fn=lambda: (nullcontext(), model.attention_kernel())
+        )
+
+    model.unet.enable_gradient_checkpointing(run_block)
+
+
+def slice_decoding(model: DiffusionModel, wanted: bool) -> None:
+    """Decode the images of a batch one after the other, or together.
+
+    Tiles, which diffusers has too, are no choice here: their seams change the images, and with them the rewards.
+    """
+    model.pipeline.vae.use_slicing = wanted
+
+
+def model_bytes(model: DiffusionModel) -> int:
+    """Give the bytes of all weights and buffers of a pipeline, and of those kept beside it."""
+    modules = [part for part in model.pipeline.components.values() if isinstance(part, torch.nn.Module)]
+    tensors = [tensor for module in modules for tensor in (*module.parameters(), *module.buffers())]
+    return distinct_bytes([*tensors, *(model.base_weights or {}).values()])
+
+
+def cap_memory(device: torch.device, budget: int | None) -> None:
+    """Let this process's tensors take no more than `budget` bytes of a CUDA device; None lifts the cap.
+
+    More raises `torch.OutOfMemoryError`. Other devices have no such cap. The driver's own part, some 0.5 GB, is beside
+    it.
+    """
+    if device.type == "cuda":
+        total = torch.cuda.get_device_properties(device).total_memory
+        torch.cuda.set_per_process_memory_fraction(1.0 if budget is None else min(1.0, budget / total), device)

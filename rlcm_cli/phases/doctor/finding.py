@@ -1,0 +1,31 @@
+"""What a check of the machine found."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line on one thing."""
+
+    topic: str
+    status: Literal["ok", "note", "problem"]
+    """`note`: all that is needed works, but something may surprise; `problem`: something needed does not."""
+    found: str
+    advice: str = ""
+    """What to do; empty where nothing is to be done."""
+
+
+def shorten_home(path: Path) -> str:
+    """Give a path with ~ for the home folder, which tells the user's name.
+
+    >>> shorten_home(Path.home() / "runs")
+    '~/runs'
+    """
+    try:
+        return f"~/{path.relative_to(Path.home()).as_posix()}"
+    except (ValueError, RuntimeError):  # elsewhere, or a user without a home
+        return str(path)

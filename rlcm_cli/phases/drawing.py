@@ -1,0 +1,223 @@
+"""What is drawn outside of training: images, each with a model, a sampler and, where one is named, a LoRA."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rlcm_cli.config import ModelSettings, SampleSettings, override_section
+from rlcm_cli.errors import ConfigError, CorruptFileError, ModelError
+from rlcm_cli.models.diffusion import DiffusionModel
+from rlcm_cli.models.full import load_unet
+from rlcm_cli.models.loading import recommend_sampling
+from rlcm_cli.models.lora import load_foreign_lora, scale_foreign_lora, unload_foreign_lora
+from rlcm_cli.phases.policy import load_configured_model
+from rlcm_cli.phases.run import open_run
+from rlcm_cli.store.adapters import find_adapter
+from rlcm_cli.store.checkpoint import UNET_FILE, WEIGHT_FILES, digest_safetensors, read_tensors
+from rlcm_cli.store.quarantine import find_run
+
+MAX_SEED = 2**63 - 1
+HUB_ID = r"[\w-][\w.-]*/[\w-][\w.-]*"
+
+
+@dataclass(frozen=True)
+class Shot:
+    """One image."""
+
+    prompt: str
+    seed: int
+    """`torch.Generator("cpu").manual_seed(seed)` draws it in diffusers."""
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """A LoRA to draw with, or a U-Net that full training made."""
+
+    place: str
+    """File, or hub id."""
+    digest: str
+    """Of a local file; empty for a hub id."""
+    scale: float
+    name: str
+    """What people call it: its run's name, say."""
+    reference: str
+    """Hub id, or the file's path from the folder of its run on: what pictures may tell of a path."""
+
+    @property
+    def is_whole_unet(self) -> bool:
+        """Whether it stands for the model's U-Net, and so has no strength."""
+        return Path(self.place).match(UNET_FILE)
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """Images that differ in prompt and seed alone."""
+
+    shots: tuple[Shot, ...]
+    model: ModelSettings
+    sample: SampleSettings
+    adapter: Adapter | None = None
+    place_in_batch: tuple[int, int] | None = None
+    """(row, size) of the batch that a single image is drawn in, on which its last bits depend."""
+
+    @property
+    def prompts(self) -> list[str]:
+        """Prompt of each image."""
+        return [shot.prompt for shot in self.shots]
+
+
+def plan_shots(prompts: Sequence[str], *, count: int, seed: int) -> tuple[Shot, ...]:
+    """Plan `count` images a prompt; image i of all has seed + i. Raises `ConfigError`."""
+    if not 0 <= seed <= MAX_SEED - len(prompts) * count:
+        raise ConfigError(f"--seed {seed}: seeds are whole numbers from 0 below 2^63")
+    repeated = [prompt for prompt in prompts for _ in range(count)]
+    return tuple(Shot(prompt, seed + index) for index, prompt in enumerate(repeated))
+
+
+def find_lora(place: str, scale: float = 1.0) -> Adapter:
+    """Find the LoRA that a run, checkpoint, file or hub id names. Raises `ModelError` or `ConfigError`."""
+    file = find_adapter(place)
+    if file is not None:
+        try:
+            return Adapter(str(file), digest_safetensors(file), scale, *_name_file(place, file.resolve()))
+        except CorruptFileError as error:
+            raise ModelError(f"--lora {error}; name a run, a checkpoint, a LoRA file or a hub id") from None
+    if re.fullmatch(HUB_ID, place):
+        return Adapter(place, "", scale, place, place)
+    raise ConfigError(f"--lora {place}: no such run, checkpoint or file, and no hub id (OWNER/NAME)")
+
+
+def _name_file(place: str, file: Path) -> tuple[str, str]:
+    """Give the name of a LoRA file for people, and its reference; neither tells where on this machine it lies."""
+    try:
+        root = find_run(file).root
+    except ConfigError:
+        usual = file.name in {Path(name).name for name in WEIGHT_FILES}
+        return (file.parent.name, f"{file.parent.name}/{file.name}") if usual else (file.stem, file.name)
+    inside = file.relative_to(root)
+    name = root.name
+    if "checkpoints" in Path(place).parts:
+        name += f", checkpoint {inside.parts[1].lstrip('0') or 0}" + ", average" * ("ema" in inside.parts)
+    return name, f"{root.name}/{inside.as_posix()}"
+
+
+def plan_drawing(
+    prompts: Sequence[str],
+    *,
+    count: int,
+    seed: int,
+    adapter: Adapter | None,
+    model: Mapping[str, Any],
+    sample: Mapping[str, Any],
+) -> Drawing:
+    """Complete what a user asked for: `count` images a prompt, with `choose_settings`."""
+    settings = choose_settings(adapter, model=model, sample=sample)
+    return Drawing(plan_shots(prompts, count=count, seed=seed), *settings, adapter)
+
+
+def choose_settings(
+    adapter: Adapter | None, *, model: Mapping[str, Any], sample: Mapping[str, Any]
+) -> tuple[ModelSettings, SampleSettings]:
+    """Put the settings that were asked for over those of the run that the LoRA lies in; None means "not given".
+
+    A LoRA from elsewhere, or none, is drawn as `recommend_sampling` says.
+    """
+    base = settings_of_lora(adapter)
+    chosen = override_section(base[0] if base else ModelSettings(), model)
+    if base and chosen.name == base[0].name:
+        sampling = base[1]
+    else:
+        recommended = recommend_sampling(
+            chosen.name, revision=chosen.revision, policy=chosen.policy, distilled_lora=chosen.distilled_lora
+        )
+        sampling = override_section(SampleSettings(), recommended)
+    return chosen, override_section(sampling, sample)
+
+
+def settings_of_lora(adapter: Adapter | None) -> tuple[ModelSettings, SampleSettings] | None:
+    """Give the settings of the run that a LoRA lies in; None: it lies in none."""
+    if adapter is None or not adapter.digest:
+        return None
+    try:
+        layout = find_run(Path(adapter.place))
+    except ConfigError:
+        return None
+    config = open_run(layout.root).config
+    return config.model, config.sample
+
+
+def load_drawing_model(drawing: Drawing, device: str) -> DiffusionModel:
+    """Load the model of a drawing, with its LoRA at its scale, or with the U-Net that full training made of its own.
+
+    Raises `ConfigError` for a strength of a whole U-Net, and `ModelError` for weights of another model.
+    """
+    return Easel(device).set_up(drawing)
+
+
+class Easel:
+    """The model of one drawing after another, which is loaded anew only where more than the LoRA differs."""
+
+    def __init__(self, device: str) -> None:
+        self._device = device
+        self._settings: ModelSettings | None = None
+        self._model: DiffusionModel | None = None
+        self._adapter: Adapter | None = None
+
+    def set_up(self, drawing: Drawing) -> DiffusionModel:
+        """Give the model of a drawing; the one given before is no longer to be used. Raises `load_drawing_model`'s."""
+        if drawing.adapter:
+            check_strength(drawing.adapter)
+        model = self._fitting_model(drawing)
+        if model is None:
+            self._model = None  # two at once may not fit into memory
+            model = load_configured_model(drawing.model, self._device)
+            self._model, self._settings, self._adapter = model, drawing.model, None
+        self._exchange(model, drawing.adapter)
+        return model
+
+    def _fitting_model(self, drawing: Drawing) -> DiffusionModel | None:
+        replaced = self._adapter is not None and self._adapter.is_whole_unet
+        if self._settings != drawing.model or (replaced and self._adapter != drawing.adapter):
+            return None
+        return self._model
+
+    def _exchange(self, model: DiffusionModel, wanted: Adapter | None) -> None:
+        there = self._adapter
+        if there == wanted:
+            return
+        if there and wanted and there.place == wanted.place:
+            scale_foreign_lora(model, wanted.scale)
+        else:
+            if there:
+                unload_foreign_lora(model)
+            if wanted:
+                _load(model, wanted)
+        self._adapter = wanted
+
+
+def check_strength(adapter: Adapter) -> None:
+    """Raise `ConfigError` for a whole U-Net that is asked for at another strength than 1."""
+    if adapter.is_whole_unet and adapter.scale != 1:
+        raise ConfigError(
+            f"--scale {adapter.scale:g}: {adapter.place} is a whole U-Net, without a strength; leave it out"
+        )
+
+
+def _load(model: DiffusionModel, adapter: Adapter) -> None:
+    if not adapter.is_whole_unet:
+        load_foreign_lora(model, adapter.place, adapter.scale)
+        return
+    try:
+        load_unet(model, read_tensors(Path(adapter.place)), adapter.digest)
+    except ModelError as error:
+        raise ModelError(f"--lora {adapter.place}: {error}") from None
+
+
+def show_name(name: str) -> str:
+    """Give the name of a model or a file as pictures may tell it: of a path, its last part."""
+    path = Path(name)
+    return path.resolve().name if path.is_absolute() or path.exists() else name

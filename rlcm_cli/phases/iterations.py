@@ -1,0 +1,59 @@
+"""The iterations of a run, whoever does their work: how many are left, what is watched, what is pruned."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from rlcm_cli.phases.events import Event, HackingFound, IterationTrained
+from rlcm_cli.phases.run import Run
+from rlcm_cli.phases.watch import best_checkpoints, find_hacking, trained_progress
+from rlcm_cli.store.checkpoint import latest_checkpoint
+from rlcm_cli.store.run import prune_checkpoints, prune_rollouts, read_metrics
+
+
+def run_iterations(
+    run: Run,
+    iterate: Callable[[], Iterator[Event]],
+    evaluate: Callable[[int], Iterator[Event]],
+    *,
+    prunes: bool = True,
+) -> Iterator[Event]:
+    """Call `iterate` until the run's iterations are done, and `evaluate` on the first and the last checkpoint.
+
+    Between them it is called on each `evaluate.every`-th, where the configuration has one.
+
+    `iterate` samples, scores and trains once, and yields the `IterationTrained`. Where a watched reward falls while
+    the trained one rises, warn, or stop if the configuration says so; the best checkpoint by each watched reward is
+    never pruned. `prunes`: whether this process removes what is not to be kept.
+    """
+    layout, runtime, watch = run.layout, run.config.runtime, run.config.watch
+    first_iteration = latest_checkpoint(layout)
+    if 0 in layout.checkpoints():
+        yield from evaluate(0)
+    # Metrics are published before their checkpoint, so that one without it is of an iteration yet to be done.
+    history = [row for row in read_metrics(layout) if row["iteration"] < first_iteration]
+    alarms: dict[str, str] = {}
+    every, drawn = run.config.evaluate.every, set()
+    while True:
+        newest = latest_checkpoint(layout)
+        if every and newest and newest % every == 0:
+            yield from evaluate(newest)
+            drawn.add(newest)
+        found = find_hacking(history, watch, trained_progress(history, run.config))
+        for name in [name for name in found if name not in alarms]:
+            yield HackingFound(latest_checkpoint(layout), name, found[name], stops=watch.on_hacking == "stop")
+        alarms = found
+        if latest_checkpoint(layout) >= runtime.iterations or (alarms and watch.on_hacking == "stop"):
+            break
+        for event in iterate():
+            yield event
+            if isinstance(event, IterationTrained):
+                history.append(dict(event.metrics))
+        if prunes and runtime.keep_rollouts is not None:
+            prune_rollouts(layout, runtime.keep_rollouts, latest_checkpoint(layout))
+        if prunes and runtime.keep_checkpoints is not None:
+            prune_checkpoints(layout, runtime.keep_checkpoints, best_checkpoints(history, watch).values())
+    last = latest_checkpoint(layout)
+    best = best_checkpoints(history, watch).values() if alarms else ()
+    for number in sorted({last, *best} & {*layout.checkpoints()} - {0, *drawn}):
+        yield from evaluate(number)

@@ -1,0 +1,123 @@
+"""The loop with its phases as tasks of a Ray cluster, which schedules them and does lost ones anew.
+
+The phases are those of `loop`, and so is what they make: a worker of its own draws and scores each shard, and at equal
+numbers of threads the bytes are the same. The machine that starts the loop loads no model: it reads the run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from rlcm_cli import __version__
+from rlcm_cli.errors import MissingFileError
+from rlcm_cli.phases import ray_tasks
+from rlcm_cli.phases.events import Advanced, Event, PhaseStarted
+from rlcm_cli.phases.iterations import run_iterations
+from rlcm_cli.phases.ray_cluster import ROLES, Cluster, Role, choose_device, join_cluster, resolve_demand
+from rlcm_cli.phases.ray_tasks import Errand
+from rlcm_cli.phases.run import Run
+from rlcm_cli.store.checkpoint import latest_checkpoint
+from rlcm_cli.store.manifest import split_groups
+
+
+def loop_on_ray(run: Run, *, cached: bool = True) -> Iterator[Event]:
+    """Run the iterations that are missing as `loop` does, by the tasks of a cluster.
+
+    `run` is one of `check_run`, whose directory all nodes see by the same path; it is made by the first task where
+    there is none. `cached`: the nodes look scores up and keep them, each in its own cache. Raises what `loop` raises,
+    and what `join_cluster` and `Cluster.finish` do.
+    """
+    run.config.require_actions()
+    with join_cluster(run.config.ray) as cluster:
+        crew = hire(cluster, run, cached=cached)
+        crew.start()
+        yield from run_iterations(run, crew.iterate, crew.evaluate)
+
+
+@dataclass(frozen=True)
+class Crew:
+    """The tasks of a run, by their phase."""
+
+    cluster: Cluster
+    run: Run
+    errands: dict[Role, Errand]
+
+    def start(self) -> None:
+        """Make sure that each role has a node with the same toolkit, then that the run is there."""
+        greetings = [self.cluster.submit(role, 0, ray_tasks.greet, __version__) for role in ROLES]
+        for _ in self.cluster.finish(greetings):
+            pass
+        self._train(0, ray_tasks.start)
+        if not self.run.layout.config.exists():
+            raise MissingFileError(
+                f"{self.run.layout.root}: was made by another node and is not there on this machine; put the run on a "
+                "file system that all nodes see by the same path"
+            )
+
+    def iterate(self) -> Iterator[Event]:
+        """Sample, score and train once; a shard is scored once it is drawn, while others are being drawn."""
+        settings, iteration = self.run.config.sample, latest_checkpoint(self.run.layout)
+        shards = split_groups(settings.samples, settings.group_size, settings.shards)
+        submit, errands = self.cluster.submit, self.errands
+        sampled = [
+            submit("sampler", number, ray_tasks.sample_shard, errands["sampler"], number)
+            for number in range(len(shards))
+        ]
+        scored = [
+            submit("scorer", task.number, ray_tasks.score_shard, errands["scorer"], iteration, task.number, task.reply)
+            for task in sampled
+        ]
+        yield PhaseStarted("sample", iteration, settings.samples, "images")
+        to_draw, scored_early = len(sampled), 0
+        for task, _ in self.cluster.finish([*sampled, *scored]):
+            first, stop = shards[task.number]
+            if task.role == "scorer" and to_draw:
+                scored_early += stop - first
+                continue
+            yield Advanced(stop - first)
+            if task.role == "sampler":
+                to_draw -= 1
+                if not to_draw:
+                    yield PhaseStarted("score", iteration, settings.samples, "images")
+                    yield Advanced(scored_early)
+        yield PhaseStarted("train", iteration, 1, "iterations")
+        yield from self._train(iteration, ray_tasks.train_iteration, iteration)
+
+    def evaluate(self, checkpoint: int) -> Iterator[Event]:
+        """Draw and score the fixed images with a checkpoint."""
+        yield PhaseStarted("evaluate", checkpoint, 1, "checkpoints")
+        yield from self._train(checkpoint, ray_tasks.evaluate_checkpoint, checkpoint)
+
+    def _train(self, number: int, function: Callable[..., Any], *arguments: Any) -> list[Event]:
+        """Have the trainer do a task; give the events that it returns."""
+        task = self.cluster.submit("trainer", number, function, self.errands["trainer"], *arguments)
+        ((_, events),) = self.cluster.finish([task])
+        return events or []
+
+
+def hire(cluster: Cluster, run: Run, *, cached: bool) -> Crew:
+    """Settle what each role's tasks ask of a node, and tell them what they must know."""
+    config, device, nodes = run.config, run.config.runtime.device, cluster.nodes()
+    neural = any(spec.entry.neural for spec in run.reward_specs().values())
+    errands: dict[Role, Errand] = {}
+    for role in ROLES:
+        demand = resolve_demand(
+            getattr(config.ray, role),
+            nodes,
+            device=device,
+            threads=torch.get_num_threads(),
+            runs_network=neural if role == "scorer" else True,
+        )
+        cluster.demands[role] = demand
+        errands[role] = Errand(
+            run=str(run.layout.root.resolve()),
+            config=config.to_json(),
+            device=choose_device(device, demand),
+            threads=demand.cpus,
+            cached=cached,
+        )
+    return Crew(cluster, run, errands)

@@ -1,0 +1,213 @@
+"""What a run came to, in numbers and words: the change on fixed images with its standard error."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rlcm_cli.report.html_private import withhold_text
+from rlcm_cli.report.html_run import Evidence
+from rlcm_cli.store.evaluations import Evaluation
+
+PHASES = ("sample_seconds", "score_seconds", "train_seconds")
+CLEAR = 2.0
+"""Standard errors by which a mean has to change before it is said to have changed."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over prompts, each the mean of its images; `error` is its standard error, NaN of a single prompt."""
+
+    mean: float
+    error: float
+    prompts: int
+
+
+@dataclass(frozen=True)
+class Change:
+    """How a reward changed between two evaluations, on the same prompts and seeds."""
+
+    reward: str
+    held_out: bool
+    """On prompts that are kept out of training; else on training prompts with held-out seeds."""
+    before: Estimate
+    after: Estimate
+    difference: Estimate
+    """Of the pairs, whose error is smaller than that of two independent means."""
+
+    def verdict(self) -> str:
+        """Say in a word what became of the mean."""
+        if not math.isfinite(self.difference.error):
+            return "unclear"
+        if abs(self.difference.mean) <= CLEAR * self.difference.error or not self.difference.mean:
+            return "no clear change"
+        return "rose" if self.difference.mean > 0 else "fell"
+
+
+def estimate(values: Tensor, prompts: Sequence[str]) -> Estimate | None:
+    """Average float [B] over prompts; None where there is no value. Images of one prompt are no independent draws."""
+    by_prompt: dict[str, list[float]] = {}
+    for prompt, value in zip(prompts, values.tolist(), strict=True):
+        if not math.isnan(value):
+            by_prompt.setdefault(prompt, []).append(value)
+    if not by_prompt:
+        return None
+    means = torch.tensor([sum(each) / len(each) for each in by_prompt.values()], dtype=torch.float64)
+    error = means.std().item() / math.sqrt(len(means)) if len(means) > 1 else math.nan
+    return Estimate(means.mean().item(), error, len(means))
+
+
+def estimate_part(evaluation: Evaluation, reward: str, *, held_out: bool) -> Estimate | None:
+    """Average a reward of an evaluation over its training prompts, or over those kept out of training."""
+    if reward not in evaluation.rewards:
+        return None
+    rows = (evaluation.held_out == held_out).nonzero()[:, 0].tolist()
+    return estimate(evaluation.rewards[reward].double()[rows], [evaluation.prompts[row] for row in rows])
+
+
+def find_changes(evidence: Evidence) -> list[Change]:
+    """Compare the first and the last evaluation, reward by reward; none where there are not two of the same images."""
+    if len(evidence.evaluations) < 2:
+        return []
+    first, last = evidence.evaluations[0], evidence.evaluations[-1]
+    if first.prompts != last.prompts or not torch.equal(first.seed, last.seed):
+        return []
+    changes = []
+    for reward in evidence.rewards():
+        if reward not in first.rewards or reward not in last.rewards:
+            continue
+        difference = last.rewards[reward].double() - first.rewards[reward].double()
+        for held_out in (False, True):
+            rows = (first.held_out == held_out).nonzero()[:, 0].tolist()
+            parts = [
+                estimate(values[rows], [first.prompts[row] for row in rows])
+                for values in (first.rewards[reward].double(), last.rewards[reward].double(), difference)
+            ]
+            before, after, moved = parts
+            if before and after and moved:
+                changes.append(Change(reward, held_out, before, after, moved))
+    return changes
+
+
+def say_number(value: float) -> str:
+    """Give a number for people, with four significant digits."""
+    if not math.isfinite(value):
+        return "–"
+    text = f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+    return text.replace("-", "−")
+
+
+def say_estimate(found: Estimate) -> str:
+    """Give mean ± standard error, with the decimals that the error resolves."""
+    error = "" if not math.isfinite(found.error) else f"\u00a0±\u00a0{say_resolved(found.error, found.error)}"
+    return say_resolved(found.mean, found.error) + error
+
+
+def say_resolved(value: float, error: float) -> str:
+    """Give a number with the decimals that a standard error resolves: two digits of the error."""
+    if not (math.isfinite(error) and error):
+        return say_number(value)
+    places = min(6, max(0, 1 - math.floor(math.log10(error))))
+    return f"{value:,.{places}f}".replace("-", "−")
+
+
+def say_duration(seconds: float) -> str:
+    """Give a duration for people."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 600:
+        return f"{seconds / 60:.1f} min"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def say_count(count: int, noun: str) -> str:
+    """Give a count with its noun."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def name_for_people(reward: str) -> str:
+    """Give a reward's name without the folders of a path and without an address."""
+    return withhold_text(reward).rpartition("/")[2]
+
+
+def describe_goal(evidence: Evidence) -> str:
+    """Say what a run is trained for."""
+    tasks = evidence.run.contender.tasks
+    goals = [
+        " + ".join(
+            name_for_people(name) if weight == 1 else f"{weight:g} × {name_for_people(name)}"
+            for name, weight in weights.items()
+        )
+        for weights in tasks.values()
+    ]
+    return (
+        goals[0] if len(goals) == 1 else "; ".join(f"{task}: {goal}" for task, goal in zip(tasks, goals, strict=True))
+    )
+
+
+def describe_training(evidence: Evidence) -> str:
+    """Say in a sentence what was trained, on what and how."""
+    config = evidence.run.config
+    train, sample = config["train"], config["sample"]
+    what = "All weights of the U-Net" if train["parameters"] == "full" else f"A LoRA of rank {config['lora']['rank']}"
+    sources = [task["prompts"]["source"] for task in config["tasks"].values()] or [config["prompts"]["source"]]
+    return (
+        f"{what} of {withhold_text(config['model']['name'])}, trained by {train['objective'].upper()} for "
+        f"{describe_goal(evidence)}, on the prompts of {', '.join(withhold_text(source) for source in sources)}: "
+        f"{say_count(len(evidence.metrics), 'iteration')} of {say_count(sample['samples'], 'image')}, "
+        f"{say_count(sample['steps'], 'model call')} an image, seed {config['seed']}."
+    )
+
+
+def describe_cost(evidence: Evidence) -> str:
+    """Say in a sentence how much was drawn and how long it took."""
+    metrics = evidence.metrics
+    images = sum(int(row.get("samples", 0)) for row in metrics)
+    seconds = {phase: sum(float(row.get(phase) or 0) for row in metrics) for phase in PHASES}
+    known = ", ".join(
+        f"{phase.removesuffix('_seconds')} {say_duration(value)}" for phase, value in seconds.items() if value
+    )
+    text = f"{say_count(images, 'image')} drawn and scored"
+    if known:
+        text += f" in {say_duration(sum(seconds.values()))} of work ({known})"
+    if metrics and metrics[-1].get("finished_at"):
+        text += f"; last iteration on {datetime.fromtimestamp(metrics[-1]['finished_at'], UTC):%d %B %Y, %H:%M} UTC"
+    return f"{text}."
+
+
+def describe_change(change: Change) -> str:
+    """Say in a sentence how a reward changed on fixed images."""
+    where = "prompts kept out of training" if change.held_out else "training prompts with held-out seeds"
+    verdict = {"no clear change": "did not change clearly", "unclear": "went"}.get(change.verdict(), change.verdict())
+    return (
+        f"On {say_count(change.difference.prompts, 'prompt').rpartition(' ')[0]} {where}, "
+        f"{name_for_people(change.reward)} {verdict}: {describe_ends(change)}, a change of "
+        f"{say_estimate(change.difference)}."
+    )
+
+
+def describe_ends(change: Change) -> str:
+    """Give the means before and after, with the decimals of the change."""
+    before, after = (say_resolved(part.mean, change.difference.error) for part in (change.before, change.after))
+    return f"{before} → {after}"
+
+
+def describe_watch(evidence: Evidence) -> str:
+    """Say what the watched rewards tell, where none raises an alarm."""
+    watched = evidence.run.config["watch"]["rewards"]
+    if watched:
+        names, were = ", ".join(map(name_for_people, watched)), "was" if len(watched) == 1 else "were"
+        return f"No alarm: {names} {were} watched and did not fall while the reward rose."
+    return "No reward was watched, so reward hacking would not show here; --watch NAME looks out for it."
+
+
+def final_reward(metrics: Sequence[Any]) -> float:
+    """Average the training reward of the last tenth of the iterations."""
+    rows = metrics[-max(1, len(metrics) // 10) :]
+    return sum(float(row["reward_mean"]) for row in rows) / len(rows)

@@ -1,0 +1,200 @@
+"""How far a run is, as its files tell: read without a model and without torch, while others write them."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from rlcm_cli.errors import MissingFileError
+from rlcm_cli.store.layout import RunLayout, receipt_path
+from rlcm_cli.store.manifest import RolloutManifest, read_manifest
+from rlcm_cli.store.shards import is_published, read_json
+
+RECENT = 10
+"""Newest iterations by whose duration the time that is left is estimated."""
+PHASES = ("sample", "score", "train")
+
+
+@dataclass(frozen=True)
+class PhaseProgress:
+    """What is being done."""
+
+    name: str
+    done: int | None = None
+    """None: it cannot be seen from here."""
+    total: int | None = None
+    unit: str = ""
+
+
+@dataclass(frozen=True)
+class RunProgress:
+    """How far a run is, for people to look at."""
+
+    title: str
+    iterations: int
+    """That are wanted in all."""
+    rewards: tuple[str, ...]
+    """Those that are trained for."""
+    watched: tuple[str, ...] = ()
+    tasks: tuple[str, ...] = ()
+    """Of a joint run, whose rewards have no common scale."""
+    rows: tuple[Mapping[str, Any], ...] = ()
+    """Metrics of the iterations that are done, oldest first."""
+    phase: PhaseProgress | None = None
+    evaluated: tuple[int, ...] = ()
+    """Checkpoints with which the fixed images were drawn."""
+    warnings: tuple[str, ...] = ()
+    changed: float | None = None
+    """When a file was last written, in seconds since the epoch; None: by this process, now."""
+    idle: bool = False
+    """Nothing is begun after the newest checkpoint, with which the fixed images were drawn."""
+    stopped: bool = False
+    """Reward hacking has ended the run."""
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing more will come, unless the run is extended."""
+        return self.idle and (self.done >= self.iterations or self.stopped)
+
+    @property
+    def done(self) -> int:
+        """Iterations that are done."""
+        return len(self.rows)
+
+    @property
+    def planned(self) -> int:
+        """Iterations in all; a run may have been extended since its configuration was written."""
+        return max(self.iterations, self.done)
+
+    def series(self, *keys: str) -> list[float | None]:
+        """Give one metric of each iteration, None where it was not measured."""
+        return [_find(row, keys) for row in self.rows]
+
+
+def read_progress(
+    layout: RunLayout, config: Mapping[str, Any], title: str, before: RunProgress | None = None
+) -> RunProgress:
+    """Read how far a run of a configuration is; of `before`, an earlier reading, the metrics that stay as they are.
+
+    Raises `StoreError` for a damaged file.
+    """
+    checkpoints, evaluated = layout.checkpoints(), tuple(layout.evaluations())
+    newest = checkpoints[-1] if checkpoints else None
+    rows = _read_rows(layout, newest or 0, () if before is None else before.rows)
+    names = [name for task in _tasks(config) for name in task["rewards"]]
+    iterations = int(config["runtime"]["iterations"])
+    manifest = None if newest is None else _read_plan(layout, newest)
+    return RunProgress(
+        title=title,
+        iterations=iterations,
+        rewards=tuple(dict.fromkeys(names)),
+        watched=tuple(name for name in config["watch"]["rewards"] if name not in names),
+        tasks=tuple(config["tasks"]),
+        rows=rows,
+        phase=_find_phase(layout, config, newest, manifest, evaluated),
+        evaluated=evaluated,
+        warnings=_read_warnings(layout),
+        changed=_last_change(layout, newest),
+        idle=manifest is None and newest in evaluated,
+    )
+
+
+def seconds_an_iteration(rows: Sequence[Mapping[str, Any]]) -> float | None:
+    """Estimate how long an iteration takes, on the clock, from the newest ones; None: nothing tells."""
+    ends = [float(row["finished_at"]) for row in rows[-RECENT - 1 :] if "finished_at" in row]
+    if len(ends) > 2:  # of one interval nobody knows whether the run stood still
+        return statistics.median_low(end - start for start, end in pairwise(ends))
+    phases = [float(row[f"{phase}_seconds"]) for row in rows[-1:] for phase in PHASES if f"{phase}_seconds" in row]
+    return sum(phases) if phases else None
+
+
+def seconds_left(progress: RunProgress, now: float) -> float | None:
+    """Estimate how long the iterations that are left will take; None: nothing tells. `now`: since the epoch."""
+    left, each = progress.planned - progress.done, seconds_an_iteration(progress.rows)
+    if each is None or not left:
+        return None
+    under_way = now - float(progress.rows[-1].get("finished_at", now))
+    return left * each - min(max(under_way, 0.0), each)  # clocks of two machines differ
+
+
+def _find(row: Mapping[str, Any], keys: Sequence[str]) -> float | None:
+    value: Any = row
+    for key in keys:
+        value = value.get(key) if isinstance(value, Mapping) else None
+    return None if value is None else float(value)
+
+
+def _tasks(config: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    return list(config["tasks"].values()) or [config]
+
+
+def _read_rows(layout: RunLayout, newest: int, known: Sequence[Mapping[str, Any]]) -> tuple[Mapping[str, Any], ...]:
+    """Read the metrics that led to the newest checkpoint; what is above it is of an iteration yet to be done."""
+    rows = list(known[:newest])
+    with suppress(MissingFileError):  # on a file system that shows files late
+        for number in range(len(rows) + 1, newest + 1):
+            rows.append(read_json(layout.metrics(number)))
+    return tuple(rows)
+
+
+def _read_plan(layout: RunLayout, iteration: int) -> RolloutManifest | None:
+    with suppress(MissingFileError):
+        return read_manifest(layout.manifest(iteration))
+    return None
+
+
+def _find_phase(
+    layout: RunLayout,
+    config: Mapping[str, Any],
+    newest: int | None,
+    manifest: RolloutManifest | None,
+    evaluated: Sequence[int],
+) -> PhaseProgress | None:
+    """Tell what the iteration after the newest checkpoint lacks."""
+    if newest is None:
+        return PhaseProgress("start")
+    if manifest is None:
+        ends = newest == 0 or newest >= config["runtime"]["iterations"]
+        if ends and newest in evaluated and newest:
+            return None
+        return PhaseProgress("evaluate" if ends and newest not in evaluated else "sample")
+    shards = manifest.shards
+    count = len(shards)
+    drawn = [number for number in range(count) if is_published(layout.shard(newest, number, count))]
+    if len(drawn) < count:
+        return PhaseProgress("sample", sum(shards[n][1] - shards[n][0] for n in drawn), shards[-1][1], "images")
+    rewards = {name for task in _tasks(config) for name in task["rewards"]} | {*config["watch"]["rewards"]}
+    folders = list((layout.rollout(newest) / "rewards").glob("*"))
+    scored = sum(
+        is_published(layout.reward_shard(newest, folder.name, number, count))
+        for folder in folders
+        for number in range(count)
+    )
+    if scored < count * len(rewards):
+        return PhaseProgress("score", scored, count * len(rewards), "shards of rewards")
+    return PhaseProgress("train")
+
+
+def _read_warnings(layout: RunLayout) -> tuple[str, ...]:
+    damaged = [file for file in layout.quarantine.rglob("*") if file.is_file()] if layout.quarantine.is_dir() else []
+    if not damaged:
+        return ()
+    return (f"{len(damaged)} file{'s' * (len(damaged) > 1)} in {layout.quarantine.name}/, moved away as damaged",)
+
+
+def _last_change(layout: RunLayout, newest: int | None) -> float | None:
+    folder = layout.rollout(newest or 0)
+    places = [layout.config, layout.manifest(newest or 0), layout.metrics(newest or 0), layout.root / "evaluations"]
+    places += [folder, *(folder / "rewards").glob("*"), receipt_path(layout.evaluation(newest or 0))]
+    return max((time for place in places if (time := _modified(place)) is not None), default=None)
+
+
+def _modified(path: Path) -> float | None:
+    with suppress(FileNotFoundError):
+        return path.stat().st_mtime
+    return None

@@ -1,0 +1,81 @@
+"""`rlcm watch`: the view of a run by its files, until it is done."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import pytest
+from command_line import refuse, succeed
+from reported_runs import make_metrics, write_evaluation, write_reported
+
+from rlcm_cli.cli.watch import read_watched, repeat
+from rlcm_cli.errors import MissingFileError
+from rlcm_cli.report.progress import RunProgress
+from rlcm_cli.store.layout import RunLayout
+from rlcm_cli.store.run import publish_metrics
+
+
+@pytest.fixture
+def layout(tmp_path: Path) -> RunLayout:
+    """A run of six iterations of which four are done, one and a half evaluated."""
+    found = write_reported(tmp_path / "run", checkpoints=(0, 2), rollouts=4, runtime={"iterations": 6})
+    for number in range(5):
+        found.checkpoint(number).mkdir(parents=True)
+    return found
+
+
+def finish(layout: RunLayout) -> None:
+    """Do the iterations that are left."""
+    for number in (5, 6):
+        publish_metrics(layout, number, make_metrics(number - 1))
+        layout.checkpoint(number).mkdir()
+    write_evaluation(layout, 6)
+
+
+def test_once_is_a_plain_snapshot(capsys, layout):
+    shown = succeed(capsys, "watch", layout.root, "--once")
+    assert shown.err == ""
+    for words in ("compression", "4 of 6", "reward", "watched recog", "checkpoints 0, 2", "changed"):
+        assert words in shown.out
+    assert all(character.isprintable() for line in shown.out.splitlines() for character in line)
+
+
+def test_a_run_that_is_not_there_is_one_line(capsys, tmp_path):
+    refuse(capsys, MissingFileError, "watch", tmp_path / "none", saying=("there is no run", "rlcm loop --run"))
+    (tmp_path / "empty").mkdir()
+    refuse(capsys, MissingFileError, "watch", tmp_path / "empty", "--once", saying=("there is no run",))
+
+
+def test_piped_it_prints_an_iteration_a_line_and_leaves_when_the_run_is_done(capsys, layout):
+    later = threading.Timer(0.5, finish, [layout])
+    later.start()
+    lines = succeed(capsys, "watch", layout.root, "--every", "0.1").out.splitlines()
+    later.join()
+    assert [line.split()[1] for line in lines] == [f"{number}/6" for number in range(1, 7)]
+    assert "reward 1.535 ± 1.100  best 3.535  watched: recognition -1.000" in lines[0]
+
+
+def test_a_run_is_done_when_two_readings_in_turn_say_so():
+    done = RunProgress("a run", 1, (), rows=({},), idle=True)
+    under_way = RunProgress("a run", 1, (), rows=({},), idle=False)
+    given = iter([under_way, done, under_way, done, done, under_way])
+    assert len(list(repeat(lambda _: next(given), 0.0))) == 5
+
+
+def test_hacking_is_told_and_ends_a_run_that_it_stops(layout):
+    for number in range(5, 7):
+        publish_metrics(layout, number, make_metrics(number - 1))
+        layout.checkpoint(number).mkdir()
+    config = layout.config.read_text()
+    settings = '"watch": {"rewards": ["recognition"], "window": 1, "fall": 0.5, "on_hacking": "stop"}'
+    start = config.index('"watch": {')
+    end = config.index("}", start) + 1
+    layout.config.write_text(config[:start] + settings + config[end:].replace('"iterations": 6', '"iterations": 60'))
+    progress = read_watched(str(layout.root), None)
+    assert len(progress.warnings) == 1
+    assert progress.warnings[0].startswith("hacking: the watched reward 'recognition' fell")
+    assert progress.stopped
+    assert not progress.finished
+    write_evaluation(layout, 6)
+    assert read_watched(str(layout.root), progress).finished

@@ -1,0 +1,15 @@
+"""Preloaded by the fork server: all that a command imports, so that a forked one starts at once."""
+
+import torch
+
+import rlcm_cli.cli.app
+import rlcm_cli.cli.display
+import rlcm_cli.phases.loop
+import rlcm_cli.report.curves
+import rlcm_cli.report.pairs  # noqa: F401
+from rlcm_cli.config import parse_config
+from rlcm_cli.phases.policy import load_policy_model
+
+torch.set_num_threads(1)
+# For what the libraries import late.
+load_policy_model(parse_config({"task": "compression", "rewards": {"compressibility": 1.0}}))

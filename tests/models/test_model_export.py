@@ -1,0 +1,154 @@
+"""Exported weights: under which keys, with which alpha, and what other tools read beside them."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from diffusers.loaders.lora_conversion_utils import _convert_non_diffusers_lora_to_diffusers
+from model_helpers import attach_tiny, draw, draw_with_diffusers, load_tiny, shake_lora
+from safetensors import safe_open
+from safetensors.torch import load_file
+from tiny_pipelines import build_sdxl
+
+from rlcm_cli.models.embedded import EMBEDDED, embedded_folder, integrity
+from rlcm_cli.models.export import (
+    call_arguments,
+    draw_by_pipeline,
+    read_back_lora,
+    read_back_pipeline,
+    use_float32,
+    write_kohya,
+    write_lora,
+    write_pipeline,
+)
+from rlcm_cli.models.licences import Licence, read_licence
+from rlcm_cli.store.adapters import read_adapter_settings
+
+PROMPTS, SEEDS = ["cat", "dog"], [3, 4]
+
+
+@pytest.fixture
+def trained(tiny_lcm):
+    model = load_tiny(tiny_lcm)
+    attach_tiny(model, rank=2, alpha=8)
+    shake_lora(model)
+    return model
+
+
+def metadata(file):
+    with safe_open(file, framework="pt") as opened:
+        return opened.metadata()
+
+
+def test_kohya_s_file_has_each_module_with_its_true_alpha(trained, tmp_path):
+    file = write_kohya(trained, tmp_path / "x.safetensors", torch.float32, title="x")
+    tensors = load_file(file)
+    module = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_out_0"
+    assert tensors[f"{module}.lora_down.weight"].shape == (2, 16)
+    assert tensors[f"{module}.lora_up.weight"].shape == (16, 2)
+    assert {key.rpartition(".")[2] for key in tensors} == {"weight", "alpha"}
+    assert {tensor.item() for key, tensor in tensors.items() if key.endswith(".alpha")} == {8.0}
+    assert len(tensors) == 3 * sum("lora_A" in name for name, _ in trained.unet.named_parameters())
+    told = metadata(file)
+    assert (told["ss_network_dim"], told["ss_network_alpha"], told["ss_network_module"]) == (
+        "2",
+        "8.0",
+        "networks.lora",
+    )
+
+
+def test_diffusers_converter_gives_back_the_lora_that_diffusers_writes(trained, tmp_path):
+    """The two formats hold the same tensors, and the alphas that the metadata states."""
+    kohya = load_file(write_kohya(trained, tmp_path / "x.safetensors", torch.float32, title="x"))
+    own = load_file(write_lora(trained, tmp_path, torch.float32))
+    back, alphas = _convert_non_diffusers_lora_to_diffusers(kohya)
+    renamed = {
+        key.replace("_lora.down.", ".lora_A.")
+        .replace("_lora.up.", ".lora_B.")
+        .replace(".lora.down.", ".lora_A.")
+        .replace(".lora.up.", ".lora_B.")
+        .replace(".processor", "")
+        .replace("to_out.lora", "to_out.0.lora"): tensor
+        for key, tensor in back.items()
+    }
+    assert renamed.keys() == own.keys()
+    assert all(torch.equal(renamed[name], own[name]) for name in own)
+    assert set(alphas.values()) == {8.0}
+
+
+@pytest.mark.parametrize("form", ["diffusers", "kohya", "pipeline"])
+def test_each_export_draws_by_diffusers_what_the_policy_draws(trained, tiny_lcm, tmp_path, form):
+    base = load_tiny(tiny_lcm)
+    untrained = draw(base, PROMPTS, SEEDS).images
+    wanted = draw(trained, PROMPTS, SEEDS).images
+    if form == "pipeline":
+        pipeline = read_back_pipeline(write_pipeline(trained, tmp_path, torch.float32), trained.device)
+        assert not any(hasattr(module, "lora_A") for module in pipeline.unet.modules())
+    elif form == "kohya":
+        pipeline = read_back_lora(base, write_kohya(trained, tmp_path / "x.safetensors", torch.float32, title="x"))
+    else:
+        pipeline = read_back_lora(base, write_lora(trained, tmp_path, torch.float32))
+    drawn = draw_with_diffusers(pipeline, PROMPTS, SEEDS)
+    assert (drawn.int() - wanted.int()).abs().max() <= 1
+    assert (wanted.int() - untrained.int()).abs().float().mean() > 3
+
+
+@pytest.mark.parametrize("form", [write_lora, write_pipeline])
+def test_half_of_the_bytes_at_will(trained, tmp_path, form):
+    form(trained, tmp_path, torch.float16)
+    for file in tmp_path.rglob("*.safetensors"):
+        assert {tensor.dtype for tensor in load_file(file).values() if tensor.is_floating_point()} == {torch.float16}
+    if form is write_lora:
+        assert read_adapter_settings(tmp_path / "pytorch_lora_weights.safetensors").alpha == 8
+
+
+def test_a_pipeline_tells_no_place(trained, tiny_lcm, tmp_path):
+    write_pipeline(trained, tmp_path, torch.float32)
+    texts = [file.read_text() for file in tmp_path.rglob("*.json")]
+    assert len(texts) > 5
+    assert not any(str(tiny_lcm) in text or "name_or_path" in text for text in texts)
+    assert json.loads((tmp_path / "model_index.json").read_text())["_class_name"] == "LatentConsistencyModelPipeline"
+
+
+def test_sdxl_is_named_as_kohya_s_tools_do(tmp_path):
+    model = load_tiny(build_sdxl(tmp_path / "sdxl"))
+    attach_tiny(model)
+    told = metadata(write_kohya(model, tmp_path / "x.safetensors", torch.float32, title="x"))
+    assert told["ss_base_model_version"] == "sdxl_base_v1-0"
+    assert told["modelspec.architecture"] == "stable-diffusion-xl-v1-base/lora"
+
+
+@pytest.mark.parametrize(("spacing", "named"), [("diffusers", "num_inference_steps"), ("strided", "timesteps")])
+def test_the_call_of_a_card_draws_with_the_schedule_of_the_run(trained, spacing, named):
+    settings = {"steps": 4, "original_steps": 50, "spacing": spacing, "eta": 1.0, "gamma": 0.3, "guidance_scale": 4.0}
+    arguments = call_arguments(trained, **settings)
+    assert set(arguments) == {named, "guidance_scale"}
+    wanted = draw(trained, ["cat"], [3], spacing=spacing).images[0]
+    drawn = draw_by_pipeline(trained.pipeline, "cat", 3, arguments)
+    assert (drawn.int() - wanted.int()).abs().max() <= 1
+
+
+def test_in_float32_a_half_precision_model_draws_in_float32(tiny_lcm):
+    model = load_tiny(tiny_lcm, "bfloat16")
+    use_float32(model)
+    assert {parameter.dtype for parameter in model.unet.parameters()} == {torch.float32}
+    assert draw(model, ["cat"], [3]).trajectories.latents_BSCHW.dtype == torch.float32
+
+
+def test_the_licence_is_what_the_card_of_the_base_says(tmp_path):
+    assert read_licence("emoji-lcm", None) == Licence("apache-2.0")
+    assert read_licence(str(tmp_path), None) is None
+    (tmp_path / "README.md").write_text(
+        "---\nlicense: other\nlicense_name: x\nlicense_link: https://a.b/c\n---\n# y\n"
+    )
+    assert read_licence(str(tmp_path), None) == Licence("other", "x", "https://a.b/c")
+    (tmp_path / "README.md").write_text("---\nlicense: [\n---\n")
+    assert read_licence(str(tmp_path), None) is None
+    assert read_licence("nobody/nothing", None) is None
+
+
+def test_the_embedded_models_are_those_that_were_shipped():
+    """Whoever changes one changes `SHIPPED`."""
+    assert {name: integrity.digest_folder(embedded_folder(name)) for name in EMBEDDED} == integrity.SHIPPED

@@ -1,0 +1,252 @@
+"""What a report says of a run: estimates, histograms, tables, charts, and what it leaves out."""
+
+import json
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from reported_runs import PROMPTS, REWARD, SAMPLES, WATCHED, evidence_of, reward_of, write_reported
+
+from rlcm_cli.errors import ConfigError
+from rlcm_cli.report.html import compose_chapter
+from rlcm_cli.report.html_charts import chart_costs, chart_rewards, chart_updates, thin
+from rlcm_cli.report.html_images import Budget, find_extremes, follow_images
+from rlcm_cli.report.html_private import withhold, withhold_text
+from rlcm_cli.report.html_scores import BINS, count_values, tabulate_prompts
+from rlcm_cli.report.html_summary import (
+    Change,
+    Estimate,
+    describe_cost,
+    describe_watch,
+    estimate,
+    find_changes,
+    say_estimate,
+)
+from rlcm_cli.store.atomic import replace_bytes
+from rlcm_cli.store.run import prune_rollouts
+
+
+def test_the_error_is_over_prompts_whose_images_are_averaged_first():
+    found = estimate(torch.tensor([1.0, 3.0, 5.0, 7.0]), ["cat", "cat", "dog", "dog"])
+    assert (found.mean, found.prompts) == (4.0, 2)
+    assert found.error == pytest.approx(2.0)  # means 2 and 6: deviation √8, over √2
+    assert math.isnan(estimate(torch.tensor([1.0, 3.0]), ["cat", "cat"]).error)
+    assert estimate(torch.tensor([math.nan]), ["cat"]) is None
+
+
+def test_a_change_is_of_pairs_and_split_by_held_out_prompts(tmp_path):
+    changes = find_changes(evidence_of(write_reported(tmp_path / "run")))
+    assert [(change.reward, change.held_out) for change in changes] == [
+        (REWARD, False), (REWARD, True), (WATCHED, False), (WATCHED, True)
+    ]  # fmt: skip
+    seeds, prompts = changes[:2]
+    # 4 checkpoints times 1 + half the number of the prompt: 6, 8, 10 on the three training prompts.
+    assert seeds.difference.mean == pytest.approx(8)
+    assert seeds.difference.error == pytest.approx(2 / math.sqrt(3))
+    assert prompts.difference.mean == pytest.approx(4)
+    assert (seeds.verdict(), changes[2].verdict(), prompts.verdict()) == ("rose", "fell", "unclear")
+
+
+@pytest.mark.parametrize(
+    ("mean", "error", "verdict"), [(1.0, 0.4, "rose"), (-1.0, 0.4, "fell"), (1.0, 0.5, "no clear change")]
+)
+def test_two_standard_errors_are_a_clear_change(mean, error, verdict):
+    one = Estimate(0.0, 0.1, 9)
+    assert Change(REWARD, True, one, one, Estimate(mean, error, 9)).verdict() == verdict
+
+
+def test_an_estimate_has_the_digits_that_its_error_resolves():
+    assert say_estimate(Estimate(-1.81234, 0.0617, 9)) == "−1.812\u00a0±\u00a00.062"
+    assert say_estimate(Estimate(1234.5, 12.3, 9)) == "1,234\u00a0±\u00a012"
+    assert say_estimate(Estimate(0.5, math.nan, 1)) == "0.5"
+
+
+def test_histograms_count_every_stored_reward(tmp_path):
+    histogram = count_values(evidence_of(write_reported(tmp_path / "run")), REWARD)
+    assert histogram.iterations == [1, 2, 3, 4]
+    assert [sum(counts) for counts in histogram.counts] == [SAMPLES] * 4
+    assert {len(counts) for counts in histogram.counts} == {BINS}
+    lowest = int((reward_of(0, 0) - histogram.start) / histogram.width)
+    assert histogram.counts[0][lowest] == 2  # samples 0 and 4 are of the same prompt
+    assert histogram.start + BINS * histogram.width == pytest.approx(reward_of(3, 7))
+
+
+def test_rewards_that_are_all_equal_have_a_histogram(tmp_path, monkeypatch):
+    monkeypatch.setattr("reported_runs.reward_of", lambda iteration, sample: 0.0)
+    histogram = count_values(evidence_of(write_reported(tmp_path / "run")), REWARD)
+    assert histogram.width > 0
+    assert [sum(counts) for counts in histogram.counts] == [SAMPLES] * 4
+
+
+def test_prompts_are_averaged_over_the_first_and_the_last_iterations(tmp_path):
+    table = tabulate_prompts(evidence_of(write_reported(tmp_path / "run", iterations=10)), REWARD)
+    assert sorted(row.prompt for row in table.rows) == sorted(PROMPTS)
+    cow = next(row for row in table.rows if row.prompt == "cow")  # samples 2 and 6 of each iteration
+    assert cow.images == 20
+    assert cow.first == pytest.approx(2 + 0.04 + 0.05)  # iterations 0 and 1
+    assert cow.change == pytest.approx(0.8)
+    assert table.source == "first and last 2 of 10 iterations"
+
+
+def test_without_rollouts_prompts_are_those_of_the_evaluations(tmp_path):
+    table = tabulate_prompts(evidence_of(write_reported(tmp_path / "run", rollouts=0)), REWARD)
+    assert [row.held_out for row in table.rows if row.prompt == PROMPTS[0]] == [True]
+    assert "evaluations of checkpoints 0 and 4" in table.source
+
+
+def test_best_and_worst_are_of_the_newest_rollouts_with_prompt_and_seed(tmp_path):
+    layout = write_reported(tmp_path / "run")
+    found = find_extremes(evidence_of(layout), REWARD, 2)
+    assert [(sample.reward, sample.prompt, sample.seed) for sample in found.best] == [
+        (pytest.approx(3.37), "bee", 2**62 + 7),
+        (pytest.approx(3.33), "bee", 2**62 + 3),
+    ]
+    assert [sample.prompt for sample in found.worst] == ["cat", "cat"]
+    assert found.worst[0].where == "rollout 0, sample 0"
+    prune_rollouts(layout, keep=1, trained=4)
+    assert find_extremes(evidence_of(layout), REWARD, 2).worst[0].where == "rollout 3, sample 0"
+    for shard in layout.root.glob("rollouts/*/shard-*.safetensors"):
+        shard.unlink()
+    assert find_extremes(evidence_of(layout), REWARD, 2).best[0].where == "checkpoint 4"
+
+
+def test_fixed_images_are_of_the_same_prompt_and_seed_and_bounded(tmp_path):
+    evidence = evidence_of(write_reported(tmp_path / "run", checkpoints=range(9)))
+    checkpoints, images = follow_images(evidence, Budget(fixed=5, checkpoints=3, extremes=1))
+    assert checkpoints == [0, 4, 8]
+    assert [(image.prompt, image.seed) for image in images] == [
+        ("cat", 900), ("dog", 902), ("cow", 904), ("bee", 906), ("dog", 903)
+    ]  # fmt: skip
+    assert all(len(set(image.pictures)) == 3 for image in images)
+    assert images[0].held_out
+    assert list(images[1].rewards[REWARD]) == pytest.approx([0.2, 6.2, 12.2])
+
+
+def test_every_reward_and_every_value_that_moves_has_a_chart(tmp_path):
+    evidence = evidence_of(write_reported(tmp_path / "run"))
+    trained, watched = chart_rewards(evidence, 100)
+    assert [trained.title, watched.title] == [REWARD, WATCHED]
+    assert [key.text for key in trained.keys][:3] == ["mean", "± one standard deviation over images", "best image"]
+    row = trained.spec["data"]["values"][1]
+    assert row["i"] == 2
+    assert row["high"] - row["v"] == pytest.approx(1.1)
+    charts, constant = chart_updates(evidence, 100)
+    assert [chart.title for chart in charts] == [
+        "Approximate KL", "Clip fraction", "Gradient norm", "Learning rate", "Loss"
+    ]  # fmt: skip
+    assert constant == [("Probability ratio", 1.0), ("Ratio drift", 0.0), ("Prompts that taught nothing", 0.0)]
+    speed, phases = chart_costs(evidence, 100)
+    assert speed.spec["data"]["values"][0]["v"] == pytest.approx(SAMPLES / 3.25, rel=1e-5)
+    assert [key.text for key in phases.keys] == ["sample", "score", "train"]
+
+
+def test_charts_compile_without_a_warning(tmp_path, capfd):
+    vl_convert = pytest.importorskip("vl_convert", reason="needs the extra `report`")
+    evidence = evidence_of(write_reported(tmp_path / "run"))
+    charts = [*chart_rewards(evidence, 100), *chart_updates(evidence, 100)[0], *chart_costs(evidence, 100)]
+    for chart in charts:
+        assert vl_convert.vegalite_to_vega(chart.spec, vl_version="6.4")["marks"], chart.title
+    assert "WARN" not in capfd.readouterr().err
+
+
+def test_many_rows_are_thinned_to_means_and_the_best_of_all():
+    rows = [
+        {"checkpoint": n + 1, "reward_mean": float(n), "reward_best": float(n % 7), "rewards": {"a": 2.0 * n}}
+        for n in range(100)
+    ]
+    thinned = thin(rows, 10)
+    assert len(thinned) == 10
+    assert thinned[0] == {"checkpoint": 10, "reward_mean": 4.5, "reward_best": 6.0, "rewards": {"a": 9.0}}
+    assert thin(rows, 100) == rows
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("/home/ann/models/lcm", "…/lcm"),
+        ("~/prompts.txt", "…/prompts.txt"),
+        ("..\\ann\\x.py:score", "…/x.py:score"),
+        ("C:\\Users\\ann\\lcm", "…/lcm"),
+        ("https://ann:pw@host.example/score", "server (address withheld)"),
+        ("s3://bucket/run", "server (address withheld)"),
+        ("SimianLuo/LCM_Dreamshaper_v7", "SimianLuo/LCM_Dreamshaper_v7"),
+        ("to_out.0", "to_out.0"),
+        ("a cat / a dog", "a cat / a dog"),
+    ],
+)
+def test_paths_lose_their_folders_and_addresses_are_withheld(text, shown):
+    assert withhold_text(text) == shown
+
+
+def test_secrets_and_machines_of_a_configuration_are_withheld():
+    values = {"rewards": {"/a/b.py:f": 1.0}, "api_key": "k", "ray": {"address": "host:1"}, "tokens": None, "x": [1]}
+    assert withhold(values) == {
+        "rewards": {"…/b.py:f": 1.0},
+        "api_key": "(withheld)",
+        "ray": {"address": "(withheld)"},
+        "tokens": None,
+        "x": [1],
+    }
+
+
+def test_what_is_damaged_is_left_out_and_said(tmp_path):
+    layout = write_reported(tmp_path / "run")
+    replace_bytes(layout.metrics(2), b"{")
+    layout.evaluation(4).write_bytes(b"short")
+    layout.manifest(1).write_bytes(b"[]")
+    evidence = evidence_of(layout)
+    assert [row["checkpoint"] for row in evidence.metrics] == [1, 3, 4]
+    assert [evaluation.checkpoint for evaluation in evidence.evaluations] == [0, 2]
+    assert [rollout.manifest.iteration for rollout in evidence.rollouts] == [0, 2, 3]
+    assert len(evidence.faults) == 3
+    assert not any(str(tmp_path) in line for line in evidence.faults)
+    assert all("run/" in line for line in evidence.faults)
+
+
+def test_metrics_are_read_from_the_lines_where_the_files_are_gone(tmp_path):
+    layout = write_reported(tmp_path / "run")
+    for file in (layout.root / "metrics").iterdir():
+        file.unlink()
+    assert len(evidence_of(layout).metrics) == 4
+
+
+def test_rewards_of_an_iteration_at_work_are_not_missed(tmp_path):
+    layout = write_reported(tmp_path / "run", iterations=2, rollouts=3, checkpoints=(0,))
+    for file in (layout.rollout(2) / "rewards").rglob("*.*"):
+        file.unlink()
+    assert not any("gone" in line for line in evidence_of(layout).faults)
+    for file in (layout.rollout(1) / "rewards").rglob("*.*"):
+        file.unlink()
+    assert "The stored rewards of 1 trained iterations are gone." in evidence_of(layout).faults
+
+
+def test_a_run_without_anything_is_refused(tmp_path):
+    layout = write_reported(tmp_path / "run", iterations=0, checkpoints=())
+    with pytest.raises(ConfigError, match="nothing to report"):
+        evidence_of(layout)
+
+
+def test_sentences_tell_of_cost_and_watch(tmp_path):
+    evidence = evidence_of(write_reported(tmp_path / "run"))
+    assert describe_cost(evidence).startswith("32 images drawn and scored in 14 s of work (sample 4 s, score 1 s")
+    assert describe_watch(evidence).startswith("No alarm: recognition was watched")
+
+
+def test_a_fall_of_a_watched_reward_is_an_alarm(tmp_path):
+    evidence = evidence_of(write_reported(tmp_path / "run", iterations=30, rollouts=0, checkpoints=()))
+    assert list(evidence.alarms) == [WATCHED]
+    assert "hacked" in evidence.alarms[WATCHED]
+
+
+def test_an_alarm_does_not_tell_where_a_reward_lies(tmp_path):
+    name = "/home/ann/rewards.py:neat"
+    evidence = evidence_of(write_reported(tmp_path / "run"))
+    evidence = replace(evidence, alarms={name: f"the watched reward '{name}' fell"})
+    chapter = compose_chapter(evidence, Budget(1, 2, 1), 100)
+    assert chapter.alarms == ["the watched reward 'rewards.py:neat' fell"]
+
+
+def test_rows_of_charts_are_json(tmp_path):
+    evidence = evidence_of(write_reported(tmp_path / "run"))
+    json.dumps([chart.spec for chart in chart_rewards(evidence, 100)], allow_nan=False)
