@@ -24,6 +24,9 @@ KEPT_PROMPTS = 2000
 FEW_TOKENS = 64
 """Latents of so many places at most, where plain products beat a fused attention kernel (see `attention_kernel`)."""
 
+CACHED_PIXELS = 2**15
+"""Pixels that a CPU decodes at once: with more, the activations of an autoencoder leave its caches."""
+
 
 @dataclass
 class DiffusionModel:
@@ -182,8 +185,9 @@ class DiffusionModel:
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         """Decode latents [B, C, h, w] to images, uint8 [B, 3, H, W] on the CPU, rounded as diffusers does."""
+        images = len(latents) if self.device.type != "cpu" else max(1, CACHED_PIXELS // self.image_size**2)
         # Bytes before they are copied: a CUDA device would send four times as much, for the CPU to convert.
-        return self.decode_floats(latents).round().to(torch.uint8).cpu()
+        return torch.cat([self.decode_floats(part).round().to(torch.uint8).cpu() for part in latents.split(images)])
 
     def _scale(self, latents: Tensor) -> Tensor:
         mean, std = self._latent_statistics(latents)

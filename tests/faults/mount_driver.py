@@ -35,7 +35,7 @@ def fill_up(undisturbed, place, disk, pages):
     try:
         root = undisturbed.copy_before(place, disk / "run")
         taken = ROOMY - shutil.disk_usage(disk).free
-        mount(disk, "-o", f"remount,size={taken + pages * PAGE}")
+        mount(disk, "-o", f"remount,size={max(taken + pages * PAGE, PAGE)}")  # a size of 0 is no limit
         arguments = command(SEQUENCE[place], root, undisturbed.settings)
         published = identities(root)
         outcome = start(arguments, disk.parent).finish()
