@@ -15,14 +15,18 @@ BACKWARD_FORWARDS = 2
 """A backward pass in forwards, by the usual rule of thumb."""
 
 
-def count_forwards(config: Config, model: DiffusionModel, rollout: Rollout) -> int:
-    """Count the model forwards of an iteration: guidance without an embedding counts two, a backward pass two."""
+def count_forwards(config: Config, model: DiffusionModel, rollout: Rollout, *, rescored: bool) -> int:
+    """Count the model forwards of an iteration: guidance without an embedding counts two, a backward pass two.
+
+    `rescored`: whether its old log-probabilities were taken anew.
+    """
     settings, samples = config.train, len(rollout.trajectories)
     guided = not model.guided_by_embedding and rollout.manifest.schedule.guidance_scale > 1
     passes = 1 + BACKWARD_FORWARDS + bool(settings.kl_weight) + (settings.objective == "rebel")
     actions = round(rollout.trajectories.actions * settings.timestep_fraction)
     trained = samples * actions * settings.inner_epochs * passes
-    trained += samples * rollout.trajectories.actions * rescoring_passes(config)
+    if rescored:
+        trained += samples * rollout.trajectories.actions * rescoring_passes(config)
     if config.last_step.mode == "backprop":
         trained += samples * settings.inner_epochs * (1 + BACKWARD_FORWARDS)
     return (1 + guided) * (samples * rollout.schedule.steps + trained)

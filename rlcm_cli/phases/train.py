@@ -54,7 +54,8 @@ def train(
     """Update the policy of the newest checkpoint on its rollout, and publish the next checkpoint.
 
     `scorers` are the loaded rewards; only those of `last_step.mode = "backprop"` are used, and loaded where none are
-    given. `off_policy` admits a rollout that another policy drew, which importance ratios then correct for.
+    given. `off_policy` admits a rollout that another policy drew, which importance ratios then correct for, as they
+    do where `sample.staleness` has the checkpoint before draw.
     Of several processes, each computes a part of every gradient, all take the same steps, and the leader publishes.
     Raises `MissingFileError` for shards or rewards that are not there, `StalePolicyError`, `TrainingError`.
     """
@@ -90,7 +91,8 @@ def train(
         )
 
     lessons, replay_drift = prepare_lessons(run, model, rollout, advantages, scorers), None
-    rescored = is_rescored(run.config) and not off_policy
+    on_policy = not off_policy and run.config.sample.drawing_checkpoint(iteration) == iteration
+    rescored = is_rescored(run.config) and on_policy
     if rescored:
         anew = rescore_lessons(model, lessons, run.config, team)
         lessons, replay_drift = anew.lessons, anew.drift
@@ -121,7 +123,7 @@ def train(
         record = accumulate_update(model, lessons, minibatch, run.config, seed, team)
         if not records:
             drift = record.values[LARGEST] if replay_drift is None else replay_drift
-        if not records and not off_policy:
+        if not records and on_policy:
             check_ratio(drift, numerics(run.config), layout.rollout(iteration).name)
             if iteration == 0 and "clip_fraction" in record.values and drift > settings.clip_range / 10:
                 yield Warned(
@@ -167,7 +169,7 @@ def train(
         "updates": len(records),
         "micro_batch_size": run.config.runtime.micro_batch_size,
         "gradient_checkpointing": run.config.runtime.gradient_checkpointing,
-        "forwards": count_forwards(run.config, model, rollout),
+        "forwards": count_forwards(run.config, model, rollout, rescored=rescored),
         "train_seconds": time.perf_counter() - clock,
         **phase_seconds(layout, rollout.manifest, cpu_seconds, team),
         "finished_at": time.time(),
