@@ -111,7 +111,8 @@ class SampleSettings(Section):
     """Images a model call; part of the plan, since bytes depend on it."""
     staleness: Literal[0, 1] = 0
     """Checkpoints that the policy which draws is behind the one that is trained. 1 lets an engine draw an iteration
-    while the one before it trains; whoever draws, iteration i is then drawn by checkpoint max(0, i − 1)."""
+    while the one before it trains; whoever draws, iteration i is then drawn by checkpoint max(0, i − 1).
+    Ratios are then off 1 before the first update already: widen train.clip_range, or much of it is clipped."""
 
     @model_validator(mode="after")
     def _check_sizes(self) -> SampleSettings:

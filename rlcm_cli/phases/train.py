@@ -23,7 +23,7 @@ from rlcm_cli.phases.gradient import LARGEST, UpdateMetrics, draw_minibatches
 from rlcm_cli.phases.optimizer import make_optimizer, optimizer_tensors, restore_optimizer
 from rlcm_cli.phases.policy import load_checkpoint
 from rlcm_cli.phases.pretraining import step_seed
-from rlcm_cli.phases.rescore import is_rescored, numerics, rescore_lessons
+from rlcm_cli.phases.rescore import is_rescored, numerics, rescore_lessons, rescore_stale_lessons
 from rlcm_cli.phases.rollout import read_rollout
 from rlcm_cli.phases.run import Run
 from rlcm_cli.phases.score import Scorer
@@ -92,10 +92,14 @@ def train(
 
     lessons, replay_drift = prepare_lessons(run, model, rollout, advantages, scorers), None
     on_policy = not off_policy and run.config.sample.drawing_checkpoint(iteration) == iteration
-    rescored = is_rescored(run.config) and on_policy
+    rescored, rescoring = is_rescored(run.config) and not off_policy, 0
     if rescored:
-        anew = rescore_lessons(model, lessons, run.config, team)
-        lessons, replay_drift = anew.lessons, anew.drift
+        anew = (
+            rescore_lessons(model, lessons, run.config, team)
+            if on_policy
+            else rescore_stale_lessons(run, model, lessons, team)
+        )
+        lessons, replay_drift, rescoring = anew.lessons, anew.drift, anew.passes
     trained = TRAINED[settings.parameters]
     parameters = trained.parameters(model)
     rate = learning_rate(
@@ -169,7 +173,7 @@ def train(
         "updates": len(records),
         "micro_batch_size": run.config.runtime.micro_batch_size,
         "gradient_checkpointing": run.config.runtime.gradient_checkpointing,
-        "forwards": count_forwards(run.config, model, rollout, rescored=rescored),
+        "forwards": count_forwards(run.config, model, rollout, rescoring=rescoring),
         "train_seconds": time.perf_counter() - clock,
         **phase_seconds(layout, rollout.manifest, cpu_seconds, team),
         "finished_at": time.time(),

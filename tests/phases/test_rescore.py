@@ -173,7 +173,7 @@ def test_the_forwards_of_rescoring_are_counted(tiny_lcm, tmp_path):
     config = configure(tiny_lcm, train=SEVERAL)
     model, rollout = make_rollout(tmp_path / "run", config)
     exact = configure(tiny_lcm, "float32", train=SEVERAL)
-    costs = [count_forwards(of, model, rollout, rescored=True) for of in (config, exact)]
+    costs = [count_forwards(of, model, rollout, rescoring=rescoring_passes(of)) for of in (config, exact)]
     assert costs[0] - costs[1] == 8 * 3
 
 

@@ -2,6 +2,7 @@
 
 import shutil
 
+import numpy as np
 import pytest
 import torch
 from phase_runs import did_nothing, fingerprint, finish, kinds, make_by_hand, make_config, make_loop, shared_model
@@ -9,12 +10,16 @@ from phase_runs import did_nothing, fingerprint, finish, kinds, make_by_hand, ma
 from rlcm_cli.config import override_config, parse_config
 from rlcm_cli.errors import MissingFileError, StalePolicyError
 from rlcm_cli.models.lora import lora_parameters, save_lora
+from rlcm_cli.phases.events import IterationTrained
 from rlcm_cli.phases.loop import loop
-from rlcm_cli.phases.policy import load_policy_model
+from rlcm_cli.phases.policy import load_checkpoint, load_policy_model
+from rlcm_cli.phases.rescore import rescore, rescore_stale_lessons
+from rlcm_cli.phases.rollout import read_rollout
 from rlcm_cli.phases.run import create_run, open_run
 from rlcm_cli.phases.sample import sample
 from rlcm_cli.phases.score import load_scorers, score
 from rlcm_cli.phases.train import train
+from rlcm_cli.phases.update import prepare_lessons
 from rlcm_cli.phases.watch import best_checkpoints
 from rlcm_cli.store.checkpoint import publish_checkpoint, read_trainer_state
 from rlcm_cli.store.manifest import read_manifest
@@ -172,14 +177,30 @@ def test_the_best_checkpoint_is_the_one_that_drew_the_best_images(config):
     assert best_checkpoints(rows, watch, config.sample) == {"sharpness": 2}
 
 
-def test_in_16_bits_only_what_the_trained_policy_drew_is_rescored(tiny_lcm, tmp_path):
-    config = stale_config(tiny_lcm, train={"minibatch_size": 4}, runtime={"iterations": 2})
-    config = override_config(config, flags={"model.dtype": "bfloat16"})
-    run = create_run(tmp_path / "run", config)
-    finish(loop(run, load_policy_model(config), load_scorers(run)))
-    first, second = read_metrics(run.layout)
-    assert (first["rescored"], second["rescored"]) == (1, 0)
-    assert first["forwards"] - second["forwards"] == 8 * 3
+def test_in_16_bits_the_policy_that_drew_is_measured_with_the_ruler_of_training(tiny_lcm, tmp_path):
+    config = override_config(stale_config(tiny_lcm, runtime={"iterations": 1}), flags={"model.dtype": "bfloat16"})
+    run, model = create_run(tmp_path / "run", config), load_policy_model(config)
+    finish(loop(run, model, load_scorers(run)))
+    finish(sample(run, model))
+    finish(score(run, load_scorers(run)))
+    rollout = read_rollout(run, model, load_checkpoint(run, model, 1), off_policy=False)
+    lessons = prepare_lessons(run, model, rollout, np.ones(8), None)
+    anew = rescore_stale_lessons(run, model, lessons)
+    assert model.adapter_digest == read_trainer_state(run.layout, 1).policy_digest
+    found = anew.lessons.rollout.trajectories.log_probs_BA
+    by_newest, _ = rescore(model, rollout, 8)
+    load_checkpoint(run, model, 0)
+    by_drawer, _ = rescore(model, rollout, 8)
+    assert torch.equal(found, by_drawer.trajectories.log_probs_BA)
+    assert not torch.equal(found, by_newest.trajectories.log_probs_BA)
+
+    (metrics,) = [event.metrics for event in finish(train(run, model)) if isinstance(event, IterationTrained)]
+    moved = (by_newest.trajectories.log_probs_BA - found).exp().sub(1).abs().max().item()
+    assert metrics["ratio_drift"] == pytest.approx(moved, rel=1e-3)
+    (before,) = read_metrics(run.layout)[:1]
+    assert (before["rescored"], metrics["rescored"]) == (1, 1)
+    # A single update on its own policy's samples needs no pass of its own for them.
+    assert metrics["forwards"] - before["forwards"] == 8 * 3
 
 
 @pytest.mark.parametrize(
