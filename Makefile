@@ -11,6 +11,9 @@ BIN := $(VENV)/bin
 PYTHON ?= python3
 endif
 
+# A file's tests stay together, for what they share.
+IN_PARALLEL := --numprocesses 2 --dist loadfile
+
 .PHONY: run test test-all check setup clean
 
 setup: $(VENV)/installed
@@ -25,10 +28,10 @@ run: setup
 	$(BIN)/rlcm loop --task compression
 
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(IN_PARALLEL)
 
 test-all: setup
-	$(BIN)/python -m pytest -m "slow or not slow"
+	$(BIN)/python -m pytest $(IN_PARALLEL) -m "slow or not slow"
 
 check: setup
 	$(BIN)/ruff check .

@@ -109,6 +109,10 @@ class SampleSettings(Section):
     """Units of work an iteration, which several processes can take."""
     batch_size: PositiveInt = 32
     """Images a model call; part of the plan, since bytes depend on it."""
+    staleness: Literal[0, 1] = 0
+    """Checkpoints that the policy which draws is behind the one that is trained. 1 lets an engine draw an iteration
+    while the one before it trains; whoever draws, iteration i is then drawn by checkpoint max(0, i − 1).
+    Ratios are then off 1 before the first update already: widen train.clip_range, or much of it is clipped."""
 
     @model_validator(mode="after")
     def _check_sizes(self) -> SampleSettings:
@@ -122,6 +126,10 @@ class SampleSettings(Section):
                 "iteration; a group never crosses a shard"
             )
         return self
+
+    def drawing_checkpoint(self, iteration: int) -> int:
+        """Give the number of the checkpoint that draws an iteration."""
+        return max(0, iteration - self.staleness)
 
 
 class LastStepSettings(Section):
@@ -390,6 +398,11 @@ class Config(Section):
                 "train.objective reinforce is right for samples of the policy itself alone, so for one optimizer step "
                 "an iteration; leave train.minibatch_size and train.inner_epochs out, or use objective ppo"
             )
+        if objective == "reinforce" and self.sample.staleness:
+            raise ValueError(
+                "sample.staleness is 1, so that another policy draws than is trained, and train.objective reinforce "
+                "does not correct for that; leave it at 0, or use objective ppo"
+            )
         return self
 
     @model_validator(mode="after")
@@ -428,6 +441,12 @@ class Config(Section):
         """Give every reward that is trained on or watched, once."""
         trained = [name for task in self.joint_tasks().values() for name in task.rewards]
         return list(dict.fromkeys([*trained, *self.watch.rewards]))
+
+    @property
+    def kept_checkpoints(self) -> int | None:
+        """Newest checkpoints to keep beside the first: `runtime.keep_checkpoints`, and those that draw; None: all."""
+        keep = self.runtime.keep_checkpoints
+        return None if keep is None else max(keep, 1 + self.sample.staleness)
 
     def require_actions(self) -> None:
         """Raise `ConfigError` where a trajectory would hold no action, so that nothing could be learned."""

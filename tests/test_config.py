@@ -466,6 +466,31 @@ def test_an_objective_that_does_not_fit_the_rest_is_refused_in_one_line(train, g
 
 
 @pytest.mark.parametrize("objective", ["ppo", "grpo", "reinforce", "rebel", "rwr", "rwr-sparse"])
+def test_samples_of_the_policy_before_are_refused_where_nothing_corrects_for_them(objective):
+    values = {"task": "t", "rewards": {"compressibility": 1.0}, "train": {"objective": objective}}
+    asked = {**values, "sample": {"group_size": 4, "staleness": 1}}
+    if objective == "reinforce":
+        with pytest.raises(ConfigError, match=r"^sample\.staleness is 1, .* leave it at 0, or use objective ppo$"):
+            parse_config(asked)
+    else:
+        assert [parse_config(asked).sample.drawing_checkpoint(iteration) for iteration in range(3)] == [0, 0, 1]
+
+
+def test_no_iteration_is_drawn_further_ahead_than_by_one():
+    values = {"task": "t", "rewards": {"compressibility": 1.0}, "sample": {"staleness": 2}}
+    with pytest.raises(ConfigError, match=r"^'sample\.staleness' is 2: "):
+        parse_config(values)
+
+
+def test_as_many_checkpoints_are_kept_as_are_needed_to_go_on():
+    values = {"task": "t", "rewards": {"compressibility": 1.0}}
+    assert parse_config(values).kept_checkpoints is None
+    for staleness, asked, kept in ((0, 1, 1), (1, 1, 2), (1, 5, 5)):
+        sections = {"sample": {"staleness": staleness}, "runtime": {"keep_checkpoints": asked}}
+        assert parse_config({**values, **sections}).kept_checkpoints == kept
+
+
+@pytest.mark.parametrize("objective", ["ppo", "grpo", "reinforce", "rebel", "rwr", "rwr-sparse"])
 @pytest.mark.parametrize("advantages", ["per-prompt", "batch", "group", "leave-one-out"])
 def test_every_other_pair_of_objective_and_advantages_is_taken(objective, advantages):
     values = {"task": "t", "rewards": {"compressibility": 1.0}, "sample": {"group_size": 4}}

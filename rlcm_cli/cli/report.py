@@ -82,7 +82,7 @@ def open_reported(root: Path, name: str) -> ReportedRun:
     config = open_run(root).config
 
     def find_alarms(metrics: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-        return find_hacking(metrics, config.watch, trained_progress(metrics, config))
+        return find_hacking(metrics, config.watch, trained_progress(metrics, config), config.sample)
 
     return ReportedRun(name, contender, config.model_dump(mode="json"), find_alarms)
 

@@ -69,7 +69,7 @@ def read_watched(named: str, before: RunProgress | None) -> RunProgress:
         progress = look_at(layout, config, named, before)
     alarms = {}
     if config.watch.rewards:
-        alarms = find_hacking(progress.rows, config.watch, trained_progress(progress.rows, config))
+        alarms = find_hacking(progress.rows, config.watch, trained_progress(progress.rows, config), config.sample)
     return replace(
         progress,
         warnings=(*progress.warnings, *(f"hacking: {message}" for message in alarms.values())),

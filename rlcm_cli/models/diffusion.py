@@ -187,7 +187,9 @@ class DiffusionModel:
         """Decode latents [B, C, h, w] to images, uint8 [B, 3, H, W] on the CPU, rounded as diffusers does."""
         images = len(latents) if self.device.type != "cpu" else max(1, CACHED_PIXELS // self.image_size**2)
         # Bytes before they are copied: a CUDA device would send four times as much, for the CPU to convert.
-        return torch.cat([self.decode_floats(part).round().to(torch.uint8).cpu() for part in torch.split(latents, images)])
+        return torch.cat(
+            [self.decode_floats(part).round().to(torch.uint8).cpu() for part in torch.split(latents, images)]
+        )
 
     def _scale(self, latents: Tensor) -> Tensor:
         mean, std = self._latent_statistics(latents)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from rlcm_cli.config import Config
 from rlcm_cli.models.diffusion import DiffusionModel
-from rlcm_cli.phases.rescore import rescoring_passes
 from rlcm_cli.phases.rollout import Rollout
 from rlcm_cli.phases.team import Team
 from rlcm_cli.store.layout import RunLayout
@@ -15,14 +14,17 @@ BACKWARD_FORWARDS = 2
 """A backward pass in forwards, by the usual rule of thumb."""
 
 
-def count_forwards(config: Config, model: DiffusionModel, rollout: Rollout) -> int:
-    """Count the model forwards of an iteration: guidance without an embedding counts two, a backward pass two."""
+def count_forwards(config: Config, model: DiffusionModel, rollout: Rollout, *, rescoring: int) -> int:
+    """Count the model forwards of an iteration: guidance without an embedding counts two, a backward pass two.
+
+    `rescoring`: passes over all transitions that took their old log-probabilities anew.
+    """
     settings, samples = config.train, len(rollout.trajectories)
     guided = not model.guided_by_embedding and rollout.manifest.schedule.guidance_scale > 1
     passes = 1 + BACKWARD_FORWARDS + bool(settings.kl_weight) + (settings.objective == "rebel")
     actions = round(rollout.trajectories.actions * settings.timestep_fraction)
     trained = samples * actions * settings.inner_epochs * passes
-    trained += samples * rollout.trajectories.actions * rescoring_passes(config)
+    trained += samples * rollout.trajectories.actions * rescoring
     if config.last_step.mode == "backprop":
         trained += samples * settings.inner_epochs * (1 + BACKWARD_FORWARDS)
     return (1 + guided) * (samples * rollout.schedule.steps + trained)

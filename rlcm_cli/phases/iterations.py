@@ -26,7 +26,7 @@ def run_iterations(
     the trained one rises, warn, or stop if the configuration says so; the best checkpoint by each watched reward is
     never pruned. `prunes`: whether this process removes what is not to be kept.
     """
-    layout, runtime, watch = run.layout, run.config.runtime, run.config.watch
+    layout, runtime, watch, sampling = run.layout, run.config.runtime, run.config.watch, run.config.sample
     first_iteration = latest_checkpoint(layout)
     if 0 in layout.checkpoints():
         yield from evaluate(0)
@@ -39,7 +39,7 @@ def run_iterations(
         if every and newest and newest % every == 0:
             yield from evaluate(newest)
             drawn.add(newest)
-        found = find_hacking(history, watch, trained_progress(history, run.config))
+        found = find_hacking(history, watch, trained_progress(history, run.config), sampling)
         for name in [name for name in found if name not in alarms]:
             yield HackingFound(latest_checkpoint(layout), name, found[name], stops=watch.on_hacking == "stop")
         alarms = found
@@ -51,9 +51,10 @@ def run_iterations(
                 history.append(dict(event.metrics))
         if prunes and runtime.keep_rollouts is not None:
             prune_rollouts(layout, runtime.keep_rollouts, latest_checkpoint(layout))
-        if prunes and runtime.keep_checkpoints is not None:
-            prune_checkpoints(layout, runtime.keep_checkpoints, best_checkpoints(history, watch).values())
+        kept = run.config.kept_checkpoints
+        if prunes and kept is not None:
+            prune_checkpoints(layout, kept, best_checkpoints(history, watch, sampling).values())
     last = latest_checkpoint(layout)
-    best = best_checkpoints(history, watch).values() if alarms else ()
+    best = best_checkpoints(history, watch, sampling).values() if alarms else ()
     for number in sorted({last, *best} & {*layout.checkpoints()} - {0, *drawn}):
         yield from evaluate(number)

@@ -42,7 +42,9 @@ def loop(
     def iterate() -> Iterator[Event]:
         yield from sample(run, model, team.divide())
         team.wait()
-        yield from score(run, scorers, team.divide(), device=model.device)
+        # Not what is drawn ahead, perhaps in part, where a run of another executor goes on here.
+        iteration = latest_checkpoint(run.layout)
+        yield from score(run, scorers, team.divide(), iterations=[iteration], device=model.device)
         team.wait()
         yield from train(run, model, scorers, team)
 

@@ -121,7 +121,7 @@ def _draw(
     }
     small = config.model_copy(update={"sample": config.sample.model_copy(update=changes)})
     policy = TrainerState(number=0, optimizer_steps=0, model_digest=model.digest, policy_digest=model.digest)
-    manifest = plan_rollout(small, model, policy)
+    manifest = plan_rollout(small, model, policy, iteration=0)
     shard = assemble_shard(manifest, model, 0, list(draw_shard(manifest, model, 0)))
     conditioning, index = join_conditioning([shard])
     count = len(shard.trajectories)

@@ -17,7 +17,7 @@ from rlcm_cli.errors import MissingFileError
 from rlcm_cli.phases import ray_tasks
 from rlcm_cli.phases.events import Advanced, Event, PhaseStarted
 from rlcm_cli.phases.iterations import run_iterations
-from rlcm_cli.phases.ray_cluster import ROLES, Cluster, Role, choose_device, join_cluster, resolve_demand
+from rlcm_cli.phases.ray_cluster import ROLES, Cluster, Role, Task, choose_device, join_cluster, resolve_demand
 from rlcm_cli.phases.ray_tasks import Errand
 from rlcm_cli.phases.run import Run
 from rlcm_cli.store.checkpoint import latest_checkpoint
@@ -59,21 +59,16 @@ class Crew:
             )
 
     def iterate(self) -> Iterator[Event]:
-        """Sample, score and train once; a shard is scored once it is drawn, while others are being drawn."""
+        """Sample, score and train once; a shard is scored once it is drawn, while others are being drawn.
+
+        With `sample.staleness` the next iteration is sampled and scored beside the training; where it has begun
+        with that, only what is missing is done.
+        """
         settings, iteration = self.run.config.sample, latest_checkpoint(self.run.layout)
         shards = split_groups(settings.samples, settings.group_size, settings.shards)
-        submit, errands = self.cluster.submit, self.errands
-        sampled = [
-            submit("sampler", number, ray_tasks.sample_shard, errands["sampler"], number)
-            for number in range(len(shards))
-        ]
-        scored = [
-            submit("scorer", task.number, ray_tasks.score_shard, errands["scorer"], iteration, task.number, task.reply)
-            for task in sampled
-        ]
         yield PhaseStarted("sample", iteration, settings.samples, "images")
-        to_draw, scored_early = len(sampled), 0
-        for task, _ in self.cluster.finish([*sampled, *scored]):
+        to_draw, scored_early = len(shards), 0
+        for task, _ in self.cluster.finish(self._submit_shards(iteration)):
             first, stop = shards[task.number]
             if task.role == "scorer" and to_draw:
                 scored_early += stop - first
@@ -85,17 +80,38 @@ class Crew:
                     yield PhaseStarted("score", iteration, settings.samples, "images")
                     yield Advanced(scored_early)
         yield PhaseStarted("train", iteration, 1, "iterations")
-        yield from self._train(iteration, ray_tasks.train_iteration, iteration)
+        # The trainer first: where it shares a GPU with samplers, they are what can wait.
+        training = self._submit_training(iteration, ray_tasks.train_iteration, iteration)
+        is_last = iteration + 1 >= self.run.config.runtime.iterations
+        ahead = self._submit_shards(iteration + 1) if settings.staleness and not is_last else []
+        for task, events in self.cluster.finish([training, *ahead]):
+            if task is training:
+                yield from events
 
     def evaluate(self, checkpoint: int) -> Iterator[Event]:
         """Draw and score the fixed images with a checkpoint."""
         yield PhaseStarted("evaluate", checkpoint, 1, "checkpoints")
         yield from self._train(checkpoint, ray_tasks.evaluate_checkpoint, checkpoint)
 
+    def _submit_shards(self, iteration: int) -> list[Task]:
+        """Have an iteration drawn and scored, as far as it is not."""
+        submit, errands = self.cluster.submit, self.errands
+        sampled = [
+            submit("sampler", number, ray_tasks.sample_shard, errands["sampler"], iteration, number)
+            for number in range(self.run.config.sample.shards)
+        ]
+        scored = [
+            submit("scorer", task.number, ray_tasks.score_shard, errands["scorer"], iteration, task.number, task.reply)
+            for task in sampled
+        ]
+        return [*sampled, *scored]
+
+    def _submit_training(self, number: int, function: Callable[..., Any], *arguments: Any) -> Task:
+        return self.cluster.submit("trainer", number, function, self.errands["trainer"], *arguments)
+
     def _train(self, number: int, function: Callable[..., Any], *arguments: Any) -> list[Event]:
         """Have the trainer do a task; give the events that it returns."""
-        task = self.cluster.submit("trainer", number, function, self.errands["trainer"], *arguments)
-        ((_, events),) = self.cluster.finish([task])
+        ((_, events),) = self.cluster.finish([self._submit_training(number, function, *arguments)])
         return events or []
 
 

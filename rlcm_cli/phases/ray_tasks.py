@@ -66,10 +66,10 @@ def start(errand: Errand) -> None:
     ensure_start(*_start(errand.run, config.to_json()))
 
 
-def sample_shard(errand: Errand, shard: int) -> None:
-    """Draw a shard of the newest checkpoint's rollout, unless it is there."""
+def sample_shard(errand: Errand, iteration: int, shard: int) -> None:
+    """Draw a shard of an iteration, unless it is there."""
     run, model = _open_with_model(errand)
-    _finish(sample(run, model, _alone(run, shard)))
+    _finish(sample(run, model, _alone(run, shard), iteration=iteration))
 
 
 def score_shard(errand: Errand, iteration: int, shard: int, sampled: None) -> None:

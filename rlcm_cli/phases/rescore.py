@@ -19,7 +19,9 @@ from rlcm_cli.core.trajectory import Trajectories, flatten_transitions
 from rlcm_cli.models.diffusion import DiffusionModel
 from rlcm_cli.phases.gradient import LARGEST, micro_batches, replay
 from rlcm_cli.phases.objectives import ObjectiveParts
+from rlcm_cli.phases.policy import load_checkpoint
 from rlcm_cli.phases.rollout import Rollout
+from rlcm_cli.phases.run import Run
 from rlcm_cli.phases.team import Team
 from rlcm_cli.phases.update import Lessons
 
@@ -34,6 +36,8 @@ class Rescored:
     lessons: Lessons
     drift: float | None
     """The largest |ratio − 1| of replaying to drawing; None: the first update measures it."""
+    passes: int
+    """Forward passes over all transitions that it took."""
 
 
 def numerics(config: Config) -> str:
@@ -64,9 +68,28 @@ def rescore_lessons(
     Where there is but one update, its own forward pass gives them; otherwise a pass over all transitions comes first.
     """
     if not rescoring_passes(config):
-        return Rescored(dataclasses.replace(lessons, objective=anchor(lessons.objective)), None)
+        return Rescored(dataclasses.replace(lessons, objective=anchor(lessons.objective)), None, 0)
     rollout, drift = rescore(model, lessons.rollout, config.runtime.micro_batch_size, team)
-    return Rescored(dataclasses.replace(lessons, rollout=rollout), drift)
+    return Rescored(dataclasses.replace(lessons, rollout=rollout), drift, 1)
+
+
+def rescore_stale_lessons(
+    run: Run,
+    model: DiffusionModel,
+    lessons: Lessons,
+    team: Team = Team(),  # noqa: B008
+) -> Rescored:
+    """Take the old log-probabilities of an iteration from the checkpoint that drew it.
+
+    The model ends with the weights of the checkpoint that is trained. Raises `MissingFileError` and what
+    `load_checkpoint` raises.
+    """
+    iteration = lessons.rollout.manifest.iteration
+    load_checkpoint(run, model, run.config.sample.drawing_checkpoint(iteration))
+    rollout, _ = rescore(model, lessons.rollout, run.config.runtime.micro_batch_size, team)
+    load_checkpoint(run, model, iteration)
+    # How far replaying is from drawing says nothing of how far the policies are from each other.
+    return Rescored(dataclasses.replace(lessons, rollout=rollout), None, 1)
 
 
 def anchor(objective: ObjectiveParts) -> ObjectiveParts:

@@ -15,7 +15,7 @@ from rlcm_cli.models.diffusion import DiffusionModel
 from rlcm_cli.phases.advantages import sum_rewards
 from rlcm_cli.phases.run import Run
 from rlcm_cli.phases.schedules import restore_schedule
-from rlcm_cli.store.checkpoint import TrainerState
+from rlcm_cli.store.checkpoint import TrainerState, read_trainer_state
 from rlcm_cli.store.manifest import RolloutManifest, read_manifest
 from rlcm_cli.store.rollouts import RolloutShard, missing_shards, read_rewards, read_shard
 from rlcm_cli.store.shards import REMEDY
@@ -44,7 +44,10 @@ class Rollout:
 
 
 def read_rollout(run: Run, model: DiffusionModel, policy: TrainerState, *, off_policy: bool) -> Rollout:
-    """Read and join the shards and rewards of the iteration that follows a checkpoint."""
+    """Read and join the shards and rewards of the iteration that follows a checkpoint.
+
+    Raises `StalePolicyError` where another checkpoint drew them than should have, unless `off_policy` admits that.
+    """
     layout = run.layout
     manifest = read_manifest(layout.manifest(policy.number))
     path = layout.manifest(policy.number)
@@ -53,11 +56,14 @@ def read_rollout(run: Run, model: DiffusionModel, policy: TrainerState, *, off_p
             f"{path}: its samples come from another base model than '{run.config.model.name}' loads here; "
             + REMEDY.format(path=path.parent)
         )
-    if manifest.policy.digest != policy.policy_digest and not off_policy:
-        raise StalePolicyError(
-            f"{path}: its samples were drawn by another policy than checkpoint {policy.number}; draw them anew "
-            f"({REMEDY.format(path=path.parent)}), or train on them all the same with --off-policy"
-        )
+    if not off_policy:
+        number = run.config.sample.drawing_checkpoint(policy.number)
+        drawer = policy if number == policy.number else read_trainer_state(layout, number)
+        if manifest.policy.digest != drawer.policy_digest:
+            raise StalePolicyError(
+                f"{path}: its samples were drawn by another policy than checkpoint {number}; draw them anew "
+                f"({REMEDY.format(path=path.parent)}), or train on them all the same with --off-policy"
+            )
     absent = missing_shards(layout, manifest)
     if absent:
         raise MissingFileError(

@@ -1,4 +1,4 @@
-"""Phase 1: draw an iteration's images with the newest policy, and store their trajectories."""
+"""Phase 1: draw an iteration's images with the policy of its checkpoint, and store their trajectories."""
 
 from __future__ import annotations
 
@@ -36,13 +36,24 @@ from rlcm_cli.store.timings import timing
 REDUCTION: Reduction = "mean"
 
 
-def sample(run: Run, model: DiffusionModel, worker: Worker = Worker()) -> Iterator[Event]:  # noqa: B008
-    """Draw the shards of this worker that the newest checkpoint's rollout lacks."""
+def sample(
+    run: Run,
+    model: DiffusionModel,
+    worker: Worker = Worker(),  # noqa: B008
+    *,
+    iteration: int | None = None,
+) -> Iterator[Event]:
+    """Draw the shards of this worker that an iteration lacks: by default the one that is trained next.
+
+    With `sample.staleness` the one after it may be drawn too, while the other trains. Raises `MissingFileError` where
+    the checkpoint that draws the iteration is not there.
+    """
     run.config.require_actions()
     ensure_start(run, model)
-    iteration = latest_checkpoint(run.layout)
-    state = load_checkpoint(run, model, iteration)
-    manifest = plan_rollout(run.config, model, state)
+    if iteration is None:
+        iteration = latest_checkpoint(run.layout)
+    state = load_checkpoint(run, model, run.config.sample.drawing_checkpoint(iteration))
+    manifest = plan_rollout(run.config, model, state, iteration)
     publish_manifest(run.layout.manifest(iteration), manifest)
     mine = [number for number in missing_shards(run.layout, manifest) if worker.takes(number)]
     if not mine:
@@ -63,17 +74,17 @@ def sample(run: Run, model: DiffusionModel, worker: Worker = Worker()) -> Iterat
                     writer.wait()
 
 
-def plan_rollout(config: Config, model: DiffusionModel, policy: TrainerState) -> RolloutManifest:
-    """Make the plan of the iteration that follows a checkpoint: a pure function of its arguments."""
+def plan_rollout(config: Config, model: DiffusionModel, policy: TrainerState, iteration: int) -> RolloutManifest:
+    """Make the plan of an iteration that a policy draws: a pure function of its arguments."""
     settings = config.sample
     tasks = config.joint_tasks()
     counts = split_shares(settings.samples // settings.group_size, [task.share for task in tasks.values()])
     prompts: list[str] = []
     for task, count in zip(tasks.values(), counts, strict=True):
         training, _ = prompt_sets(task.prompts)
-        prompts += draw_prompts(training, config.seed, policy.number * count, count)
+        prompts += draw_prompts(training, config.seed, iteration * count, count)
     return RolloutManifest(
-        iteration=policy.number,
+        iteration=iteration,
         tasks=tuple(tasks),
         run_seed=config.seed,
         model_digest=model.digest,

@@ -26,12 +26,22 @@ def stage_start(remote: RemoteRun) -> int | None:
     return newest
 
 
+def stage_newest(remote: RemoteRun) -> int | None:
+    """Fetch what `stage_start` does, and the checkpoint that draws the newest one's rollout; give the newest."""
+    newest = stage_start(remote)
+    if newest is not None:
+        drawer = open_run(remote.layout.root).config.sample.drawing_checkpoint(newest)
+        if drawer != newest:
+            remote.fetch_checkpoint(drawer)
+    return newest
+
+
 def stage_sampling(remote: RemoteRun) -> None:
     """Fetch what `sample` needs: which shards of the newest plan are there.
 
     Raises `CorruptFileError` for one that was cut and is not whole here.
     """
-    newest = stage_start(remote)
+    newest = stage_newest(remote)
     if newest is not None:
         manifest = remote.fetch_rollout(newest, _none)
         if manifest is not None:
@@ -58,7 +68,7 @@ def stage_scoring(
 
 def stage_training(remote: RemoteRun) -> None:
     """Fetch what `train` and `loop` need: the newest checkpoint, its rollout with rewards, and all metrics."""
-    newest = stage_start(remote)
+    newest = stage_newest(remote)
     if newest is None:
         return
     layout = remote.layout
@@ -79,7 +89,8 @@ def stage_loop(remote: RemoteRun) -> None:
     stage_training(remote)
     stage_evaluations(remote)
     if remote.layout.config.exists():
-        best = best_checkpoints(read_metrics(remote.layout), open_run(remote.layout.root).config.watch)
+        config = open_run(remote.layout.root).config
+        best = best_checkpoints(read_metrics(remote.layout), config.watch, config.sample)
         for number in {0, *best.values()}:
             remote.fetch_checkpoint(number)
 
@@ -171,12 +182,13 @@ class LoopPublisher:
         self._pruned |= old
 
     def _prune_checkpoints(self) -> None:
-        runtime, remote = self.run.config.runtime, self.publisher.remote
-        if runtime.keep_checkpoints is None:
+        config, remote = self.run.config, self.publisher.remote
+        kept = config.kept_checkpoints
+        if kept is None:
             return
-        protected = best_checkpoints(read_metrics(self.run.layout), self.run.config.watch).values()
+        protected = best_checkpoints(read_metrics(self.run.layout), config.watch, config.sample).values()
         listed = [number for number in _numbers(remote.store.folders("checkpoints")) if number <= self._trained]
-        for number in old_checkpoints(listed, runtime.keep_checkpoints, protected):
+        for number in old_checkpoints(listed, kept, protected):
             remote.remove_checkpoint(number)
 
 

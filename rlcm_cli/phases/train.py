@@ -23,7 +23,7 @@ from rlcm_cli.phases.gradient import LARGEST, UpdateMetrics, draw_minibatches
 from rlcm_cli.phases.optimizer import make_optimizer, optimizer_tensors, restore_optimizer
 from rlcm_cli.phases.policy import load_checkpoint
 from rlcm_cli.phases.pretraining import step_seed
-from rlcm_cli.phases.rescore import is_rescored, numerics, rescore_lessons
+from rlcm_cli.phases.rescore import is_rescored, numerics, rescore_lessons, rescore_stale_lessons
 from rlcm_cli.phases.rollout import read_rollout
 from rlcm_cli.phases.run import Run
 from rlcm_cli.phases.score import Scorer
@@ -54,7 +54,8 @@ def train(
     """Update the policy of the newest checkpoint on its rollout, and publish the next checkpoint.
 
     `scorers` are the loaded rewards; only those of `last_step.mode = "backprop"` are used, and loaded where none are
-    given. `off_policy` admits a rollout that another policy drew, which importance ratios then correct for.
+    given. `off_policy` admits a rollout that another policy drew, which importance ratios then correct for, as they
+    do where `sample.staleness` has the checkpoint before draw.
     Of several processes, each computes a part of every gradient, all take the same steps, and the leader publishes.
     Raises `MissingFileError` for shards or rewards that are not there, `StalePolicyError`, `TrainingError`.
     """
@@ -90,10 +91,15 @@ def train(
         )
 
     lessons, replay_drift = prepare_lessons(run, model, rollout, advantages, scorers), None
-    rescored = is_rescored(run.config) and not off_policy
+    on_policy = not off_policy and run.config.sample.drawing_checkpoint(iteration) == iteration
+    rescored, rescoring = is_rescored(run.config) and not off_policy, 0
     if rescored:
-        anew = rescore_lessons(model, lessons, run.config, team)
-        lessons, replay_drift = anew.lessons, anew.drift
+        anew = (
+            rescore_lessons(model, lessons, run.config, team)
+            if on_policy
+            else rescore_stale_lessons(run, model, lessons, team)
+        )
+        lessons, replay_drift, rescoring = anew.lessons, anew.drift, anew.passes
     trained = TRAINED[settings.parameters]
     parameters = trained.parameters(model)
     rate = learning_rate(
@@ -121,7 +127,7 @@ def train(
         record = accumulate_update(model, lessons, minibatch, run.config, seed, team)
         if not records:
             drift = record.values[LARGEST] if replay_drift is None else replay_drift
-        if not records and not off_policy:
+        if not records and on_policy:
             check_ratio(drift, numerics(run.config), layout.rollout(iteration).name)
             if iteration == 0 and "clip_fraction" in record.values and drift > settings.clip_range / 10:
                 yield Warned(
@@ -167,7 +173,7 @@ def train(
         "updates": len(records),
         "micro_batch_size": run.config.runtime.micro_batch_size,
         "gradient_checkpointing": run.config.runtime.gradient_checkpointing,
-        "forwards": count_forwards(run.config, model, rollout),
+        "forwards": count_forwards(run.config, model, rollout, rescoring=rescoring),
         "train_seconds": time.perf_counter() - clock,
         **phase_seconds(layout, rollout.manifest, cpu_seconds, team),
         "finished_at": time.time(),

@@ -5,21 +5,25 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rlcm_cli.config import Config, WatchSettings
+from rlcm_cli.config import Config, SampleSettings, WatchSettings
 from rlcm_cli.core.hacking import best_iteration, find_fall
 
 Metrics = Sequence[Mapping[str, Any]]
 """Metrics of the iterations, oldest first, as `train` publishes them."""
 
 
-def best_checkpoints(metrics: Metrics, settings: WatchSettings) -> dict[str, int]:
+def best_checkpoints(
+    metrics: Metrics,
+    settings: WatchSettings,
+    sample: SampleSettings = SampleSettings(),  # noqa: B008
+) -> dict[str, int]:
     """Give the best checkpoint by each watched reward: the one that drew its best window's last images."""
     best = {}
     for name in settings.rewards:
         rows = _watched_since(metrics, name)
         if rows:
             number = best_iteration([row["watched"][name] for row in rows], settings.window)
-            best[name] = int(rows[number]["iteration"])
+            best[name] = sample.drawing_checkpoint(rows[number]["iteration"])
     return best
 
 
@@ -45,10 +49,15 @@ def trained_progress(metrics: Metrics, config: Config) -> list[float]:
     ]
 
 
-def find_hacking(metrics: Metrics, settings: WatchSettings, trained: Sequence[float]) -> dict[str, str]:
+def find_hacking(
+    metrics: Metrics,
+    settings: WatchSettings,
+    trained: Sequence[float],
+    sample: SampleSettings = SampleSettings(),  # noqa: B008
+) -> dict[str, str]:
     """Give one line for each watched reward that fell while what is trained for, one number an iteration, rose."""
     alarms = {}
-    best = best_checkpoints(metrics, settings)
+    best = best_checkpoints(metrics, settings, sample)
     for name in settings.rewards:
         rows = _watched_since(metrics, name)
         found = find_fall(

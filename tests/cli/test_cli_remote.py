@@ -75,6 +75,19 @@ def test_phases_on_three_machines_give_the_bytes_of_a_local_run(capsys, settings
     }
 
 
+def test_machines_that_draw_with_the_policy_before_give_the_bytes_of_a_local_run(
+    capsys, settings, s3, remote, machine, tmp_path
+):
+    local, stale = tmp_path / "local", ("--config", settings, "--set", "sample.staleness=1")
+    for _ in range(3):
+        iterate(capsys, local, *stale)
+    for iteration in range(3):
+        for phase, options in (("sample", stale), ("score", ()), ("train", ())):
+            machine(f"{phase}-{iteration}")
+            succeed(capsys, phase, "--run", remote, *options, "-q")
+    assert comparable(download(s3, remote, tmp_path / "copy")) == comparable(local)
+
+
 def test_a_worker_fetches_no_more_than_it_needs(capsys, settings, remote, machine):
     succeed(capsys, "sample", "--run", remote, "--config", settings, "-q")
     stage = machine("second")

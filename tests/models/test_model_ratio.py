@@ -35,7 +35,7 @@ def draw_rollout(workers, config) -> Rollout:
     """Draw a whole plan, shard k by worker k mod N."""
     model = workers[0]
     policy = TrainerState(number=0, optimizer_steps=0, model_digest=model.digest, policy_digest="")
-    manifest = plan_rollout(config, model, policy)
+    manifest = plan_rollout(config, model, policy, iteration=0)
     shards = []
     for number in range(len(manifest.shards)):
         worker = workers[number % len(workers)]

@@ -19,6 +19,7 @@ from rlcm_cli.phases.events import Advanced, Evaluated, IterationTrained, PhaseS
 from rlcm_cli.phases.ray_cluster import Demand, join_cluster
 from rlcm_cli.phases.ray_loop import loop_on_ray
 from rlcm_cli.phases.run import check_run
+from rlcm_cli.store.manifest import read_manifest
 
 pytestmark = pytest.mark.slow
 
@@ -43,7 +44,7 @@ def nodes():
 
 def config_of(model, nodes, **sections):
     ray = {"address": nodes.address, "max_retries": 3, "wait_seconds": 60.0, **sections.pop("ray", {})}
-    return make_config(model, sample={"shards": 4}, ray=ray, **sections)
+    return make_config(model, sample={"shards": 4, **sections.pop("sample", {})}, ray=ray, **sections)
 
 
 def test_the_loop_on_several_nodes_gives_what_the_loop_gives(nodes, tiny_lcm, tmp_path):
@@ -61,6 +62,18 @@ def test_the_loop_on_several_nodes_gives_what_the_loop_gives(nodes, tiny_lcm, tm
     assert sum(event.count for event in events if isinstance(event, Advanced)) == 2 * (8 + 8)
     assert [event.number for event in events if isinstance(event, IterationTrained)] == [1, 2]
     assert [event.checkpoint for event in events if isinstance(event, Evaluated)] == [0, 2]
+
+
+def test_an_iteration_drawn_while_the_one_before_trains_is_what_the_loop_draws(nodes, tiny_lcm, tmp_path):
+    config = config_of(tiny_lcm, nodes, sample={"staleness": 1}, runtime={"iterations": 3})
+    run = check_run(tmp_path / "ray", config)
+    ahead = []
+    for event in loop_on_ray(run):
+        if isinstance(event, PhaseStarted) and event.phase == "sample":
+            ahead.append(run.layout.manifest(event.iteration).exists())
+    assert ahead == [False, True, True]
+    assert fingerprint(tmp_path / "ray") == fingerprint(make_loop(tmp_path / "plain", config).layout.root)
+    assert [read_manifest(run.layout.manifest(number)).policy.checkpoint for number in range(3)] == [0, 0, 1]
 
 
 def test_a_run_whose_node_is_killed_in_mid_iteration_ends_the_same(nodes, tiny_lcm, tmp_path):
