@@ -14,17 +14,15 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
+from examples.few_steps.measure import draw
 from examples.frontier.measure import named_label_wins
 from rlcm_cli.core.ema import average_weights
 from rlcm_cli.models.lora import load_lora
 from rlcm_cli.phases.evaluate import plan_evaluation
 from rlcm_cli.phases.policy import load_policy_model
 from rlcm_cli.phases.run import open_run
-from rlcm_cli.phases.sample import REDUCTION, draw_batch
-from rlcm_cli.phases.schedules import drawing_schedule
 from rlcm_cli.rewards.compressibility import jpeg_kilobytes
 from rlcm_cli.store.checkpoint import read_weights
 from rlcm_cli.store.evaluations import read_evaluation
@@ -84,20 +82,9 @@ def draw_average(layout: RunLayout) -> tuple[Tensor, list[str]]:
         average = average_weights(average, read_weights(layout, number), DECAY)
     model = load_policy_model(run.config)
     load_lora(model, average, "average")
-    plan, size = plan_evaluation(run.config), run.config.sample.batch_size
-    schedule = drawing_schedule(run.config.sample, model)
-    images = [
-        draw_batch(
-            model,
-            schedule,
-            [fixed.prompt for fixed in plan[first : first + size]],
-            [fixed.seed for fixed in plan[first : first + size]],
-            guidance_scale=run.config.sample.guidance_scale,
-            reduction=REDUCTION,
-        ).images
-        for first in range(0, len(plan), size)
-    ]
-    return torch.cat(images), [fixed.prompt for fixed in plan]
+    plan = plan_evaluation(run.config)
+    images = draw(run, model, plan, run.config.sample.steps)
+    return images, [fixed.prompt for fixed in plan]
 
 
 def main() -> None:

@@ -1,0 +1,1 @@
+"""Quality in few steps, measured."""
