@@ -147,7 +147,8 @@ def render(name: str, found: Bench, reward: str) -> list[Table | str]:
     memory = "peak of tensors on the device" if on_gpu else "the process's resident high-water mark so far"
     lines: list[Table | str] = [
         table,
-        f"peak: {found.matrix_peak / 1e12:.3g} TFLOP/s of large matrix products; memory: {memory}; reward: {reward}",
+        f"peak: {found.matrix_peak / 1e12:.3g} TFLOP/s of large matrix products, on a CPU of a convolution too; "
+        f"memory: {memory}; reward: {reward}",
         f"floating-point operations: {_tera(found.flops.call)} a model call and image, {_tera(found.flops.decode)} a "
         f"decoded image, {_tera(found.flops.transition)} a transition",
         f"precision: replayed before any update the ratio drifts by {found.ratio_drift:.1e}, "
