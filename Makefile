@@ -11,8 +11,9 @@ BIN := $(VENV)/bin
 PYTHON ?= python3
 endif
 
-# A file's tests stay together, for what they share.
+# A file's tests stay together, for what they share. Two processes with a thread each: more threads than cores wait for each other.
 IN_PARALLEL := --numprocesses 2 --dist loadfile
+test test-all: export OMP_NUM_THREADS := 1
 
 .PHONY: run test test-all check setup clean
 
