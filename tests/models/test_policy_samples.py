@@ -146,8 +146,8 @@ def test_the_ratio_is_1_before_the_first_update(made):
     rollout = draw_rollout([model], config)
     assert made.case.scheduler.lower().startswith(rollout.manifest.policy.kind)
     assert len(set(rollout.prompts)) > 1
-    # Thrice what an LCM has: the noise of DDIM's last steps is small beside its latents, and so beside their rounding.
-    assert ratio_drift(model, rollout, config, 5) <= 6e-6
+    # Twice what an LCM has: the noise of DDIM's last steps is small beside its latents, and so beside their rounding.
+    assert ratio_drift(model, rollout, config, 5) <= 4e-6
     # It could fail: another guidance is another policy.
     schedule = rollout.manifest.schedule.model_copy(update={"guidance_scale": GUIDANCE + 1})
     manifest = rollout.manifest.model_copy(update={"schedule": schedule})
