@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from rlcm_cli.core.lcm import Spacing
+from rlcm_cli.core.noise import seed_generator
 from rlcm_cli.errors import ModelError
 from rlcm_cli.models.conditioning import is_sdxl
 from rlcm_cli.models.diffusion import DiffusionModel
@@ -144,7 +145,7 @@ def call_arguments(
 def draw_by_pipeline(pipeline: Any, prompt: str, seed: int, arguments: dict[str, Any]) -> Tensor:
     """Draw an image, uint8 [3, H, W], by the pipeline's own `__call__`."""
     with quiet_libraries():
-        drawn = pipeline(prompt, generator=torch.Generator("cpu").manual_seed(seed), output_type="pt", **arguments)
+        drawn = pipeline(prompt, generator=seed_generator(seed), output_type="pt", **arguments)
     return cast("Tensor", drawn.images[0].float().mul(255).round().to(torch.uint8).cpu())
 
 

@@ -30,7 +30,7 @@ class Shot:
 
     prompt: str
     seed: int
-    """`torch.Generator("cpu").manual_seed(seed)` draws it in diffusers."""
+    """`torch.Generator("cpu").manual_seed(seed)` draws it in diffusers, above 2³² − 1 `core.noise.seed_generator`."""
 
 
 @dataclass(frozen=True)

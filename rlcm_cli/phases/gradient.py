@@ -11,7 +11,7 @@ from torch import Tensor
 
 from rlcm_cli.config import TrainSettings
 from rlcm_cli.core.gaussian import gaussian_kl, take_action
-from rlcm_cli.core.noise import derive_seed
+from rlcm_cli.core.noise import derive_seed, seed_generator
 from rlcm_cli.core.objectives import neighbour_pairs, rebel_loss, rebel_weights
 from rlcm_cli.core.schedule import Transition, transition
 from rlcm_cli.core.trajectory import Transitions, flatten_transitions
@@ -57,7 +57,7 @@ def draw_minibatches(rollout: Rollout, settings: TrainSettings, run_seed: int, i
     chosen = max(1, round(settings.timestep_fraction * actions))
     size = settings.minibatch_size or count
     for epoch in range(settings.inner_epochs):
-        generator = torch.Generator().manual_seed(derive_seed(run_seed, "minibatches", iteration, epoch))
+        generator = seed_generator(derive_seed(run_seed, "minibatches", iteration, epoch))
         members = torch.arange(count).view(-1, rollout.manifest.group_size)
         order = members[torch.randperm(len(members), generator=generator)].flatten()
         for first in range(0, count, size):

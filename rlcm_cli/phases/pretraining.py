@@ -16,7 +16,7 @@ from torch import Tensor
 
 from rlcm_cli.config import Config, PretrainingSettings
 from rlcm_cli.core.denoising import add_noise, denoising_error
-from rlcm_cli.core.noise import derive_seed
+from rlcm_cli.core.noise import derive_seed, seed_generator
 from rlcm_cli.errors import ConfigError
 from rlcm_cli.models.diffusion import DiffusionModel
 from rlcm_cli.phases.team import Team
@@ -65,7 +65,7 @@ def accumulate_pretraining(
     Returns:
         `pretraining_loss`: the mean squared error, unweighted.
     """
-    generator = torch.Generator().manual_seed(seed)
+    generator = seed_generator(seed)
     chosen = torch.randint(len(pairs), (settings.batch_size,), generator=generator)
     timesteps = torch.randint(len(model.alphas_cumprod), (settings.batch_size,), generator=generator)
     noise = torch.randn(settings.batch_size, *model.latent_shape, generator=generator)

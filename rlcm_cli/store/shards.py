@@ -23,7 +23,7 @@ those of RFC 2119.
         images           [B, 3, H, W]     uint8    decoded after the last model call, RGB
         sample_index     [B]              int64    position in the iteration
         group_id, member [B]              int64    group of the iteration, and place in it
-        seed             [B]              int64    of the sample's own noise generator
+        seed             [B]              int64    of the sample's own noise generator (`core.noise.seed_generator`)
         prompt_index, task_index [B]      int64    into `prompts` and `tasks`
         conditioning.X   [U, …]           float    what the model was conditioned on, by name
         conditioning_index.X [B]          int64    row of `conditioning.X` of each sample

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from rlcm_cli.config import LoraSettings, SampleSettings
+from rlcm_cli.core.noise import seed_generator
 from rlcm_cli.models.diffusion import DiffusionModel
 from rlcm_cli.models.loading import load_model
 from rlcm_cli.models.lora import attach_lora, lora_parameters
@@ -63,7 +64,7 @@ def draw_with_diffusers(pipeline: Any, prompts: Sequence[str], seeds: Sequence[i
         num_inference_steps=steps,
         original_inference_steps=50,
         guidance_scale=GUIDANCE,
-        generator=[torch.Generator("cpu").manual_seed(seed) for seed in seeds],
+        generator=[seed_generator(seed) for seed in seeds],
         output_type="pt",
     ).images
     return images.mul(255).round().to(torch.uint8)

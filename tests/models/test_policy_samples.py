@@ -17,6 +17,7 @@ from tiny_pipelines import build_sd, build_sdxl, save_distilled_lora
 
 from rlcm_cli.config import Config, SampleSettings, parse_config
 from rlcm_cli.core.gaussian import gaussian_log_prob
+from rlcm_cli.core.noise import seed_generator
 from rlcm_cli.core.trajectory import flatten_transitions
 from rlcm_cli.models.diffusion import DiffusionModel
 from rlcm_cli.models.libraries import quiet_libraries
@@ -126,7 +127,7 @@ def test_images_are_those_of_the_pipeline_of_diffusers(made, guidance_scale):
             PROMPTS,
             num_inference_steps=case.sample["steps"],
             guidance_scale=guidance_scale,
-            generator=[torch.Generator("cpu").manual_seed(seed) for seed in SEEDS],
+            generator=[seed_generator(seed) for seed in SEEDS],
             output_type="pt",
             **case.call,
         ).images

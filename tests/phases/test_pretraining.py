@@ -15,6 +15,7 @@ from PIL import Image
 from plain_diffusion import build_plain_diffusion
 
 from rlcm_cli.config import Config, PretrainingSettings
+from rlcm_cli.core.noise import seed_generator
 from rlcm_cli.errors import ConfigError
 from rlcm_cli.models.diffusion import DiffusionModel
 from rlcm_cli.models.lora import lora_parameters
@@ -81,7 +82,7 @@ class TestLoss:
         loss = accumulate_pretraining(model, pairs, settings, step_seed(7, 1, 0), micro_batch_size=8)
         found = gradient(model)
 
-        generator = torch.Generator().manual_seed(step_seed(7, 1, 0))
+        generator = seed_generator(step_seed(7, 1, 0))
         rows = torch.randint(3, (5,), generator=generator).tolist()
         timesteps = torch.randint(1000, (5,), generator=generator)
         noise = torch.randn(5, 4, 8, 8, generator=generator)
