@@ -94,8 +94,8 @@ class SampleSettings(Section):
     """Of lcm and tcd: `diffusers`: LCMScheduler's own; `strided`: every (original_steps // H)-th, as RLCM's code."""
     original_steps: PositiveInt = 50
     """Of lcm and tcd: length of the distillation's schedule, of which the H timesteps are a part."""
-    eta: NonNegativeFloat = 1.0
-    """Of ddim: how much noise each step draws; 1 as DDPO, 0 none, so that there is nothing to train."""
+    eta: Annotated[float, Field(ge=0, le=1)] = 1.0
+    """Of ddim: how much noise each step draws; 1 as DDPO and at most, 0 none, so that there is nothing to train."""
     gamma: Annotated[float, Field(ge=0, le=1)] = 0.3
     """Of tcd: stochasticity; 0 draws no noise, so that there is nothing to train."""
     guidance_scale: NonNegativeFloat = 8.0

@@ -4,6 +4,7 @@
     ├── ConfigError                2   a setting, task, flag or prompt source that cannot be
     │   └── RunMismatchError       2   a run directory that was made with another configuration
     ├── ModelError                 3   a model folder, hub id or adapter that cannot be used
+    │   └── NotFiniteError         3   … because it gives NaN or infinity for an image
     ├── StoreError                 4   a file of a run that cannot be used
     │   ├── MissingFileError       4   … because it is not there
     │   ├── CorruptFileError       4   … because its bytes are not those that were published
@@ -45,6 +46,15 @@ class ModelError(RlcmError):
     """A model folder, hub id or adapter that cannot be used."""
 
     exit_code = 3
+
+
+class NotFiniteError(ModelError):
+    """Images that cannot be drawn, since the model gives NaN or infinity for them."""
+
+    def __init__(self, message: str, rows: tuple[int, ...] = ()) -> None:
+        super().__init__(message)
+        self.rows = rows
+        """Of the batch, from 0."""
 
 
 class StoreError(RlcmError):

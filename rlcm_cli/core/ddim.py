@@ -44,7 +44,7 @@ def ddim_schedule(
         alphas_cumprod: ᾱ of the model's training schedule, float [train steps].
         timesteps: Of the model calls, int64 [H], falling.
         prediction_type: What the model predicts.
-        eta: η ≥ 0; at 0 the sampler is deterministic and has no actions.
+        eta: η in 0 … 1; at 0 the sampler is deterministic and has no actions.
         final_alpha_cumprod: ᾱ' where t' is below 0; where it is 1, the last call is deterministic.
     """
     next_timesteps = timesteps - len(alphas_cumprod) // len(timesteps)
@@ -58,7 +58,8 @@ def ddim_schedule(
     next_alpha, _ = roots(next_alpha_bar)
     variance = (1 - next_alpha_bar) / (1 - alpha_bar) * (1 - alpha_bar / next_alpha_bar)
     std = eta * variance.sqrt()
-    direction = (1 - next_alpha_bar - std**2).sqrt().double()
+    # At η = 1 the radicand is exactly 0 where ᾱ is 0 (zero terminal SNR), and rounding may bring it below.
+    direction = (1 - next_alpha_bar - std**2).clamp(min=0).sqrt().double()
     image_of_latents, image_of_output = predict_image(prediction_type, alpha, sigma)
     noise_of_latents, noise_of_output = predict_noise(prediction_type, alpha, sigma)
     return Schedule(

@@ -53,6 +53,17 @@ class Schedule:
         """A, the number of calls that draw: H, or H − 1 where the last one is deterministic."""
         return int((self.std > 0).sum())
 
+    def find_fault(self) -> str | None:
+        """Say why no image can be drawn with these numbers; None where one can."""
+        finite = torch.stack([self.of_latents, self.of_output, self.std]).isfinite().all(0)
+        if not finite.all():
+            return f"the model call at timestep {self.timesteps[~finite][0]} has a factor that is NaN or infinite"
+        draws = self.std > 0
+        if draws.any() and not draws[:-1].all():
+            timestep = self.timesteps[:-1][~draws[:-1]][0]
+            return f"the model call at timestep {timestep} draws no noise, and others do"
+        return None
+
     def to(self, device: torch.device) -> Schedule:
         """Give the schedule with its tensors on a device, so that no step has to wait for them to be copied there."""
         return Schedule(

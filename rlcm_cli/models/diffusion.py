@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from rlcm_cli.core.schedule import PredictionType
-from rlcm_cli.errors import ModelError
+from rlcm_cli.errors import ModelError, NotFiniteError
 from rlcm_cli.models.conditioning import encode_prompt, is_sdxl, unet_arguments, with_negative
 
 PolicyKind = Literal["lcm", "ddim", "tcd"]
@@ -164,9 +164,12 @@ class DiffusionModel:
 
         Clamped as an image is, so that a reward sees what `decode` gives but for the rounding: a pixel that is
         black or white already has no gradient outwards or inwards.
+
+        Raises `NotFiniteError` for NaN and infinity, in latents or images: as pixels they would be black or white.
         """
         vae = self.pipeline.vae
         images = vae.decode(self._unscale(latents.to(vae.dtype)), return_dict=False)[0]
+        self._check_finite(latents, images)
         # Halved in the autoencoder's own dtype, as diffusers' image processor does.
         return cast("Tensor", (images * 0.5 + 0.5).clamp(0, 1).float() * 255)
 
@@ -184,12 +187,38 @@ class DiffusionModel:
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
-        """Decode latents [B, C, h, w] to images, uint8 [B, 3, H, W] on the CPU, rounded as diffusers does."""
-        images = len(latents) if self.device.type != "cpu" else max(1, CACHED_PIXELS // self.image_size**2)
-        # Bytes before they are copied: a CUDA device would send four times as much, for the CPU to convert.
-        return torch.cat(
-            [self.decode_floats(part).round().to(torch.uint8).cpu() for part in torch.split(latents, images)]
+        """Decode latents [B, C, h, w] to images, uint8 [B, 3, H, W] on the CPU, rounded as diffusers does.
+
+        Raises `NotFiniteError` as `decode_floats` does.
+        """
+        size = len(latents) if self.device.type != "cpu" else max(1, CACHED_PIXELS // self.image_size**2)
+        images = []
+        for first in range(0, len(latents), size):
+            try:
+                # Bytes before they are copied: a CUDA device would send four times as much, for the CPU to convert.
+                images.append(self.decode_floats(latents[first : first + size]).round().to(torch.uint8).cpu())
+            except NotFiniteError as error:
+                raise NotFiniteError(str(error), tuple(first + row for row in error.rows)) from None
+        return torch.cat(images)
+
+    def _check_finite(self, latents: Tensor, images: Tensor) -> None:
+        """Raise `NotFiniteError` where the latents of an image, or what the decoder makes of them, are not finite."""
+        sound = latents.detach().flatten(1).isfinite().all(1)
+        drawn = images.detach().flatten(1).isfinite().all(1)
+        whole = torch.stack([sound, drawn]).cpu()
+        if whole.all():
+            return
+        part = "autoencoder" if whole[0].all() else "U-Net"
+        dtype = str(self.pipeline.vae.dtype if part == "autoencoder" else self.dtype).removeprefix("torch.")
+        advice = (
+            "its weights or those of the LoRA are damaged, or the training rate was too high"
+            if dtype == "float32"
+            else "its values are too large for it: use --dtype float32 or bfloat16"
+            if dtype == "float16"
+            else "use --dtype float32; if that gives NaN too, weights are damaged"
         )
+        rows = (~whole.all(0)).nonzero().flatten().tolist()
+        raise NotFiniteError(f"the model's {part} gives NaN or infinity in {dtype}; {advice}", tuple(rows))
 
     def _scale(self, latents: Tensor) -> Tensor:
         mean, std = self._latent_statistics(latents)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from rlcm_cli.core.lcm import Spacing
 from rlcm_cli.core.noise import seed_generator
-from rlcm_cli.errors import ModelError
+from rlcm_cli.errors import ModelError, NotFiniteError
 from rlcm_cli.models.conditioning import is_sdxl
 from rlcm_cli.models.diffusion import DiffusionModel
 from rlcm_cli.models.libraries import quiet_libraries, summarise
@@ -143,9 +143,13 @@ def call_arguments(
 
 
 def draw_by_pipeline(pipeline: Any, prompt: str, seed: int, arguments: dict[str, Any]) -> Tensor:
-    """Draw an image, uint8 [3, H, W], by the pipeline's own `__call__`."""
+    """Draw an image, uint8 [3, H, W], by the pipeline's own `__call__`. Raises `NotFiniteError`."""
     with quiet_libraries():
         drawn = pipeline(prompt, generator=seed_generator(seed), output_type="pt", **arguments)
+    if not drawn.images[0].isfinite().all():
+        raise NotFiniteError(
+            f"prompt '{prompt}': diffusers draws NaN with the exported weights; use --dtype float32 or bfloat16"
+        )
     return cast("Tensor", drawn.images[0].float().mul(255).round().to(torch.uint8).cpu())
 
 

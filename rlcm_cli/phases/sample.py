@@ -14,6 +14,7 @@ from rlcm_cli.core.gaussian import Reduction
 from rlcm_cli.core.noise import derive_seed, draw_noise
 from rlcm_cli.core.schedule import Schedule, sample_trajectories
 from rlcm_cli.core.trajectory import Trajectories, join_trajectories
+from rlcm_cli.errors import NotFiniteError
 from rlcm_cli.models.diffusion import DiffusionModel
 from rlcm_cli.models.lora import folded_lora
 from rlcm_cli.phases.events import Advanced, Event, PhaseSkipped, PhaseStarted
@@ -119,7 +120,10 @@ def draw_batch(
     guidance_scale: float,
     reduction: Reduction,
 ) -> Drawn:
-    """Draw one image a (prompt, seed), recording its trajectory on the CPU."""
+    """Draw one image a (prompt, seed), recording its trajectory on the CPU.
+
+    Raises `NotFiniteError` where the model gives NaN or infinity: such an image is neither shown nor scored.
+    """
     noise = draw_noise(seeds, schedule.actions + 1, model.latent_shape).to(model.device)
     conditioning = _to_device(model.encode_prompts(prompts), model)
     with folded_lora(model):
@@ -131,7 +135,13 @@ def draw_batch(
             model.dtype,
         )
     # What is copied to the CPU waits for the device: all of it last.
-    images = model.decode(denoised)
+    try:
+        images = model.decode(denoised)
+    except NotFiniteError as error:
+        row, *others = error.rows
+        named = f"prompt '{prompts[row]}', seed {seeds[row]}"
+        also = f" and {len(others)} more of {len(prompts)} images" if others else ""
+        raise NotFiniteError(f"{named}{also}: {error}", error.rows) from None
     on_cpu = Trajectories(trajectories.latents_BSCHW.cpu(), trajectories.log_probs_BA.cpu(), trajectories.timesteps_A2)
     return Drawn(on_cpu, images)
 

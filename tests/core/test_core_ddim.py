@@ -1,5 +1,6 @@
 """DDIM's schedule against the reference's tables and against diffusers' DDIMScheduler."""
 
+import dataclasses
 import json
 import math
 from collections import defaultdict
@@ -155,6 +156,41 @@ def test_a_zero_terminal_signal_does_not_blow_up():
     for values in (schedule.of_latents, schedule.of_output, schedule.std):
         assert values.isfinite().all()
         assert values.abs().max() <= 2
+
+
+@pytest.mark.parametrize("prediction_type", ["v_prediction", "sample"])
+@pytest.mark.parametrize("spacing", SPACINGS)
+def test_a_zero_terminal_signal_can_be_drawn_with_any_number_of_steps(spacing, prediction_type):
+    """At eta 1 the radicand of the direction is 0 where ᾱ is, and rounding must not make a NaN of it."""
+    scheduler = DDIMScheduler(rescale_betas_zero_snr=True, beta_schedule="scaled_linear", clip_sample=False)
+    assert scheduler.alphas_cumprod[-1] == 0
+    for steps in range(1, 101):
+        timesteps = ddim_timesteps(steps, train_steps=1000, spacing=spacing, offset=0)
+        for eta in (0.3, 1.0):
+            schedule = ddim_schedule(
+                scheduler.alphas_cumprod, timesteps, prediction_type, eta=eta, final_alpha_cumprod=1.0
+            )
+            assert schedule.find_fault() is None, (steps, eta)
+            assert schedule.actions in (steps - 1, steps)
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])
+@pytest.mark.parametrize("spacing", SPACINGS)
+def test_any_number_of_steps_gives_finite_numbers(spacing, prediction_type):
+    for steps in range(1, 101):
+        for alpha_to_one in (False, True):
+            schedule = make_schedule(steps, 1.0, prediction_type, spacing=spacing, alpha_to_one=alpha_to_one)
+            assert schedule.find_fault() is None, steps
+
+
+def test_faults_of_a_schedule_are_found():
+    good = make_schedule(4, 1.0, alpha_to_one=True)
+    assert good.find_fault() is None
+    assert make_schedule(4, 0.0).find_fault() is None
+    infinite = dataclasses.replace(good, of_output=good.of_output.clone().index_fill(0, torch.tensor(1), math.inf))
+    assert "timestep 501 has a factor that is NaN or infinite" in infinite.find_fault()
+    missing = dataclasses.replace(good, std=good.std.clone().index_fill(0, torch.tensor(2), 0.0))
+    assert "timestep 251 draws no noise, and others do" in missing.find_fault()
 
 
 def test_without_noise_a_trajectory_is_its_first_state():

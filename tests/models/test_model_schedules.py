@@ -1,0 +1,69 @@
+"""The schedule of a model's policy: what is refused before anything is drawn."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from diffusers.schedulers import DDIMScheduler, LCMScheduler, TCDScheduler
+from pydantic import ValidationError
+
+from rlcm_cli.config import SampleSettings
+from rlcm_cli.errors import ConfigError
+from rlcm_cli.models.schedules import build_schedule
+
+SCHEDULERS = {"lcm": LCMScheduler, "ddim": DDIMScheduler, "tcd": TCDScheduler}
+
+
+def make_model(policy: str, **settings) -> SimpleNamespace:
+    """What a schedule is built from: a policy and a scheduler."""
+    betas = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+    scheduler = SCHEDULERS[policy](**{**betas, **settings})
+    return SimpleNamespace(
+        policy=policy, pipeline=SimpleNamespace(scheduler=scheduler), alphas_cumprod=scheduler.alphas_cumprod
+    )
+
+
+def build(model, steps=4, **settings):
+    defaults = {"original_steps": 50, "spacing": "diffusers", "eta": 1.0, "gamma": 0.3}
+    return build_schedule(model, steps, **{**defaults, **settings})
+
+
+@pytest.mark.parametrize("policy", ["lcm", "tcd", "ddim"])
+def test_a_prediction_of_noise_without_any_signal_is_refused(policy):
+    settings = {"timestep_spacing": "trailing"} if policy == "ddim" else {}
+    model = make_model(policy, rescale_betas_zero_snr=True, prediction_type="epsilon", **settings)
+    with pytest.raises(ConfigError, match=r"rescale_betas_zero_snr.*prediction_type epsilon.*set .* to false"):
+        build(model)
+    for prediction_type in ("v_prediction", "sample"):
+        model = make_model(policy, rescale_betas_zero_snr=True, prediction_type=prediction_type, **settings)
+        assert build(model).find_fault() is None
+
+
+@pytest.mark.parametrize("policy", ["lcm", "tcd"])
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])
+def test_each_number_of_steps_can_be_drawn(policy, prediction_type):
+    model = make_model(policy, prediction_type=prediction_type)
+    for steps in range(1, 51):
+        schedule = build(model, steps, gamma=1.0)
+        assert (schedule.steps, schedule.actions) == (steps, steps - 1)
+
+
+def test_betas_that_are_not_finite_are_refused():
+    model = make_model("ddim")
+    model.alphas_cumprod[600:] = torch.nan
+    with pytest.raises(ConfigError, match=r"no image can be drawn.*NaN or infinite; check the betas"):
+        build(model)
+
+
+def test_a_first_timestep_beyond_the_training_is_refused():
+    with pytest.raises(ConfigError, match=r"steps_offset of 1 the first timestep is 1000.*use fewer steps"):
+        build(make_model("ddim", steps_offset=1), 1000)
+    assert build(make_model("ddim"), 1000).find_fault() is None
+
+
+@pytest.mark.parametrize("eta", [1.001, 1.2, -0.1])
+def test_eta_is_at_most_1(eta):
+    with pytest.raises(ValidationError):
+        SampleSettings(eta=eta)
