@@ -1,4 +1,5 @@
 import base64
+import contextlib
 import io
 import json
 import logging
@@ -232,28 +233,49 @@ class TestOpenAI:
             release.set()
         assert "gave no answer in 0.3 s of patience (ReadTimeout" in message
 
-    def test_a_judge_that_trickles(self):
+    @pytest.mark.parametrize(
+        ("first", "more"),
+        [
+            (b"", b"x"),
+            (b"HTTP/1.1 200 OK\r\nX-Slow: ", b"x"),
+            (b"HTTP/1.1 200 OK\r\n", b"X: y\r\n"),
+            (b"", b"HTTP/1.1 100 Continue\r\n\r\n"),
+            (b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n", b" "),
+            (b"HTTP/1.1 200 OK\r\n\r\n", b" "),
+            (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", b"1\r\n \r\n"),
+        ],
+        ids=["status line", "header", "headers", "100 Continue", "body", "body of no length", "chunks"],
+    )
+    def test_a_judge_that_drips(self, first, more):
         """Every part comes in time, the whole does not."""
         listener = socket.create_server(("127.0.0.1", 0))
 
-        def trickle():
+        def drip():
             connection, _ = listener.accept()
-            with connection:
-                connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n")
-                try:
-                    while True:
-                        connection.sendall(b" ")
-                        time.sleep(0.05)
-                except OSError:
-                    pass
+            with connection, contextlib.suppress(OSError):
+                connection.sendall(first)
+                while True:
+                    connection.sendall(more)
+                    time.sleep(0.02)
 
-        thread = threading.Thread(target=trickle)
+        thread = threading.Thread(target=drip)
         thread.start()
         address = f"http://127.0.0.1:{listener.getsockname()[1]}"
         message = refusal(lambda: judge(address, timeout=0.3, patience=0)(images(1), ["?"]))
         assert "not whole after 0.3 s" in message
         thread.join()
         listener.close()
+
+    @pytest.mark.parametrize("status", [200, 404, 500])
+    def test_its_words_are_cleaned_and_shortened(self, monkeypatch, status):
+        monkeypatch.setenv("RLCM_JUDGE_API_KEY", KEY)
+        body = json.dumps(f"\x1b[2J {KEY}").encode() + b"\x1b\xc2\x9b31m " + b"long " * 10_000
+        with serve(lambda request: Reply(body, status)) as (address, _):
+            message = refusal(lambda: judge(address, patience=0)(images(1), ["?"]))
+        assert "***" in message
+        assert KEY not in message
+        assert message.isprintable()
+        assert len(message) < 600
 
     def test_nobody_listens(self):
         with socket.create_server(("127.0.0.1", 0)) as probe:

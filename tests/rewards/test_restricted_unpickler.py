@@ -290,3 +290,13 @@ class TestHostilePickles:
 class Stateful:
     def __init__(self, state):
         self.state = state
+
+
+@pytest.mark.parametrize("protocol", [0, 1, 2, 6, 200, 255])
+def test_another_protocol_is_refused(protocol):
+    assert f"protocol {protocol}" in refusal(b"\x80" + bytes([protocol]) + b"N.")
+
+
+@pytest.mark.parametrize("protocol", [0, 1])
+def test_a_pickle_of_no_protocol_is_refused(protocol):
+    assert "names no protocol" in refusal(pickle.dumps([1, None], protocol=protocol))

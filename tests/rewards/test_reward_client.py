@@ -145,8 +145,8 @@ class TestValues:
             ports = set()
             plain = client._Server._open
 
-            def noting(self):
-                connection, reused = plain(self)
+            def noting(self, deadline):
+                connection, reused = plain(self, deadline)
                 ports.add(connection.sock.getsockname()[1])
                 return connection, reused
 
@@ -380,6 +380,93 @@ class TestOddServers:
         assert re.fullmatch(
             rf"reward server {address} does not answer \({reason}\); trying again in 0\.0 s, for 30 s more", line
         )
+
+
+DRIPS = {
+    "a status line": (b"", b"x"),
+    "a header": (b"HTTP/1.1 200 OK\r\nX-Slow: ", b"x"),
+    "100 Continue": (b"", b"HTTP/1.1 100 Continue\r\n\r\n"),
+    "a body of some length": (b"HTTP/1.1 200 OK\r\nContent-Length: 5000\r\n\r\n", b"x"),
+    "a body of no length": (b"HTTP/1.1 200 OK\r\n\r\n", b"x"),
+    "a chunked body": (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", b"1\r\nx\r\n"),
+    "a chunk size": (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", b"0"),
+}
+
+
+@pytest.mark.parametrize("drip", DRIPS.values(), ids=DRIPS)
+@pytest.mark.parametrize("asked", ["description", "rewards"])
+def test_whatever_drips_without_end_is_given_up(drip, asked):
+    ended = threading.Event()
+
+    def reply(body, handler):
+        first, more = drip
+        try:
+            handler.wfile.write(first)
+            while not ended.wait(0.02):
+                handler.wfile.write(more)
+        except OSError:
+            ended.set()
+
+    with scripted(reply, description=DESCRIPTION if asked == "rewards" else None) as (address, _):
+        with pytest.raises(RewardError, match=r"did not answer for 0 s \(nothing within 0.3 s\)"):
+            score(address, images(2), timeout=0.3, patience=0)
+        assert ended.wait(30)
+
+
+class TestForeignWords:
+    """What a server says reaches a terminal as one short line without control characters or our token."""
+
+    @pytest.fixture(autouse=True)
+    def token(self, monkeypatch):
+        monkeypatch.setenv("RLCM_REWARD_TOKEN", "s3cret-token")
+
+    def message(self, reply, description=DESCRIPTION):
+        with scripted(reply, description=description) as (address, _), pytest.raises(RewardError) as caught:
+            score(address, images(2))
+        message = str(caught.value)
+        assert message.isprintable()
+        assert len(message) < 1000
+        assert "s3cret" not in message
+        return message
+
+    HOSTILE = "\x1b[2J s3cret-token \x9b31m\u202e" + "long " * 10_000
+
+    def test_of_a_refusal(self):
+        detail = json.dumps({"detail": self.HOSTILE}).encode()
+        assert "*** \ufffd31m\ufffdlong long" in self.message(lambda body, handler: (400, {}, detail))
+
+    def test_of_a_redirect(self):
+        location = "http://elsewhere/\x1b[2J?s3cret-token" + "x" * 10_000
+        assert "***" in self.message(lambda body, handler: (302, {"Location": location}, b""))
+
+    def test_of_the_answer(self):
+        def reply(body, handler):
+            return 200, {}, encode_answer(Answer(np.zeros(2, np.float32), "odd", self.HOSTILE))
+
+        assert "***" in self.message(reply)
+
+    def test_of_a_header(self):
+        name = json.dumps({"s3cret-token \x1b" + "x" * 10_000: 1}).encode()
+        self.message(lambda body, handler: (200, {}, len(name).to_bytes(8, "little") + name))
+
+    @pytest.mark.parametrize(
+        "change", [{"revision": HOSTILE}, {"revision": "\x1b"}, {"protocol": HOSTILE}, {"protocol": [HOSTILE]}]
+    )
+    def test_of_the_description(self, change):
+        self.message(faultless, {**DESCRIPTION, **change})
+
+    @pytest.mark.parametrize(
+        "shape", [[10**4000] * 200, [10**4299, 10**4299], [2, 1, 1, 1, 1], [2**40]], ids=["200", "2", "5", "1"]
+    )
+    def test_a_shape_is_bounded_before_it_is_multiplied(self, shape):
+        head = json.dumps(
+            {
+                "__metadata__": {"rlcm": "{}"},
+                "rewards": {"dtype": "F32", "shape": shape, "data_offsets": [0, 8]},
+            }
+        ).encode()
+        body = len(head).to_bytes(8, "little") + head + bytes(8)
+        assert "a shape that does not fit its 8 bytes" in self.message(lambda *_: (200, {}, body))
 
 
 class TestPatience:

@@ -22,7 +22,7 @@ from reward_services import SAFETENSORS, ask, images, register, rows, serving
 
 from rlcm_cli.errors import ConfigError, RewardError
 from rlcm_cli.rewards import RewardSpec, load_reward
-from rlcm_cli.rewards.remote import server
+from rlcm_cli.rewards.remote import protocol, server
 from rlcm_cli.rewards.remote.receiving import Buffers
 from rlcm_cli.rewards.remote.server import Limits, load_served, public_settings, read_token
 
@@ -623,6 +623,125 @@ def test_answers_are_not_held_back_for_an_acknowledgement(root):
             connection.getresponse().read()
             seconds.append(time.perf_counter() - started)
     assert sorted(seconds[20:])[10] < 0.03
+
+
+@pytest.fixture(scope="module")
+def wide():
+    """The address of a server with the usual limits."""
+    with serving("compressibility") as address:
+        yield address
+
+
+@contextlib.contextmanager
+def unfinished(root, sent, declared=b"Content-Length: 100000"):
+    """A request whose body does not come to its end; gives its socket."""
+    parts = urlsplit(root)
+    with socket.create_connection((parts.hostname, parts.port), timeout=30) as sock:
+        head = f"POST /compressibility HTTP/1.1\r\nHost: x\r\nContent-Type: {SAFETENSORS}\r\n".encode()
+        sock.sendall(head + declared + b"\r\n\r\n" + sent)
+        yield sock
+
+
+def test_requests_without_a_body_hold_no_place(monkeypatch):
+    monkeypatch.setattr(server, "REQUESTS_HELD", 2)
+    with serving("compressibility") as root, contextlib.ExitStack() as stack:
+        for _ in range(5):
+            stack.enter_context(unfinished(root, b""))
+        assert post(f"{root}/compressibility", tensors_body())[0] == 200
+
+
+@pytest.mark.parametrize(
+    ("sent", "declared"), [(b"x", b"Content-Length: 100000"), (b"1\r\nx\r\n", b"Transfer-Encoding: chunked")]
+)
+def test_requests_that_stall_give_their_place_up(monkeypatch, sent, declared):
+    monkeypatch.setattr(server, "REQUESTS_HELD", 2)
+    monkeypatch.setattr(server, "PAUSE_SECONDS", 0.3)
+    with serving("compressibility") as root, contextlib.ExitStack() as stack:
+        stalled = [stack.enter_context(unfinished(root, sent, declared)) for _ in range(2)]
+        assert post(f"{root}/compressibility", tensors_body())[0] == 200
+        assert all(sock.recv(12) == b"HTTP/1.1 408" for sock in stalled)
+
+
+def test_a_request_may_take_long_that_keeps_coming(monkeypatch):
+    monkeypatch.setattr(server, "PAUSE_SECONDS", 0.3)
+    body = tensors_body(images(40, size=64), *rows(40))
+    monkeypatch.setattr(server, "SLOWEST_BYTES", len(body) / 30)
+    with serving("compressibility") as root:
+        head = f"POST /compressibility HTTP/1.1\r\nHost: x\r\nContent-Type: {SAFETENSORS}\r\n"
+        parts = urlsplit(root)
+        with socket.create_connection((parts.hostname, parts.port), timeout=30) as sock:
+            sock.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode())
+            for part in range(8):
+                sock.sendall(body[part * len(body) // 8 : (part + 1) * len(body) // 8])
+                time.sleep(0.1)
+            assert sock.recv(12) == b"HTTP/1.1 200"
+
+
+SHAPES = {
+    "900 numbers of 4,000 digits": [10**4000] * 900,
+    "two numbers whose product has too many digits": [10**4299, 10**4299],
+    "a million numbers": [1] * 10**6,
+    "five numbers": [1, 3, 16, 16, 1],
+    "one number that is too large": [2**62, 3, 1, 1],
+}
+
+
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_a_shape_is_bounded_before_it_is_multiplied(wide, shape):
+    status, detail = refusal(
+        f"{wide}/compressibility", with_header(lambda header: header["images"].update(shape=shape))
+    )
+    assert (status, detail) == (400, "images has a shape that does not fit its 2304 bytes")
+
+
+def test_a_header_is_bounded_before_it_is_parsed(root, monkeypatch):
+    monkeypatch.setattr(protocol, "HEADER_BYTES", 1000)
+    status, detail = refusal(f"{root}/compressibility", tensors_body(prompts=["x" * 2000, "", ""]))
+    assert status == 400
+    assert "more than 1000; send fewer images at a time" in detail
+
+
+def test_requests_are_decoded_off_the_event_loop(monkeypatch):
+    decoding, seen = threading.Event(), threading.Event()
+
+    def slow(body):
+        decoding.set()
+        assert seen.wait(30)
+        return protocol.decode_batch(body)
+
+    monkeypatch.setattr(server, "decode_batch", slow)
+    with serving("compressibility") as root, ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(post, f"{root}/compressibility", tensors_body())
+        assert decoding.wait(30)
+        assert ask("GET", f"{root}/health")[0] == 200
+        seen.set()
+        assert answer.result()[0] == 200
+
+
+LOUD = "\x1b[2J\u202e" + "x" * 3_000_000
+
+
+@pytest.mark.parametrize(
+    ("body", "kind"),
+    [
+        (with_header(lambda header: header.update({LOUD: 1})), SAFETENSORS),
+        (with_header(lambda header: header["images"].update(dtype=LOUD)), SAFETENSORS),
+        (tensors_body(**{LOUD[:1000]: 1}), SAFETENSORS),
+        (json_body(**{LOUD[:100_000]: 1}), "application/json"),
+        (tensors_body(), "text/" + "x" * 30_000),
+    ],
+    ids=["header", "dtype", "record", "JSON", "kind"],
+)
+def test_a_refusal_repeats_little_of_what_was_sent(wide, body, kind):
+    status, detail = refusal(f"{wide}/compressibility", body, kind)
+    assert status in (400, 415)
+    assert len(detail) < 400
+    assert detail.isprintable()
+
+
+def test_an_unknown_name_is_repeated_in_part(root):
+    answer = ask("GET", f"{root}/{'x' * 30_000}")[2]
+    assert len(answer) < 400
 
 
 @pytest.mark.parametrize("sent", [0, 10, 90_000])

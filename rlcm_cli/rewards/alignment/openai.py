@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import json
 import os
-import reprlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -17,6 +16,9 @@ from rlcm_cli.rewards.alignment.transport import JudgeClient
 if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import Tensor
+
+_EXCERPT = 100
+"""Characters that an error shows of an answer."""
 
 
 class OpenAIJudge:
@@ -67,16 +69,20 @@ def _read_answer(client: JudgeClient, body: bytes) -> str:
         answer = json.loads(body)
     # Brackets can be nested deeper than the parser goes.
     except (ValueError, RecursionError) as error:
-        raise client.malformed(f"no JSON: {reprlib.repr(body)}") from error
+        raise client.malformed(f"no JSON: {_excerpt(client, body)}") from error
     try:
         choice = answer["choices"][0]
         text = choice["message"]["content"]
     except (KeyError, IndexError, TypeError) as error:
-        raise client.malformed(f"no choices[0].message.content: {reprlib.repr(answer)}") from error
+        raise client.malformed(f"no choices[0].message.content: {_excerpt(client, body)}") from error
     if not isinstance(text, str):
         finish = choice.get("finish_reason") if isinstance(choice, dict) else None
         raise client.malformed(
-            f"content is {type(text).__name__}, not text, finish_reason {reprlib.repr(finish)}; "
+            f"content is {type(text).__name__}, not text, finish_reason {client.quote(repr(finish), _EXCERPT)}; "
             "a judge that thinks first needs more max_tokens"
         )
     return text.strip()
+
+
+def _excerpt(client: JudgeClient, body: bytes) -> str:
+    return client.quote(body.decode(errors="replace"), _EXCERPT)

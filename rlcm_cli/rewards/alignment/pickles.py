@@ -23,6 +23,7 @@ _VALUES = {
     "NONE", "NEWTRUE", "NEWFALSE", "BININT", "BININT1", "BININT2", "LONG1", "LONG4", "BINFLOAT", "SHORT_BINUNICODE",
     "BINUNICODE", "BINUNICODE8", "SHORT_BINBYTES", "BINBYTES", "BINBYTES8", "BYTEARRAY8",
 }  # fmt: skip
+_PROTOCOLS = (3, 4, 5)
 _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 _NUMPY = {
     ("numpy", "dtype"): "dtype",
@@ -91,7 +92,9 @@ class _Reader:
         """The array that `_reconstruct` has announced and whose content comes with the next BUILD."""
 
     def read(self, data: bytes) -> Any:
-        for opcode, argument, _ in pickletools.genops(data):
+        for opcode, argument, place in pickletools.genops(data):
+            if place == 0 and opcode.name != "PROTO":
+                raise RefusedPickleError("the pickle names no protocol, so it is older than protocol 3")
             if opcode.name == "STOP":
                 break
             self._follow(opcode.name, argument)
@@ -104,7 +107,10 @@ class _Reader:
         stack = self._stack
         if name in _VALUES:
             stack.append(_CONSTANTS.get(name, argument))
-        elif name in ("PROTO", "FRAME"):
+        elif name == "PROTO":
+            if argument not in _PROTOCOLS:
+                raise RefusedPickleError(f"the pickle is of protocol {argument}, not of 3 to 5")
+        elif name == "FRAME":
             pass
         elif name == "MARK":
             stack.append(_MARK)

@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from types import TracebackType
-from typing import TYPE_CHECKING, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from rlcm_cli.errors import RewardError
 from rlcm_cli.rewards.alignment.settings import JudgeSettings
-from rlcm_cli.rewards.weights import one_line
+from rlcm_cli.rewards.deadline import Deadline
+from rlcm_cli.rewards.quoting import LONGEST, quote_foreign
 
 if TYPE_CHECKING:
     import httpx2
@@ -68,7 +69,11 @@ class JudgeClient:
         self._settings = settings
         self._name = f"reward {reward!r}: the judge at {url}"
         self._secret = secret
-        self._http = httpx2.Client(timeout=settings.timeout, headers=headers)
+        # A new connection for each request, so that its deadline knows which one to break off; the time that this
+        # takes is little beside that of an answer.
+        self._http = httpx2.Client(
+            timeout=settings.timeout, headers=headers, limits=httpx2.Limits(max_keepalive_connections=0)
+        )
         self._stopped = threading.Event()
         self._warning = threading.Lock()
         self._warned_at = float("-inf")
@@ -127,21 +132,31 @@ class JudgeClient:
     def malformed(self, fault: str) -> RewardError:
         """Make the error for an answer that does not have the protocol's form."""
         return RewardError(
-            f"{self._name} gave a malformed answer ({self._hide(fault)}); see that endpoint and judge belong together"
+            f"{self._name} gave a malformed answer ({self.quote(fault)}); see that endpoint and judge belong together"
         )
+
+    def quote(self, text: str, longest: int = LONGEST) -> str:
+        """Return what the judge says as a short line without our key."""
+        return quote_foreign(text, secret=self._secret, longest=longest)
 
     def _attempt(self, body: bytes, content_type: str) -> bytes | _Trouble:
         import httpx2
 
+        timeout = self._settings.timeout
         try:
-            with self._http.stream(
-                "POST", self._url, content=body, headers={"Content-Type": content_type}
-            ) as response:
-                answer = self._read(response)
+            with Deadline(timeout) as deadline:
+                try:
+                    response, answer = self._exchange(body, content_type, deadline)
+                except httpx2.RequestError as error:
+                    if deadline.expired:  # it is we who broke it off
+                        raise httpx2.ReadTimeout(f"not whole after {timeout:g} s") from error
+                    raise
+                if deadline.expired:  # an answer without a length ends where we broke it off
+                    raise httpx2.ReadTimeout(f"not whole after {timeout:g} s")
         except httpx2.TransportError as error:
-            return _Trouble(self._hide(f"{type(error).__name__}: {one_line(error)}"))
+            return _Trouble(f"{type(error).__name__}: {self.quote(str(error))}")
         except httpx2.RequestError as error:
-            raise self.malformed(f"{type(error).__name__}: {one_line(error)}") from error
+            raise self.malformed(f"{type(error).__name__}: {error}") from error
         status = response.status_code
         if status == 200:
             return answer
@@ -156,29 +171,30 @@ class JudgeClient:
             )
         raise RewardError(f"{self._name} answered with {said}; check endpoint and model")
 
-    def _read(self, response: httpx2.Response) -> bytes:
-        import httpx2
+    def _exchange(self, body: bytes, content_type: str, deadline: Deadline) -> tuple[httpx2.Response, bytes]:
+        def watch(event: str, known: Mapping[str, Any]) -> None:
+            if event.endswith("connect_tcp.complete"):
+                deadline.watch(known["return_value"].get_extra_info("socket"))
 
-        deadline = time.monotonic() + self._settings.timeout
         answer = bytearray()
-        for part in response.iter_bytes():
-            answer += part
-            if len(answer) > ANSWER_LIMIT:
-                raise self.malformed(f"more than {ANSWER_LIMIT} bytes")
-            # The client's own timeout is one between two parts: a trickle would never end.
-            if time.monotonic() > deadline:
-                raise httpx2.ReadTimeout(f"not whole after {self._settings.timeout:g} s")
-        return bytes(answer)
+        with self._http.stream(
+            "POST",
+            self._url,
+            content=body,
+            headers={"Content-Type": content_type},
+            extensions={"trace": watch},
+        ) as response:
+            for part in response.iter_bytes():
+                answer += part
+                if len(answer) > ANSWER_LIMIT:
+                    raise self.malformed(f"more than {ANSWER_LIMIT} bytes")
+        return response, bytes(answer)
 
     def _excerpt(self, answer: bytes) -> str:
         text = answer.decode(errors="replace").strip()
         if text.startswith("Traceback"):
             text = text.splitlines()[-1]
-        text = self._hide(" ".join(text.split()))
-        return f": {text[:_EXCERPT]}" if text else ""
-
-    def _hide(self, text: str) -> str:
-        return text.replace(self._secret, "***") if self._secret else text
+        return f": {said}" if (said := self.quote(text, _EXCERPT)) else ""
 
     def _warn(self, line: str) -> None:
         """Log a line, but no more than one in half a minute, however many requests wait."""

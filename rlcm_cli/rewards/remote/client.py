@@ -10,6 +10,7 @@ import logging
 import math
 import os
 import random
+import socket
 import ssl
 import threading
 import time
@@ -22,6 +23,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
 from rlcm_cli.errors import ConfigError, RewardError
+from rlcm_cli.rewards.deadline import Deadline
+from rlcm_cli.rewards.quoting import LONGEST, quote_foreign
 from rlcm_cli.rewards.remote.protocol import (
     MEDIA_TYPE,
     TOKEN_VARIABLE,
@@ -45,6 +48,7 @@ REQUESTS_A_SERVER = 2
 """Requests of one batch under way to a server: it scores one while the next one arrives."""
 
 _ANSWER_BYTES = 2**20
+_LONGEST_REVISION = 200
 _log = logging.getLogger("rlcm.rewards")
 Result = TypeVar("Result")
 
@@ -179,16 +183,16 @@ class Servers:
         try:
             answer = decode_answer(body)
         except ProtocolError as error:
-            raise RewardError(f"reward server {server.url} gave a malformed answer: {error}; {_MEND_SERVER}") from None
+            raise server.malformed(str(error)) from None
         self._check_revision(server, answer.revision)
         return _checked(server, answer.rewards, batch)
 
     def _check_revision(self, server: _Server, revision: str) -> None:
         if revision != self.description.revision:
             raise RewardError(
-                f"reward server {server.url} serves revision {revision}, and the scores so far are of revision "
-                f"{self.description.revision} ({self._first.url}); scores of the two must not be mixed: serve the "
-                "same reward, settings and weights everywhere, then run the same command again"
+                f"reward server {server.url} serves revision {server.quote(revision)}, and the scores so far are "
+                f"of revision {self.description.revision} ({self._first.url}); scores of the two must not be mixed: "
+                "serve the same reward, settings and weights everywhere, then run the same command again"
             )
 
     def _ask(self, ask: Callable[[_Server], Result], stop: threading.Event) -> tuple[_Server, Result]:
@@ -288,10 +292,11 @@ class _Server:
         self.lock = threading.Lock()
         self.failures = 0
         self.retry_at = 0.0
-        self._secure = parts.scheme == "https"
         self._host, self._port, self._path = parts.hostname or "", parts.port, parts.path
         self._timeout = timeout
+        self._token = token
         self._headers = {"Authorization": f"Bearer {token}"} if token else {}
+        self._tls = ssl.create_default_context() if parts.scheme == "https" else None
         self._idle: deque[http.client.HTTPConnection] = deque()
         self._busy: set[http.client.HTTPConnection] = set()
         weakref.finalize(self, _close, self._idle)
@@ -306,15 +311,17 @@ class _Server:
             kinds = (type(revision), type(description.set_level), type(description.max_bytes))
             if kinds != (str, bool, int) or description.max_bytes < 1:
                 raise ValueError("a value of another type")
+            if not revision.isprintable() or len(revision) > _LONGEST_REVISION:
+                raise ValueError("a revision that is not a short line")
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise RewardError(
-                f"reward server {self.url} does not describe itself as one ({type(error).__name__}: {error}); name "
-                "the address of an `rlcm serve-reward`"
+                f"reward server {self.url} does not describe itself as one ({type(error).__name__}: "
+                f"{self.quote(str(error))}); name the address of an `rlcm serve-reward`"
             ) from None
         if version != VERSION:
             raise RewardError(
-                f"reward server {self.url} speaks version {version!r} of the protocol, not {VERSION}; install the "
-                "same version of rlcm on both sides"
+                f"reward server {self.url} speaks version {self.quote(repr(version))} of the protocol, not {VERSION}; "
+                "install the same version of rlcm on both sides"
             )
         return description
 
@@ -338,17 +345,17 @@ class _Server:
     ) -> bytes:
         status, location, data = self._transfer(method, body, {**headers, **self._headers}, most_bytes)
         if status == 200 and len(data) > most_bytes:
-            raise RewardError(f"reward server {self.url} gave a malformed answer: it does not end; {_MEND_SERVER}")
+            raise self.malformed("it does not end")
         if status == 200:
             return data
         if status in _AWAY:
             raise _NoAnswerError(f"status {status}")
         if 300 <= status < 400:
             raise RewardError(
-                f"reward server {self.url} redirects to {location}, which is not followed; name that address itself "
-                "if you trust it"
+                f"reward server {self.url} redirects to {self.quote(location or 'nowhere')}, which is not followed; "
+                "name that address itself if you trust it"
             )
-        said = f": {detail}" if (detail := _detail(data)) else ""
+        said = f": {self.quote(detail, 500)}" if (detail := _detail(data)) else ""
         advice = f"; {_REFUSALS.get(status, _MEND_SERVER)}" if status != 422 else ""
         raise RewardError(f"reward server {self.url} refused the request (status {status}){said}{advice}")
 
@@ -357,8 +364,17 @@ class _Server:
     ) -> tuple[int, str | None, bytes]:
         reused = False
         try:
-            connection, reused = self._open()
-            return self._send(connection, method, body, headers, most_bytes)
+            with Deadline(self._timeout) as deadline:
+                try:
+                    connection, reused = self._open(deadline)
+                    answer = self._send(connection, method, body, headers, most_bytes)
+                except (OSError, http.client.HTTPException, ValueError):
+                    if deadline.expired:  # it is we who broke it off
+                        raise TimeoutError from None
+                    raise
+                if deadline.expired:  # an answer without a length ends where we broke it off
+                    raise TimeoutError
+                return answer
         except TimeoutError:
             raise _NoAnswerError(f"nothing within {self._timeout:g} s") from None
         except ssl.SSLCertVerificationError as error:
@@ -367,19 +383,31 @@ class _Server:
             refused = isinstance(error, ConnectionRefusedError)
             raise _NoAnswerError("connection refused" if refused else "connection lost", stale=reused) from None
         except OSError as error:
-            raise _NoAnswerError(error.strerror or str(error)) from None
+            raise _NoAnswerError(error.strerror or self.quote(str(error))) from None
         except (http.client.HTTPException, ValueError) as error:
-            raise RewardError(
-                f"reward server {self.url} gave a malformed answer: no HTTP ({type(error).__name__}); {_MEND_SERVER}"
-            ) from None
+            raise self.malformed(f"no HTTP ({type(error).__name__})") from None
 
-    def _open(self) -> tuple[http.client.HTTPConnection, bool]:
+    def _open(self, deadline: Deadline) -> tuple[http.client.HTTPConnection, bool]:
+        """Take a kept connection, or make one; tell which."""
         with contextlib.suppress(IndexError):
-            return self._idle.pop(), True
-        kind = http.client.HTTPSConnection if self._secure else http.client.HTTPConnection
-        connection = kind(self._host, self._port, timeout=min(CONNECT_SECONDS, self._timeout))
-        connection.connect()
-        connection.sock.settimeout(self._timeout)
+            kept = self._idle.pop()
+            deadline.watch(kept.sock)
+            return kept, True
+        connection = (
+            http.client.HTTPConnection(self._host, self._port)
+            if self._tls is None
+            else http.client.HTTPSConnection(self._host, self._port, context=self._tls)
+        )
+        address = (self._host, connection.port)
+        plain = socket.create_connection(address, timeout=min(CONNECT_SECONDS, self._timeout))
+        try:
+            deadline.watch(plain)
+            plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            connection.sock = plain if self._tls is None else self._tls.wrap_socket(plain, server_hostname=self._host)
+            connection.sock.settimeout(self._timeout)
+        except BaseException:
+            plain.close()
+            raise
         return connection, False
 
     def _send(
@@ -395,7 +423,7 @@ class _Server:
         try:
             connection.request(method, self._path, body=body or None, headers=headers)
             response = connection.getresponse()
-            data = _read(response, most_bytes, time.monotonic() + self._timeout)
+            data = _read(response, most_bytes)
             finished = response.isclosed() and not response.will_close
             return response.status, response.headers.get("Location"), data
         finally:
@@ -404,6 +432,14 @@ class _Server:
                 self._idle.append(connection)
             else:
                 connection.close()
+
+    def quote(self, text: str, longest: int = LONGEST) -> str:
+        """Return what the server says as a short line without our token."""
+        return quote_foreign(text, secret=self._token, longest=longest)
+
+    def malformed(self, fault: str) -> RewardError:
+        """Make the error for an answer that does not follow the protocol."""
+        return RewardError(f"reward server {self.url} gave a malformed answer: {self.quote(fault)}; {_MEND_SERVER}")
 
 
 def _checked(server: _Server, rewards: np.ndarray[Any, Any], batch: Batch) -> np.ndarray[Any, Any]:
@@ -432,21 +468,13 @@ def _close(connections: deque[http.client.HTTPConnection]) -> None:
         connections.pop().close()
 
 
-def _read(response: http.client.HTTPResponse, most_bytes: int, deadline: float) -> bytes:
+def _read(response: http.client.HTTPResponse, most_bytes: int) -> bytes:
     """Read an answer; more than `most_bytes` only where it has more."""
     declared = response.length
-    if declared is None or declared > most_bytes:
-        return response.read(most_bytes + 1)
-    data = bytearray()
-    while len(data) < declared:
-        part = response.read1(declared - len(data))
-        if not part:
-            raise http.client.IncompleteRead(bytes(data), declared - len(data))
-        data += part
-        if time.monotonic() > deadline:  # the socket's own timeout is one between two parts
-            raise TimeoutError
-    response.close()
-    return bytes(data)
+    data = response.read(most_bytes + 1)
+    if declared is not None and len(data) < min(declared, most_bytes + 1):
+        raise http.client.IncompleteRead(data, declared - len(data))
+    return data
 
 
 def _detail(data: bytes) -> str:
@@ -455,7 +483,7 @@ def _detail(data: bytes) -> str:
         said = json.loads(data)["detail"]
     except (ValueError, KeyError, TypeError, RecursionError):
         said = ""
-    return " ".join(said.split())[:500] if isinstance(said, str) else ""
+    return said.strip() if isinstance(said, str) else ""
 
 
 def _read_token() -> str | None:

@@ -6,7 +6,7 @@ of the images, and readable with the `safetensors` package:
 1. A request is one tensor `images`, U8 [B, 3, H, W], RGB, B ≥ 1. An answer is one tensor `rewards`, F32 [B].
 2. `__metadata__` has exactly one key, `rlcm`, whose value is canonical JSON (sorted keys, no spaces). Of a request:
    `prompts`, B texts, and `metadata`, B objects. Of an answer: `count` (B), `reward` (its name) and `revision`.
-3. The header is followed by the tensor's bytes and by nothing else.
+3. The header is followed by the tensor's bytes and by nothing else. It has at most `HEADER_BYTES`.
 
 `revision` changes whenever the same request would be answered with other numbers: scores of two revisions are
 never mixed. Nothing is ever pickled.
@@ -14,10 +14,15 @@ never mixed. Nothing is ever pickled.
 
 from __future__ import annotations
 
+import itertools
 import json
+import math
+import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+from rlcm_cli.rewards.quoting import quote_foreign
 
 if TYPE_CHECKING:
     import numpy as np
@@ -26,6 +31,10 @@ VERSION = 1
 MEDIA_TYPE = "application/x-safetensors"
 TOKEN_VARIABLE = "RLCM_REWARD_TOKEN"  # noqa: S105
 METADATA_KEY = "rlcm"
+HEADER_BYTES = 16 * 2**20
+"""The longest header that is parsed: prompts and metadata of a thousand images have one or two megabytes."""
+
+_MOST_EXTENTS = 4
 
 Metadata = Sequence[Mapping[str, object]]
 Buffer = bytes | bytearray | memoryview
@@ -86,7 +95,7 @@ def decode_batch(body: Buffer) -> Batch:
     if len(shape) != 4 or shape[1] != 3 or 0 in shape:
         raise ProtocolError(f"images have the shape {shape}, not [B, 3, H, W] with B, H and W at least 1")
     if set(record) != {"prompts", "metadata"}:
-        raise ProtocolError(f"the metadata holds {sorted(record)}, not prompts and metadata")
+        raise ProtocolError(f"the metadata holds {_listed(record)}, not prompts and metadata")
     prompts, metadata = record["prompts"], record["metadata"]
     check_rows(shape[0], prompts, metadata)
     return Batch(np.frombuffer(data, np.uint8).reshape(shape), prompts, metadata)
@@ -106,7 +115,7 @@ def decode_answer(body: Buffer) -> Answer:
 
     shape, data, record = _decode(body, "rewards", "F32", 4)
     if shape != [record.get("count")]:
-        raise ProtocolError(f"rewards have the shape {shape}, the count is {record.get('count')!r}")
+        raise ProtocolError(f"rewards have the shape {shape}, the count is {reprlib.repr(record.get('count'))}")
     if not isinstance(record.get("reward"), str) or not isinstance(record.get("revision"), str):
         raise ProtocolError("it names no reward and revision")
     return Answer(np.frombuffer(data, "<f4").astype(np.float32), record["reward"], record["revision"])
@@ -145,21 +154,25 @@ def _decode(body: Buffer, name: str, dtype: str, item_bytes: int) -> tuple[list[
     length = int.from_bytes(view[:8], "little")
     if len(view) < 8 or length > len(view) - 8:
         raise ProtocolError("the body is no safetensors file, or it is cut off")
+    if length > HEADER_BYTES:
+        raise ProtocolError(f"the header has {length} bytes, more than {HEADER_BYTES}; send fewer images at a time")
     header = _parse_object(view[8 : 8 + length], "the safetensors header")
     data = view[8 + length :]
     if set(header) != {"__metadata__", name}:
-        raise ProtocolError(f"the body holds {sorted(header)}, not __metadata__ and {name}")
+        raise ProtocolError(f"the body holds {_listed(header)}, not __metadata__ and {name}")
     entry, metadata = header[name], header["__metadata__"]
     if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
         raise ProtocolError(f"{name} has no dtype, shape and data_offsets")
-    if entry["dtype"] != dtype:
-        raise ProtocolError(f"{name} is {entry['dtype']}, not {dtype}")
+    found = entry["dtype"] if isinstance(entry["dtype"], str) else type(entry["dtype"]).__name__
+    if found != dtype:
+        raise ProtocolError(f"{name} is {quote_foreign(str(found), longest=40)}, not {dtype}")
     shape = entry["shape"]
     if not isinstance(shape, list) or not all(type(size) is int and size >= 0 for size in shape):
         raise ProtocolError(f"{name} has no shape of whole numbers")
-    size = item_bytes
-    for extent in shape:
-        size *= extent
+    # Before anything is multiplied: the product of a thousand numbers of a thousand digits takes minutes.
+    if len(shape) > _MOST_EXTENTS or any(extent > len(view) for extent in shape):
+        raise ProtocolError(f"{name} has a shape that does not fit its {len(data)} bytes")
+    size = item_bytes * math.prod(shape)
     if entry["data_offsets"] != [0, size] or len(data) != size:
         raise ProtocolError(f"{name} should have {size} bytes by its shape {shape}, and {len(data)} are there")
     if (
@@ -179,6 +192,12 @@ def _parse_object(data: Buffer, what: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ProtocolError(f"{what} is no JSON object")
     return value
+
+
+def _listed(table: Mapping[str, object]) -> str:
+    """Name the first few keys of a table, which may have millions."""
+    first = sorted(itertools.islice(table, 5))
+    return f"[{', '.join(quote_foreign(repr(key), longest=40) for key in first)}{', …' if len(table) > 5 else ''}]"
 
 
 def _refuse_constant(word: str) -> object:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import socket
+from collections.abc import Callable
 
 import httptools
 from fastapi import HTTPException, Request
@@ -17,7 +18,11 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 BUFFERS_KEPT = 8
 
 _EXTENSION = "rlcm.body"
-"""Of ASGI: `receive_into` is a coroutine function that fills a memoryview, which is as long as the body."""
+"""Of ASGI: `await_first_bytes` is a coroutine function that returns once some of the body is there; `receive_into` one
+that fills a memoryview, which is as long as the body, and tells how many bytes are there after each part."""
+
+Progress = Callable[[int], None]
+"""Is told how many bytes of a body have come so far."""
 
 
 class Buffers:
@@ -48,8 +53,13 @@ def _is_unused(buffer: bytearray) -> bool:
     return True
 
 
-async def read_body(request: Request, most_bytes: int, buffers: Buffers) -> tuple[bytearray, int]:
-    """Read a request into a buffer; give it with the number of bytes in it.
+async def await_first_bytes(request: Request) -> None:
+    """Wait until some of a request's body, or its end, has come."""
+    await request.scope["extensions"][_EXTENSION]["await_first_bytes"]()
+
+
+async def read_body(request: Request, most_bytes: int, buffers: Buffers, progress: Progress) -> tuple[bytearray, int]:
+    """Read a request into a buffer; return it with the number of bytes in it.
 
     Raises `HTTPException` for more than `most_bytes`, `ClientDisconnect` where the client leaves before the end.
     """
@@ -61,13 +71,14 @@ async def read_body(request: Request, most_bytes: int, buffers: Buffers) -> tupl
             if len(grown) + len(chunk) > most_bytes:
                 raise too_large
             grown += chunk
+            progress(len(grown))
         return grown, len(grown)
     size = int(declared)  # the HTTP parser has seen to it that this is a number, and that no more bytes come
     if size > most_bytes:
         raise too_large
     buffer = buffers.take(size)
     with memoryview(buffer) as whole, whole[:size] as body:
-        await request.scope["extensions"][_EXTENSION]["receive_into"](body)
+        await request.scope["extensions"][_EXTENSION]["receive_into"](body, progress)
     return buffer, size
 
 
@@ -82,6 +93,7 @@ class ReceivingProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
     _rest: memoryview | None = None
     """What is still to be filled of the memory that the body under way goes to."""
     _filled: asyncio.Future[None]
+    _progress: Callable[[], None]
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Take a new connection."""
@@ -93,7 +105,12 @@ class ReceivingProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
     def on_headers_complete(self) -> None:
         """Start the application on a request."""
         super().on_headers_complete()
-        self.scope["extensions"] = {_EXTENSION: {"receive_into": functools.partial(self._receive_into, self.cycle)}}
+        self.scope["extensions"] = {
+            _EXTENSION: {
+                "await_first_bytes": functools.partial(self._await_first_bytes, self.cycle),
+                "receive_into": functools.partial(self._receive_into, self.cycle),
+            }
+        }
 
     def get_buffer(self, sizehint: int) -> memoryview:
         """Say where the next bytes go."""
@@ -105,6 +122,7 @@ class ReceivingProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
             self.data_received(self._small[:nbytes])  # type: ignore[arg-type]
             return
         self._rest = self._rest[nbytes:]
+        self._progress()
         if not self._rest:
             self._rest = None
             # The old one waits for a body that it will not see.
@@ -118,10 +136,22 @@ class ReceivingProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
         if self._rest is not None and not self._filled.done():
             self._filled.set_exception(ClientDisconnect())
 
-    async def _receive_into(self, cycle: RequestResponseCycle, body: memoryview) -> None:
+    async def _await_first_bytes(self, cycle: RequestResponseCycle) -> None:
+        self._admit(cycle)
+        try:
+            await cycle.message_event.wait()  # also set by the body's end and by the client's leaving
+        except asyncio.CancelledError:
+            cycle.keep_alive = False  # what comes next on this connection would be a body that nobody reads
+            raise
+
+    def _admit(self, cycle: RequestResponseCycle) -> None:
+        """Tell a client that has asked whether it may send its body that it may."""
         if cycle.waiting_for_100_continue:
             cycle.waiting_for_100_continue = False
             self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+    async def _receive_into(self, cycle: RequestResponseCycle, body: memoryview, progress: Progress) -> None:
+        self._admit(cycle)
         parsed = len(cycle.body)
         body[:parsed] = cycle.body
         cycle.body = bytearray()
@@ -130,6 +160,7 @@ class ReceivingProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
         if cycle.disconnected:
             raise ClientDisconnect
         self._filled = self.loop.create_future()
+        self._progress = lambda: progress(len(body) - len(self._rest or ()))
         self._rest = body[parsed:]
         self.flow.resume_reading()
         try:

@@ -30,6 +30,7 @@ from starlette.requests import ClientDisconnect
 
 from rlcm_cli.errors import ConfigError, RewardError
 from rlcm_cli.rewards.contract import Reward
+from rlcm_cli.rewards.quoting import quote_foreign
 from rlcm_cli.rewards.registry import RewardSpec, load_reward
 from rlcm_cli.rewards.remote import bodies
 from rlcm_cli.rewards.remote.batching import Batcher
@@ -42,10 +43,13 @@ from rlcm_cli.rewards.remote.protocol import (
     decode_batch,
     encode_answer,
 )
-from rlcm_cli.rewards.remote.receiving import Buffers, ReceivingProtocol, read_body
+from rlcm_cli.rewards.remote.receiving import Buffers, ReceivingProtocol, await_first_bytes, read_body
 
 UPLOAD_SECONDS = 300.0
 """Time that a client has to send a request."""
+PAUSE_SECONDS, SLOWEST_BYTES = 10.0, 64 * 1024
+"""A request that is being received may be this many seconds behind this many bytes a second: it holds memory that
+others wait for."""
 REQUESTS_HELD = 32
 """Requests in memory at a time; others wait unread, so that memory is bounded by this times the largest request."""
 KEEP_ALIVE_SECONDS = 75
@@ -217,7 +221,7 @@ def build_app(
 
     def find(name: str) -> _Service:
         if name not in services:
-            raise HTTPException(404, f"there is no reward {name!r} here; this server has {', '.join(services)}")
+            raise HTTPException(404, f"there is no reward {_named(name)} here; this server has {', '.join(services)}")
         return services[name]
 
     app = FastAPI(
@@ -277,6 +281,13 @@ def build_app(
         """Give images their rewards, in the order of the request and in its form."""
         service = find(name)
         try:
+            service.check_kind(request)
+            try:
+                async with asyncio.timeout(UPLOAD_SECONDS):
+                    # Before it takes a place that others wait for.
+                    await await_first_bytes(request)
+            except TimeoutError:
+                raise _late() from None
             async with slots:
                 response = await service.score(request, buffers)
         except HTTPException as error:
@@ -346,18 +357,27 @@ class _Service:
             protocol=VERSION,
         )
 
+    def check_kind(self, request: Request) -> None:
+        """Raise `HTTPException` for a body that is neither safetensors nor JSON."""
+        kind = _kind(request)
+        if kind not in (MEDIA_TYPE, "application/json"):
+            raise HTTPException(415, f"the Content-Type is {_named(kind)}, not {MEDIA_TYPE} or application/json")
+
     async def score(self, request: Request, buffers: Buffers) -> Response:
         """Answer a request; a refusal is an `HTTPException`."""
-        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-        if kind not in (MEDIA_TYPE, "application/json"):
-            raise HTTPException(415, f"the Content-Type is {kind!r}, not {MEDIA_TYPE} or application/json")
+        started = asyncio.get_running_loop().time()
         try:
-            async with asyncio.timeout(UPLOAD_SECONDS):
-                buffer, size = await read_body(request, self._limits.most_bytes, buffers)
+            async with asyncio.timeout_at(started + min(PAUSE_SECONDS, UPLOAD_SECONDS)) as limit:
+
+                def progress(received: int) -> None:
+                    limit.reschedule(started + min(PAUSE_SECONDS + received / SLOWEST_BYTES, UPLOAD_SECONDS))
+
+                buffer, size = await read_body(request, self._limits.most_bytes, buffers, progress)
         except TimeoutError:
-            raise HTTPException(408, f"the request did not arrive within {UPLOAD_SECONDS:.0f} s") from None
+            raise _late() from None
         except ClientDisconnect:
             raise HTTPException(400, "the request was broken off") from None
+        kind = _kind(request)
         rewards = await self._score(kind, memoryview(buffer)[:size])
         buffers.give_back(buffer)
         answer = Answer(rewards, self._served.name, self._served.revision)
@@ -374,30 +394,45 @@ class _Service:
 
     async def _score(self, kind: str, body: memoryview) -> np.ndarray[Any, Any]:
         try:
-            if kind == MEDIA_TYPE:
-                batch = decode_batch(body)
-            else:
-                batch = await asyncio.to_thread(bodies.decode_json, body, self._limits.most_bytes)
-            self._check_groups(batch)
+            # Not on the event loop: every other client would wait for it.
+            batch = await asyncio.to_thread(self._decode, kind, body)
         except bodies.TooLargeError as error:
-            raise HTTPException(413, str(error)) from None
+            raise HTTPException(413, quote_foreign(str(error))) from None
         except ProtocolError as error:
-            raise HTTPException(400, str(error)) from None
+            raise HTTPException(400, quote_foreign(str(error))) from None
         try:
             return await self._batcher.score(batch)
         except RewardError as error:
-            raise HTTPException(422, str(error)) from None
+            raise HTTPException(422, quote_foreign(str(error), longest=1000)) from None
         except Exception as error:
             _log.exception("reward %s failed", self._served.name)
             raise HTTPException(
                 500, f"reward {self._served.name!r} failed ({type(error).__name__}); the server's log says where"
             ) from None
 
+    def _decode(self, kind: str, body: memoryview) -> Batch:
+        batch = decode_batch(body) if kind == MEDIA_TYPE else bodies.decode_json(body, self._limits.most_bytes)
+        self._check_groups(batch)
+        return batch
+
     def _check_groups(self, batch: Batch) -> None:
         if self._served.reward.set_level:
             for row, known in enumerate(batch.metadata):
                 if not isinstance(known.get("group"), int | str):
                     raise ProtocolError(f"metadata {row} has no group, which this reward compares images within")
+
+
+def _kind(request: Request) -> str:
+    """Return the media type of a request's body."""
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
+
+
+def _late() -> HTTPException:
+    return HTTPException(408, f"the request came too slowly, or did not arrive within {UPLOAD_SECONDS:.0f} s")
+
+
+def _named(text: str) -> str:
+    return quote_foreign(repr(text), longest=60)
 
 
 def _revision(spec: RewardSpec, reward: Reward) -> str:
