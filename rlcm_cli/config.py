@@ -7,7 +7,10 @@ much memory and disk, what to look out for) without changing what an iteration c
 The layers of a configuration, each overriding the ones before it:
 
     defaults < task preset < the preset's [embedded] table (embedded model only)
-             < --config FILE.toml < --set key=value < named flags
+             < --config FILE.toml < the [embedded] table of FILE.toml (embedded model only)
+             < --set key=value < named flags
+
+A file that sets everything, such as a run's own configuration, stands on no preset.
 """
 
 from __future__ import annotations
@@ -24,6 +27,8 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from rlcm_cli.errors import ConfigError
+from rlcm_cli.toml_files import DEEPEST, parse_value, read_settings
+from rlcm_cli.wording import expand_home, shorten
 
 EMBEDDED_MODEL = "emoji-lcm"
 EMBEDDED_MODELS = (EMBEDDED_MODEL, "emoji-diffusion")
@@ -36,7 +41,9 @@ NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 class Section(BaseModel):
     """A frozen table of settings that refuses what it does not know and converts no types."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
 
 SectionT = TypeVar("SectionT", bound=Section)
@@ -53,6 +60,9 @@ Tracker = Literal["tensorboard", "wandb", "trackio", "mlflow", "all"]
 
 REPLACEABLE = ("runtime", "watch", "ray")
 """The sections that may change when a run is continued."""
+
+EMBEDDED_TABLE = "embedded"
+"""What holds where the model is an embedded one, over the rest of the same file."""
 
 OF_A_TASK = ("prompts", "rewards", "combine")
 """What each task of a joint run has for itself."""
@@ -494,11 +504,14 @@ def task_names() -> list[str]:
 
 
 def task_text(name: str) -> str:
-    """Give the TOML text of a preset. Raises `ConfigError` for an unknown name."""
+    """Return the TOML text of a preset, which `--config` takes as it is. Raises `ConfigError` for an unknown name."""
     known = task_names()
     if name not in known:
         raise ConfigError(f"unknown task '{name}'{_nearest(name, known)}; `rlcm tasks` lists them all")
-    return _tasks_folder().joinpath(f"{name}.toml").read_text(encoding="utf-8")
+    lines = _tasks_folder().joinpath(f"{name}.toml").read_text(encoding="utf-8").splitlines(keepends=True)
+    # Below the comment that opens the file, and above its first table.
+    first = next((number for number, line in enumerate(lines) if line.strip() and not line.startswith("#")), 0)
+    return "".join([*lines[:first], f'task = "{name}"\n\n', *lines[first:]])
 
 
 def resolve_config(
@@ -515,8 +528,15 @@ def resolve_config(
     with dotted keys and TOML values (a bare word is a string); `flags` maps dotted keys to values, None
     meaning "not given". Raises `ConfigError` for whatever does not fit, naming the key and where it was written.
     """
-    file_layer = _read_toml(config_file) if config_file else {}
+    file_layer = read_settings(config_file) if config_file else {}
     in_file = file_layer.get("task")
+    if isinstance(in_file, str) and _is_whole(file_layer):
+        if tasks and list(tasks) != [in_file]:
+            raise ConfigError(
+                f"--config {config_file}: is a whole configuration, of task {in_file}; leave --task out, or name a "
+                "file with only the settings that you change"
+            )
+        return parse_config(_explicit([file_layer], assignments, flags))
     names = list(dict.fromkeys(tasks)) or ([in_file] if isinstance(in_file, str) else [])
     if not names:
         raise ConfigError("no task given; use --task NAME (`rlcm tasks` lists them) or a `task` key in --config")
@@ -543,18 +563,32 @@ def _layered(
     task: str, file_layer: Mapping[str, Any], assignments: Sequence[str], flags: Mapping[str, Any] | None
 ) -> dict[str, Any]:
     """Merge the layers of one preset."""
-    preset = tomllib.loads(task_text(task))
-    embedded = preset.pop("embedded", {})
+    preset, embedded = _split_embedded(tomllib.loads(task_text(task)))
+    file_layer, embedded_in_file = _split_embedded(file_layer)
     chosen = _explicit([preset, file_layer], assignments, flags)
     model = chosen.get("model", {})
     name = model.get("name", EMBEDDED_MODEL) if isinstance(model, dict) else EMBEDDED_MODEL
     if name in EMBEDDED_MODELS:
-        chosen = _explicit([preset, embedded, file_layer], assignments, flags)
+        chosen = _explicit([preset, embedded, file_layer, embedded_in_file], assignments, flags)
     if "tasks" in file_layer:
         for key in OF_A_TASK:
             if key not in file_layer:
                 chosen.pop(key, None)
     return chosen
+
+
+def _split_embedded(layer: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Split a layer into what always holds and what holds for an embedded model. Raises `ConfigError`."""
+    always = {key: value for key, value in layer.items() if key != EMBEDDED_TABLE}
+    embedded = layer.get(EMBEDDED_TABLE, {})
+    if not isinstance(embedded, dict):
+        raise ConfigError(f"'{EMBEDDED_TABLE}' is {shorten(json.dumps(embedded))}; it is a table of settings")
+    return always, embedded
+
+
+def _is_whole(layer: Mapping[str, Any]) -> bool:
+    """Tell whether a layer leaves nothing to a preset, as the configuration of a run and the one printed do."""
+    return (Config.model_fields.keys() - {*OF_A_TASK, "tasks"}) <= layer.keys()
 
 
 def override_config(
@@ -600,15 +634,6 @@ def _tasks_folder() -> resources.abc.Traversable:
     return resources.files("rlcm_cli").joinpath("tasks")
 
 
-def _read_toml(path: Path) -> dict[str, Any]:
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(f"--config {path}: no such file") from None
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise ConfigError(f"--config {path}: not readable as TOML ({error})") from None
-
-
 def _explicit(
     layers: Sequence[Mapping[str, Any]], assignments: Sequence[str], flags: Mapping[str, Any] | None
 ) -> dict[str, Any]:
@@ -623,22 +648,24 @@ def _explicit(
     # Rewards first: they drop the `combine` from below, not the one that was given with them.
     for key, value in sorted(given, key=lambda one: one[0].endswith("combine")):
         _assign(values, key, value)
-    return values
+    return dict(_expand_homes(values))
 
 
 def parse_assignment(text: str) -> tuple[str, Any]:
     """Read `key=value` with a TOML value, where a bare word is a string. Raises `ConfigError`."""
     key, equals, value = text.partition("=")
     if not equals or not key.strip():
-        raise ConfigError(f"--set {text}: write key=value, for example --set train.learning_rate=3e-4")
+        raise ConfigError(f"--set {shorten(text)}: write key=value, for example --set train.learning_rate=3e-4")
     try:
-        return key.strip(), tomllib.loads(f"value = {value}")["value"]
-    except tomllib.TOMLDecodeError:
-        return key.strip(), value.strip()
+        return key.strip(), parse_value(value)
+    except ConfigError as error:
+        raise ConfigError(f"--set {shorten(key.strip())}={error}") from None
 
 
 def _assign(table: dict[str, Any], dotted_key: str, value: Any) -> None:
     *parents, last = dotted_key.split(".")
+    if len(parents) > DEEPEST:
+        raise ConfigError(f"unknown key '{shorten(dotted_key)}'")
     for name in parents:
         table = table.setdefault(name, {})
         if not isinstance(table, dict):
@@ -650,6 +677,18 @@ def _assign(table: dict[str, Any], dotted_key: str, value: Any) -> None:
         table[last] = _merge([below, value])
     else:
         table[last] = value
+
+
+def _expand_homes(value: Any) -> Any:
+    """Replace `~` at the front of every text and key: no setting that is not a path begins with one."""
+    match value:
+        case str():
+            return expand_home(value)
+        case Mapping():
+            return {expand_home(key): _expand_homes(item) for key, item in value.items()}
+        case list() | tuple():
+            return [_expand_homes(item) for item in value]
+    return value
 
 
 def _merge(layers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -668,7 +707,7 @@ def _merge(layers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _describe(fault: Any) -> str:
-    key = ".".join(str(part) for part in fault["loc"])
+    key = shorten(".".join(str(part) for part in fault["loc"]))
     if fault["type"] == "extra_forbidden":
         return f"unknown key '{key}'{_nearest(key, _known_keys(Config))}"
     message = str(fault["msg"]).removeprefix("Value error, ")
@@ -676,7 +715,7 @@ def _describe(fault: Any) -> str:
         return message
     if fault["type"] == "missing":
         return f"'{key}' is missing"
-    return f"'{key}' is {json.dumps(fault['input'])}: {message[0].lower()}{message[1:]}"
+    return f"'{key}' is {shorten(json.dumps(fault['input']))}: {message[0].lower()}{message[1:]}"
 
 
 def _known_keys(section: type[BaseModel], prefix: str = "") -> list[str]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import re
 import signal
 import sys
 from collections.abc import Iterator, Sequence
@@ -32,11 +34,15 @@ from rlcm_cli.cli import (
     train,
     watch,
 )
+from rlcm_cli.cli.streams import fault_of, prepare_streams, silence
 from rlcm_cli.errors import RlcmError
+from rlcm_cli.wording import expand_home
 
 INTERRUPTED = 130
 OUTPUT_CLOSED = 1
 FAILED_AFTER_ANOTHER = 1
+UNWRITABLE = {errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF}
+"""Error numbers of a stream whose reader has left, or whose disk is full or gone."""
 
 # click's: newer typers carry a click of their own, so that `import click` would give another class.
 UsageError: type[Any] = typer.BadParameter.__bases__[0]
@@ -62,7 +68,7 @@ def _show_version(asked: bool) -> None:
 def _root(
     version: Annotated[
         bool,
-        typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and leave."),
+        typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and exit."),
     ] = False,
     debug: Annotated[
         bool, typer.Option("--debug", help="Show the traceback of an error; anywhere on the command line.")
@@ -95,6 +101,7 @@ for module in (
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line: an `RlcmError` is one line and its exit code, any other exception a traceback."""
+    prepare_streams()
     with _noting_interrupts() as interrupts:
         try:
             status = _run(argv)
@@ -117,7 +124,7 @@ def _run(argv: Sequence[str] | None) -> int:
     arguments = [argument for argument in given if argument != "--debug"]
     debug = len(arguments) < len(given)
     try:
-        status = app(args=arguments, prog_name="rlcm", standalone_mode=False)
+        status = app(args=expand_paths(arguments), prog_name="rlcm", standalone_mode=False)
         sys.stdout.flush()
     except RlcmError as error:
         if debug:
@@ -128,18 +135,50 @@ def _run(argv: Sequence[str] | None) -> int:
         if debug:
             raise
         if arguments:
-            command = error.ctx.command_path if error.ctx else "rlcm"
+            known = {command.name for command in app.registered_commands}
+            named = next((f"rlcm {word}" for word in arguments if word in known), "rlcm")
             message = " ".join(error.format_message().split()).rstrip(".")
-            _complain(f"{message[0].lower()}{message[1:]} (see `{command} --help`)")
+            _complain(
+                f"{message[0].lower()}{message[1:]} (see `{error.ctx.command_path if error.ctx else named} --help`)"
+            )
         else:  # click makes it an error whose message is the help
             error.show()
         return int(error.exit_code)
     except (typer.Abort, KeyboardInterrupt):
         return INTERRUPTED
-    except BrokenPipeError:  # the reader of our output, `head` say, has left
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return OUTPUT_CLOSED
+    except OSError as error:
+        return _end_without_output(error)
     return int(status or 0)  # newer typers turn Ctrl-C into INTERRUPTED by themselves
+
+
+def expand_paths(arguments: Sequence[str]) -> list[str]:
+    """Replace the `~` at the front of each argument, and of each value after `--option=`; a prompt is left as it is.
+
+    Raises `ConfigError`.
+    """
+    expanded: list[str] = []
+    for before, argument in zip(["", *arguments], arguments, strict=False):
+        option, equals, value = argument.partition("=")
+        if before == "--prompt" or option == "--prompt":
+            expanded.append(argument)
+        elif equals and re.fullmatch(r"--[a-z-]+", option):
+            expanded.append(f"{option}={expand_home(value)}")
+        else:
+            expanded.append(expand_home(argument))
+    return expanded
+
+
+def _end_without_output(error: OSError) -> int:
+    """Return the exit status where a standard stream cannot be written; raise the error where both can."""
+    if error.errno not in UNWRITABLE:
+        raise error
+    faulty = next((stream for stream in (sys.stdout, sys.stderr) if fault_of(stream) is not None), None)
+    if faulty is None:
+        raise error
+    silence(faulty)
+    if not isinstance(error, BrokenPipeError):  # a reader that has left, `head` say, has seen what it wanted
+        _complain(f"cannot print: {error.strerror}")
+    return OUTPUT_CLOSED
 
 
 @contextlib.contextmanager
@@ -160,7 +199,10 @@ def _noting_interrupts() -> Iterator[list[int]]:
 
 def _complain(message: str) -> None:
     if _speaks_for_its_job():
-        print(f"rlcm: {message}", file=sys.stderr)
+        try:
+            print(f"rlcm: {message}", file=sys.stderr, flush=True)
+        except OSError:  # nobody can be told, and the exit status says enough
+            silence(sys.stderr)
 
 
 def _speaks_for_its_job() -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 import time
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -19,6 +18,8 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+
+from rlcm_cli.cli.streams import print_data
 
 if TYPE_CHECKING:
     from rlcm_cli.cli.live import LiveRun
@@ -168,8 +169,7 @@ def describe_iteration(number: int, iterations: int | None, metrics: Mapping[str
 
 def print_json(value: Mapping[str, Any]) -> None:
     """Print a value as one line of JSON on stdout; what is not finite, which JSON has no word for, as null."""
-    print(json.dumps(_finite(value), ensure_ascii=False, allow_nan=False))
-    sys.stdout.flush()
+    print_data(json.dumps(_finite(value), ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def format_duration(seconds: float) -> str:

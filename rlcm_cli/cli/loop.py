@@ -64,7 +64,11 @@ def run(
     no_cache: o.NoCacheOption = False,
     dry_run: Annotated[
         bool,
-        typer.Option("--dry-run", help="Print the resolved configuration and leave.", rich_help_panel=o.OUTPUT),
+        typer.Option(
+            "--dry-run",
+            help="Print the resolved configuration as TOML, which --config takes, and exit.",
+            rich_help_panel=o.OUTPUT,
+        ),
     ] = False,
     quiet: o.QuietOption = False,
     as_json: o.JsonOption = False,
@@ -114,7 +118,7 @@ def run(
 
         if dry_run:
             check_rewards(Run(RunLayout(path), config))
-            typer.echo(config.to_json())
+            o.print_config(config, as_json=as_json)
             return
 
         from rlcm_cli.cli.display import Display

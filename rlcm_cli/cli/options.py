@@ -58,7 +58,10 @@ WorkerOption = Annotated[
         show_default=False,
     ),
 ]
-ConfigOption = Annotated[Path | None, setting("--config", "FILE", "TOML file over the preset.")]
+ConfigOption = Annotated[
+    Path | None,
+    setting("--config", "FILE|RUN", "Settings over the preset: a TOML file, or a run whose settings are taken."),
+]
 SetOption = Annotated[
     list[str],
     setting("--set", "KEY=VALUE", "A setting, such as train.learning_rate=3e-4; repeatable, over --config."),
@@ -147,12 +150,15 @@ def resolve_run(
     """
     from rlcm_cli.config import override_config, resolve_config
     from rlcm_cli.phases.run import open_run
+    from rlcm_cli.toml_files import has_byte_order_mark
 
     if start is not None:
         flags = {**flags, **_adapter_flags(start)}
     if root is not None and not tasks and config_file is None and (root / "config.json").exists():
         return root, override_config(open_run(root).config, assignments=assignments, flags=flags)
     config = resolve_config(tasks, config_file=config_file, assignments=assignments, flags=flags)
+    if config_file is not None and config_file.is_file() and has_byte_order_mark(config_file):
+        typer.echo(f"note: {config_file} begins with a byte order mark, which other readers of TOML refuse", err=True)
     return root or Path("runs") / config.task, config
 
 
@@ -162,6 +168,18 @@ def reopen_run(root: Path, *, assignments: Sequence[str] = (), flags: Mapping[st
     from rlcm_cli.phases.run import check_run, open_run
 
     return check_run(root, override_config(open_run(root).config, assignments=assignments, flags=flags))
+
+
+def print_config(config: Config, *, as_json: bool) -> None:
+    """Print a configuration, as TOML or as a line of JSON."""
+    from rlcm_cli.cli.display import print_json
+    from rlcm_cli.cli.streams import print_data
+    from rlcm_cli.config_text import write_config
+
+    if as_json:
+        print_json({"config": config.model_dump(mode="json")})
+    else:
+        print_data(write_config(config))
 
 
 def parse_rewards(options: Sequence[str]) -> dict[str, float] | None:

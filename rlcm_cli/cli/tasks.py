@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from rlcm_cli.cli.streams import print_data
+
 
 def register(app: typer.Typer) -> None:
     """Add the command to the program."""
@@ -28,7 +30,7 @@ def run(
                 summary = task_text(task).splitlines()[0].lstrip("# ")
                 typer.echo(f"{task:<24} {summary}")
         case ["show", name] | [name] if name != "show":
-            typer.echo(task_text(name), nl=False)
+            print_data(task_text(name))
         case _:
             raise ConfigError(
                 f"tasks {' '.join(words)}: write `rlcm tasks`, or `rlcm tasks show NAME` for one of them"

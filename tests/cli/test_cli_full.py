@@ -1,7 +1,5 @@
 """`--train full`: the U-Net itself is trained, and drawn with."""
 
-import json
-
 import pytest
 from command_line import checkpoints, refuse, rlcm, succeed, write_settings
 from PIL import Image
@@ -40,5 +38,5 @@ def test_what_is_trained_is_a_setting_of_the_run(capsys, settings, tmp_path, com
 
 def test_a_lora_is_trained_unless_asked_otherwise(capsys, settings, tmp_path):
     for flags, expected in (((), "lora"), (("--train", "full"), "full")):
-        outcome = rlcm(capsys, "loop", "--config", settings, "--run", tmp_path / "run", "--dry-run", *flags)
-        assert json.loads(outcome.out)["train"]["parameters"] == expected
+        outcome = rlcm(capsys, "loop", "--config", settings, "--run", tmp_path / "run", "--dry-run", "--json", *flags)
+        assert outcome.json_line()["config"]["train"]["parameters"] == expected

@@ -103,7 +103,7 @@ def test_a_start_that_is_no_lora(capsys, settings, run, tmp_path):
 
 def test_a_dry_run_prints_what_the_run_will_save_and_makes_nothing(capsys, settings, run):
     asked = ["loop", "--config", settings, "--run", run, "--set", "runtime.iterations=1", "--seed", "9"]
-    shown = json.loads(succeed(capsys, *asked, "--dry-run").out)
+    shown = succeed(capsys, *asked, "--dry-run", "--json").json_line()["config"]
     assert not run.exists()
     assert (shown["seed"], shown["runtime"]["iterations"], shown["sample"]["samples"]) == (9, 1, 4)
     succeed(capsys, *asked)

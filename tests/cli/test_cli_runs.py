@@ -194,7 +194,9 @@ def test_flags_reach_the_configuration(capsys, settings):
         "--keep-checkpoints": ("runtime", "keep_checkpoints", 3),
     }
     given = [str(word) for flag, (_, _, value) in flags.items() for word in (flag, value)]
-    shown = json.loads(succeed(capsys, "loop", "--config", settings, "--dry-run", "--seed", "3", *given).out)
+    shown = succeed(capsys, "loop", "--config", settings, "--dry-run", "--json", "--seed", "3", *given).json_line()[
+        "config"
+    ]
     assert {flag: shown[section][key] for flag, (section, key, _) in flags.items()} == {
         flag: value for flag, (_, _, value) in flags.items()
     }

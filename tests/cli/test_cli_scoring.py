@@ -115,13 +115,11 @@ def test_a_reward_that_cannot_be_is_refused(capsys, settings, rewards, saying):
 
 
 def test_rewards_and_what_is_watched_reach_the_configuration(capsys, settings):
-    shown = json.loads(
-        succeed(
-            capsys,
-            *["loop", "--config", settings, "--dry-run", "--reward", "sharpness=0.5", "--reward", "brightness"],
-            *["--watch", "recognition", "--watch", "recognition", "--on-hacking", "stop", "--set", "combine=sum"],
-        ).out
-    )
+    shown = succeed(
+        capsys,
+        *["loop", "--config", settings, "--dry-run", "--json", "--reward", "sharpness=0.5", "--reward", "brightness"],
+        *["--watch", "recognition", "--watch", "recognition", "--on-hacking", "stop", "--set", "combine=sum"],
+    ).json_line()["config"]
     assert (shown["rewards"], shown["combine"]) == ({"sharpness": 0.5, "brightness": 1.0}, "sum")
     assert (shown["watch"]["rewards"], shown["watch"]["on_hacking"]) == (["recognition"], "stop")
     assert shown["watch"]["window"] == 10

@@ -1,0 +1,42 @@
+"""Small pieces of text that are the same in every room: counted nouns, commands to type, paths of the home folder."""
+
+from __future__ import annotations
+
+import os
+import shlex
+
+from rlcm_cli.errors import ConfigError
+
+LONGEST = 80
+"""Characters of what a user typed that an error repeats."""
+
+
+def count(number: int, noun: str, plural: str | None = None) -> str:
+    """Return a number with its noun, such as `1 image` or `1,200 images`; `plural`: where it is not formed by an s."""
+    return f"{number:,} {noun if number == 1 else plural or f'{noun}s'}"
+
+
+def command(*words: object) -> str:
+    """Return an `rlcm` command that can be typed as it stands: words are quoted where a shell would split them."""
+    return shlex.join(["rlcm", *map(str, words)])
+
+
+def shorten(text: str, longest: int = LONGEST) -> str:
+    """Return a text with its middle left out where it is longer than `longest` characters."""
+    if len(text) <= longest:
+        return text
+    return f"{text[: longest * 2 // 3]}…{text[-longest // 3 :]}"
+
+
+def expand_home(text: str) -> str:
+    """Return a path with `~` or `~NAME` at its front replaced by that home folder, as a shell does where it sees one.
+
+    A shell leaves `--run=~/runs/a` and a quoted path alone, and in a file it has no say. Raises `ConfigError` where
+    this user has no home folder.
+    """
+    if not text.startswith("~"):
+        return text
+    expanded = os.path.expanduser(text)
+    if expanded == text and text.partition("/")[0] == "~":
+        raise ConfigError(f"{text}: this user has no home folder (HOME is not set); write the path in full")
+    return expanded

@@ -1,0 +1,57 @@
+"""Pieces of text: counted nouns, commands that a shell takes as they are, the home folder."""
+
+from __future__ import annotations
+
+import shlex
+
+import pytest
+
+from rlcm_cli.errors import ConfigError
+from rlcm_cli.wording import command, count, expand_home, shorten
+
+
+@pytest.mark.parametrize(
+    ("number", "text"), [(0, "0 images"), (1, "1 image"), (2, "2 images"), (12_345, "12,345 images")]
+)
+def test_a_noun_is_in_the_plural_unless_there_is_one(number, text):
+    assert count(number, "image") == text
+
+
+def test_a_plural_of_its_own():
+    assert count(2, "batch", "batches") == "2 batches"
+
+
+@pytest.mark.parametrize("path", ["runs/a", "my run", "it's", "$HOME", "a;b", 'two"quotes', "new\nline", "--odd", "é"])
+def test_a_proposed_command_reaches_the_program_word_by_word(path):
+    assert shlex.split(command("score", "--run", path)) == ["rlcm", "score", "--run", path]
+
+
+def test_what_needs_no_quotes_has_none():
+    assert command("sample", "--run", "s3://bucket/runs/a-1") == "rlcm sample --run s3://bucket/runs/a-1"
+
+
+def test_the_home_folder_is_put_in_where_it_stands_first(monkeypatch):
+    monkeypatch.setenv("HOME", "/homes/me")
+    for text, expanded in (
+        ("~", "/homes/me"),
+        ("~/runs/a", "/homes/me/runs/a"),
+        ("~/mine.py:reward", "/homes/me/mine.py:reward"),
+        ("runs/~/a", "runs/~/a"),
+        ("a~", "a~"),
+        ("~nobody-of-this-name/x", "~nobody-of-this-name/x"),
+    ):
+        assert expand_home(text) == expanded
+
+
+def test_without_a_home_folder_no_folder_called_tilde_is_made(monkeypatch):
+    monkeypatch.setattr("os.path.expanduser", lambda path: path)
+    with pytest.raises(ConfigError, match=r"^~/runs: this user has no home folder"):
+        expand_home("~/runs")
+
+
+def test_a_long_text_loses_its_middle():
+    text = shorten("[" * 5000 + "]")
+    assert len(text) < 90
+    assert text.startswith("[[[")
+    assert text.endswith("[]")
+    assert shorten("short") == "short"
