@@ -17,10 +17,9 @@ from rlcm_cli.errors import ModelError, NotFiniteError
 from rlcm_cli.models.conditioning import is_sdxl
 from rlcm_cli.models.diffusion import DiffusionModel
 from rlcm_cli.models.libraries import quiet_libraries, summarise
-from rlcm_cli.models.lora import ADAPTER, PREFIX, save_lora
+from rlcm_cli.models.lora import ADAPTER, LORA_FILE, PREFIX, save_lora
 from rlcm_cli.models.schedules import build_schedule
 
-LORA_FILE = "pytorch_lora_weights.safetensors"
 PLACES = ("_name_or_path", "name_or_path")
 """Keys under which the libraries write where a part was loaded from."""
 

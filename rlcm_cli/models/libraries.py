@@ -24,6 +24,8 @@ def quiet_libraries() -> Iterator[None]:
         for library in loggings:
             library.set_verbosity_error()
             library.disable_progress_bar()
+        # Its loaders log the whole text of an error, and then raise it.
+        diffusers_logging.set_verbosity(logging.CRITICAL)
         other.setLevel(logging.ERROR)
         try:
             yield
@@ -33,6 +35,6 @@ def quiet_libraries() -> Iterator[None]:
             other.setLevel(others_level)
 
 
-def summarise(error: Exception) -> str:
-    """Give the first line of an error's text that says something, shortened."""
+def summarise(error: BaseException) -> str:
+    """Return the first line of an error's text that says something, shortened."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)[:200]

@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from rlcm_cli.core.digests import digest_tensors
+from rlcm_cli.core.lora_file import LoraFile, read_lora
 from rlcm_cli.core.noise import derive_seed
 from rlcm_cli.errors import ModelError
 from rlcm_cli.models.diffusion import DiffusionModel
 from rlcm_cli.models.libraries import quiet_libraries, summarise
+from rlcm_cli.models.lora_binding import bind_modules, check_loaded
 from rlcm_cli.models.weights import copy_weights, exchanged_weights
 
 ADAPTER = "policy"
 DISTILLED = "distilled"
 PREFIX = "unet."
+LORA_FILE = "pytorch_lora_weights.safetensors"
+
+_log = logging.getLogger(__name__)
 
 
 def attach_lora(model: DiffusionModel, *, rank: int, alpha: int, target_modules: Sequence[str], run_seed: int) -> None:
@@ -144,7 +150,8 @@ def _foldable_layers(model: DiffusionModel) -> dict[str, Any]:
 def load_foreign_lora(model: DiffusionModel, place: str, scale: float) -> None:
     """Load any LoRA that diffusers reads (its own, kohya's, a hub id) for drawing, at a strength.
 
-    Raises `ModelError` for what is not there, or binds no module: diffusers only warns of that.
+    Every layer is compared with the file. What this model has no layer for is told. Raises `ModelError` for what is
+    not there, is not a LoRA for this model or mostly not, or is not loaded as the file says.
     """
     _read_lora(model.pipeline, place, ADAPTER)
     scale_foreign_lora(model, scale)
@@ -166,17 +173,21 @@ def fuse_lora(pipeline: Any, place: str) -> str:
     """Add any LoRA that diffusers reads to the weights of a pipeline at full strength, and leave no adapter behind.
 
     For a distilled LoRA (LCM-LoRA, arXiv 2311.05556; TCD-LoRA, arXiv 2402.19159), which the policy is made of.
-    Gives the digest of its tensors and strengths: that of fused weights would depend on how a machine rounds a
-    product. Raises `ModelError` as `load_foreign_lora` does.
+    Returns the digest of its tensors and strengths: that of fused weights would depend on how a machine rounds a
+    product. Raises `ModelError` as `load_foreign_lora` does, and for layers with a bias, which weights cannot hold.
     """
-    _read_lora(pipeline, place, DISTILLED)
+    lora = _read_lora(pipeline, place, DISTILLED)
+    if any(module.bias is not None for module in lora.modules):
+        raise ModelError(
+            f"LoRA '{place}': has biases (lora_bias), which cannot be fused into weights; use another LoRA"
+        )
     digest = _digest_adapter(pipeline, DISTILLED)
     with quiet_libraries():
         try:
             pipeline.fuse_lora(safe_fusing=True)
         except ValueError as error:
             raise ModelError(
-                f"LoRA '{place}' cannot be fused into this model ({summarise(error)}); get its file anew"
+                f"LoRA '{place}' cannot be fused into this model ({summarise(error)}); get its file again"
             ) from error
         pipeline.unload_lora_weights()
         # Unloaded, nothing can be taken out of the weights any more: this only clears the list of what is fused.
@@ -200,21 +211,103 @@ def _digest_adapter(pipeline: Any, adapter: str) -> str:
     return digest_tensors(tensors, strengths)
 
 
-def _read_lora(pipeline: Any, place: str, adapter: str) -> None:
-    path = Path(place)
-    source: dict[str, Any] = {"pretrained_model_name_or_path_or_dict": place}
-    if path.is_file():
-        source = {"pretrained_model_name_or_path_or_dict": str(path.parent), "weight_name": path.name}
+def _read_lora(pipeline: Any, place: str, adapter: str) -> LoraFile:
+    file = locate_lora(place)
+    lora = read_lora_file(file, place)
+    if lora.adapter_names:
+        raise ModelError(
+            f"{place}: its keys have the name of an adapter in them (lora_A.{lora.adapter_names[0]}.weight), which "
+            "diffusers does not take; save it with the pipeline's save_lora_weights"
+        )
+    if lora.kohya and any(module.magnitude is not None for module in lora.modules):
+        raise ModelError(
+            f"{place}: is a DoRA in kohya's format (dora_scale), which diffusers would load as a plain LoRA; use one "
+            "that diffusers saved"
+        )
+    binding = bind_modules(lora, pipeline, place)
     try:
         with quiet_libraries():
-            pipeline.load_lora_weights(**source, adapter_name=adapter, use_safetensors=True)
+            pipeline.load_lora_weights(
+                str(file.parent), weight_name=file.name, adapter_name=adapter, use_safetensors=True
+            )
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
-        fault = "is no LoRA for this model" if path.exists() else "is not here and could not be loaded from the hub"
         raise ModelError(
-            f"LoRA '{place}' {fault} ({summarise(error)}); name a run, a checkpoint, a LoRA file or a hub id"
+            f"{place}: is no LoRA for this model ({summarise(error)}); name a run, a checkpoint, a LoRA file or a hub "
+            "id"
         ) from error
-    if adapter not in getattr(pipeline.unet, "peft_config", {}):
+    # What the libraries would warn of (keys that they did not use, layers without weights) is found by comparison.
+    try:
+        remark = check_loaded(pipeline, adapter, lora, binding, place)
+    except ModelError:
+        with quiet_libraries():
+            pipeline.unload_lora_weights()
+        raise
+    if remark:
+        _log.warning("%s", remark)
+    return lora
+
+
+def read_lora_file(file: Path, place: str) -> LoraFile:
+    """Read a safetensors file as a LoRA; `place` is what its user calls it. Raises `ModelError`."""
+    try:
+        with safe_open(file, framework="pt") as opened:
+            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118  it is no mapping
+            metadata = opened.metadata() or {}
+    except (OSError, SafetensorError) as error:
+        raise ModelError(f"{place}: is no readable safetensors file ({summarise(error)}); get it again") from None
+    return read_lora(tensors, metadata, place)
+
+
+def locate_lora(place: str) -> Path:
+    """Find the LoRA file that a path or a hub id names; from the hub it is fetched.
+
+    Of a folder or a repository, it is `pytorch_lora_weights.safetensors`, or else the only safetensors file. Raises
+    `ModelError` where there is none, or no telling which.
+    """
+    path = Path(place)
+    if path.is_file():
+        return path
+    if path.is_dir():
+        return path / _choose_file([file.name for file in path.iterdir()], place)
+    return _fetch_from_hub(place)
+
+
+def _choose_file(names: Sequence[str], place: str) -> str:
+    if LORA_FILE in names:
+        return LORA_FILE
+    weights = sorted(name for name in names if name.endswith(".safetensors"))
+    if len(weights) == 1:
+        return weights[0]
+    if not weights:
+        raise ModelError(f"{place}: holds no safetensors file; name a run, a checkpoint, a LoRA file or a hub id")
+    raise ModelError(
+        f"{place}: holds {len(weights)} safetensors files, {', '.join(weights[:3])}{', …' * (len(weights) > 3)}; get "
+        "the one that you want, and name it"
+    )
+
+
+def _fetch_from_hub(place: str) -> Path:
+    import httpx2
+    from huggingface_hub import HfApi, hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        try:
+            return Path(hf_hub_download(place, LORA_FILE))
+        except LocalEntryNotFoundError:  # the hub was not reached
+            raise
+        except EntryNotFoundError:
+            return Path(hf_hub_download(place, _choose_file(HfApi().list_repo_files(place), place)))
+    except (OSError, httpx2.HTTPError, HfHubHTTPError, HFValidationError) as error:
         raise ModelError(
-            f"{place}: holds no LoRA layer for the U-Net (its keys should begin with 'unet.'); save it with "
-            "the pipeline's save_lora_weights"
-        )
+            f"LoRA '{place}' is not here and could not be loaded from the hub ({_find_cause(error)}); name a run, a "
+            "checkpoint, a LoRA file or a hub id"
+        ) from error
+
+
+def _find_cause(error: Exception) -> str:
+    """Return what went wrong first, which the hub's library wraps."""
+    cause: BaseException = error
+    while cause.__cause__ is not None:
+        cause = cause.__cause__
+    return f"{type(cause).__name__}: {summarise(cause)}"

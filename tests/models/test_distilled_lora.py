@@ -168,4 +168,4 @@ def test_a_lora_with_nan(folder, lora, tmp_path):
     name = next(name for name in tensors if "alpha" not in name)
     tensors[name][:] = torch.nan
     save_file(tensors, copy)
-    assert_refused(folder, copy, "cannot be fused into this model")
+    assert_refused(folder, copy, "values that are not finite")

@@ -1,0 +1,275 @@
+"""A LoRA file held against a pipeline: where its modules belong, and whether what was loaded is what it says."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rlcm_cli.core.lora_file import PARTS, UNET, LoraFile, LoraModule, normalise
+from rlcm_cli.errors import ModelError
+
+TOLERANCE = {torch.float32: 1e-5, torch.float16: 5e-3, torch.bfloat16: 4e-2}
+"""Of a module's effect, relative to its largest value, where the file's numbers are of a dtype."""
+PROBES = 4
+
+
+@dataclass(frozen=True)
+class Binding:
+    """Modules of a LoRA file by the layers of a pipeline that they change."""
+
+    bound: Mapping[str, Mapping[str, LoraModule]]
+    """Part → name of the layer in it → module of the file."""
+    missing: tuple[LoraModule, ...]
+    """Those that the pipeline has no layer for."""
+
+    @property
+    def count(self) -> int:
+        """Number of modules that are bound."""
+        return sum(map(len, self.bound.values()))
+
+
+def bind_modules(lora: LoraFile, pipeline: Any, place: str) -> Binding:
+    """Find the layer of each module of a LoRA, in a pipeline that has no adapter yet.
+
+    Raises `ModelError` where there is none for the U-Net, or where a layer has another size than the module: such a
+    LoRA was made for another base model.
+    """
+    bound: dict[str, dict[str, LoraModule]] = {}
+    missing = [module for module in lora.modules if module.part not in PARTS]
+    for part in PARTS:
+        component = getattr(pipeline, part, None)
+        layers = dict(_layers(component)) if component is not None else {}
+        spellings = _spell(layers, component)
+        for module in lora.of(part):
+            name = spellings.get(module.key)
+            if name is None:
+                missing.append(module)
+                continue
+            _check_size(module, name, layers[name].weight, place)
+            if name in bound.setdefault(part, {}):
+                raise ModelError(f"{place}: has layer {part}.{name} twice; get the file again")
+            bound[part][name] = module
+    if not lora.of(UNET):
+        raise ModelError(
+            f"{place}: holds no LoRA layer for the U-Net (its keys should begin with 'unet.' or 'lora_unet_'); save "
+            "it with the pipeline's save_lora_weights"
+        )
+    if not bound.get(UNET):
+        raise ModelError(
+            f"{place}: is no LoRA for this model, whose U-Net has none of its {len(lora.of(UNET))} modules "
+            f"(such as {lora.of(UNET)[0].name}); name the base model that it was made for"
+        )
+    return Binding(bound, tuple(missing))
+
+
+def check_loaded(pipeline: Any, adapter: str, lora: LoraFile, binding: Binding, place: str) -> str | None:
+    """Compare the layers that diffusers has loaded with the file, and set the strengths that it loses.
+
+    diffusers gives the attention layers of a kohya file its commonest alpha, whatever their own are. Returns a line
+    where only a part of the file is in the model. Raises `ModelError` where most of it is not, or a layer differs.
+    """
+    left_out = [f"{module.part}.{module.name}".removeprefix(".") for module in binding.missing]
+    for part in PARTS:
+        component = getattr(pipeline, part, None)
+        loaded = dict(_adapted_layers(component, adapter)) if component is not None else {}
+        for name, module in binding.bound.get(part, {}).items():
+            layer = loaded.pop(name, None)
+            if layer is None:
+                left_out.append(f"{part}.{name}")
+                continue
+            _check_matrices(layer, adapter, module, f"{part}.{name}", place)
+            _set_strength(layer, adapter, lora, module, f"{part}.{name}", place)
+        if loaded:
+            raise ModelError(
+                f"{place}: diffusers reads it as a LoRA of {part}.{next(iter(loaded))}, which it does not name; save "
+                "it again with the pipeline's save_lora_weights"
+            )
+        _state_strengths(component, adapter)
+    total = len(lora.modules)
+    if not left_out:
+        return None
+    told = f"binds {total - len(left_out)} of {total} modules; this model does not take {_list_few(left_out)}"
+    if 2 * len(left_out) > total:
+        raise ModelError(f"{place}: {told}; name the base model that it was made for")
+    return f"{place}: {told}, so that it acts in part"
+
+
+def compare_files(written: LoraFile, wanted: Mapping[str, LoraModule], unet: nn.Module, place: str) -> None:
+    """Raise `ModelError` unless a file has the effect on each layer of a U-Net that is wanted of it, and no other."""
+    spellings = _spell(dict(_layers(unet)), unet)
+    found = {spellings.get(module.key, module.name): module for module in written.modules}
+    if found.keys() != wanted.keys():
+        raise ModelError(
+            f"{place}: has other modules than the LoRA, {_list_few(sorted(found.keys() ^ wanted.keys()))}"
+        )
+    for name, module in wanted.items():
+        tolerance = TOLERANCE.get(found[name].down.dtype, 0.0)
+        check_effect(effect(found[name]), effect(module), tolerance, f"{place}: {name}")
+
+
+def effect(module: LoraModule) -> Tensor:
+    """Return strength · up · down applied to a few fixed random vectors: float32 [out, `PROBES`]."""
+    down, up = module.down.float().flatten(1), module.up.float().flatten(1)
+    return module.strength * (up @ (down @ probes(down.shape[1])))
+
+
+def probes(width: int) -> Tensor:
+    """Return fixed random vectors, float32 [width, `PROBES`]: two matrices that map them alike are equal."""
+    return torch.randn(width, PROBES, generator=torch.Generator().manual_seed(width))
+
+
+def check_effect(found: Tensor, wanted: Tensor, tolerance: float, where: str) -> None:
+    """Raise `ModelError` where two effects differ by more than `tolerance` of the larger of their greatest values."""
+    largest = max(found.abs().max().item(), wanted.abs().max().item())
+    difference = (found - wanted).abs().max().item()
+    if not difference <= tolerance * largest:
+        raise ModelError(
+            f"{where} changes the model otherwise than the LoRA does, by {difference / largest:.2g} of it"
+        )
+
+
+def _layers(component: nn.Module) -> Iterator[tuple[str, Any]]:
+    """Yield the layers that a LoRA may have a module for, under the names that they have without adapters."""
+    from peft.tuners.lora import LoraLayer
+
+    for name, module in component.named_modules():
+        if isinstance(module, LoraLayer):
+            yield name, module.get_base_layer()
+        elif isinstance(module, nn.Linear | nn.Conv2d) and not re.search(r"\.(base_layer|lora_\w+\.\w+)$", name):
+            yield name, module
+
+
+def _adapted_layers(component: nn.Module, adapter: str) -> Iterator[tuple[str, Any]]:
+    from peft.tuners.lora import LoraLayer
+
+    for name, module in component.named_modules():
+        if isinstance(module, LoraLayer) and adapter in module.scaling:
+            yield name, module
+
+
+def _spell(names: Mapping[str, object], component: Any) -> dict[str, str]:
+    """Return each layer's name by its normalised spellings: diffusers', and that of Stability's code."""
+    spellings = {}
+    layers_per_block = getattr(getattr(component, "config", None), "layers_per_block", None)
+    for name in names:
+        spellings[normalise(name)] = name
+        if isinstance(layers_per_block, int):
+            spellings[normalise(_spell_as_sgm(name, layers_per_block, names))] = name
+    return spellings
+
+
+SGM_PATHS = {
+    "conv_in": "input_blocks.0.0",
+    "conv_out": "out.2",
+    "time_embedding.linear_1": "time_embed.0",
+    "time_embedding.linear_2": "time_embed.2",
+    "add_embedding.linear_1": "label_emb.0.0",
+    "add_embedding.linear_2": "label_emb.0.2",
+}
+SGM_LAYERS = {
+    "conv1": "in_layers.2",
+    "time_emb_proj": "emb_layers.1",
+    "conv2": "out_layers.3",
+    "conv_shortcut": "skip_connection",
+}
+
+
+def _spell_as_sgm(name: str, layers: int, names: Mapping[str, object]) -> str:
+    """Return the name of a U-Net's layer in Stability's code, which kohya's tools use for SDXL.
+
+    There the blocks of each side are numbered through: every residual block, with the attention after it, is one;
+    going down, so is every downsampler; going up, an upsampler is the last part of its block.
+    """
+    if name in SGM_PATHS:
+        return SGM_PATHS[name]
+    match = re.fullmatch(
+        r"(down|mid|up)_blocks?(?:\.(\d+))?\.(resnets|attentions|downsamplers|upsamplers)\.(\d+)\.(.+)", name
+    )
+    if match is None:
+        return name
+    side, block, kind, index, rest = match[1], int(match[2] or 0), match[3], int(match[4]), match[5]
+    rest = SGM_LAYERS.get(rest, rest) if kind == "resnets" else rest
+    if side == "mid":
+        return f"middle_block.{1 if kind == 'attentions' else 2 * index}.{rest}"
+    first = block * (layers + 1)
+    if kind == "downsamplers":
+        return f"input_blocks.{first + layers + 1}.0.op"
+    if kind == "upsamplers":
+        attended = any(other.startswith(f"up_blocks.{block}.attentions.") for other in names)
+        return f"output_blocks.{first + layers}.{1 + attended}.conv"
+    number = first + index + (side == "down")
+    return f"{'input' if side == 'down' else 'output'}_blocks.{number}.{int(kind == 'attentions')}.{rest}"
+
+
+def _check_size(module: LoraModule, name: str, weight: Tensor, place: str) -> None:
+    made_for = (module.up.shape[0], *module.down.shape[1:])
+    # A convolution of one pixel is a linear layer; files have either for the other.
+    if tuple(weight.shape) != made_for and [n for n in weight.shape if n != 1] != [n for n in made_for if n != 1]:
+        raise ModelError(
+            f"{place}: is no LoRA for this model: its {module.name} is for weights of {_show(made_for)}, the model's "
+            f"{name} has {_show(weight.shape)}; name the base model that it was made for"
+        )
+
+
+def _check_matrices(layer: Any, adapter: str, module: LoraModule, where: str, place: str) -> None:
+    magnitudes = getattr(layer, "lora_magnitude_vector", {})
+    pairs = [
+        (layer.lora_A[adapter].weight, module.down),
+        (layer.lora_B[adapter].weight, module.up),
+        (getattr(layer.lora_B[adapter], "bias", None), module.bias),
+        (magnitudes[adapter].weight if adapter in magnitudes else None, module.magnitude),
+    ]
+    for loaded, said in pairs:
+        if loaded is None and said is None:
+            continue
+        if loaded is None or said is None or loaded.is_meta or loaded.numel() != said.numel():
+            break
+        if not torch.equal(loaded.detach().cpu(), said.to(loaded.dtype).reshape(loaded.shape)):
+            break
+    else:
+        return
+    raise ModelError(
+        f"{place}: diffusers does not load {where} as it is in the file; save it again with the pipeline's "
+        "save_lora_weights"
+    )
+
+
+def _set_strength(layer: Any, adapter: str, lora: LoraFile, module: LoraModule, where: str, place: str) -> None:
+    loaded = layer.scaling[adapter]
+    if abs(loaded - module.strength) <= 1e-6 * abs(module.strength):
+        return
+    if not lora.kohya:
+        raise ModelError(
+            f"{place}: diffusers loads {where} at a strength of {loaded:g}, by the file it is {module.strength:g}; "
+            "save it again with the pipeline's save_lora_weights"
+        )
+    # `set_scale`, which --scale comes to, computes alpha / rank again.
+    layer.lora_alpha[adapter] = module.strength * layer.r[adapter]
+    layer.scaling[adapter] = module.strength
+
+
+def _state_strengths(component: Any, adapter: str) -> None:
+    """Let peft's configuration say what the layers have, so that a file saved of them does."""
+    config = getattr(component, "peft_config", {}).get(adapter)
+    if config is None:
+        return
+    layers = dict(_adapted_layers(component, adapter))
+    config.rank_pattern = {n: layer.r[adapter] for n, layer in layers.items() if layer.r[adapter] != config.r}
+    config.alpha_pattern = {
+        name: layer.lora_alpha[adapter]
+        for name, layer in layers.items()
+        if layer.lora_alpha[adapter] != config.lora_alpha
+    }
+
+
+def _show(shape: Sequence[int]) -> str:
+    return " x ".join(map(str, shape))
+
+
+def _list_few(names: Sequence[str]) -> str:
+    return f"{names[0]} and {len(names) - 1} more" if len(names) > 1 else names[0]
