@@ -36,11 +36,13 @@ def clip(tmp_path_factory):
 def small_head(tmp_path_factory):
     """A head for the small model, as torch.save leaves one."""
     torch.manual_seed(0)
+    linear, dropout = torch.nn.Linear, torch.nn.Dropout(0.2)
     layers = torch.nn.Sequential(
-        torch.nn.Linear(WIDTHS["projection_dim"], 8), torch.nn.Dropout(0.2), torch.nn.Linear(8, 1)
-    )
+        linear(WIDTHS["projection_dim"], 8), dropout, linear(8, 7), dropout, linear(7, 6), dropout, linear(6, 5),
+        linear(5, 1),
+    )  # fmt: skip
     path = tmp_path_factory.mktemp("head") / "head.pth"
-    torch.save({f"layers.{name}": tensor for name, tensor in layers.state_dict().items()}, path)
+    torch.save({f"layers.{name}": 3 * tensor for name, tensor in layers.state_dict().items()}, path)
     return path
 
 
@@ -74,8 +76,9 @@ class TestReward:
         with torch.no_grad():
             embeddings = CLIPModel.from_pretrained(clip).eval().get_image_features(pixels).pooler_output
         embeddings = embeddings / embeddings.norm(dim=-1, keepdim=True)
-        hidden = embeddings @ layers["layers.0.weight"].T + layers["layers.0.bias"]
-        expected = (hidden @ layers["layers.2.weight"].T + layers["layers.2.bias"])[:, 0]
+        for place in (0, 2, 4, 6, 7):
+            embeddings = embeddings @ layers[f"layers.{place}.weight"].T + layers[f"layers.{place}.bias"]
+        expected = embeddings[:, 0]
         rewards = score("aesthetic", batch, ["a cat"] * 5, model=str(clip), head=str(small_head))
         torch.testing.assert_close(rewards, expected, rtol=0, atol=1e-5)
         assert rewards.std() > 0.01
@@ -141,6 +144,21 @@ class TestHeadsThatCannotBeUsed:
         tensors = {**load_file(LAION), **change}
         save_file({k: v for k, v in tensors.items() if v is not None}, tmp_path / "head.safetensors")
         assert complaint in self.refused(tmp_path / "head.safetensors")
+
+    @pytest.mark.parametrize("places", [(0, 3, 6, 9, 11), (0, 2, 4, 6, 8), (0, 1, 2, 3, 4), (0, 2, 4, 7)])
+    def test_a_head_with_something_between_its_layers(self, tmp_path, places):
+        """The published ava+logos-l14-reluMSE.pth has linear layers at 0, 3, 6, 9 and 11, and ReLUs between them."""
+        widths = [*[768, 1024, 128, 64, 16][: len(places)], 1]
+        tensors = {}
+        for place, before, after in zip(places, widths, widths[1:], strict=False):
+            tensors |= {
+                f"layers.{place}.weight": torch.zeros(after, before),
+                f"layers.{place}.bias": torch.zeros(after),
+            }
+        torch.save(tensors, tmp_path / "ava+logos-l14-reluMSE.pth")
+        complaint = self.refused(tmp_path / "ava+logos-l14-reluMSE.pth")
+        assert f"at {', '.join(map(str, places))}, not at 0, 2, 4, 6, 7" in complaint
+        assert "sac+logos+ava1-l14-linearMSE.pth" in complaint
 
     def test_a_missing_hub(self, monkeypatch):
         cut_off_hub(monkeypatch)

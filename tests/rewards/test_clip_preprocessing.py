@@ -53,6 +53,21 @@ def test_a_bilinear_square_without_a_crop():
     torch.testing.assert_close(pixels, as_transformers(batch, **settings), rtol=0, atol=2.01 / 255 / min(CLIP_STD))
 
 
+@pytest.mark.parametrize(
+    ("size", "resized", "top", "left"),
+    [((512, 768), (149, 224), 37, 0), ((90, 60), (224, 149), 0, 37), ((100, 100), (224, 224), 0, 0)],
+)
+def test_padded_with_black_as_open_clip_does(size, resized, top, left):
+    batch = noise(*size)
+    found = Preprocessing((224, 224), 224, fit="pad")(batch)
+    black = -torch.tensor(CLIP_MEAN) / torch.tensor(CLIP_STD)
+    expected = black[:, None, None].expand(2, 3, 224, 224).clone()
+    expected[:, :, top : top + resized[0], left : left + resized[1]] = as_transformers(
+        batch, size={"height": resized[0], "width": resized[1]}, do_center_crop=False
+    )
+    torch.testing.assert_close(found, expected, rtol=0, atol=2.01 / 255 / min(CLIP_STD))
+
+
 class TestReading:
     def read(self, folder, **config):
         known = {"image_mean": list(CLIP_MEAN), "image_std": list(CLIP_STD), **config}

@@ -100,8 +100,10 @@ class TestClip:
 
     def test_aesthetic(self, clip, tmp_path):
         projection = AutoConfig.from_pretrained(clip).projection_dim
-        head = {"layers.0.weight": torch.randn(4, projection), "layers.0.bias": torch.zeros(4)}
-        head |= {"layers.2.weight": torch.randn(1, 4), "layers.2.bias": torch.zeros(1)}
+        widths, head = [projection, 8, 8, 8, 8, 1], {}
+        for place, before, after in zip((0, 2, 4, 6, 7), widths, widths[1:], strict=False):
+            weight = torch.randn(after, before) / before**0.5
+            head |= {f"layers.{place}.weight": weight, f"layers.{place}.bias": torch.zeros(after)}
         save_file(head, tmp_path / "head.safetensors")
         reward = of("aesthetic", model=str(clip), head=str(tmp_path / "head.safetensors"))
         assert_differentiable(reward, pictures(), PROMPTS, step=0.02)

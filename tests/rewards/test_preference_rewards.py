@@ -1,6 +1,7 @@
 """PickScore and HPS v2 on small random models; HPS against open_clip's forward, written out here in plain torch."""
 
 import shutil
+import sys
 
 import pytest
 import torch
@@ -24,6 +25,7 @@ from torch.nn.functional import conv2d, gelu, layer_norm, linear, normalize, sof
 from rlcm_cli.errors import ConfigError, RewardError
 from rlcm_cli.rewards.clip import ENTRIES
 from rlcm_cli.rewards.clip.open_clip import map_open_clip
+from rlcm_cli.rewards.clip.prompt_cleaning import clean_prompt
 
 PROMPTS = ["a cat", "a red dog, on blue", "two cats", "a cat", "z"]
 VISION_WIDTH, TEXT_WIDTH, LAYERS, HEADS, PATCH = WIDTHS["hidden_size"], 16, 2, 4, 8
@@ -218,6 +220,49 @@ class TestHps:
         rewards = score("hps_v2", batch, prompts, **self.settings(checkpoint, processor))
         torch.testing.assert_close(rewards, self.expected(weights, processor, batch, prompts), rtol=0, atol=1e-5)
         assert rewards.std() > 0.05
+
+    def test_an_image_that_is_not_square_is_fitted_into_black(self, checkpoint, processor):
+        """As hpsv2 does it: of a wide image nothing is cut off."""
+        settings = self.settings(checkpoint, processor)
+        wide = images(2)[:, :, ::2]
+        height, width = wide.shape[2:]
+        padded = torch.nn.functional.pad(wide, (0, 0, (width - height) // 2, width - height - (width - height) // 2))
+        torch.testing.assert_close(
+            score("hps_v2", wide, PROMPTS[:2], **settings),
+            score("hps_v2", padded, PROMPTS[:2], **settings),
+            rtol=0,
+            atol=1e-2,
+        )
+
+    @pytest.mark.parametrize(
+        ("prompt", "cleaned"),
+        [
+            ("it’s a “cat”", 'it\'s a "cat"'),
+            ("ａ ｃａｔ", "a cat"),
+            ("a ﬁne cat", "a fine cat"),
+            ("a cat &amp; a dog", "a cat & a dog"),
+            ("a cat &amp;amp; a dog", "a cat & a dog"),
+            ("  a \n cat\t ", "a cat"),
+            ("cafÃ©", "café"),
+            ("a cat's &rsquo;hat&rsquo;", "a cat's 'hat'"),
+        ],
+    )
+    def test_prompts_are_cleaned_as_published(self, prompt, cleaned):
+        """The right column: whitespace_clean(basic_clean(prompt)) of open_clip's tokenizer."""
+        assert clean_prompt(prompt, reward="hps_v2") == cleaned
+
+    def test_the_reward_sees_the_cleaned_prompt(self, checkpoint, processor):
+        reward, batch = load("hps_v2", **self.settings(checkpoint, processor)), images(1)
+        pairs = [("ａ ｃａｔ", "a cat"), ("a cat &amp; a dog", "a cat & a dog")]
+        for prompt, cleaned in pairs:
+            assert torch.equal(reward.score(batch, [prompt], [{}]), reward.score(batch, [cleaned], [{}]))
+
+    def test_without_ftfy_only_what_needs_it_is_refused(self, monkeypatch):
+        monkeypatch.setitem(sys.modules, "ftfy", None)
+        assert clean_prompt("a cat &amp; a dog", reward="hps_v2") == "a cat & a dog"
+        for prompt in ("it’s", "&rsquo;", "a\x1b[31mcat"):
+            with pytest.raises(RewardError, match="install it \\(`pip install ftfy`\\)"):
+                clean_prompt(prompt, reward="hps_v2")
 
     def test_half_precision_weights_are_computed_in_float32(self, processor, weights, tmp_path):
         half = {name: tensor.half() for name, tensor in weights.items()}

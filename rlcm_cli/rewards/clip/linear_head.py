@@ -2,7 +2,8 @@
 
 The LAION aesthetic predictor (github.com/christophschuhmann/improved-aesthetic-predictor) is one of widths
 768-1024-128-64-16-1, and ImageReward took its shape. Published, both are an `nn.Sequential` called `layers`, with
-dropouts, which do nothing here, at 1, 3 and 5.
+dropouts, which do nothing here, at 1, 3 and 5, so that the linear layers are at 0, 2, 4, 6 and 7. The predictor is
+also published with ReLUs between the layers (`ava+logos-l14-reluMSE.pth`), which shift the numbers.
 """
 
 from __future__ import annotations
@@ -18,6 +19,10 @@ from rlcm_cli.errors import RewardError
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
+
+
+_PLACES = (0, 2, 4, 6, 7)
+"""Of the linear layers among the published `layers`."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +68,8 @@ def make_linear_head(tensors: Mapping[str, Tensor], *, reward: str) -> LinearHea
         reward: Name of the reward, for error messages.
 
     Raises:
-        RewardError: If there are other tensors, or the layers do not follow on one another to one number.
+        RewardError: If there are other tensors, the layers are not at the published places, or they do not follow on
+            one another to one number.
     """
     indices = sorted({int(match[1]) for name in tensors if (match := re.match(r"layers\.(\d+)\.", name))})
     expected = {f"layers.{index}.{part}" for index in indices for part in ("weight", "bias")}
@@ -71,6 +77,12 @@ def make_linear_head(tensors: Mapping[str, Tensor], *, reward: str) -> LinearHea
         raise RewardError(
             f"reward {reward!r}: the head holds {', '.join(sorted(tensors)) or 'nothing'}, not layers.I.weight and "
             "layers.I.bias; name the published file"
+        )
+    if tuple(indices) != _PLACES:
+        raise RewardError(
+            f"reward {reward!r}: the head has its linear layers at {', '.join(map(str, indices))}, not at "
+            f"{', '.join(map(str, _PLACES))}, so something else is between them, such as ReLUs; name the published "
+            "file of linear layers alone (for aesthetic sac+logos+ava1-l14-linearMSE.pth)"
         )
     layers = [(tensors[f"layers.{i}.weight"].float(), tensors[f"layers.{i}.bias"].float()) for i in indices]
     widths = [weight.shape[1] for weight, _ in layers] + [1]

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rlcm_cli.errors import RewardError
 from rlcm_cli.rewards.clip.clip_model import (
@@ -16,10 +17,14 @@ from rlcm_cli.rewards.clip.clip_model import (
     load_clip,
 )
 from rlcm_cli.rewards.clip.open_clip import map_open_clip
+from rlcm_cli.rewards.clip.prompt_cleaning import clean_prompt
 from rlcm_cli.rewards.clip.tensor_file import digest_file, find_file, missing_file, read_tensors
 from rlcm_cli.rewards.contract import RewardEntry, RewardFn
 from rlcm_cli.rewards.network import fill_network
 from rlcm_cli.rewards.weights import digest_weights, find_weights, missing_weights, one_line
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 PICK_SCORE = "yuvalkirstain/PickScore_v1"
 HPS = "xswu/HPSv2/HPS_v2.1_compressed.pt"
@@ -51,7 +56,8 @@ def pick_score(model: str, processor: str) -> RewardFn:
 def hps_v2(checkpoint: str, processor: str) -> RewardFn:
     """Make the reward: cos(image, prompt), without the logit scale, as the hpsv2 package gives it (arXiv 2306.09341).
 
-    The package resizes images as floats and does not round them to whole levels afterwards, as transformers does.
+    As there, prompts are cleaned, and an image that is not square is fitted into black. The package resizes images as
+    floats and does not round them to whole levels afterwards, as transformers does.
 
     Args:
         checkpoint: HPS_v2.1_compressed.pt or HPS_v2_compressed.pt, weights of open_clip's ViT-H-14, or the same
@@ -60,11 +66,17 @@ def hps_v2(checkpoint: str, processor: str) -> RewardFn:
 
     Raises:
         ConfigError: If a setting is no text.
-        RewardError: If the weights or the processor cannot be had, or are not of one architecture.
+        RewardError: If the weights or the processor cannot be had, or are not of one architecture. The reward itself
+            raises it for a prompt that cannot be cleaned without the package ftfy, where that is missing.
     """
     path = find_file(checkpoint, reward="hps_v2", setting="checkpoint", size=_HPS_SIZE)
     clip = _load_open_clip(path, _find_processor(processor, "hps_v2"))
-    return lambda images, prompts, metadata: clip.cosines(images, prompts)
+    clip = replace(clip, preprocess=replace(clip.preprocess, fit="pad"))
+
+    def score(images: Tensor, prompts: Sequence[str], metadata: Sequence[Mapping[str, object]]) -> Tensor:
+        return clip.cosines(images, [clean_prompt(prompt, reward="hps_v2") for prompt in prompts])
+
+    return score
 
 
 def _load_open_clip(path: Path, processor: Path) -> ClipModel:
@@ -126,7 +138,11 @@ ENTRIES = {
         hps_v2,
         description="which image people prefer for the prompt: HPS v2.1 (or v2), a CLIP ViT-H/14",
         value_range="-1 to 1, mostly 0.2 to 0.35",
-        needs=f"{HPS} ({_HPS_SIZE}) and the processor of {CLIP_H14} ({_PROCESSOR_SIZE})",
+        needs=(
+            f"{HPS} ({_HPS_SIZE}) and the processor of {CLIP_H14} ({_PROCESSOR_SIZE}); for prompts beyond ASCII the "
+            "extra hps"
+        ),
+        version=2,
         defaults={"checkpoint": HPS, "processor": CLIP_H14},
         neural=True,
         differentiable=True,
