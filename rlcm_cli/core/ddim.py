@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from rlcm_cli.core.schedule import PredictionType, Schedule, predict_image, predict_noise, roots
+from rlcm_cli.core.schedule import PredictionType, Schedule, predict_image, predict_noise, roots, rounded_sqrt
 
 TimestepSpacing = Literal["leading", "trailing", "linspace"]
 
@@ -57,9 +57,9 @@ def ddim_schedule(
     alpha, sigma = roots(alpha_bar)
     next_alpha, _ = roots(next_alpha_bar)
     variance = (1 - next_alpha_bar) / (1 - alpha_bar) * (1 - alpha_bar / next_alpha_bar)
-    std = eta * variance.sqrt()
+    std = eta * rounded_sqrt(variance).to(variance.dtype)
     # At η = 1 the radicand is exactly 0 where ᾱ is 0 (zero terminal SNR), and rounding may bring it below.
-    direction = (1 - next_alpha_bar - std**2).clamp(min=0).sqrt().double()
+    direction = rounded_sqrt((1 - next_alpha_bar - std**2).clamp(min=0))
     image_of_latents, image_of_output = predict_image(prediction_type, alpha, sigma)
     noise_of_latents, noise_of_output = predict_noise(prediction_type, alpha, sigma)
     return Schedule(

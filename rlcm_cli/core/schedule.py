@@ -145,5 +145,13 @@ def predict_noise(prediction_type: PredictionType, alpha: Tensor, sigma: Tensor)
 
 
 def roots(alphas_cumprod: Tensor) -> tuple[Tensor, Tensor]:
-    """Give √ᾱ and √(1 − ᾱ), float64, rounded as the schedulers of diffusers have them: to the dtype of ᾱ."""
-    return alphas_cumprod.sqrt().double(), (1 - alphas_cumprod).sqrt().double()
+    """Return √ᾱ and √(1 − ᾱ), float64, rounded as the schedulers of diffusers have them: to the dtype of ᾱ."""
+    return rounded_sqrt(alphas_cumprod), rounded_sqrt(1 - alphas_cumprod)
+
+
+def rounded_sqrt(values: Tensor) -> Tensor:
+    """Return √values in float64, rounded to the dtype of `values`: the same bits on every processor.
+
+    A float32 root may be off by its last bit where a vector library takes it. The root in float64, rounded, cannot.
+    """
+    return values.double().sqrt().to(values.dtype).double()

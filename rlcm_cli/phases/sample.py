@@ -54,8 +54,8 @@ def sample(
     if iteration is None:
         iteration = latest_checkpoint(run.layout)
     state = load_checkpoint(run, model, run.config.sample.drawing_checkpoint(iteration))
-    manifest = plan_rollout(run.config, model, state, iteration)
-    publish_manifest(run.layout.manifest(iteration), manifest)
+    planned = plan_rollout(run.config, model, state, iteration)
+    manifest = publish_manifest(run.layout.manifest(iteration), planned)
     mine = [number for number in missing_shards(run.layout, manifest) if worker.takes(number)]
     if not mine:
         yield PhaseSkipped("sample", iteration, "all shards are there")

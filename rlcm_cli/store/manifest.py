@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Sequence
 from functools import cached_property
 from itertools import pairwise
@@ -15,6 +16,9 @@ from rlcm_cli.errors import CorruptFileError, ForeignFileError
 from rlcm_cli.store.atomic import publish_bytes
 from rlcm_cli.store.layout import FORMAT_VERSION
 from rlcm_cli.store.shards import REMEDY, read_json
+
+ROUNDING = 1e-3
+"""Of a schedule made from a float32 ᾱ: a root of a difference near 0 keeps half of its digits."""
 
 
 class Record(BaseModel):
@@ -44,6 +48,19 @@ class ScheduleRecord(Record):
     of_output: tuple[float, ...]
     std: tuple[float, ...]
     guidance_scale: float
+
+    def agrees_with(self, other: ScheduleRecord) -> bool:
+        """Return whether two records describe the same sampler, up to the rounding of a float32 ᾱ."""
+        exact = ("timesteps", "next_timesteps", "guidance_scale")
+        return all(getattr(self, name) == getattr(other, name) for name in exact) and all(
+            len(own) == len(others)
+            and all(math.isclose(*pair, rel_tol=ROUNDING, abs_tol=ROUNDING) for pair in zip(own, others, strict=True))
+            for own, others in (
+                (self.of_latents, other.of_latents),
+                (self.of_output, other.of_output),
+                (self.std, other.std),
+            )
+        )
 
 
 class RolloutManifest(Record):
@@ -108,18 +125,24 @@ def split_shares(groups: int, shares: Sequence[float]) -> tuple[int, ...]:
     return tuple(counts)
 
 
-def publish_manifest(path: Path, manifest: RolloutManifest) -> None:
-    """Publish a plan, or make sure that the one that is there is the same.
+def publish_manifest(path: Path, manifest: RolloutManifest) -> RolloutManifest:
+    """Publish a plan and return the one that is then there: this one, or another worker's of the same samples.
 
-    Raises `ForeignFileError` where another plan is there.
+    ᾱ is a float32 product whose last bits depend on the processor, and so the schedule made from it. Workers on other
+    processors therefore draw by the plan of whoever published first. Raises `ForeignFileError` where another plan is
+    there.
     """
     if publish_bytes(path, manifest.encode()):
-        return
-    if read_manifest(path) != manifest:
+        return manifest
+    published = read_manifest(path)
+    if published.model_copy(update={"schedule": manifest.schedule}) != manifest or not published.schedule.agrees_with(
+        manifest.schedule
+    ):
         raise ForeignFileError(
             f"{path}: holds another plan than this run's configuration, model and checkpoint give; "
             + REMEDY.format(path=path.parent)
         )
+    return published
 
 
 def read_manifest(path: Path) -> RolloutManifest:

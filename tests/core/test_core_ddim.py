@@ -1,33 +1,19 @@
 """DDIM's schedule against the reference's tables and against diffusers' DDIMScheduler."""
 
 import dataclasses
-import json
 import math
-from collections import defaultdict
-from pathlib import Path
 
 import pytest
 import torch
 from diffusers import DDIMScheduler
-from safetensors.torch import load_file
+from parity_tables import ParityTable, assert_rows_close, parity_cases
 
 from rlcm_cli.core.ddim import ddim_schedule, ddim_timesteps
 from rlcm_cli.core.gaussian import take_action
 from rlcm_cli.core.schedule import Schedule, sample_trajectories, transition
 
-PARITY = Path(__file__).parent.parent / "data" / "parity"
 SPACINGS = ["leading", "trailing", "linspace"]
-
-
-def parity_cases() -> dict[str, list[dict]]:
-    """`eta<η>.<H>` → the cases of that schedule."""
-    groups = defaultdict(list)
-    for case in json.loads((PARITY / "ddim_transition.json").read_text()):
-        groups[case["key"].rpartition(".")[0]].append(case)
-    return dict(groups)
-
-
-CASES = parity_cases()
+CASES = parity_cases("ddim_transition")
 
 
 def diffusers_scheduler(prediction_type="epsilon", *, spacing="leading", alpha_to_one=False) -> DDIMScheduler:
@@ -44,31 +30,28 @@ def diffusers_scheduler(prediction_type="epsilon", *, spacing="leading", alpha_t
     )
 
 
-def make_schedule(steps, eta, prediction_type="epsilon", *, spacing="leading", alpha_to_one=False) -> Schedule:
-    scheduler = diffusers_scheduler(alpha_to_one=alpha_to_one)
+def make_schedule(
+    steps, eta, prediction_type="epsilon", *, spacing="leading", alpha_to_one=False, alphas_cumprod=None
+) -> Schedule:
+    if alphas_cumprod is None:
+        alphas_cumprod = diffusers_scheduler().alphas_cumprod
     return ddim_schedule(
-        scheduler.alphas_cumprod,
+        alphas_cumprod,
         ddim_timesteps(steps, train_steps=1000, spacing=spacing, offset=1),
         prediction_type,
         eta=eta,
-        final_alpha_cumprod=float(scheduler.final_alpha_cumprod),
+        final_alpha_cumprod=1.0 if alpha_to_one else float(alphas_cumprod[0]),
     )
 
 
-def assert_rows_close(actual: torch.Tensor, expected: torch.Tensor, tolerance: float) -> None:
-    """Each row within `tolerance` of its own largest value."""
-    error = (actual.double() - expected).abs().flatten(1).amax(1)
-    assert (error <= tolerance * expected.abs().flatten(1).amax(1)).all(), error
-
-
-def without_float32_scalars(log_prob: torch.Tensor, std: torch.Tensor) -> torch.Tensor:
+def without_float32_scalars(log_prob: torch.Tensor, std: torch.Tensor, table: ParityTable) -> torch.Tensor:
     """The table's log-probability but for the rounding of its scalars.
 
     The reference code takes 2σ², log σ and log √2π in float32, also where its latents are float64: 1e-8 off.
     """
     rounded = std.float()
     assert torch.equal(rounded.double(), std), "σ itself is the reference's, in float32"
-    square = log_prob + rounded.log().double() + torch.tensor(2 * math.pi).sqrt().log().double()
+    square = log_prob + table.log(rounded) + table.log(table.sqrt(torch.tensor(2 * math.pi)).float())
     exact = square * (rounded**2).double() / std**2 - std.log() - 0.5 * math.log(2 * math.pi)
     assert_rows_close(exact[:, None], log_prob[:, None], 1e-6)
     return exact
@@ -81,25 +64,30 @@ def test_the_parity_tables_are_whole():
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 2e-6), (torch.float64, 1e-10)])
 @pytest.mark.parametrize("group", CASES)
-def test_log_probs_equal_the_reference_code(group, dtype, tolerance):
+def test_log_probs_equal_the_reference_code(group, dtype, tolerance, monkeypatch):
     eta, steps = CASES[group][0]["eta"], int(group.rpartition(".")[2])
-    schedule = make_schedule(steps, eta)
+    table = ParityTable("ddim_transition")
+    for module in ("schedule", "ddim"):
+        monkeypatch.setattr(f"rlcm_cli.core.{module}.rounded_sqrt", table.sqrt)
+    exact = make_schedule(steps, eta, alphas_cumprod=table.alphas_cumprod)
+    if dtype == torch.float32:
+        monkeypatch.undo()
+    schedule = make_schedule(steps, eta, alphas_cumprod=table.alphas_cumprod)
     indices = [schedule.timesteps.tolist().index(case["timestep"]) for case in CASES[group]]
     assert schedule.transition_pairs()[indices].tolist() == [
         [case["timestep"], case["next_timestep"]] for case in CASES[group]
     ]
     # All of a table in one batch, its steps mixed.
-    table = load_file(PARITY / "ddim_transition.safetensors")
     order = torch.randperm(2 * len(indices), generator=torch.Generator().manual_seed(0))
     model_output, sample, next_sample, log_prob = (
-        torch.cat([table[f"{case['key']}.{name}"] for case in CASES[group]])[order]
-        for name in ("model_output", "sample", "next_sample", "log_prob")
+        table.gather(CASES[group], name)[order] for name in ("model_output", "sample", "next_sample", "log_prob")
     )
     step = torch.tensor(indices).repeat_interleave(2)[order]
     gaussian = transition(schedule, model_output.to(dtype), sample.to(dtype), step)
     _, scored = take_action(gaussian.mean, gaussian.std, action=next_sample.to(dtype), reduction="mean")
     assert gaussian.mean.dtype == scored.dtype == dtype
-    assert_rows_close(scored[:, None], without_float32_scalars(log_prob, schedule.std[step])[:, None], tolerance)
+    expected = without_float32_scalars(log_prob, exact.std[step], table)
+    assert_rows_close(scored[:, None], expected[:, None], tolerance)
 
 
 @pytest.mark.parametrize("spacing", SPACINGS)
@@ -120,8 +108,15 @@ def test_timesteps_equal_those_of_diffusers(spacing):
 @pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
 def test_every_transition_equals_a_step_of_diffusers(eta, spacing, alpha_to_one, prediction_type):
     scheduler = diffusers_scheduler(prediction_type, spacing=spacing, alpha_to_one=alpha_to_one)
+    # In float64, where the roots of both are the same on every processor.
+    scheduler.alphas_cumprod = scheduler.alphas_cumprod.double()
+    scheduler.final_alpha_cumprod = scheduler.final_alpha_cumprod.double()
+    settings = {"spacing": spacing, "alpha_to_one": alpha_to_one}
     for steps in (1, 2, 10, 20, 50):
-        schedule = make_schedule(steps, eta, prediction_type, spacing=spacing, alpha_to_one=alpha_to_one)
+        schedule = make_schedule(
+            steps, eta, prediction_type, alphas_cumprod=scheduler.alphas_cumprod, **settings
+        )
+        rounded = make_schedule(steps, eta, prediction_type, **settings)
         output, latents = torch.randn(2, steps, 4, 8, 8, generator=torch.Generator().manual_seed(steps)).double()
         gaussian = transition(schedule, output, latents, torch.arange(steps))
         scheduler.set_timesteps(steps)
@@ -133,8 +128,9 @@ def test_every_transition_equals_a_step_of_diffusers(eta, spacing, alpha_to_one,
                     for i, t in enumerate(scheduler.timesteps)
                 ]
             )
-            # Both take the same float32 scalars, we multiply them together in another order.
             assert_rows_close(gaussian.mean + noise * gaussian.std, stepped, 1e-12)
+            in_float32 = transition(rounded, output, latents, torch.arange(steps))
+            assert_rows_close(in_float32.mean + noise * in_float32.std, stepped, 1e-5)
 
 
 def test_which_calls_are_actions():

@@ -1,31 +1,17 @@
-import json
 import math
-from collections import defaultdict
-from pathlib import Path
 
 import pytest
 import torch
 from diffusers import LCMScheduler
-from safetensors.torch import load_file
+from parity_tables import ParityTable, assert_rows_close, parity_cases
 
 from rlcm_cli.core.gaussian import take_action
 from rlcm_cli.core.lcm import lcm_schedule, lcm_timesteps
-from rlcm_cli.core.schedule import Schedule, sample_trajectories, transition
+from rlcm_cli.core.schedule import Schedule, rounded_sqrt, sample_trajectories, transition
 from rlcm_cli.core.trajectory import flatten_transitions
 
-PARITY = Path(__file__).parent.parent / "data" / "parity"
 PREDICTION_TYPES = ["epsilon", "v_prediction", "sample"]
-
-
-def parity_cases() -> dict[str, list[dict]]:
-    """`<prediction type>.<H>` → the cases of that schedule, in the order of its actions."""
-    groups = defaultdict(list)
-    for case in json.loads((PARITY / "lcm_transition.json").read_text()):
-        groups[case["key"].rpartition(".")[0]].append(case)
-    return dict(groups)
-
-
-CASES = parity_cases()
+CASES = parity_cases("lcm_transition")
 
 
 def diffusers_scheduler(prediction_type: str = "epsilon") -> LCMScheduler:
@@ -34,52 +20,53 @@ def diffusers_scheduler(prediction_type: str = "epsilon") -> LCMScheduler:
     )
 
 
-def make_schedule(steps: int, spacing: str, prediction_type: str = "epsilon", **settings) -> Schedule:
+def make_schedule(
+    steps: int, spacing: str, prediction_type: str = "epsilon", *, alphas_cumprod=None, **settings
+) -> Schedule:
     timesteps = lcm_timesteps(steps, original_steps=50, train_steps=1000, spacing=spacing)
-    return lcm_schedule(diffusers_scheduler().alphas_cumprod, timesteps, prediction_type, **settings)
+    if alphas_cumprod is None:
+        alphas_cumprod = diffusers_scheduler().alphas_cumprod
+    return lcm_schedule(alphas_cumprod, timesteps, prediction_type, **settings)
 
 
-def assert_rows_close(actual: torch.Tensor, expected: torch.Tensor, tolerance: float) -> None:
-    """Each row within `tolerance` of its own largest value."""
-    error = (actual.double() - expected).abs().flatten(1).amax(1)
-    assert (error <= tolerance * expected.abs().flatten(1).amax(1)).all(), error
-
-
-def without_float32_scalars(log_prob: torch.Tensor, alpha_bar: torch.Tensor) -> torch.Tensor:
+def without_float32_scalars(log_prob: torch.Tensor, alpha_bar: torch.Tensor, table: ParityTable) -> torch.Tensor:
     """The table's log-probability but for the rounding of its scalars.
 
     The reference code takes 2σ², log σ and log √2π in float32, also where its latents are float64: 1e-8 off.
     """
     variance = 1 - alpha_bar
-    std = variance.sqrt()
-    square = log_prob + std.log().double() + torch.tensor(2 * math.pi).sqrt().log().double()
-    exact = square * variance.double() / std.double() ** 2 - std.double().log() - 0.5 * math.log(2 * math.pi)
+    std = table.sqrt(variance)
+    root = table.sqrt(torch.tensor(2 * math.pi))
+    square = log_prob + table.log(std.float()) + table.log(root.float())
+    exact = square * variance.double() / std**2 - std.log() - 0.5 * math.log(2 * math.pi)
     assert_rows_close(exact[:, None], log_prob[:, None], 1e-7)
     return exact
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.float64, 1e-10)])
 @pytest.mark.parametrize("group", CASES)
-def test_transitions_and_log_probs_equal_the_reference_code(group, dtype, tolerance):
+def test_transitions_and_log_probs_equal_the_reference_code(group, dtype, tolerance, monkeypatch):
     prediction_type, steps = group.split(".")
-    schedule = make_schedule(int(steps), "strided", prediction_type)
+    table = ParityTable("lcm_transition")
+    if dtype == torch.float64:
+        monkeypatch.setattr("rlcm_cli.core.schedule.rounded_sqrt", table.sqrt)
+    schedule = make_schedule(int(steps), "strided", prediction_type, alphas_cumprod=table.alphas_cumprod)
     pairs = [[case["timestep"], case["next_timestep"]] for case in CASES[group]]
     assert schedule.transition_pairs().tolist() == pairs
 
     # All of a table in one batch, its steps mixed.
-    table = load_file(PARITY / "lcm_transition.safetensors")
     order = torch.randperm(2 * len(pairs), generator=torch.Generator().manual_seed(0))
     model_output, sample, next_sample, denoised, log_prob = (
-        torch.cat([table[f"{case['key']}.{name}"] for case in CASES[group]])[order]
+        table.gather(CASES[group], name)[order]
         for name in ("model_output", "sample", "next_sample", "denoised", "log_prob")
     )
     step = torch.arange(len(pairs)).repeat_interleave(2)[order]
     gaussian = transition(schedule, model_output.to(dtype), sample.to(dtype), step)
     _, scored = take_action(gaussian.mean, gaussian.std, action=next_sample.to(dtype), reduction="mean")
     assert gaussian.mean.dtype == scored.dtype == dtype
-    next_alpha_bar = diffusers_scheduler().alphas_cumprod[schedule.next_timesteps[step]]
-    expected = without_float32_scalars(log_prob, next_alpha_bar)
-    assert_rows_close(gaussian.mean / next_alpha_bar.sqrt().view(-1, 1, 1, 1), denoised, tolerance)
+    next_alpha_bar = table.alphas_cumprod[schedule.next_timesteps[step]]
+    expected = without_float32_scalars(log_prob, next_alpha_bar, table)
+    assert_rows_close(gaussian.mean / table.sqrt(next_alpha_bar).view(-1, 1, 1, 1), denoised, tolerance)
     assert_rows_close(scored[:, None], expected[:, None], tolerance)
 
 
@@ -125,7 +112,7 @@ def test_a_schedule_by_hand():
     assert schedule.timesteps.tolist() == [999, 759, 499, 259]
     assert schedule.next_timesteps.tolist() == [759, 499, 259, -1]
     assert schedule.transition_pairs().tolist() == [[999, 759], [759, 499], [499, 259]]
-    assert torch.equal(schedule.std, torch.cat([(1 - alphas[1:]).sqrt().double(), torch.zeros(1)]))
+    assert torch.equal(schedule.std, torch.cat([rounded_sqrt(1 - alphas[1:]), torch.zeros(1)]))
     assert {values.dtype for values in (schedule.of_latents, schedule.of_output, schedule.std)} == {torch.float64}
 
 
@@ -133,13 +120,15 @@ def test_a_schedule_by_hand():
 @pytest.mark.parametrize("spacing", ["diffusers", "strided"])
 @pytest.mark.parametrize("steps", [1, 2, 3, 4, 8, 50])
 def test_every_transition_equals_a_step_of_diffusers(steps, spacing, prediction_type, monkeypatch):
-    schedule = make_schedule(steps, spacing, prediction_type)
+    alphas_cumprod = diffusers_scheduler().alphas_cumprod.double()  # whose roots are the same on every processor
+    schedule = make_schedule(steps, spacing, prediction_type, alphas_cumprod=alphas_cumprod)
     generator = torch.Generator().manual_seed(steps)
     output, latents = torch.randn(2, steps, 4, 8, 8, generator=generator, dtype=torch.float64)
     gaussian = transition(schedule, output, latents, torch.arange(steps))
     for noise, expected in [(torch.zeros(1), gaussian.mean), (torch.ones(1), gaussian.mean + gaussian.std)]:
         monkeypatch.setattr("diffusers.schedulers.scheduling_lcm.randn_tensor", lambda *_, noise=noise, **__: noise)
         scheduler = diffusers_scheduler(prediction_type)
+        scheduler.alphas_cumprod, scheduler.final_alpha_cumprod = alphas_cumprod, alphas_cumprod.new_ones(())
         scheduler.num_inference_steps, scheduler.timesteps = steps, schedule.timesteps
         stepped = [scheduler.step(output[i], t, latents[i]) for i, t in enumerate(schedule.timesteps)]
         # diffusers takes c_skip and c_out in float32, we take them in float64.
