@@ -113,9 +113,7 @@ def test_every_transition_equals_a_step_of_diffusers(eta, spacing, alpha_to_one,
     scheduler.final_alpha_cumprod = scheduler.final_alpha_cumprod.double()
     settings = {"spacing": spacing, "alpha_to_one": alpha_to_one}
     for steps in (1, 2, 10, 20, 50):
-        schedule = make_schedule(
-            steps, eta, prediction_type, alphas_cumprod=scheduler.alphas_cumprod, **settings
-        )
+        schedule = make_schedule(steps, eta, prediction_type, alphas_cumprod=scheduler.alphas_cumprod, **settings)
         rounded = make_schedule(steps, eta, prediction_type, **settings)
         output, latents = torch.randn(2, steps, 4, 8, 8, generator=torch.Generator().manual_seed(steps)).double()
         gaussian = transition(schedule, output, latents, torch.arange(steps))

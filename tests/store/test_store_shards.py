@@ -175,6 +175,20 @@ def test_a_plan_is_published_once_and_another_in_its_place_is_refused(layout):
     assert path.read_bytes() == before
 
 
+def test_a_worker_on_another_processor_takes_the_published_plan(layout):
+    """ᾱ is a float32 product, whose last bits are the processor's."""
+    path, first = layout.manifest(0), make_manifest()
+    rounded = first.schedule.model_copy(update={"of_latents": (1.5000001, 1.25, 1.0)})
+    second = make_manifest(schedule=rounded)
+    assert second.digest != first.digest
+    assert publish_manifest(path, second) == first
+
+    for change in ({"std": (0.9, 0.61, 0.0)}, {"timesteps": (999, 679, 340)}, {"std": (0.9, 0.6)}):
+        other = make_manifest(schedule=first.schedule.model_copy(update=change))
+        with pytest.raises(ForeignFileError, match="another plan"):
+            publish_manifest(path, other)
+
+
 def test_read_record_refuses_another_kind(layout):
     with pytest.raises(ForeignFileError, match="holds a record of kind 'rollout', not 'rewards'"):
         read_record(layout.shard(0, 0, 2), "rewards")
