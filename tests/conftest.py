@@ -9,6 +9,7 @@ os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
 import gc
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -42,17 +43,15 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
-@pytest.fixture(autouse=True, scope="session")
-def _threads(request: pytest.FixtureRequest) -> None:
-    """Bytes are compared in these tests, and they depend on the number of threads: it is one throughout."""
-    torch.set_num_threads(request.config.getoption("--threads"))
+def pytest_configure(config: pytest.Config) -> None:
+    # Bytes are compared in these tests, and they depend on the number of threads: it is the same throughout.
+    torch.set_num_threads(config.getoption("--threads"))
+    if config.getoption("--perturb-schedules"):
+        perturb_schedules()
 
 
-@pytest.fixture(autouse=True, scope="session")
-def _another_processor(request: pytest.FixtureRequest) -> None:
-    """With --perturb-schedules: every ᾱ and every float32 root has other last bits."""
-    if not request.config.getoption("--perturb-schedules"):
-        return
+def perturb_schedules() -> None:
+    """Give every ᾱ and every float32 root other last bits, until the process ends."""
 
     def perturb(values: torch.Tensor) -> torch.Tensor:
         if values.dtype != torch.float32 or values.ndim > 1 or values.requires_grad:
@@ -61,14 +60,12 @@ def _another_processor(request: pytest.FixtureRequest) -> None:
         exact = (values == 0) | (values == 1) | (towards == 0)  # 0 and 1 are exact on every processor
         return torch.where(exact, values, torch.nextafter(values, towards * torch.inf))
 
-    def perturbed(function: Any) -> Any:
+    def perturbed(function: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
         return lambda *arguments, **settings: perturb(function(*arguments, **settings))
 
-    patch = pytest.MonkeyPatch()
-    request.addfinalizer(patch.undo)
-    patch.setattr(torch, "cumprod", perturbed(torch.cumprod))
-    patch.setattr(torch.Tensor, "cumprod", perturbed(torch.Tensor.cumprod))
-    patch.setattr(torch.Tensor, "sqrt", perturbed(torch.Tensor.sqrt))
+    torch.cumprod = perturbed(torch.cumprod)
+    torch.Tensor.cumprod = perturbed(torch.Tensor.cumprod)
+    torch.Tensor.sqrt = perturbed(torch.Tensor.sqrt)
 
 
 @pytest.fixture(autouse=True, scope="session")
