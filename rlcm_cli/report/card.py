@@ -13,7 +13,7 @@ from typing import Any
 
 from rlcm_cli import __version__
 from rlcm_cli.report.curves import plot_curves
-from rlcm_cli.report.html_private import withhold, withhold_text
+from rlcm_cli.report.html_private import name_reward, withhold, withhold_sentence, withhold_text
 from rlcm_cli.report.html_run import Evidence, ReportedRun
 from rlcm_cli.report.html_summary import (
     describe_change,
@@ -21,7 +21,6 @@ from rlcm_cli.report.html_summary import (
     describe_training,
     describe_watch,
     find_changes,
-    name_for_people,
 )
 from rlcm_cli.report.pairs import arrange_pairs
 from rlcm_cli.store.evaluations import read_evaluation
@@ -171,7 +170,7 @@ def _draw_pictures(evidence: Evidence, folder: Path) -> dict[str, str]:
 
 def _name_rewards(row: Mapping[str, Any]) -> dict[str, Any]:
     named = {
-        key: {name_for_people(name): value for name, value in row[key].items()}
+        key: {name_reward(name): value for name, value in row[key].items()}
         for key in ("rewards", "reward_stds", "watched")
     }
     return {**row, **named}
@@ -184,7 +183,7 @@ def _compose_sentences(evidence: Evidence) -> list[str]:
 
 
 def _name_alarms(evidence: Evidence) -> list[str]:
-    return [line.replace(name, name_for_people(name)) for name, line in evidence.alarms.items()]
+    return [withhold_sentence(line.replace(name, name_reward(name))) for name, line in evidence.alarms.items()]
 
 
 def _list_settings(config: Mapping[str, Any]) -> dict[str, str]:

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rlcm_cli.errors import ConfigError, MissingFileError
-from rlcm_cli.report.compare_contenders import Contender, check_rewards, describe_weights, group_runs, name_reward
+from rlcm_cli.report.compare_contenders import Contender, check_rewards, describe_weights, group_runs
 from rlcm_cli.report.compare_curves import Curve, average_curves, trace_curve
 from rlcm_cli.report.compare_evaluations import Ends, read_ends
+from rlcm_cli.report.html_private import name_reward
 from rlcm_cli.store.run import read_metrics
 
 Clock = Literal["wall", "cpu"]

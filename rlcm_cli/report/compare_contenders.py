@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from itertools import chain, count, takewhile
 from typing import Any
 
 from rlcm_cli.errors import ConfigError
+from rlcm_cli.report.html_private import name_reward
 from rlcm_cli.store.layout import RunLayout
 
 
@@ -107,11 +109,6 @@ def describe_weights(contender: Contender) -> str:
     return ", ".join(f"{total(weights)} ({task}, share {contender.shares[task]:g})" for task, weights in tasks.items())
 
 
-def name_reward(reward: str) -> str:
-    """Shorten a reward's name that is a path or an address to its last part: a report is read elsewhere."""
-    return reward.rpartition("/")[2]
-
-
 def _goal(contender: Contender) -> Any:
     """What the training reward is: of one task its weights, of several also their names and shares."""
     if len(contender.tasks) == 1:
@@ -130,6 +127,7 @@ def _find_label(runs: Sequence[Contender], taken: Collection[str]) -> str:
         names = sorted(run.name for run in runs)
         pairs = takewhile(lambda pair: pair[0] == pair[1], zip(names[0], names[-1], strict=False))
         common = re.sub(r"([-_. ]?seed)?[-_. ]*\d*$", "", "".join(letter for letter, _ in pairs))
-        label = common or runs[0].layout.root.resolve().parent.name
+        above = runs[0].layout.root.resolve().parent
+        label = common or ("runs" if str(above) == os.path.expanduser("~") else above.name)  # else the user's name
     numbered = (f"{label} ({number})" for number in count(2))
     return next(name for name in chain([label], numbered) if name not in taken)

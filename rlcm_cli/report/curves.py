@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rlcm_cli.report.html_summary import name_for_people
+from rlcm_cli.report.html_private import name_reward
 from rlcm_cli.store.atomic import replace_bytes
 from rlcm_cli.store.layout import RunLayout
 from rlcm_cli.store.run import read_config, read_metrics
@@ -36,11 +36,9 @@ def plot_curves(metrics: Sequence[Mapping[str, Any]], combine: str | None) -> by
 
     trained = list(metrics[-1]["rewards"])
     watched = list(dict.fromkeys(name for row in metrics for name in row["watched"]))
-    panels = [(name_for_people(name), TRAINED, _series(metrics, name)) for name in trained]
+    panels = [(name_reward(name), TRAINED, _series(metrics, name)) for name in trained]
     panels += [
-        (f"{name_for_people(name)} (watched)", WATCHED, _series(metrics, name))
-        for name in watched
-        if name not in trained
+        (f"{name_reward(name)} (watched)", WATCHED, _series(metrics, name)) for name in watched if name not in trained
     ]
     # Of rewards that are normalised each by itself, the sum has no unit: the largest would be all that one sees.
     if len(trained) > 1 and combine == "sum":

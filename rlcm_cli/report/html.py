@@ -32,7 +32,7 @@ from rlcm_cli.report.html_charts import (
 )
 from rlcm_cli.report.html_compare import ComparedPrompt, ComparedRun, chart_comparison, draw_together, tabulate_runs
 from rlcm_cli.report.html_images import Budget, Extremes, FixedImage, find_extremes, follow_images, share_budget
-from rlcm_cli.report.html_private import withhold
+from rlcm_cli.report.html_private import name_reward, withhold, withhold_sentence
 from rlcm_cli.report.html_run import Evidence, ReportedRun, name_runs, read_run
 from rlcm_cli.report.html_scores import Histogram, PromptTable, count_values, tabulate_prompts
 from rlcm_cli.report.html_summary import (
@@ -44,7 +44,6 @@ from rlcm_cli.report.html_summary import (
     describe_training,
     describe_watch,
     find_changes,
-    name_for_people,
     say_count,
     say_duration,
     say_estimate,
@@ -138,7 +137,7 @@ def render_report(evidences: Sequence[Evidence], library: str) -> str:
         "number": _say_optional,
         "estimate": say_estimate,
         "duration": say_duration,
-        "people": name_for_people,
+        "people": name_reward,
         "ends": describe_ends,
         "count_of": say_count,
         "plain": _finite,
@@ -178,7 +177,7 @@ def compose_chapter(evidence: Evidence, budget: Budget, most_points: int) -> Cha
     return Chapter(
         evidence=evidence,
         goal=describe_goal(evidence),
-        alarms=[line.replace(name, name_for_people(name)) for name, line in evidence.alarms.items()],
+        alarms=[withhold_sentence(line.replace(name, name_reward(name))) for name, line in evidence.alarms.items()],
         sentences=sentences if evidence.alarms else [*sentences, describe_watch(evidence)],
         changes=changes,
         rewards=chart_rewards(evidence, most_points),

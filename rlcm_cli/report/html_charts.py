@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from rlcm_cli.report.html_private import name_reward
 from rlcm_cli.report.html_run import Evidence
 from rlcm_cli.report.html_scores import BINS, Histogram
 from rlcm_cli.report.html_specs import (
@@ -21,7 +22,7 @@ from rlcm_cli.report.html_specs import (
     point_layers,
     shorten,
 )
-from rlcm_cli.report.html_summary import PHASES, estimate_part, name_for_people
+from rlcm_cli.report.html_summary import PHASES, estimate_part
 
 MOST_COLUMNS = 72
 RUN_COLOURS = 7
@@ -90,7 +91,7 @@ def chart_rewards(evidence: Evidence, most_points: int) -> list[Chart]:
         if values:
             note, colour = TRAINED if reward in trained else WATCHED
             points = _evaluated(evidence, reward)
-            charts.append(_chart_reward(name_for_people(reward), note, colour, values, points))
+            charts.append(_chart_reward(name_reward(reward), note, colour, values, points))
     return charts
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from rlcm_cli.report.compare_curves import smooth
 from rlcm_cli.report.html_charts import Chart, Key, Line, chart_runs, mean_of, method_colour, thin
 from rlcm_cli.report.html_images import encode_picture
+from rlcm_cli.report.html_private import name_reward
 from rlcm_cli.report.html_run import Evidence
 from rlcm_cli.report.html_summary import (
     PHASES,
@@ -17,7 +18,6 @@ from rlcm_cli.report.html_summary import (
     describe_goal,
     final_reward,
     find_changes,
-    name_for_people,
 )
 
 WINDOW = 5
@@ -102,7 +102,7 @@ def chart_comparison(runs: Sequence[Evidence]) -> list[Chart]:
     names = [name for name, _ in lines]
     charts = []
     for (name, directory), of_reward in lines.items():
-        title = name_for_people(name) + (f" ({directory.rpartition('-')[2]})" if names.count(name) > 1 else "")
+        title = name_reward(name) + (f" ({directory.rpartition('-')[2]})" if names.count(name) > 1 else "")
         note = f"Mean of {WINDOW} iterations; a line a run, a colour a method."
         charts.append(
             chart_runs(title, note, of_reward, [keys[m] for m in sorted({line.method for line in of_reward})])

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from rlcm_cli.errors import ConfigError, CorruptFileError, RlcmError
 from rlcm_cli.report.compare_contenders import Contender
+from rlcm_cli.report.html_private import withhold_sentence
 from rlcm_cli.store.evaluations import Evaluation, read_evaluation
 from rlcm_cli.store.layout import RunLayout
 from rlcm_cli.store.manifest import RolloutManifest, read_manifest
@@ -134,7 +135,7 @@ class _Faults:
         try:
             return read()
         except RlcmError as error:
-            self.lines.append(str(error).replace(self._root, self._label))
+            self.lines.append(withhold_sentence(str(error).replace(self._root, self._label)))
             return None
 
     def shown(self) -> list[str]:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rlcm_cli.report.html_private import withhold_text
+from rlcm_cli.report.html_private import name_reward, withhold_text
 from rlcm_cli.report.html_run import Evidence
 from rlcm_cli.store.evaluations import Evaluation
 
@@ -131,17 +131,12 @@ def say_count(count: int, noun: str) -> str:
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
-def name_for_people(reward: str) -> str:
-    """Give a reward's name without the folders of a path and without an address."""
-    return withhold_text(reward).rpartition("/")[2]
-
-
 def describe_goal(evidence: Evidence) -> str:
     """Say what a run is trained for."""
     tasks = evidence.run.contender.tasks
     goals = [
         " + ".join(
-            name_for_people(name) if weight == 1 else f"{weight:g} × {name_for_people(name)}"
+            name_reward(name) if weight == 1 else f"{weight:g} × {name_reward(name)}"
             for name, weight in weights.items()
         )
         for weights in tasks.values()
@@ -187,7 +182,7 @@ def describe_change(change: Change) -> str:
     verdict = {"no clear change": "did not change clearly", "unclear": "went"}.get(change.verdict(), change.verdict())
     return (
         f"On {say_count(change.difference.prompts, 'prompt').rpartition(' ')[0]} {where}, "
-        f"{name_for_people(change.reward)} {verdict}: {describe_ends(change)}, a change of "
+        f"{name_reward(change.reward)} {verdict}: {describe_ends(change)}, a change of "
         f"{say_estimate(change.difference)}."
     )
 
@@ -202,7 +197,7 @@ def describe_watch(evidence: Evidence) -> str:
     """Say what the watched rewards tell, where none raises an alarm."""
     watched = evidence.run.config["watch"]["rewards"]
     if watched:
-        names, were = ", ".join(map(name_for_people, watched)), "was" if len(watched) == 1 else "were"
+        names, were = ", ".join(map(name_reward, watched)), "was" if len(watched) == 1 else "were"
         return f"No alarm: {names} {were} watched and did not fall while the reward rose."
     return "No reward was watched, so reward hacking would not show here; --watch NAME looks out for it."
 

@@ -13,6 +13,7 @@ import json
 import os
 import re
 import secrets
+import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -131,7 +132,7 @@ class RunTrackers:
         begin_state()
         logged = read_logged(self._layout, name)
         self._layout.logs.mkdir(parents=True, exist_ok=True)
-        with silence():
+        with silence(), hide_host():
             tracker = SERVICES[name].make(self._layout, logged)
             tracker.start()
             if name == "mlflow" and tracker.tracker is not None:
@@ -238,6 +239,17 @@ def silence() -> Iterator[None]:
     """Drop what a tracker prints of itself: a command's output is its own."""
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         yield
+
+
+@contextlib.contextmanager
+def hide_host() -> Iterator[None]:
+    """Hide this machine's name from trackers that start: TensorBoard makes it a part of its files' names."""
+    name = socket.gethostname
+    socket.gethostname = lambda: PROJECT
+    try:
+        yield
+    finally:
+        socket.gethostname = name
 
 
 class PrivateTrackio(TrackioTracker):  # type: ignore[misc]

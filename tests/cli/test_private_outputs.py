@@ -11,6 +11,7 @@ from matplotlib.text import Text
 from PIL import Image
 from safetensors import safe_open
 
+pytest.importorskip("tensorboard", reason="needs the extra `tensorboard`")
 pytest.importorskip("vl_convert", reason="the report's charts need the extra `report`")
 
 MARK = "annmarked"
@@ -29,7 +30,8 @@ def reveal(file) -> list[str]:
         with safe_open(file, framework="np") as opened:
             text = repr(opened.metadata())
     else:
-        text = file.read_text(encoding="utf-8")
+        text = file.read_bytes().decode("utf-8", "replace")
+    text += file.name
     return [mark for mark in (MARK, SECRET) if mark in text] + ROOTED.findall(text)
 
 
@@ -38,9 +40,12 @@ def home(tmp_path, monkeypatch, tiny_lcm):
     """A folder with a telling name that holds model, prompts and reward; the user and the tokens tell, too."""
     home = tmp_path / MARK
     shutil.copytree(tiny_lcm, home / "models/lcm")
-    (home / "prompts.txt").write_text("cat\ndog\ncow\nbee\n", encoding="utf-8")
-    (home / "neat.py").write_text(REWARD, encoding="utf-8")
+    (home / "my texts").mkdir()
+    (home / "my texts/prompts").write_text("caption\ncat\ndog\ncow\nbee\n", encoding="utf-8")
+    for name in ("neat", "watching"):
+        (home / f"{name}.py").write_text(REWARD, encoding="utf-8")
     monkeypatch.chdir(home)
+    monkeypatch.setattr("socket.gethostname", lambda: MARK)
     monkeypatch.setenv("HOME", str(home))
     for name in ("USER", "LOGNAME", "USERNAME"):
         monkeypatch.setenv(name, MARK)
@@ -52,9 +57,10 @@ def home(tmp_path, monkeypatch, tiny_lcm):
 @pytest.fixture
 def run(home, capsys):
     """A finished run, whose configuration names everything by its whole path."""
-    prompts = {"source": str(home / "prompts.txt"), "held_out_fraction": 0.0}
+    prompts = {"source": f"csv:{home}/my texts/prompts:caption", "held_out_fraction": 0.0}
     settings = write_settings(home, home / "models/lcm", prompts=prompts)
     rewards = ("--reward", f"{home}/neat.py:neat=1", "--reward", "compressibility=1")
+    rewards += ("--watch", f"{home}/watching.py:neat", "--log-with", "tensorboard")
     succeed(capsys, "loop", "--run", home / "run", "--config", settings, *rewards, "-q")
     assert MARK in (home / "run/config.json").read_text(encoding="utf-8")
     return home / "run"
@@ -84,8 +90,10 @@ def test_pictures_reports_and_exports_tell_nothing_of_the_machine(capsys, home, 
     succeed(capsys, "report", run, "--out", out / "page.html")
     succeed(capsys, "export", run, "--out", out / "lora", "-q")
     succeed(capsys, "export", run, "--format", "kohya", "--out", out / "kohya", "-q")
+    succeed(capsys, "export", run, "--format", "pipeline", "--out", out / "pipeline", "-q")
     for picture in ("rewards.png", "before_after.png"):
         shutil.copy(run / picture, out)
+    shutil.copytree(run / "logs", out / "logs")
 
     files = [file for file in out.rglob("*") if file.is_file()]
     assert {".png", ".json", ".csv", ".md", ".safetensors", ".html"} <= {file.suffix for file in files}

@@ -17,6 +17,7 @@ from accelerate import PartialState
 from accelerate.tracking import GeneralTracker
 from reported_runs import PROMPTS, make_metrics, write_evaluation, write_reported
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.summary.writer import event_file_writer
 
 from rlcm_cli.errors import ConfigError
 from rlcm_cli.report import trackers
@@ -38,6 +39,12 @@ SECRETS = {
     "runtime": {"device": "cpu", "log_with": ["tensorboard"]},
     "prompts": {"source": "C:\\Users\\ann\\prompts.txt"},
 }
+
+
+@pytest.fixture(autouse=True)
+def files_in_order(monkeypatch):
+    """TensorBoard reads files by name, which within a second ends in a count of this process: 10 comes before 9."""
+    monkeypatch.setattr(event_file_writer, "_global_uid", event_file_writer.AtomicCounter(0))
 
 
 @pytest.fixture
@@ -166,7 +173,8 @@ def test_settings_are_logged_once_and_without_what_is_private(layout):
     assert len(list((layout.logs / "tensorboard").glob("*/hparams.yml"))) == 1
 
 
-def test_no_log_names_a_folder_or_the_user(layout):
+def test_no_log_names_a_folder_the_user_or_the_machine(layout, monkeypatch):
+    monkeypatch.setattr(socket, "gethostname", lambda: "ann-laptop")
     follow(layout)
     private = [str(layout.root.parent), str(Path.home()) + "/"]
     private += [] if getpass.getuser() in ("root", "user") else [getpass.getuser()]
@@ -175,6 +183,7 @@ def test_no_log_names_a_folder_or_the_user(layout):
             content = file.read_bytes()
             for words in (*private, socket.gethostname()):
                 assert words.encode() not in content, (file, words)
+                assert words not in file.name
 
 
 def test_names_are_such_as_every_tracker_admits():
