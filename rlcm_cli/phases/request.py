@@ -13,6 +13,7 @@ from rlcm_cli.phases.drawing import Adapter, find_lora, plan_shots
 from rlcm_cli.phases.generate import Plan
 from rlcm_cli.phases.provenance import Provenance, find_told_lora, read_provenance, settle_model
 from rlcm_cli.phases.table import plan_table
+from rlcm_cli.prompts.text import find_text_fault
 
 
 @dataclass(frozen=True)
@@ -45,9 +46,12 @@ def plan_request(request: Request) -> Plan:
 
 
 def check_prompts(prompts: Sequence[str]) -> None:
-    """Raise `ConfigError` where there is no prompt, or an empty one."""
+    """Raise `ConfigError` where there is no prompt, an empty one, or one that cannot be stored as text."""
     if not prompts or not all(prompt.strip() for prompt in prompts):
         raise ConfigError("no prompt given; use --prompt TEXT (repeatable) or --prompts FILE")
+    for prompt in prompts:
+        if fault := find_text_fault(prompt):
+            raise ConfigError(f"the prompt {prompt!a} {fault}; write it in UTF-8")
 
 
 def _plan(request: Request, loras: Sequence[Adapter]) -> Plan:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import difflib
 import functools
 import itertools
@@ -19,6 +18,8 @@ from rlcm_cli.config import ModelSettings, SampleSettings, override_section
 from rlcm_cli.errors import ConfigError, RlcmError
 from rlcm_cli.phases.drawing import Adapter, Drawing, Shot, check_strength, choose_settings, find_lora, plan_shots
 from rlcm_cli.phases.generate import SHEET_COLUMNS, Plan, name_picture
+from rlcm_cli.prompts.tables import read_csv
+from rlcm_cli.prompts.text import read_text
 from rlcm_cli.store.pictures import arrange_sheet
 
 
@@ -67,7 +68,7 @@ def plan_table(
         return lora, *choose_settings(lora, model=model, sample=sample)
 
     groups: dict[tuple[ModelSettings, SampleSettings, Adapter | None], dict[int, Shot]] = {}
-    for number, (line, cells) in enumerate(read_table(file)):
+    for number, (place, cells) in enumerate(read_rows(file)):
         try:
             (shot,) = plan_shots([cells["prompt"]], count=1, seed=cells.get("seed", seed + number))
             lora, chosen, sampling = settle(cells.get("lora"))
@@ -79,7 +80,7 @@ def plan_table(
             asked = {setting: cells.get(name) for name, setting in SETTINGS.items()}
             group = groups.setdefault((chosen, override_section(sampling, asked), lora), {})
         except RlcmError as error:
-            raise type(error)(f"{file}:{line}: {error}") from None
+            raise type(error)(f"{file}, {place}: {error}") from None
         group[number] = shot
     # One LoRA after the other, so that each is loaded once.
     places = [lora and lora.place for _, _, lora in groups]
@@ -96,17 +97,11 @@ def plan_table(
     return Plan(drawings, files, arrange)
 
 
-def read_table(file: Path) -> list[tuple[int, dict[str, Any]]]:
-    """Read a table: of each row its line, and the cells that are not empty. Raises `ConfigError`."""
-    try:
-        with file.open(encoding="utf-8-sig", newline="") as stream:
-            reader = csv.DictReader(stream, strict=True)
-            _check_columns(file, reader.fieldnames or [])
-            rows = [(reader.line_num, _parse_row(file, reader.line_num, row)) for row in reader]
-    except FileNotFoundError:
-        raise ConfigError(f"--batch {file}: no such file") from None
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise ConfigError(f"--batch {file}: not readable as CSV in UTF-8 ({error})") from None
+def read_rows(file: Path) -> list[tuple[str, dict[str, Any]]]:
+    """Read a table: of each row where it stands, and the cells that are not empty. Raises `ConfigError`."""
+    table = read_csv(read_text(file, "--batch"), f"--batch {file}")
+    _check_columns(file, table.columns)
+    rows = [(place, _parse_row(file, place, row)) for place, row in table.rows]
     if not rows:
         raise ConfigError(f"--batch {file}: has no rows; write a line an image below the names of the columns")
     return rows
@@ -117,25 +112,21 @@ def _check_columns(file: Path, names: Sequence[str]) -> None:
         if name not in COLUMNS:
             near = difflib.get_close_matches(name, COLUMNS, n=1)
             hint = f" (did you mean '{near[0]}'?)" if near else ""
-            raise ConfigError(f"{file}:1: unknown column '{name}'{hint}; the columns are {', '.join(COLUMNS)}")
-        if names.count(name) > 1:
-            raise ConfigError(f"{file}:1: column '{name}' is there twice; leave one out")
+            raise ConfigError(f"{file}, line 1: unknown column '{name}'{hint}; the columns are {', '.join(COLUMNS)}")
     if "prompt" not in names:
-        raise ConfigError(f"{file}:1: there is no column 'prompt'; the first line names the columns")
+        raise ConfigError(f"{file}, line 1: there is no column 'prompt'; the first line names the columns")
 
 
-def _parse_row(file: Path, line: int, row: Mapping[str | None, Any]) -> dict[str, Any]:
-    if None in row:
-        raise ConfigError(f"{file}:{line}: has more cells than there are columns; quote a text that has commas")
+def _parse_row(file: Path, place: str, row: Mapping[str, Any]) -> dict[str, Any]:
     cells: dict[str, Any] = {}
     for name, text in row.items():
-        if name is None or not (text or "").strip():
+        if name not in COLUMNS or not (text or "").strip():  # a column without a name: pandas' row numbers, say
             continue
         try:
             cells[name] = COLUMNS[name](text.strip())
         except ValueError:
             kind = "whole number" if COLUMNS[name] is int else "number"
-            raise ConfigError(f"{file}:{line}: {name} '{text.strip()}' is no {kind}") from None
+            raise ConfigError(f"{file}, {place}: {name} '{text.strip()}' is no {kind}") from None
     if "prompt" not in cells:
-        raise ConfigError(f"{file}:{line}: has no prompt")
+        raise ConfigError(f"{file}, {place}: has no prompt; fill in its column 'prompt'")
     return cells

@@ -11,6 +11,7 @@ from PIL import Image
 
 from rlcm_cli.cli.app import main
 from rlcm_cli.errors import ConfigError
+from rlcm_cli.phases.table import read_rows
 
 
 @pytest.fixture(scope="module")
@@ -162,24 +163,37 @@ def test_the_command_s_options_are_for_empty_cells(capsys, runs, tmp_path):
     assert told == [["0.5", "3.0", "2"], ["1.0", "2.0", "2"]]
 
 
+def test_a_table_may_be_saved_by_windows_and_numbered_by_pandas(tmp_path):
+    file = tmp_path / "table.csv"
+    file.write_bytes(",prompt,seed\r\n0,a cat,3\r\n1,B\u00e4r,\r\n,,\r\n".encode("utf-16"))
+    assert read_rows(file) == [("line 2", {"prompt": "a cat", "seed": 3}), ("line 3", {"prompt": "B\u00e4r"})]
+
+
+@pytest.mark.parametrize("prompt", ["a\udcff cat", "a\0cat"])
+def test_a_prompt_that_is_no_text_is_refused(capsys, tmp_path, prompt):
+    refuse(
+        capsys, ConfigError, "generate", "--prompt", prompt, "--out", tmp_path / "out", saying=("write it in UTF-8",)
+    )
+
+
 @pytest.mark.parametrize(
     ("text", "saying"),
     [
-        ("prompt,stps\ncat,2\n", (":1:", "'stps'", "did you mean 'steps'?")),
-        ("prompt,model\ncat,x\n", (":1:", "'model'", "the columns are prompt, seed")),
-        ("prompt,prompt\ncat,cat\n", (":1:", "twice")),
-        ("seed\n2\n", (":1:", "no column 'prompt'")),
+        ("prompt,stps\ncat,2\n", ("line 1", "'stps'", "did you mean 'steps'?")),
+        ("prompt,model\ncat,x\n", ("line 1", "'model'", "the columns are prompt, seed")),
+        ("prompt,prompt\ncat,cat\n", ("line 1", "twice")),
+        ("seed\n2\n", ("line 1", "no column 'prompt'")),
         ("", ("no column 'prompt'",)),
         ("prompt\n", ("has no rows",)),
-        ("prompt,seed\ncat,1\n,2\n", (":3:", "has no prompt")),
-        ("prompt,seed\ncat,x\n", (":2:", "seed 'x' is no whole number")),
-        ("prompt,seed\ncat,-1\n", (":2:", "--seed -1")),
-        ("prompt,guidance\ncat,inf\n", (":2:", "guidance 'inf' is no number")),
-        ("prompt,guidance\ncat,-1\n", (":2:", "guidance_scale")),
+        ("prompt,seed\ncat,1\n,2\n", ("line 3", "has no prompt")),
+        ("prompt,seed\ncat,x\n", ("line 2", "seed 'x' is no whole number")),
+        ("prompt,seed\ncat,-1\n", ("line 2", "--seed -1")),
+        ("prompt,guidance\ncat,inf\n", ("line 2", "guidance 'inf' is no number")),
+        ("prompt,guidance\ncat,-1\n", ("line 2", "guidance_scale")),
         ("prompt,steps\ncat,99\n", ("99", "at most 50")),
-        ("prompt\na cat, red\n", (":2:", "quote")),
-        ("prompt,scale\ncat,1\n", (":2:", "--lora")),
-        ("prompt,lora\ncat,nowhere\n", (":2:", "nowhere", "OWNER/NAME")),
+        ("prompt\na cat, red\n", ("line 2", "quote")),
+        ("prompt,scale\ncat,1\n", ("line 2", "--lora")),
+        ("prompt,lora\ncat,nowhere\n", ("line 2", "nowhere", "OWNER/NAME")),
         ('prompt\n"cat\n', ("CSV",)),
     ],
 )
@@ -192,8 +206,8 @@ def test_a_faulty_table_is_refused_with_its_line(capsys, tiny_lcm, tmp_path, tex
 
 def test_a_table_that_is_no_text_or_not_there_is_refused(capsys, tiny_lcm, tmp_path):
     (tmp_path / "binary.csv").write_bytes(b"prompt\n\xff\xfe\n")
-    refuse(capsys, ConfigError, "generate", "--batch", tmp_path / "binary.csv", saying=("CSV in UTF-8",))
-    refuse(capsys, ConfigError, "generate", "--batch", tmp_path / "gone.csv", saying=("no such file",))
+    refuse(capsys, ConfigError, "generate", "--batch", tmp_path / "binary.csv", saying=("not UTF-8 text (line 2",))
+    refuse(capsys, ConfigError, "generate", "--batch", tmp_path / "gone.csv", saying=("gone.csv is not there",))
 
 
 @pytest.mark.parametrize(
