@@ -90,7 +90,8 @@ class PromptSettings(Section):
     """Where prompts come from."""
 
     source: str = "simple_animals"
-    """A built-in set, a text file, or a `datasets` source such as `hf:NAME:COLUMN` or `FILE.csv:COLUMN`."""
+    """A built-in set, a text file, a table as `FILE.csv:COLUMN` (.tsv, .json, .jsonl, .parquet), or a data set as
+    `hf:NAME:COLUMN`."""
     held_out_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.1
     """Share of the prompts never trained on, drawn before and after to see what carries over."""
 
@@ -159,8 +160,8 @@ class PretrainingSettings(Section):
     """The loss of the model's own training on real images, against forgetting (arXiv 2401.12244); of ddim alone."""
 
     source: str | None = None
-    """Images with captions: a folder that `datasets` takes for an imagefolder, PATH.parquet, or a data set of the hub
-    as NAME, OWNER/NAME, OWNER/NAME/SPLIT or OWNER/NAME/CONFIG/SPLIT. None: no such loss."""
+    """Images with captions: a folder with a metadata.csv (file_name, text) or a .txt beside each image, PATH.parquet, or
+    a data set of the hub as NAME, OWNER/NAME, OWNER/NAME/SPLIT or OWNER/NAME/CONFIG/SPLIT. None: no such loss."""
     image_column: str = "image"
     caption_column: str = "text"
     weight: PositiveFloat = 1.0

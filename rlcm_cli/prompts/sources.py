@@ -74,8 +74,8 @@ def _read(source: str) -> Iterable[str]:
         )
     if suffix in NOT_TEXT:
         raise ConfigError(
-            f"prompts {source!r}: a {suffix} file is not a list of prompts; write a text file with a prompt a line, or "
-            "a table as .csv, .jsonl or .parquet"
+            f"prompts {source!r}: a {suffix} file is not a list of prompts; write a text file with a prompt a line, "
+            "or a table as .csv, .jsonl or .parquet"
         )
     return _read_lines(Path(source))
 

@@ -1,7 +1,7 @@
 """Tables in files: CSV, TSV, JSON, JSON lines and parquet.
 
-CSV and JSON are read with the standard library, parquet with pyarrow: `datasets` would take a prompt "NA" for a missing
-value, a path with brackets for a glob pattern, and would keep a copy of the file in its cache.
+CSV and JSON are read with the standard library, parquet with pyarrow: `datasets` would take a prompt "NA" for a
+missing value, a path with brackets for a glob pattern, and would keep a copy of the file in its cache.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Table:
 
 
 def read_texts(file: str, column: str, values: Iterable[tuple[str, Any]]) -> list[str]:
-    """Check and strip the texts of a column. Raises `ConfigError` that names the first place at fault, and how many."""
+    """Check and strip the texts of a column. Raises `ConfigError` that names the first place at fault."""
     found = list(values)
     for place, value in found:
         if value is not None and not isinstance(value, str):
