@@ -160,8 +160,8 @@ class PretrainingSettings(Section):
     """The loss of the model's own training on real images, against forgetting (arXiv 2401.12244); of ddim alone."""
 
     source: str | None = None
-    """Images with captions: a folder with a metadata.csv (file_name, text) or a .txt beside each image, PATH.parquet, or
-    a data set of the hub as NAME, OWNER/NAME, OWNER/NAME/SPLIT or OWNER/NAME/CONFIG/SPLIT. None: no such loss."""
+    """Images with captions: a folder with a metadata.csv (file_name, text) or a .txt beside each image, PATH.parquet,
+    or a data set of the hub as NAME, OWNER/NAME, OWNER/NAME/SPLIT or OWNER/NAME/CONFIG/SPLIT. None: no such loss."""
     image_column: str = "image"
     caption_column: str = "text"
     weight: PositiveFloat = 1.0
