@@ -35,7 +35,7 @@ def run(
             "--task", "NAME", "Preset whose time is projected; repeatable, the first is measured.", DEFAULT_TASK
         ),
     ] = [],  # noqa: B006
-    assignments: o.SetOption = [],  # noqa: B006
+    assignments: o.SetOfPresetOption = [],  # noqa: B006
     reward: Annotated[str, o.setting("--reward", "NAME", "Reward that is measured.", True)] = "compressibility",
     size: Annotated[
         int | None, o.setting("--size", "PIXELS", "Image size, such as 512 or 768.", "the model's")

@@ -146,7 +146,7 @@ def open_contender(root: Path, label: str = "") -> Contender:
     from rlcm_cli.report.compare_contenders import Contender
 
     if not (root / "config.json").is_file():
-        raise MissingFileError(f"{root}: is no run directory (no config.json); name one that `rlcm loop` has made")
+        raise MissingFileError(f"{root}: is not a run directory (no config.json); name one that `rlcm loop` has made")
     the_run = open_run(root)
     tasks = the_run.config.joint_tasks()
     return Contender(

@@ -92,7 +92,7 @@ class Display:
                     speed = self._progress.tasks[self._progress.task_ids.index(self._phase)].speed
                     self._progress.update(self._phase, note=f"{speed:.1f} {self._unit}/s" if speed else "")
             case events.PhaseSkipped(phase, iteration, reason):
-                self.say(f"{phase} of iteration {iteration}: nothing to do, {reason}")
+                self.say(f"{phase} of iteration {iteration + 1}: nothing to do, {reason}")
                 self.summary.setdefault("skipped", []).append(phase)
             case events.Warned(message):
                 self._warn(message)

@@ -41,7 +41,12 @@ def run(
     ] = None,
     iteration: Annotated[
         int | None,
-        typer.Option("--iteration", metavar="N", help="Whose images.", show_default="the newest rollout"),
+        typer.Option(
+            "--rollout",
+            metavar="N",
+            help="Rollout whose images are written, by the number of its folder.",
+            show_default="the newest",
+        ),
     ] = None,
     as_json: o.JsonOption = False,
 ) -> None:

@@ -9,6 +9,7 @@ import typer
 from rlcm_cli.cli import options as o
 from rlcm_cli.cli.places import Place, open_place
 from rlcm_cli.errors import ConfigError
+from rlcm_cli.wording import command
 
 if TYPE_CHECKING:
     from rlcm_cli.phases.team import Team
@@ -175,7 +176,8 @@ def run(
         if picture:
             display.say(f"{place.tell(picture)}: the same held-out seeds before (left) and after (right)")
         steps = config.sample.steps
-        display.say(f"draw with it: rlcm generate --lora {place.tell(path)} --prompt cat --count 8 --steps {steps}")
+        drawing = ["--lora", place.tell(path), "--prompt", "cat", "--count", 8, "--steps", steps]
+        display.say(f"draw with it: {command('generate', *drawing)}")
         display.finish(
             {
                 "run": place.tell(path),

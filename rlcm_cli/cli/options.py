@@ -66,6 +66,14 @@ SetOption = Annotated[
     list[str],
     setting("--set", "KEY=VALUE", "A setting, such as train.learning_rate=3e-4; repeatable, over --config."),
 ]
+SetOfRunOption = Annotated[
+    list[str],
+    setting("--set", "KEY=VALUE", "A setting that may change, such as reward_settings.NAME.KEY=1; repeatable."),
+]
+SetOfPresetOption = Annotated[
+    list[str],
+    setting("--set", "KEY=VALUE", "A setting over the preset, such as train.learning_rate=3e-4; repeatable."),
+]
 RewardOption = Annotated[
     list[str],
     setting(

@@ -6,6 +6,8 @@ import typer
 
 from rlcm_cli.cli import options as o
 from rlcm_cli.cli.places import open_place
+from rlcm_cli.cli.shares import follow_sampling
+from rlcm_cli.wording import command
 
 
 def register(app: typer.Typer) -> None:
@@ -78,5 +80,10 @@ def run(
         team.wait()
         team.leave()
         iteration = the_run.layout.checkpoints()[-1]
-        display.say(place.tell(f"{the_run.layout.rollout(iteration)}: sampled; next: rlcm score --run {path}"))
-        display.finish({"run": place.tell(path), "iteration": iteration})
+        progress = follow_sampling(the_run, share, iteration)
+        told, when = progress.describe("sampled"), "next" if progress.complete else "once all are there"
+        display.say(
+            f"{place.tell(the_run.layout.rollout(iteration))}: {told}; {when}: "
+            f"{command('score', '--run', place.tell(path))}"
+        )
+        display.finish({"run": place.tell(path), "iteration": iteration + 1, **progress.to_json()})

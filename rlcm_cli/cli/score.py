@@ -9,6 +9,8 @@ import typer
 
 from rlcm_cli.cli import options as o
 from rlcm_cli.cli.places import open_place
+from rlcm_cli.cli.shares import follow_scoring
+from rlcm_cli.wording import command
 
 
 def register(app: typer.Typer) -> None:
@@ -28,9 +30,15 @@ def run(
         ),
     ] = [],  # noqa: B006
     iterations: Annotated[
-        list[int], typer.Option("--iteration", metavar="N", help="Score this rollout; repeatable.", show_default=False)
+        list[int],
+        typer.Option(
+            "--rollout",
+            metavar="N",
+            help="Score this rollout, by the number of its folder; repeatable.",
+            show_default=False,
+        ),
     ] = [],  # noqa: B006
-    assignments: o.SetOption = [],  # noqa: B006
+    assignments: o.SetOfRunOption = [],  # noqa: B006
     worker: o.WorkerOption = None,
     device: o.DeviceOption = None,
     allow_code: o.AllowCodeOption = False,
@@ -69,10 +77,14 @@ def run(
             display.follow(place.follow(events))
         team.wait()
         team.leave()
-        if rewards:
-            display.say(
-                f"{named}: scored with {', '.join(scorers)}; look at it with rlcm inspect {named} --images DIR"
-            )
+        folders = [scorer.spec.directory for scorer in scorers.values()]
+        progress = follow_scoring(the_run, share, chosen, folders)
+        if not progress.complete:
+            again = command("score", "--run", named, *(word for name in rewards for word in ("--reward", name)))
+            display.say(f"{named}: {progress.describe('scored')}; once all are sampled: {again}")
+        elif rewards:
+            look = command("inspect", named, "--images", "DIR")
+            display.say(f"{named}: scored with {', '.join(scorers)}; look at it with {look}")
         else:
-            display.say(f"{named}: scored; next: rlcm train --run {named}")
-        display.finish({"run": named})
+            display.say(f"{named}: scored; next: {command('train', '--run', named)}")
+        display.finish({"run": named, **progress.to_json()})

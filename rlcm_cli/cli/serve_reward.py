@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from rlcm_cli.wording import command
+
 if TYPE_CHECKING:
     from rlcm_cli.rewards import RewardSpec
 
@@ -78,7 +80,7 @@ def run(
         if token:
             typer.echo(f"  export {TOKEN_VARIABLE}=…   # the token in this machine's {variable}")
         typer.echo(f"  curl {root}/health")
-        typer.echo(f"  rlcm loop --task compression --reward {root}/{rewards[0].name}")
+        typer.echo(f"  {command('loop', '--task', 'compression', '--reward', f'{root}/{rewards[0].name}')}")
         # A program that starts this one waits for these lines.
         typer.get_text_stream("stdout").flush()
         server.serve(app, sock)

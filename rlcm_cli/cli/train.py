@@ -8,6 +8,7 @@ import typer
 
 from rlcm_cli.cli import options as o
 from rlcm_cli.cli.places import open_place
+from rlcm_cli.wording import command
 
 
 def register(app: typer.Typer) -> None:
@@ -64,7 +65,7 @@ def run(
         team.leave()
         checkpoint = the_run.layout.checkpoints()[-1]
         display.say(
-            f"{place.tell(the_run.layout.checkpoint(checkpoint))}: trained; next: rlcm sample --run {named}, or rlcm "
-            f"generate --lora {named} --prompt cat"
+            f"{place.tell(the_run.layout.checkpoint(checkpoint))}: trained; next: "
+            f"{command('sample', '--run', named)}, or {command('generate', '--lora', named, '--prompt', 'cat')}"
         )
         display.finish({"run": named, "checkpoint": checkpoint})

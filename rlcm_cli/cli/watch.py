@@ -13,6 +13,7 @@ import typer
 
 from rlcm_cli.cli.places import open_place
 from rlcm_cli.errors import MissingFileError
+from rlcm_cli.wording import command
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -62,8 +63,9 @@ def read_watched(named: str, before: RunProgress | None) -> RunProgress:
     with open_place(named, fetch_progress) as place:
         layout = RunLayout(place.existing)
         if not layout.config.exists():
+            start = command("loop", "--task", "NAME", "--run", named)
             raise MissingFileError(
-                f"{named}: there is no run (no config.json), or none yet; `rlcm loop --run {named}` starts one there"
+                f"{named}: there is no run (no config.json), or none yet; `{start}` starts one there"
             )
         config = parse_config(read_config(layout))
         progress = look_at(layout, config, named, before)

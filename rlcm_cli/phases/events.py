@@ -10,7 +10,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class PhaseStarted:
-    """A phase begins work on an iteration; it will do `total` units."""
+    """A phase begins work on an iteration, counted from 0 as its rollout is; it will do `total` units."""
 
     phase: str
     iteration: int
@@ -27,7 +27,7 @@ class Advanced:
 
 @dataclass(frozen=True)
 class PhaseSkipped:
-    """A phase found nothing to do."""
+    """A phase found nothing to do for an iteration, counted from 0 as its rollout is."""
 
     phase: str
     iteration: int

@@ -19,6 +19,7 @@ from rlcm_cli.store.checkpoint import TrainerState, read_trainer_state
 from rlcm_cli.store.manifest import RolloutManifest, read_manifest
 from rlcm_cli.store.rollouts import RolloutShard, missing_shards, read_rewards, read_shard
 from rlcm_cli.store.shards import REMEDY
+from rlcm_cli.wording import command
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ def read_rollout(run: Run, model: DiffusionModel, policy: TrainerState, *, off_p
     if absent:
         raise MissingFileError(
             f"{path.parent}: {len(absent)} of {len(manifest.shards)} shards are not sampled yet (first: {absent[0]}); "
-            f"run `rlcm sample --run {layout.root}`, then score them"
+            f"run `{command('sample', '--run', layout.root)}`, then score them"
         )
     samples = manifest.shards[-1][1]
     # Shards first: the rewards of a foreign shard do not fit it, but the shard is the one to blame.

@@ -17,6 +17,7 @@ from rlcm_cli.rewards import REWARDS, RewardSpec, is_code
 from rlcm_cli.store.atomic import TEMPORARY_SUFFIX
 from rlcm_cli.store.layout import RunLayout
 from rlcm_cli.store.run import publish_config, read_config
+from rlcm_cli.wording import command
 
 RECORDED_PACKAGES = ("rlcm", "torch", "diffusers", "transformers", "peft", "safetensors", "numpy", "pillow")
 
@@ -72,9 +73,10 @@ def check_run(root: Path, config: Config) -> Run:
         changed = differences(identify(_read_config(layout)), identify(config))
         if changed:
             raise RunMismatchError(
-                f"{root}: was made with other settings ({'; '.join(changed)}); go on with its own by `rlcm loop --run "
-                f"{root}`, choose another --run, or remove the directory (only [runtime] settings, "
-                f"{', '.join(type(config.runtime).model_fields)}, and those of [watch] and [ray] may change)"
+                f"{root}: was made with other settings ({'; '.join(changed)}); go on with its own by "
+                f"`{command('loop', '--run', root)}`, choose another --run, or remove the directory (only "
+                f"[runtime] settings, {', '.join(type(config.runtime).model_fields)}, and those of [watch] and [ray] "
+                "may change)"
             )
     elif occupied and not (layout.quarantine / layout.config.name).exists():
         raise ConfigError(f"{root}: is not empty and no run directory; choose another --run")
@@ -163,6 +165,8 @@ def parse_worker(text: str | None, environment: Mapping[str, str] = os.environ) 
             ("SLURM_PROCID", "SLURM_NTASKS"),
         ):
             if index in environment and count in environment:
+                if index == "SLURM_ARRAY_TASK_ID" and "SLURM_ARRAY_TASK_MIN" in environment:
+                    return _array_worker(environment)
                 text = f"{environment[index]}/{environment[count]}"
                 break
         else:
@@ -174,6 +178,28 @@ def parse_worker(text: str | None, environment: Mapping[str, str] = os.environ) 
     if not (slash and index_text.isdecimal() and count_text.isdecimal() and int(index_text) < int(count_text)):
         raise ConfigError(f"--worker {text}: write K/N with K from 0 to N − 1, for example --worker 0/4")
     return Worker(int(index_text), int(count_text))
+
+
+def _array_worker(environment: Mapping[str, str]) -> Worker:
+    """Return the share of a task of a Slurm array, whose numbers need neither start at 0 nor follow one another."""
+    names = ("ID", "COUNT", "MIN", "MAX", "STEP")
+    told = {
+        name: environment[f"SLURM_ARRAY_TASK_{name}"] for name in names if f"SLURM_ARRAY_TASK_{name}" in environment
+    }
+    shown = ", ".join(f"SLURM_ARRAY_TASK_{name}={value}" for name, value in told.items())
+    if not all(value.isdecimal() for value in told.values()):
+        raise ConfigError(f"--worker auto: {shown}: these are not numbers; give --worker K/N")
+    numbers = {name: int(value) for name, value in told.items()}
+    count, first, step = numbers["COUNT"], numbers["MIN"], numbers.get("STEP", 1)
+    last = numbers.get("MAX", first + (count - 1) * step)
+    index, beside = divmod(numbers["ID"] - first, step) if step else (0, 1)
+    # Of an array such as 1,3,7 the variables do not say which task is which.
+    if beside or not 0 <= index < count or last - first != (count - 1) * step:
+        raise ConfigError(
+            f"--worker auto: {shown} do not number the tasks evenly; use an array such as "
+            f"--array=0-{max(count, 1) - 1}, or give --worker K/N"
+        )
+    return Worker(index, count)
 
 
 def _read_config(layout: RunLayout) -> Config:

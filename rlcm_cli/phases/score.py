@@ -28,6 +28,7 @@ from rlcm_cli.store.rollouts import (
 )
 from rlcm_cli.store.score_cache import ScoreCache, digest_images, score_keys
 from rlcm_cli.store.timings import timing
+from rlcm_cli.wording import command
 
 BATCH = 64
 """Images that a reward is given at once, rounded up to whole groups."""
@@ -104,7 +105,7 @@ def score(
         absent = missing_shards(layout, manifest)
         if absent:
             yield Warned(
-                f"iteration {iteration}: {len(absent)} of {len(manifest.shards)} shards are not sampled yet; "
+                f"rollout {iteration}: {len(absent)} of {len(manifest.shards)} shards are not sampled yet; "
                 "run `rlcm sample`, then `rlcm score` again"
             )
         missing = {name: missing_rewards(layout, manifest, scorer.spec.directory) for name, scorer in scorers.items()}
@@ -145,12 +146,12 @@ def choose_iterations(
     planned = layout.iterations()
     if not planned:
         raise MissingFileError(
-            f"{layout.root}: holds no rollouts to score; draw some with `rlcm sample --run {layout.root}`"
+            f"{layout.root}: holds no rollouts to score; draw some with `{command('sample', '--run', layout.root)}`"
         )
     absent = [iteration for iteration in wanted if iteration not in planned]
     if absent:
         raise MissingFileError(
-            f"{layout.rollout(absent[0])}: there is no such rollout; `rlcm inspect {layout.root}` lists them"
+            f"{layout.rollout(absent[0])}: there is no such rollout; `{command('inspect', layout.root)}` lists them"
         )
     if wanted:
         return list(wanted)

@@ -38,6 +38,7 @@ from rlcm_cli.store.checkpoint import (
     read_statistics,
 )
 from rlcm_cli.store.run import publish_metrics
+from rlcm_cli.wording import command
 
 RATIO_TOLERANCE = {"float32": 2e-6, "tf32": 2e-3, "float16": 2e-3, "bfloat16": 2e-2}
 """Largest |ratio − 1| before the first update that rounding explains, for the mean reduction."""
@@ -70,7 +71,7 @@ def train(
     if not layout.manifest(iteration).exists():
         if iteration == 0:
             raise MissingFileError(
-                f"{layout.root}: holds no rollouts to train on; run `rlcm sample --run {layout.root}` first"
+                f"{layout.root}: holds no rollouts to train on; run `{command('sample', '--run', layout.root)}` first"
             )
         yield PhaseSkipped("train", iteration, "its checkpoint is there and nothing was sampled since")
         return
@@ -81,7 +82,7 @@ def train(
     flat = flat_prompts(rollout, run.config)
     if flat:
         yield Warned(
-            f"iteration {iteration}: all images of a prompt have the same reward, for {len(flat)} prompts "
+            f"iteration {iteration + 1}: all images of a prompt have the same reward, for {len(flat)} prompts "
             f"(such as '{flat[0]}'): they teach nothing"
         )
     if not advantages.any():
@@ -145,7 +146,7 @@ def train(
         record.values["grad_norm"] = norm
         if not math.isfinite(norm):
             raise TrainingError(
-                f"iteration {iteration}: the gradient is {norm}; use --dtype bfloat16 or float32, or a "
+                f"iteration {iteration + 1}: the gradient is {norm}; use --dtype bfloat16 or float32, or a "
                 "smaller train.learning_rate"
             )
         optimizer.step()
@@ -155,8 +156,8 @@ def train(
         yield Advanced(1)
     if all(torch.equal(before[name], parameter.cpu()) for name, parameter in parameters.items()):
         raise TrainingError(
-            f"iteration {iteration}: {len(records)} optimizer steps changed no weight (learning rate {rate:.3g}); the "
-            "gradient does not reach what is trained, or the rate has decayed to 0"
+            f"iteration {iteration + 1}: {len(records)} optimizer steps changed no weight (learning rate {rate:.3g}); "
+            "the gradient does not reach what is trained, or the rate has decayed to 0"
         )
 
     cpu_seconds = sum(part["cpu_seconds"] for part in team.gather({"cpu_seconds": time.process_time() - processor}))

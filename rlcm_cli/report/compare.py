@@ -14,6 +14,7 @@ from rlcm_cli.report.compare_curves import Curve, average_curves, trace_curve
 from rlcm_cli.report.compare_evaluations import Ends, read_ends
 from rlcm_cli.report.html_private import name_reward
 from rlcm_cli.store.run import read_metrics
+from rlcm_cli.wording import command, count
 
 Clock = Literal["wall", "cpu"]
 
@@ -112,7 +113,8 @@ def _read_rows(contender: Contender) -> list[dict[str, Any]]:
     rows = read_metrics(contender.layout)
     if len(rows) < 2:
         raise MissingFileError(
-            f"{root}: has metrics of {len(rows)} iterations, a curve needs two; go on with `rlcm loop --run {root}`"
+            f"{root}: has metrics of {count(len(rows), 'iteration')}, a curve needs two; go on with "
+            f"`{command('loop', '--run', root)}`"
         )
     return rows
 
@@ -147,8 +149,8 @@ def _reward_of(row: Mapping[str, Any], component: str | None, contender: Contend
     known = {**row.get("watched", {}), **row.get("rewards", {})}
     if component not in known:
         raise ConfigError(
-            f"--reward {component}: {contender.layout.root} did not score it in iteration {row['iteration']}; choose "
-            f"one that all iterations have, {', '.join(known)}"
+            f"--reward {component}: {contender.layout.root} did not score it in iteration {row['iteration'] + 1}; "
+            f"choose one that all iterations have, {', '.join(known)}"
         )
     return float(known[component])
 

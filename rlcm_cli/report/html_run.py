@@ -18,6 +18,7 @@ from rlcm_cli.store.layout import RunLayout
 from rlcm_cli.store.manifest import RolloutManifest, read_manifest
 from rlcm_cli.store.rollouts import missing_rewards, read_rewards
 from rlcm_cli.store.shards import read_json
+from rlcm_cli.wording import command
 
 Found = TypeVar("Found")
 MOST_FAULTS = 4
@@ -103,7 +104,7 @@ def read_run(run: ReportedRun, label: str) -> Evidence:
     if not (metrics or any(evaluations) or rollouts):
         raise ConfigError(
             f"{layout.root}: holds no readable metrics, evaluations or rewards, so there is nothing to report; go on "
-            f"with `rlcm loop --run {layout.root}`" + (f" ({faults.lines[0]})" if faults.lines else "")
+            f"with `{command('loop', '--run', layout.root)}`" + (f" ({faults.lines[0]})" if faults.lines else "")
         )
     record = faults.attempt(partial(read_json, layout.config)) or {}
     found = [evaluation for evaluation in evaluations if evaluation is not None]

@@ -15,6 +15,7 @@ from rlcm_cli.store.layout import RunLayout
 from rlcm_cli.store.manifest import read_manifest
 from rlcm_cli.store.pictures import to_picture, write_png
 from rlcm_cli.store.rollouts import is_pruned, missing_shards, read_shard, read_shard_rewards
+from rlcm_cli.wording import command
 
 INDEX = "images.csv"
 
@@ -22,13 +23,13 @@ INDEX = "images.csv"
 def export_images(layout: RunLayout, folder: Path, iteration: int) -> Iterator[Path]:
     """Write the sampled images of an iteration into a folder, and `images.csv` beside them.
 
-    The table has a line an image: file, iteration, sample, task, prompt, seed, and a column for each reward that
+    The table has a line an image: file, rollout, sample, task, prompt, seed, and a column for each reward that
     it was given. Gives the path of each image as it is written, the table's last. Raises `MissingFileError`
     where the iteration was not sampled or is pruned.
     """
     if iteration not in layout.iterations():
         raise MissingFileError(
-            f"{layout.rollout(iteration)}: there is no such rollout; `rlcm inspect {layout.root}` lists them"
+            f"{layout.rollout(iteration)}: there is no such rollout; `{command('inspect', layout.root)}` lists them"
         )
     manifest = read_manifest(layout.manifest(iteration))
     if is_pruned(layout, manifest):
@@ -46,7 +47,7 @@ def export_images(layout: RunLayout, folder: Path, iteration: int) -> Iterator[P
             rows.append(
                 {
                     "file": path.name,
-                    "iteration": iteration,
+                    "rollout": iteration,
                     "sample": sample,
                     "task": manifest.tasks[manifest.task_of(sample)],
                     "prompt": prompt,

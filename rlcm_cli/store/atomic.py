@@ -138,12 +138,12 @@ def _explained(path: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise StorageFullError(
-                f"{path}: not written, the disk is full; free some space (or bound the run with "
-                "--keep-rollouts and --keep-checkpoints) and run the same command again, nothing is lost"
+                f"{path}: not written, the disk is full; free some space (of a run, --keep-rollouts and "
+                "--keep-checkpoints bound it) and run the same command again, nothing is lost"
             ) from None
         if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
             raise StorageFullError(
-                f"{path}: not written, the place is not writable ({error.strerror}); choose another --run or "
-                "its permissions"
+                f"{path}: not written, the place is not writable ({error.strerror}); choose another folder, "
+                "or change its permissions"
             ) from None
         raise

@@ -34,6 +34,7 @@ from rlcm_cli.store.atomic import publish_folder
 from rlcm_cli.store.layout import FORMAT_VERSION, RunLayout
 from rlcm_cli.store.manifest import Record
 from rlcm_cli.store.shards import METADATA_KEY, REMEDY, read_json
+from rlcm_cli.wording import command
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
 UNET_FILE = "unet/diffusion_pytorch_model.safetensors"
@@ -104,7 +105,9 @@ def read_trainer_state(layout: RunLayout, number: int) -> TrainerState:
     """
     path = layout.checkpoint(number)
     if not path.is_dir():
-        raise MissingFileError(f"{path}: no such checkpoint; `rlcm inspect {layout.root}` lists those there are")
+        raise MissingFileError(
+            f"{path}: no such checkpoint; `{command('inspect', layout.root)}` lists those there are"
+        )
     try:
         files = read_json(path / MARKER_FILE).get("files")
     except (MissingFileError, CorruptFileError):
@@ -173,10 +176,8 @@ def latest_checkpoint(layout: RunLayout) -> int:
     """Number of the newest checkpoint. Raises `MissingFileError` where there is none."""
     checkpoints = layout.checkpoints()
     if not checkpoints:
-        raise MissingFileError(
-            f"{layout.root}: holds no run yet; start one with `rlcm sample --task NAME --run {layout.root}` or "
-            "`rlcm loop`"
-        )
+        start = command("sample", "--task", "NAME", "--run", layout.root)
+        raise MissingFileError(f"{layout.root}: holds no run yet; start one with `{start}` or `rlcm loop`")
     return checkpoints[-1]
 
 

@@ -15,6 +15,7 @@ from rlcm_cli.errors import ForeignFileError, MissingFileError, RewardError
 from rlcm_cli.store.layout import RunLayout
 from rlcm_cli.store.manifest import RolloutManifest
 from rlcm_cli.store.shards import REMEDY, is_published, publish_record, read_receipt, read_record
+from rlcm_cli.wording import command
 
 CONDITIONING = "conditioning."
 CONDITIONING_INDEX = "conditioning_index."
@@ -127,7 +128,9 @@ def read_rewards(
     for number in range(shards):
         path = layout.reward_shard(manifest.iteration, directory, number, shards)
         if not is_published(path):
-            raise MissingFileError(f"{path}: not there; score the rollout first with `rlcm score --run {layout.root}`")
+            raise MissingFileError(
+                f"{path}: not there; score the rollout first with `{command('score', '--run', layout.root)}`"
+            )
         tensors, fields = read_record(path, "rewards")
         check_plan(fields, manifest, path)
         shard = read_receipt(layout.shard(manifest.iteration, number, shards))

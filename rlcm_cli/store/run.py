@@ -11,6 +11,7 @@ from rlcm_cli.errors import ForeignFileError, MissingFileError
 from rlcm_cli.store.atomic import publish_bytes, remove_folder, replace_bytes
 from rlcm_cli.store.layout import FORMAT_VERSION, RunLayout, receipt_path
 from rlcm_cli.store.shards import read_json
+from rlcm_cli.wording import command
 
 
 def publish_config(layout: RunLayout, config_json: str, versions: Mapping[str, str]) -> None:
@@ -24,8 +25,9 @@ def read_config(layout: RunLayout) -> dict[str, Any]:
     try:
         record = read_json(layout.config)
     except MissingFileError:
+        start = command("loop", "--task", "NAME", "--run", layout.root)
         raise MissingFileError(
-            f"{layout.root}: is no run directory (no config.json); start a run there with --task NAME"
+            f"{layout.root}: is not a run directory (no config.json); `{start}` starts one there"
         ) from None
     if not isinstance(record.get("config"), dict):
         raise ForeignFileError(f"{layout.config}: is no configuration of a run; choose another --run")

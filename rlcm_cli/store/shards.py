@@ -58,13 +58,24 @@ from rlcm_cli.core.digests import canonical_json, sha256
 from rlcm_cli.errors import CorruptFileError, ForeignFileError, FormatVersionError, MissingFileError
 from rlcm_cli.store.atomic import publish_bytes, replace_file
 from rlcm_cli.store.layout import FORMAT_VERSION, receipt_path
+from rlcm_cli.wording import command
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 Kind = Literal["rollout", "rewards", "evaluation"]
 METADATA_KEY = "rlcm"
-REMEDY = "move it away with `rlcm quarantine {path}` and run the phase again"
+
+
+class Remedy:
+    """What to do about a damaged file, filled in as a template; its command is quoted for a shell."""
+
+    def format(self, *, path: Path) -> str:
+        """Return the remedy for a file or folder."""
+        return f"move it away with `{command('quarantine', path)}` and run the phase again"
+
+
+REMEDY = Remedy()
 
 
 class Receipt(BaseModel):

@@ -91,8 +91,8 @@ def test_a_never_is_a_never(capsys, runs, tmp_path):
     ("arguments", "error", "saying"),
     [
         ([], ConfigError, ("no run given", "rlcm compare runs/a runs/b")),
-        (["{tmp}/nowhere"], MissingFileError, ("nowhere: is no run directory",)),
-        (["{tmp}/notes.txt"], MissingFileError, ("notes.txt: is no run directory",)),
+        (["{tmp}/nowhere"], MissingFileError, ("nowhere: is not a run directory",)),
+        (["{tmp}/notes.txt"], MissingFileError, ("notes.txt: is not a run directory",)),
         (["{run}", "{run}"], ConfigError, ("is given twice",)),
         (["{run}", "--label", "x"], ConfigError, ("--label x: write NAME=RUN",)),
         (["{run}", "--label", "x="], ConfigError, ("--label x=: write NAME=RUN",)),

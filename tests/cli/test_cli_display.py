@@ -56,7 +56,7 @@ def test_people_read_cost_reward_warnings_and_results(capsys):
         "2 iterations will take about 3 min and 12 MB of disk",
         "iteration 1/2  reward -1.250 ± 0.500  best -0.750  (compressibility -1.000, recognition -0.250)",
         "warning: mind this",
-        "score of iteration 0: nothing to do, all is there",
+        "score of iteration 1: nothing to do, all is there",
         "checkpoint 1, held-out seeds: reward on training prompts -1.500  (compressibility -1.500)",
         "sheet.png: a sheet",
     ):

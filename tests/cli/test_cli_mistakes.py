@@ -139,7 +139,14 @@ def test_a_mistake_that_needs_no_model_to_be_seen(capsys, monkeypatch, tmp_path,
 
 @pytest.mark.parametrize("command", ["score", "train", "evaluate"])
 def test_a_phase_without_its_run_says_how_to_start_one(capsys, run, command):
-    refuse(capsys, MissingFileError, command, "--run", run, saying=(str(run), "is no run directory", "--task NAME"))
+    refuse(
+        capsys,
+        MissingFileError,
+        command,
+        "--run",
+        run,
+        saying=(str(run), "is not a run directory", "rlcm loop --task NAME"),
+    )
     assert not run.exists()
 
 

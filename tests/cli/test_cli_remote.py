@@ -305,7 +305,7 @@ def test_inspect_evaluate_and_compare_take_urls(capsys, settings, remote, machin
     assert succeed(capsys, "inspect", f"{remote}/checkpoints/000001", "--json").json_line()["number"] == 1
     record = succeed(capsys, "inspect", f"{remote}/{SHARD.format(1)}", "--json").json_line()
     assert record["kind"] == "rollout"
-    succeed(capsys, "inspect", remote, "--images", tmp_path / "images", "--iteration", 0)
+    succeed(capsys, "inspect", remote, "--images", tmp_path / "images", "--rollout", 0)
     assert len(list((tmp_path / "images").glob("000000-*.png"))) == 4
     machine("four")
     succeed(capsys, "compare", remote, "--out", tmp_path / "comparison")
@@ -316,7 +316,7 @@ def test_mistakes(capsys, settings, s3, remote, machine, monkeypatch):
     monkeypatch.setattr(objects, "FIRST_PAUSE", 0.001)
     refuse(capsys, ConfigError, "train", "--run", "s3://key:secret@bucket/run", saying=("environment",))
     for command in ("train", "score"):
-        refuse(capsys, MissingFileError, command, "--run", remote, saying=(f"{remote}: is no run directory",))
+        refuse(capsys, MissingFileError, command, "--run", remote, saying=(f"{remote}: is not a run directory",))
     refuse(
         capsys, RemoteStoreError, "sample", "--run", "s3://no-such-bucket/run", "--config", settings,
         saying=("s3://no-such-bucket/run", "look at bucket, credentials"),

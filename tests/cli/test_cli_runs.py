@@ -147,7 +147,10 @@ def test_json_of_a_phase_is_the_only_line_on_stdout(capsys, settings, tmp_path, 
     run = tmp_path / "run"
     assert succeed(capsys, "sample", "--config", settings, "--run", run, "--json").json_line() == {
         "run": str(run),
-        "iteration": 0,
+        "iteration": 1,
+        "complete": True,
+        "shards": 2,
+        "shards_done": 2,
     }
     if command == "train":
         succeed(capsys, "score", "--run", run)

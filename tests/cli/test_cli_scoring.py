@@ -148,10 +148,10 @@ def test_a_finished_run_is_scored_with_another_reward_again_and_again(capsys, se
 def test_one_rollout_alone_is_scored(capsys, settings, tmp_path, asked):
     run = tmp_path / "run"
     succeed(capsys, "loop", "--config", settings, "--run", run)
-    succeed(capsys, "score", "--run", run, "--reward", "counting", "--iteration", "1")
+    succeed(capsys, "score", "--run", run, "--reward", "counting", "--rollout", "1")
     assert ("counting" in folders(run, 0), "counting" in folders(run, 1)) == (False, True)
     refuse(
-        capsys, MissingFileError, "score", "--run", run, "--reward", "counting", "--iteration", "9", saying=("000009",)
+        capsys, MissingFileError, "score", "--run", run, "--reward", "counting", "--rollout", "9", saying=("000009",)
     )
 
 
@@ -231,7 +231,7 @@ def test_code_that_the_command_line_names_is_run(capsys, settings, code, tmp_pat
     succeed(capsys, "loop", "--config", settings, "--run", run, "--iterations", "1", "--reward", name)
     assert checkpoints(run) == [0, 1]
     succeed(capsys, "loop", "--run", run, "--iterations", "2", "--reward", name)
-    succeed(capsys, "score", "--run", run, "--reward", name, "--iteration", "0")
+    succeed(capsys, "score", "--run", run, "--reward", name, "--rollout", "0")
     other = tmp_path / "other"
     succeed(capsys, "sample", "--config", settings, "--run", other)
     succeed(capsys, "loop", "--run", other, "--iterations", "1", "--watch", name)
@@ -352,7 +352,7 @@ class TestImages:
 
     def test_of_a_rollout_that_is_not_there_are_refused(self, capsys, sampled, tmp_path):
         command, place = ("inspect", sampled, "--images"), tmp_path / "x"
-        refuse(capsys, MissingFileError, *command, place, "--iteration", 7, saying=("there is no such rollout",))
+        refuse(capsys, MissingFileError, *command, place, "--rollout", 7, saying=("there is no such rollout",))
         (tmp_path / "empty").mkdir()
         refuse(
             capsys,

@@ -80,7 +80,7 @@ def test_prompts_cannot_break_out_of_the_page(capsys, tmp_path):
 
 
 def test_a_run_that_is_not_there_is_refused(capsys, tmp_path):
-    refuse(capsys, MissingFileError, "report", tmp_path / "none", saying=("is no run directory",))
+    refuse(capsys, MissingFileError, "report", tmp_path / "none", saying=("is not a run directory",))
 
 
 def test_a_run_given_twice_is_refused(capsys, tmp_path, monkeypatch):

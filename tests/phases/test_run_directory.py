@@ -176,6 +176,11 @@ def test_a_configuration_that_cannot_be_leaves_no_directory(tiny_lcm, tmp_path, 
     assert not (tmp_path / "run").exists()
 
 
+def array_environment(first, last, step, own, count):
+    told = {"ID": own, "COUNT": count, "MIN": first, "MAX": last, "STEP": step}
+    return {f"SLURM_ARRAY_TASK_{name}": str(value) for name, value in told.items()}
+
+
 class TestWorker:
     @pytest.mark.parametrize(("text", "worker"), [(None, Worker(0, 1)), ("0/1", Worker(0, 1)), ("2/5", Worker(2, 5))])
     def test_written_out(self, text, worker):
@@ -203,7 +208,30 @@ class TestWorker:
         with pytest.raises(ConfigError, match="none of RANK, SLURM_ARRAY_TASK_ID and SLURM_PROCID is set"):
             parse_worker("auto", environment)
 
-    def test_an_array_that_does_not_count_from_0_is_refused(self):
+    @pytest.mark.parametrize(
+        ("numbers", "own", "worker"),
+        [
+            ((1, 4, 1), 4, Worker(3, 4)),
+            ((1, 4, 1), 1, Worker(0, 4)),
+            ((0, 8, 4), 8, Worker(2, 3)),
+            ((10, 16, 3), 13, Worker(1, 3)),
+            ((5, 5, 1), 5, Worker(0, 1)),
+        ],
+    )
+    def test_an_array_may_start_and_step_as_it_likes(self, numbers, own, worker):
+        assert parse_worker("auto", array_environment(*numbers, own, worker.count)) == worker
+
+    @pytest.mark.parametrize(
+        ("numbers", "own", "count"),
+        [((1, 7, 1), 3, 3), ((0, 8, 4), 3, 3), ((0, 2, 1), 7, 3), ((0, 2, 0), 1, 3), ((0, 2, "x"), 1, 3)],
+    )
+    def test_an_array_with_gaps_is_refused_by_the_names_of_its_variables(self, numbers, own, count):
+        with pytest.raises(
+            ConfigError, match=rf"SLURM_ARRAY_TASK_ID={own}, SLURM_ARRAY_TASK_COUNT={count}.*--worker K/N"
+        ):
+            parse_worker("auto", array_environment(*numbers, own, count))
+
+    def test_an_array_that_does_not_say_where_it_starts_counts_from_0(self):
         with pytest.raises(ConfigError, match=r"--worker 3/3: write K/N"):
             parse_worker("auto", {"SLURM_ARRAY_TASK_ID": "3", "SLURM_ARRAY_TASK_COUNT": "3"})
 

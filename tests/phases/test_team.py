@@ -2,8 +2,11 @@
 
 import json
 import os
+import signal
+import socket
 import subprocess
 import sys
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -12,7 +15,8 @@ from phase_runs import fingerprint, make_config, make_loop
 from PIL import Image
 from plain_diffusion import build_plain_diffusion
 
-from rlcm_cli.errors import ConfigError
+from rlcm_cli.errors import ConfigError, WorkerLostError
+from rlcm_cli.phases import team as team_module
 from rlcm_cli.phases.costs import phase_seconds
 from rlcm_cli.phases.run import Worker, create_run, open_run, parse_worker
 from rlcm_cli.phases.team import Team, check_team, is_first_to_complain, join_team
@@ -164,6 +168,39 @@ class TestAlone:
         team.leave()
         assert is_first_to_complain({})
 
+    @pytest.mark.parametrize(("rank", "came"), [(0, "1 process came"), (1, "nobody answered there")])
+    def test_a_process_whose_others_never_come_says_so_at_once_and_gives_up(self, monkeypatch, rank, came):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        left_over = {
+            "RANK": rank,
+            "WORLD_SIZE": 2,
+            "LOCAL_RANK": rank,
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": port,
+        }
+        environment = {name: str(value) for name, value in left_over.items()}
+        for name, value in environment.items():  # torch reads them itself
+            monkeypatch.setenv(name, value)
+        monkeypatch.setattr(team_module, "MEETING", timedelta(seconds=1))
+        told, handler = [], signal.getsignal(signal.SIGINT)
+        with pytest.raises(WorkerLostError) as refusal:
+            join_team("cpu", environment, told.append)
+        waiting = f"this is process {rank} of 2 of a launcher, and waits for the others at 127.0.0.1:{port}"
+        assert told == [f"{waiting}; if no launcher started it, stop it and unset {' '.join(left_over)}"]
+        message = str(refusal.value)
+        assert message.startswith(f"{waiting}, but within 0 minutes {came}; start all of them")
+        assert message.endswith(f"unset {' '.join(left_over)}")
+        assert "\n" not in message
+        assert signal.getsignal(signal.SIGINT) == handler
+
+    def test_under_torchrun_a_short_wait_is_not_told(self):
+        told = []
+        with team_module._announcing({**LAUNCHED, "TORCHELASTIC_RUN_ID": "none"}, told.append):
+            pass
+        assert told == []
+
     def test_idle_processes_are_warned_about(self):
         assert not list(check_team(Team(0, 2), 2, {}))
         [event] = check_team(Team(0, 4), 1, {})
@@ -178,7 +215,7 @@ class TestAlone:
     def test_gpus_must_be_as_many_as_processes(self, monkeypatch):
         monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
         monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-        with pytest.raises(ConfigError, match="process 2 on a machine with 1 GPUs"):
+        with pytest.raises(ConfigError, match="process 2 on a machine with 1 GPU;"):
             join_team("auto", LAUNCHED)
         with pytest.raises(ConfigError, match="--device cuda:0: is one GPU for 4 processes"):
             join_team("cuda:0", LAUNCHED)

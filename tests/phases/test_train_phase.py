@@ -209,7 +209,7 @@ class TestAnUpdateThatChangesNothing:
     def test_trips_where_the_rate_has_decayed_to_0(self, tiny_lcm, tmp_path):
         config = make_config(tiny_lcm, train={"lr_decay_iterations": 1})
         run = create_run(tmp_path / "run", config)
-        with pytest.raises(TrainingError, match=r"iteration 1: .* the rate has decayed to 0"):
+        with pytest.raises(TrainingError, match=r"iteration 2: .* the rate has decayed to 0"):
             finish(loop(run, shared_model(tiny_lcm), load_scorers(run)))
         assert run.layout.checkpoints() == [0, 1]
         assert len(read_metrics(run.layout)) == 1

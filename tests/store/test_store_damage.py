@@ -246,7 +246,7 @@ def test_a_configuration_that_is_none(layout):
     layout.config.write_text(json.dumps({"format_version": 1}))
     assert "no configuration of a run" in refused(ForeignFileError, layout, read_config)
     layout.config.unlink()
-    assert "is no run directory" in refused(MissingFileError, layout, read_config)
+    assert "is not a run directory" in refused(MissingFileError, layout, read_config)
 
 
 class TestCheckpoint:
