@@ -95,10 +95,9 @@ class PartSettings:
     target_modules: tuple[str, ...] | None
     """None: a regular expression."""
 
-    def strength(self, name: str, rank: int) -> float:
-        """Return the strength of a module of this name and rank."""
-        alpha = _matching(self.alpha_pattern, name, self.alpha)
-        return alpha / (math.sqrt(rank) if self.rslora else rank)
+    def alpha_of(self, name: str) -> float:
+        """Return the alpha of a module of this name."""
+        return _matching(self.alpha_pattern, name, self.alpha)
 
 
 @dataclass(frozen=True)
@@ -114,6 +113,7 @@ class LoraModule:
     up: Tensor
     """[out, rank], or [out, rank, 1, 1]."""
     strength: float
+    alpha: float
     magnitude: Tensor | None = None
     """Of DoRA (arXiv 2402.09353), [out] in any shape."""
     bias: Tensor | None = None
@@ -200,8 +200,8 @@ def read_settings(metadata: Mapping[str, str], part: str, place: str) -> PartSet
         )
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ModelError(
-            f"{place}: its metadata '{METADATA_KEY}' cannot be read ({type(error).__name__}: {str(error)[:100]}); "
-            "save the LoRA again with a pipeline's save_lora_weights"
+            f"{place}: its metadata '{METADATA_KEY}' states no rank and alpha that can be read "
+            f"({type(error).__name__}: {str(error)[:100]}); save the LoRA again with a pipeline's save_lora_weights"
         ) from None
     unknown = sorted(key for key, value in values.items() if not _does_nothing(key, value))
     if unknown:
@@ -289,9 +289,12 @@ def _read_module(
     alpha = roles.get("alpha")
     if alpha is not None and alpha.numel() != 1:
         raise ModelError(f"{place}: the alpha of module {shown} is no number; get the file again")
-    strength = 1.0
+    divisor: float = rank
     if alpha is not None:
-        strength = float(alpha) / rank
+        number = float(alpha)
     elif stated is not None:
-        strength = stated.strength(name, rank)
-    return LoraModule(part, name, down, up, strength, roles.get("magnitude"), roles.get("bias"))
+        number = stated.alpha_of(name)
+        divisor = math.sqrt(rank) if stated.rslora else rank
+    else:
+        number = float(rank)
+    return LoraModule(part, name, down, up, number / divisor, number, roles.get("magnitude"), roles.get("bias"))

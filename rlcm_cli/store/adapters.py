@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from safetensors import SafetensorError, safe_open
+
+from rlcm_cli.core.lora_file import METADATA_KEY, UNET, PartSettings, read_settings
 from rlcm_cli.errors import ModelError
 from rlcm_cli.store.checkpoint import LORA_FILE, find_weights, latest_checkpoint
 from rlcm_cli.store.layout import RunLayout
 from rlcm_cli.store.objects import is_url
 from rlcm_cli.store.remote import fetch_adapter
-
-DIFFUSERS_METADATA_KEY = "lora_adapter_metadata"
 
 
 @dataclass(frozen=True)
@@ -45,19 +46,50 @@ def find_adapter(place: str) -> Path | None:
 
 
 def read_adapter_settings(path: Path) -> AdapterSettings:
-    """Read rank, alpha and modules from the metadata that diffusers writes.
+    """Read rank, alpha and modules from the metadata that diffusers writes, for a run that starts from the file.
 
-    Raises `ModelError` for a file without it: its alpha is unknown, and guessing halves or doubles the effect.
+    Raises `ModelError` for a file without them, since guessing alpha halves or doubles the effect, and for a LoRA that
+    is not what these three numbers say: with strengths or ranks of its own for some modules, or more than two matrices
+    a module.
     """
-    try:
-        with path.open("rb") as file:
-            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-        metadata = json.loads(header["__metadata__"][DIFFUSERS_METADATA_KEY])
-        return AdapterSettings(
-            metadata["unet.r"], metadata["unet.lora_alpha"], tuple(sorted(metadata["unet.target_modules"]))
-        )
-    except (ValueError, KeyError, TypeError, OSError, MemoryError, OverflowError):
+    names, metadata = _read_header(path)
+    stated = read_settings(metadata, UNET, str(path))
+    if stated is None:
         raise ModelError(
-            f"{path}: states no rank and alpha ('{DIFFUSERS_METADATA_KEY}' of diffusers' save_lora_weights); "
-            "start from a LoRA that rlcm or a current diffusers wrote"
-        ) from None
+            f"{path}: states no rank and alpha ('{METADATA_KEY}' of diffusers' save_lora_weights); {EXPORT_IT}"
+        )
+    fault = _find_fault(stated, names)
+    if fault:
+        raise ModelError(f"{path}: {fault}")
+    return AdapterSettings(stated.rank, int(stated.alpha), stated.target_modules or ())
+
+
+EXPORT_IT = "to start from it, write it again by `rlcm export FILE --model NAME --format diffusers`"
+
+
+def _find_fault(stated: PartSettings, names: Sequence[str]) -> str | None:
+    """Return why a run, which has one rank and one whole alpha, cannot start from a LoRA."""
+    if any(not name.startswith(f"{UNET}.") for name in names):
+        return "has layers of other parts than the U-Net, which a run does not train; start from a LoRA of the U-Net"
+    if any("lora_magnitude_vector" in name or name.endswith(".bias") for name in names):
+        return "is a DoRA, or has biases, which a run does not train; start from a plain LoRA"
+    if stated.rank_pattern:
+        return "has modules of several ranks (rank_pattern), and a run has one; start from a LoRA of one rank"
+    if stated.rslora:
+        return f"has the strength alpha / sqrt(rank) (use_rslora), and a run's is alpha / rank; {EXPORT_IT}"
+    if stated.alpha_pattern:
+        return f"has modules of several alphas (alpha_pattern), and a run has one; {EXPORT_IT}"
+    if stated.alpha != int(stated.alpha):
+        return f"has an alpha of {stated.alpha:g}, and a run's is a whole number; {EXPORT_IT}"
+    if stated.target_modules is None:
+        return f"names its modules by a pattern, and a run by a list; {EXPORT_IT}"
+    return None
+
+
+def _read_header(path: Path) -> tuple[list[str], dict[str, str]]:
+    """Return the names of the tensors, and the metadata."""
+    try:
+        with safe_open(path, framework="np") as opened:
+            return list(opened.keys()), opened.metadata() or {}
+    except (OSError, SafetensorError):
+        raise ModelError(f"{path}: is no readable safetensors file; name a LoRA file") from None

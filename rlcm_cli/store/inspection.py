@@ -7,8 +7,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from safetensors import safe_open
+
+from rlcm_cli.core.lora_file import PARTS, UNET, read_lora
 from rlcm_cli.errors import ConfigError, MissingFileError, StoreError
-from rlcm_cli.store.adapters import read_adapter_settings
 from rlcm_cli.store.checkpoint import UNET_FILE, digest_safetensors, find_weights, read_tensors, read_trainer_state
 from rlcm_cli.store.layout import RunLayout, receipt_path
 from rlcm_cli.store.manifest import RolloutManifest, read_manifest
@@ -131,11 +133,24 @@ def _describe_weights(path: Path) -> dict[str, Any]:
     }
     if path.match(UNET_FILE):
         return {"kind": "U-Net", **size}
-    settings = read_adapter_settings(path)
+    with safe_open(path, framework="np") as opened:
+        lora = read_lora(tensors, opened.metadata() or {}, str(path))
+    stated = lora.stated.get(UNET)
     return {
         "kind": "adapter",
-        "rank": settings.rank,
-        "alpha": settings.alpha,
-        "target_modules": list(settings.target_modules),
+        "format": "kohya" if lora.kohya else "diffusers",
+        "rank": _range({module.rank for module in lora.modules}),
+        "alpha": _range({module.alpha for module in lora.modules}),
+        "strength": _range({module.strength for module in lora.modules}),
+        "modules": {part: len(lora.of(part)) for part in (*PARTS, "") if lora.of(part)},
+        **({"target_modules": list(stated.target_modules)} if stated and stated.target_modules else {}),
         **size,
     }
+
+
+def _range(values: set[int] | set[float]) -> int | float | str:
+    """Return the one value, or the least and the greatest."""
+    low, high = min(values), max(values)
+    if low == high:
+        return int(low) if low == int(low) else low
+    return f"{low:g} to {high:g}"

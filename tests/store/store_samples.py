@@ -12,8 +12,8 @@ import safetensors.torch
 import torch
 
 from rlcm_cli.core.digests import canonical_json, sha256
+from rlcm_cli.core.lora_file import METADATA_KEY
 from rlcm_cli.core.trajectory import Trajectories
-from rlcm_cli.store.adapters import DIFFUSERS_METADATA_KEY
 from rlcm_cli.store.checkpoint import LORA_FILE, publish_checkpoint
 from rlcm_cli.store.evaluations import Evaluation, publish_evaluation
 from rlcm_cli.store.layout import RunLayout, receipt_path
@@ -74,9 +74,10 @@ def make_shard(manifest: RolloutManifest, number: int) -> RolloutShard:
 
 
 def write_lora(folder: Path, value: float = 1.0, metadata: dict[str, Any] | None = None) -> None:
-    tensors = {f"unet.to_q.lora_{part}.weight": torch.full((2, 3), value) for part in "AB"}
+    shapes = {"A": (2, 3), "B": (3, 2)}
+    tensors = {f"unet.to_q.lora_{part}.weight": torch.full(shape, value) for part, shape in shapes.items()}
     text = json.dumps(LORA_METADATA if metadata is None else metadata)
-    safetensors.torch.save_file(tensors, folder / LORA_FILE, metadata={"format": "pt", DIFFUSERS_METADATA_KEY: text})
+    safetensors.torch.save_file(tensors, folder / LORA_FILE, metadata={"format": "pt", METADATA_KEY: text})
 
 
 def write_checkpoint(layout: RunLayout, number: int, value: float = 1.0) -> None:

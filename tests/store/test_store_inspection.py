@@ -1,5 +1,8 @@
 import pytest
-from store_samples import flip_bit, forge_record, make_manifest, write_lora, write_run
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from store_samples import LORA_METADATA, flip_bit, forge_record, make_manifest, write_lora, write_run
 
 from rlcm_cli.errors import ConfigError, CorruptFileError, MissingFileError, ModelError
 from rlcm_cli.store.adapters import find_adapter, read_adapter_settings
@@ -49,12 +52,30 @@ class TestDescribe:
         path = layout.checkpoint(1) / LORA_FILE
         assert describe(path) == {
             "kind": "adapter",
+            "format": "diffusers",
             "rank": 2,
             "alpha": 4,
+            "strength": 2,
+            "modules": {"unet": 1},
             "target_modules": ["to_k", "to_q"],
             "layers": 2,
             "parameters": 12,
             "digest": digest_safetensors(path),
+        }
+
+    def test_a_kohya_file_whose_modules_differ(self, tmp_path):
+        tensors = {"lora_te_text_model_encoder_layers_0_mlp_fc1.alpha": torch.tensor(1.0)}
+        for module, rank in (("lora_unet_mid_q", 2), ("lora_te_text_model_encoder_layers_0_mlp_fc1", 4)):
+            tensors[f"{module}.lora_down.weight"] = torch.ones(rank, 3)
+            tensors[f"{module}.lora_up.weight"] = torch.ones(5, rank)
+        save_file(tensors, tmp_path / "x.safetensors")
+        found = describe(tmp_path / "x.safetensors")
+        assert {key: found[key] for key in ("format", "rank", "alpha", "strength", "modules")} == {
+            "format": "kohya",
+            "rank": "2 to 4",
+            "alpha": "1 to 2",
+            "strength": "0.25 to 1",
+            "modules": {"unet": 1, "text_encoder": 1},
         }
 
     def test_what_is_none_of_them(self, layout, tmp_path):
@@ -124,5 +145,40 @@ class TestAdapters:
             read_adapter_settings(tmp_path / LORA_FILE)
         for damage in (b"", b"\xff" * 40, b"\x02\0\0\0\0\0\0\0[]"):
             (tmp_path / LORA_FILE).write_bytes(damage)
-            with pytest.raises(ModelError, match="states no rank and alpha"):
+            with pytest.raises(ModelError, match="no readable safetensors file"):
                 read_adapter_settings(tmp_path / LORA_FILE)
+
+    def test_a_whole_alpha_may_be_written_as_a_fraction(self, tmp_path):
+        write_lora(tmp_path, metadata={**LORA_METADATA, "unet.lora_alpha": 4.0})
+        settings = read_adapter_settings(tmp_path / LORA_FILE)
+        assert (settings.rank, settings.alpha, settings.target_modules) == (2, 4, ("to_k", "to_q"))
+        assert isinstance(settings.alpha, int)
+
+    @pytest.mark.parametrize(
+        ("settings", "fault"),
+        [
+            ({"unet.use_rslora": True}, "use_rslora"),
+            ({"unet.alpha_pattern": {"to_q": 2}}, "alpha_pattern"),
+            ({"unet.rank_pattern": {"to_q": 1}}, "rank_pattern"),
+            ({"unet.lora_alpha": 0.5}, "an alpha of 0.5"),
+            ({"unet.target_modules": ".*to_q"}, "by a pattern"),
+            ({"unet.corda_config": {"rank": 1}}, "corda_config"),
+        ],
+    )
+    def test_a_lora_whose_strength_a_run_cannot_have_is_refused(self, tmp_path, settings, fault):
+        write_lora(tmp_path, metadata={**LORA_METADATA, **settings})
+        with pytest.raises(ModelError, match=fault) as caught:
+            read_adapter_settings(tmp_path / LORA_FILE)
+        assert str(tmp_path / LORA_FILE) in str(caught.value)
+
+    @pytest.mark.parametrize(
+        ("name", "fault"),
+        [("text_encoder.fc1.lora_A.weight", "other parts"), ("unet.to_q.lora_magnitude_vector", "a DoRA")],
+    )
+    def test_a_lora_with_more_than_a_run_trains_is_refused(self, tmp_path, name, fault):
+        write_lora(tmp_path)
+        with safe_open(tmp_path / LORA_FILE, framework="pt") as file:
+            metadata, tensors = file.metadata(), {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        save_file({**tensors, name: torch.ones(2, 3)}, tmp_path / LORA_FILE, metadata=metadata)
+        with pytest.raises(ModelError, match=fault):
+            read_adapter_settings(tmp_path / LORA_FILE)
