@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,6 +20,7 @@ from rlcm_cli.models.conditioning import is_sdxl
 from rlcm_cli.models.diffusion import DiffusionModel
 from rlcm_cli.models.libraries import quiet_libraries, summarise
 from rlcm_cli.models.lora import ADAPTER, LORA_FILE, PREFIX, save_lora
+from rlcm_cli.models.lora_binding import adapted_layers, apply_weight, state_strengths
 from rlcm_cli.models.schedules import build_schedule
 
 PLACES = ("_name_or_path", "name_or_path")
@@ -32,7 +35,8 @@ def use_float32(model: DiffusionModel) -> None:
 
 
 def write_lora(model: DiffusionModel, folder: Path, dtype: torch.dtype) -> Path:
-    """Write the attached adapter as diffusers does, rank and alpha in its metadata; give the file."""
+    """Write the attached adapter as diffusers does, rank and alpha in its metadata; return the file."""
+    _settle_strengths(model)
     save_lora(model, folder)
     file = folder / LORA_FILE
     if dtype != torch.float32:
@@ -43,21 +47,27 @@ def write_lora(model: DiffusionModel, folder: Path, dtype: torch.dtype) -> Path:
 
 
 def write_kohya(model: DiffusionModel, file: Path, dtype: torch.dtype, *, title: str) -> Path:
-    """Write the attached adapter under kohya's keys, which ComfyUI, A1111 and others read; give the file.
+    """Write the attached adapter under kohya's keys, which ComfyUI, A1111 and others read; return the file.
 
     Each module has `lora_unet_<module>.lora_down.weight` (A), `.lora_up.weight` (B) and its `.alpha`; the strength is
     alpha / rank. Module names are diffusers', with underscores, which those tools know for Stable Diffusion 1, 2 and
-    XL. The metadata are the ones that they show, and name no place.
+    XL. The metadata are the ones that they show, and name no place. Raises `ModelError` for a DoRA or biases.
     """
     from diffusers.utils import convert_state_dict_to_kohya
     from peft import get_peft_model_state_dict
-    from peft.tuners.lora import LoraLayer
 
-    layers = {n: m for n, m in model.unet.named_modules() if isinstance(m, LoraLayer) and ADAPTER in m.r}
+    layers = dict(adapted_layers(model.unet, ADAPTER))
+    if any(layer.lora_variant or layer.lora_bias[ADAPTER] for layer in layers.values()):
+        raise ModelError(
+            "the LoRA is a DoRA or has biases, which kohya's format has no room for; use another --format"
+        )
+    _settle_strengths(model)
     state = get_peft_model_state_dict(model.unet, adapter_name=ADAPTER)
     tensors = convert_state_dict_to_kohya({PREFIX + name: tensor for name, tensor in state.items()})
     # diffusers' converter gives every module its rank as alpha, which would change its strength.
-    alphas = {_kohya_name(n): torch.tensor(float(layer.lora_alpha[ADAPTER])) for n, layer in layers.items()}
+    alphas = {
+        _kohya_name(n): torch.tensor(float(layer.scaling[ADAPTER] * layer.r[ADAPTER])) for n, layer in layers.items()
+    }
     if alphas.keys() != {key for key in tensors if key.endswith(".alpha")}:
         raise ModelError("the LoRA has modules that kohya's format has no names for; use --format diffusers")
     ranks = {layer.r[ADAPTER] for layer in layers.values()}
@@ -85,6 +95,8 @@ def write_pipeline(model: DiffusionModel, folder: Path, dtype: torch.dtype) -> P
     pipeline = model.pipeline
     with quiet_libraries():
         if ADAPTER in getattr(model.unet, "peft_config", {}):
+            if any(layer.lora_bias[ADAPTER] for _, layer in adapted_layers(model.unet, ADAPTER)):
+                raise ModelError("the LoRA has biases, which weights cannot hold; use --format diffusers")
             try:
                 model.unet.fuse_lora(safe_fusing=True)
             except ValueError as error:
@@ -98,6 +110,25 @@ def write_pipeline(model: DiffusionModel, folder: Path, dtype: torch.dtype) -> P
     for file in folder.rglob("*.json"):
         _withhold_places(file)
     return folder
+
+
+def apply_base(model: DiffusionModel, layers: Iterable[str]) -> dict[str, Tensor]:
+    """Return the base weights of layers of the U-Net, applied as `compare_fused` compares them."""
+    found = {}
+    for name in layers:
+        layer = model.unet.get_submodule(name)
+        found[name] = apply_weight(getattr(layer, "base_layer", layer).weight)
+    return found
+
+
+def read_fused(folder: Path, layers: Iterable[str]) -> dict[str, Tensor]:
+    """Return the weights of layers in the U-Net's files of a pipeline's folder, applied as `compare_fused` does."""
+    keys = {f"{name}.weight": name for name in layers}
+    found: dict[str, Tensor] = {}
+    for file in (folder / "unet").glob("*.safetensors"):
+        with safe_open(file, framework="pt") as opened:
+            found |= {keys[key]: apply_weight(opened.get_tensor(key)) for key in keys.keys() & set(opened.keys())}
+    return found
 
 
 def read_back_lora(base: DiffusionModel, file: Path) -> Any:
@@ -155,6 +186,28 @@ def draw_by_pipeline(pipeline: Any, prompt: str, seed: int, arguments: dict[str,
 def adapted_parts(model: DiffusionModel) -> list[str]:
     """Give the parts of the pipeline that have an adapter."""
     return sorted(model.pipeline.get_list_adapters())
+
+
+def _settle_strengths(model: DiffusionModel) -> None:
+    """Give all modules one whole alpha, whatever theirs were: what their strengths differ in goes into the matrices.
+
+    A run can start from such a LoRA, and diffusers, which loses the alphas of a kohya file, cannot lose this one.
+    """
+    layers = dict(adapted_layers(model.unet, ADAPTER))
+    config = model.unet.peft_config[ADAPTER]
+    alphas = {layer.lora_alpha[ADAPTER] for layer in layers.values()}
+    if len(alphas) == 1 and all(alpha == int(alpha) for alpha in alphas) and not config.use_rslora:
+        config.lora_alpha = int(alphas.pop())
+    else:
+        config.use_rslora = False
+        config.lora_alpha = Counter(layer.r[ADAPTER] for layer in layers.values()).most_common(1)[0][0]
+        for layer in layers.values():
+            settled = config.lora_alpha / layer.r[ADAPTER]
+            with torch.no_grad():
+                layer.lora_B[ADAPTER].weight *= layer.scaling[ADAPTER] / settled
+            layer.use_rslora[ADAPTER] = False
+            layer.lora_alpha[ADAPTER], layer.scaling[ADAPTER] = config.lora_alpha, settled
+    state_strengths(model.unet, ADAPTER)
 
 
 def _kohya_name(module: str) -> str:

@@ -15,7 +15,10 @@ from rlcm_cli.errors import ModelError
 
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 5e-3, torch.bfloat16: 4e-2}
 """Of a module's effect, relative to its largest value, where the file's numbers are of a dtype."""
+FUSED_TOLERANCE = {torch.float32: 4e-6, torch.float16: 4e-3, torch.bfloat16: 3e-2}
+"""Of the same for whole weights, beside which the effect may be small."""
 PROBES = 4
+"""Random vectors that two matrices are compared by: those that map them alike are equal."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +79,7 @@ def check_loaded(pipeline: Any, adapter: str, lora: LoraFile, binding: Binding, 
     left_out = [f"{module.part}.{module.name}".removeprefix(".") for module in binding.missing]
     for part in PARTS:
         component = getattr(pipeline, part, None)
-        loaded = dict(_adapted_layers(component, adapter)) if component is not None else {}
+        loaded = dict(adapted_layers(component, adapter)) if component is not None else {}
         for name, module in binding.bound.get(part, {}).items():
             layer = loaded.pop(name, None)
             if layer is None:
@@ -89,7 +92,7 @@ def check_loaded(pipeline: Any, adapter: str, lora: LoraFile, binding: Binding, 
                 f"{place}: diffusers reads it as a LoRA of {part}.{next(iter(loaded))}, which it does not name; save "
                 "it again with the pipeline's save_lora_weights"
             )
-        _state_strengths(component, adapter)
+        state_strengths(component, adapter)
     total = len(lora.modules)
     if not left_out:
         return None
@@ -99,17 +102,51 @@ def check_loaded(pipeline: Any, adapter: str, lora: LoraFile, binding: Binding, 
     return f"{place}: {told}, so that it acts in part"
 
 
+def state_strengths(component: Any, adapter: str) -> None:
+    """Let peft's configuration say what the layers have, so that a file saved of them does."""
+    config = getattr(component, "peft_config", {}).get(adapter)
+    if config is None:
+        return
+    layers = dict(adapted_layers(component, adapter))
+    config.rank_pattern = {n: layer.r[adapter] for n, layer in layers.items() if layer.r[adapter] != config.r}
+    config.alpha_pattern = {
+        name: layer.lora_alpha[adapter]
+        for name, layer in layers.items()
+        if layer.lora_alpha[adapter] != config.lora_alpha
+    }
+
+
 def compare_files(written: LoraFile, wanted: Mapping[str, LoraModule], unet: nn.Module, place: str) -> None:
     """Raise `ModelError` unless a file has the effect on each layer of a U-Net that is wanted of it, and no other."""
     spellings = _spell(dict(_layers(unet)), unet)
     found = {spellings.get(module.key, module.name): module for module in written.modules}
     if found.keys() != wanted.keys():
-        raise ModelError(
-            f"{place}: has other modules than the LoRA, {_list_few(sorted(found.keys() ^ wanted.keys()))}"
-        )
+        different = sorted(found.keys() ^ wanted.keys())
+        raise ModelError(f"{place}: has other modules than the LoRA ({_list_few(different)})")
     for name, module in wanted.items():
         tolerance = TOLERANCE.get(found[name].down.dtype, 0.0)
-        check_effect(effect(found[name]), effect(module), tolerance, f"{place}: {name}")
+        for mine, theirs in zip(_effects(found[name]), _effects(module), strict=True):
+            _check_effect(mine, theirs, tolerance, f"{place}: {name}")
+
+
+def compare_fused(
+    fused: Mapping[str, Tensor], base: Mapping[str, Tensor], wanted: Mapping[str, LoraModule], place: str
+) -> None:
+    """Raise `ModelError` unless the weights of each layer are those of the base with the effect that is wanted.
+
+    `fused` and `base` are layer → its weights applied to `probes`, as `apply_weight` returns them. A DoRA's are not
+    compared: its weights are no sum.
+    """
+    for name, module in wanted.items():
+        if module.is_plain:
+            tolerance = FUSED_TOLERANCE.get(fused[name].dtype, 0.0)
+            _check_effect(fused[name].float(), base[name].float() + effect(module), tolerance, f"{place}: {name}")
+
+
+def apply_weight(weight: Tensor) -> Tensor:
+    """Return a layer's weight applied to `probes`: [out, `PROBES`], of the weight's dtype, on the CPU."""
+    matrix = weight.detach().cpu().float().flatten(1)
+    return (matrix @ probes(matrix.shape[1])).to(weight.dtype)
 
 
 def effect(module: LoraModule) -> Tensor:
@@ -119,17 +156,22 @@ def effect(module: LoraModule) -> Tensor:
 
 
 def probes(width: int) -> Tensor:
-    """Return fixed random vectors, float32 [width, `PROBES`]: two matrices that map them alike are equal."""
+    """Return fixed random vectors, float32 [width, `PROBES`]."""
     return torch.randn(width, PROBES, generator=torch.Generator().manual_seed(width))
 
 
-def check_effect(found: Tensor, wanted: Tensor, tolerance: float, where: str) -> None:
+def _effects(module: LoraModule) -> list[Tensor]:
+    others = [tensor.float().flatten() for tensor in (module.magnitude, module.bias) if tensor is not None]
+    return [effect(module), *others]
+
+
+def _check_effect(found: Tensor, wanted: Tensor, tolerance: float, where: str) -> None:
     """Raise `ModelError` where two effects differ by more than `tolerance` of the larger of their greatest values."""
     largest = max(found.abs().max().item(), wanted.abs().max().item())
     difference = (found - wanted).abs().max().item()
     if not difference <= tolerance * largest:
         raise ModelError(
-            f"{where} changes the model otherwise than the LoRA does, by {difference / largest:.2g} of it"
+            f"{where} differs from what the LoRA makes of it, by {difference / largest:.2g} of its values"
         )
 
 
@@ -144,7 +186,8 @@ def _layers(component: nn.Module) -> Iterator[tuple[str, Any]]:
             yield name, module
 
 
-def _adapted_layers(component: nn.Module, adapter: str) -> Iterator[tuple[str, Any]]:
+def adapted_layers(component: nn.Module, adapter: str) -> Iterator[tuple[str, Any]]:
+    """Yield the layers that have an adapter of this name, peft's, under the names that they have without it."""
     from peft.tuners.lora import LoraLayer
 
     for name, module in component.named_modules():
@@ -251,20 +294,6 @@ def _set_strength(layer: Any, adapter: str, lora: LoraFile, module: LoraModule, 
     # `set_scale`, which --scale comes to, computes alpha / rank again.
     layer.lora_alpha[adapter] = module.strength * layer.r[adapter]
     layer.scaling[adapter] = module.strength
-
-
-def _state_strengths(component: Any, adapter: str) -> None:
-    """Let peft's configuration say what the layers have, so that a file saved of them does."""
-    config = getattr(component, "peft_config", {}).get(adapter)
-    if config is None:
-        return
-    layers = dict(_adapted_layers(component, adapter))
-    config.rank_pattern = {n: layer.r[adapter] for n, layer in layers.items() if layer.r[adapter] != config.r}
-    config.alpha_pattern = {
-        name: layer.lora_alpha[adapter]
-        for name, layer in layers.items()
-        if layer.lora_alpha[adapter] != config.lora_alpha
-    }
 
 
 def _show(shape: Sequence[int]) -> str:

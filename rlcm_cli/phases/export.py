@@ -13,15 +13,18 @@ from torch import Tensor
 
 from rlcm_cli import __version__
 from rlcm_cli.config import Config, ModelSettings, SampleSettings, override_section
+from rlcm_cli.core.lora_file import UNET, LoraModule
 from rlcm_cli.core.noise import derive_seed
 from rlcm_cli.errors import ConfigError, CorruptFileError, ForeignFileError, ModelError
 from rlcm_cli.models.diffusion import DiffusionModel
 from rlcm_cli.models.export import (
     adapted_parts,
+    apply_base,
     call_arguments,
     draw_by_pipeline,
     read_back_lora,
     read_back_pipeline,
+    read_fused,
     use_float32,
     write_kohya,
     write_lora,
@@ -30,7 +33,8 @@ from rlcm_cli.models.export import (
 from rlcm_cli.models.full import load_unet
 from rlcm_cli.models.licences import Licence, read_licence
 from rlcm_cli.models.loading import DTYPES, recommend_sampling
-from rlcm_cli.models.lora import attach_lora, load_foreign_lora, load_lora
+from rlcm_cli.models.lora import ADAPTER, attach_lora, load_foreign_lora, load_lora, read_lora_file
+from rlcm_cli.models.lora_binding import adapted_layers, bind_modules, compare_files, compare_fused
 from rlcm_cli.phases.events import Advanced, Event, FileWritten, PhaseStarted
 from rlcm_cli.phases.policy import load_configured_model
 from rlcm_cli.phases.run import open_run, prompt_sets
@@ -218,8 +222,9 @@ def export(
 ) -> Generator[Event, None, Exported]:
     """Write an export to a new folder, or in the place of another export, once its images are those of the checkpoint.
 
-    Drawn and compared in float32, whatever the run's dtype is, so that only the export is looked at. `describe` adds
-    what people read. Raises `ModelError` where the images differ, and leaves nothing behind.
+    Drawn and compared in float32, whatever the run's dtype is, so that only the export is looked at; and each layer's
+    strength is read from the files, ours and the export's, without the library that wrote and loads them. `describe`
+    adds what people read. Raises `ModelError` where something differs, and leaves nothing behind.
     """
     prompts = source.prompts
     yield PhaseStarted("export", source.checkpoint or 0, 3 * len(prompts), "images")
@@ -231,11 +236,11 @@ def export(
         )
     use_float32(model)
     base = yield from _draw(source, model)
-    _load_weights(source, model)
+    modules = _load_weights(source, model)
     wanted = yield from _draw(source, model)
     arguments = _call_arguments(source, model)
     with publish_folder(out) as folder:
-        weights = _write(model, form, folder, DTYPES[dtype], title)
+        weights = _write_checked(model, form, folder, DTYPES[dtype], title, modules)
         pipeline = _read_back(source, form, weights, model.device)
         drawn = []
         for prompt, seed in zip(prompts, _seeds(prompts), strict=True):
@@ -280,25 +285,35 @@ def compare_images(drawn: Tensor, wanted: Tensor, base: Tensor) -> Verification:
     )
 
 
-def _load_weights(source: Source, model: DiffusionModel) -> None:
-    """Put the weights into the model: those of a run as training does, any other LoRA as diffusers reads it."""
+def _load_weights(source: Source, model: DiffusionModel) -> dict[str, LoraModule]:
+    """Put the weights into the model: those of a run as training does, any other LoRA as diffusers reads it.
+
+    Returns the modules of the LoRA's file by the layers of the U-Net that they are loaded into; none of a whole U-Net.
+    """
     try:
         if source.full:
             load_unet(model, read_tensors(source.file), source.digest)
-        elif source.config is not None:
+            return {}
+        binding = bind_modules(read_lora_file(source.file, str(source.file)), model.pipeline, str(source.file))
+        if source.config is not None:
             lora, seed = source.config.lora, source.config.seed
             attach_lora(model, rank=lora.rank, alpha=lora.alpha, target_modules=lora.target_modules, run_seed=seed)
             load_lora(model, read_tensors(source.file), source.digest)
         else:
             load_foreign_lora(model, str(source.file), 1.0)
     except ModelError as error:
-        raise ModelError(f"{source.file}: {error}") from None
-    others = [part for part in adapted_parts(model) if part != "unet"]
+        raise ModelError(_name_once(source.file, str(error))) from None
+    others = [part for part in adapted_parts(model) if part != UNET]
     if others:
         raise ModelError(
             f"{source.file}: has layers for the {', '.join(others)}, which an export of the U-Net's would lose; use a "
             "LoRA of the U-Net alone"
         )
+    return {name: binding.bound[UNET][name] for name, _ in adapted_layers(model.unet, ADAPTER)}
+
+
+def _name_once(file: Path, message: str) -> str:
+    return message if message.startswith(f"{file}: ") else f"{file}: {message}"
 
 
 def _draw(source: Source, model: DiffusionModel) -> Generator[Event, None, Tensor]:
@@ -324,6 +339,25 @@ def _call_arguments(source: Source, model: DiffusionModel) -> dict[str, Any]:
         gamma=sample.gamma,
         guidance_scale=sample.guidance_scale,
     )
+
+
+def _write_checked(
+    model: DiffusionModel,
+    form: Format,
+    folder: Path,
+    dtype: torch.dtype,
+    title: str,
+    modules: Mapping[str, LoraModule],
+) -> Path:
+    """Write the weights, and read from their file that every layer has the strength that the LoRA's file says."""
+    if form == "pipeline":
+        base = apply_base(model, modules)
+        weights = _write(model, form, folder, dtype, title)
+        compare_fused(read_fused(weights, modules), base, modules, "not written, since the pipeline")
+    else:
+        weights = _write(model, form, folder, dtype, title)
+        compare_files(read_lora_file(weights, weights.name), modules, model.unet, "not written, since the export")
+    return weights
 
 
 def _write(model: DiffusionModel, form: Format, folder: Path, dtype: torch.dtype, title: str) -> Path:
