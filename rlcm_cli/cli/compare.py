@@ -165,6 +165,8 @@ def show(table: Mapping[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from rlcm_cli.cli.tables import print_rows
+
     shown = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0))
     shown.add_column(no_wrap=True)
     for method in table["methods"]:
@@ -176,7 +178,12 @@ def show(table: Mapping[str, Any]) -> None:
         console = Console(markup=False, highlight=False, width=WIDTH_OF_A_FILE)
     window = table["smoothed_over_iterations"]
     console.print(f"reward: {table['reward']}" + (f", mean of {window} iterations" if window > 1 else ""))
-    console.print(shown)
+    if console.measure(shown).maximum <= console.width:
+        console.print(shown)
+        return
+    for number, method in enumerate(table["methods"]):
+        console.print(f"\n{method['label']}")
+        print_rows(console, [(name, cells[number].replace("\n", " ")) for name, cells in _lines(table)])
 
 
 def _lines(table: Mapping[str, Any]) -> Iterator[tuple[str, list[str]]]:

@@ -30,18 +30,24 @@ def run(
     from rich.text import Text
 
     from rlcm_cli.cli.display import print_json
+    from rlcm_cli.cli.tables import print_rows
     from rlcm_cli.phases.doctor import examine
 
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(highlight=False)
     findings = []
     for finding in examine(runs):
         findings.append(finding)
         if not as_json:
             advice = f" → {finding.advice}" if finding.advice else ""
-            line = Text.assemble(
-                (f"{finding.status:<8}", STYLES[finding.status]), f"{finding.topic:<16} {finding.found}{advice}"
+            row = (
+                Text(f"{finding.status:<7}", STYLES[finding.status]),
+                f"{finding.topic:<15}",
+                finding.found + advice,
             )
-            console.print(line)
+            if console.is_terminal:
+                print_rows(console, [row])
+            else:  # a line each, however long
+                console.print(Text(" ").join([row[0], Text(row[1]), Text(row[2])]), soft_wrap=True)
     healthy = all(finding.status != "problem" for finding in findings)
     if as_json:
         print_json({"healthy": healthy, "findings": [asdict(finding) for finding in findings]})

@@ -52,9 +52,9 @@ def run(
 ) -> None:
     """Tell what a run or a file of it holds."""
     from rich.console import Console
-    from rich.table import Table
 
     from rlcm_cli.cli.display import print_json
+    from rlcm_cli.cli.tables import print_rows
     from rlcm_cli.errors import ConfigError, StoreError
     from rlcm_cli.phases.staging import stage_inspection
     from rlcm_cli.store.inspection import describe, verify_run
@@ -77,12 +77,8 @@ def run(
         if as_json:
             print_json(described)
         else:
-            table = Table(show_header=False, box=None)
-            table.add_column(no_wrap=True)
-            table.add_column(overflow="fold")
-            for key, value in _rows({key: value for key, value in described.items() if key != "faults"}):
-                table.add_row(key, value)
-            Console(markup=False, highlight=False).print(table)
+            rows = list(_rows({key: value for key, value in described.items() if key != "faults"}))
+            print_rows(Console(markup=False, highlight=False), rows)
             for fault in described.get("faults", []):  # whole lines, whose remedies can be copied
                 typer.echo(f"fault: {fault}")
             if verify and not described["faults"]:

@@ -24,9 +24,9 @@ def run(
 ) -> None:
     """List the rewards: what each measures, its range, what it needs, and whether it can run here now."""
     from rich.console import Console
-    from rich.table import Table
 
     from rlcm_cli.cli.display import print_json
+    from rlcm_cli.cli.tables import print_rows
     from rlcm_cli.rewards import REWARDS
 
     described = [describe(name)] if name else [describe(known) for known in REWARDS]
@@ -35,27 +35,19 @@ def run(
         return
     console = Console(markup=False, highlight=False)
     if name:
-        table = Table(show_header=False, box=None, pad_edge=False)
-        for key, value in described[0].items():
-            if key == "settings":
-                for setting, default in value.items():
-                    table.add_row(f"setting {setting}", str(default))
-            else:
-                table.add_row(key, str(value))
-        console.print(table)
+        entries = {key: value for key, value in described[0].items() if key != "settings"}
+        entries |= {f"setting {setting}": default for setting, default in described[0]["settings"].items()}
+        print_rows(console, [(key, str(value)) for key, value in entries.items()])
         if described[0]["settings"]:
             typer.echo(f"change a setting with --set reward_settings.{name}.KEY=VALUE")
         return
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 1, 0))
-    table.add_column("reward", no_wrap=True)
-    table.add_column("here now", no_wrap=True)
-    table.add_column("what it measures, its range, what it needs", overflow="fold")
+    rows = []
     for entry in described:
         about = f"{entry['measures']}\nrange: {entry['range']}\nneeds: {entry['needs']}"
         if entry["differentiable"] == "yes":
             about += "\ndifferentiable: --last-step backprop can train for it"
-        table.add_row(entry["name"], "yes" if entry["here now"] == "yes" else "no", about)
-    console.print(table)
+        rows.append((entry["name"], "yes" if entry["here now"] == "yes" else "no", about))
+    print_rows(console, rows, header=("reward", "here now", "what it measures, its range, what it needs"), apart=True)
     typer.echo(
         "settings of one, and why it cannot run here: rlcm rewards NAME; one of yours: --reward FILE.py:FUNCTION"
     )

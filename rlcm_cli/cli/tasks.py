@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import tomllib
 from typing import Annotated
 
 import typer
 
+from rlcm_cli.cli import options as o
 from rlcm_cli.cli.streams import print_data
 
 
@@ -19,18 +21,33 @@ def run(
         list[str],
         typer.Argument(metavar="[list] | [show] NAME", help="A preset's name prints it as TOML.", show_default="list"),
     ] = [],  # noqa: B006
+    as_json: o.JsonOption = False,
 ) -> None:
     """List the presets, or print one as TOML to start a configuration from."""
+    from rich.console import Console
+
+    from rlcm_cli.cli.display import print_json
+    from rlcm_cli.cli.tables import print_rows
     from rlcm_cli.config import task_names, task_text
     from rlcm_cli.errors import ConfigError
 
     match words:
         case [] | ["list"]:
-            for task in task_names():
-                summary = task_text(task).splitlines()[0].lstrip("# ")
-                typer.echo(f"{task:<24} {summary}")
+            presets = [(task, task_text(task).splitlines()[0].lstrip("# ")) for task in task_names()]
+            if as_json:
+                print_json({"tasks": [{"name": name, "summary": summary} for name, summary in presets]})
+                return
+            console = Console(markup=False, highlight=False)
+            if console.is_terminal:
+                print_rows(console, presets)
+            else:
+                for name, summary in presets:
+                    typer.echo(f"{name:<24} {summary}")
         case ["show", name] | [name] if name != "show":
-            print_data(task_text(name))
+            if as_json:
+                print_json({"name": name, "settings": tomllib.loads(task_text(name))})
+            else:
+                print_data(task_text(name))
         case _:
             raise ConfigError(
                 f"tasks {' '.join(words)}: write `rlcm tasks`, or `rlcm tasks show NAME` for one of them"

@@ -43,7 +43,8 @@ def test_once_is_a_plain_snapshot(capsys, layout, monkeypatch):
 
 
 def test_a_run_that_is_not_there_is_one_line(capsys, tmp_path):
-    refuse(capsys, MissingFileError, "watch", tmp_path / "none", saying=("there is no run", "rlcm loop --run"))
+    saying = ("there is no run", "rlcm loop --task NAME --run")
+    refuse(capsys, MissingFileError, "watch", tmp_path / "none", saying=saying)
     (tmp_path / "empty").mkdir()
     refuse(capsys, MissingFileError, "watch", tmp_path / "empty", "--once", saying=("there is no run",))
 
