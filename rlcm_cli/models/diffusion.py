@@ -43,6 +43,8 @@ class DiffusionModel:
     scheduler's settings."""
     adapter_digest: str | None = None
     """Digest of the LoRA or U-Net file whose weights are in the U-Net."""
+    commit: str | None = None
+    """Of a model of the hub: the commit that its revision named when it was loaded."""
     base_weights: Mapping[str, Tensor] | None = None
     """The U-Net's weights as loaded, by name; None unless they are themselves trained."""
     _encoded: dict[str, dict[str, Tensor]] = field(default_factory=dict)

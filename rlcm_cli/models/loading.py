@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
+import functools
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
 from rlcm_cli.core.device import select_device
-from rlcm_cli.core.digests import digest_json, digest_tensors
+from rlcm_cli.core.digests import digest_json
 from rlcm_cli.errors import ModelError
+from rlcm_cli.models.components import check_fit, check_noise_schedule, load_module, load_scheduler, load_tokenizer
 from rlcm_cli.models.conditioning import is_sdxl
 from rlcm_cli.models.diffusion import DiffusionModel, PolicyKind
-from rlcm_cli.models.embedded import RECOMMENDED_GUIDANCE, RECOMMENDED_STEPS, embedded_folder
-from rlcm_cli.models.libraries import quiet_libraries, summarise
+from rlcm_cli.models.embedded import RECOMMENDED_GUIDANCE, RECOMMENDED_STEPS
+from rlcm_cli.models.fingerprint import digest_pipeline, modules_of
+from rlcm_cli.models.folders import INDEX, PipelineFolder, find_pipeline
+from rlcm_cli.models.libraries import quiet_libraries
 from rlcm_cli.models.lora import fuse_lora
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -52,26 +54,17 @@ def load_model(
     Raises `ModelError` for what is not there, cannot be reached, is no such pipeline, or does not fit the policy.
     """
     place = select_device(device)
-    source = str(embedded_folder(name) or name)
-    with quiet_libraries(), _explained(name):
-        parts = _read_parts(source, revision)
+    folder = find_pipeline(name, revision)
+    parts = _read_parts(folder)
     parts.check(name)
     kind = resolve_policy(name, parts, policy, distilled_lora)
-    with quiet_libraries(), _explained(name):
-        pipeline = _load_pipeline(source, revision, DTYPES[dtype], parts)
-    modules = _modules(pipeline)
-    for module in modules.values():
-        lacking = [key for key, parameter in module.named_parameters() if parameter.is_meta]
-        if lacking:
-            raise ModelError(
-                f"{name}: the weights of its {type(module).__name__} lack '{lacking[0]}'; get the model's files anew"
-            )
+    pipeline = _load_pipeline(folder, DTYPES[dtype], parts)
     _set_scheduler(name, pipeline, parts, kind)
-    digest = _digest_pipeline(pipeline)
+    digest = digest_pipeline(pipeline)
     if distilled_lora is not None:
         digest = digest_json([digest, fuse_lora(pipeline, distilled_lora)])
     freeze_pipeline(pipeline, place)
-    model = DiffusionModel(pipeline, kind, place, DTYPES[dtype], digest)
+    model = DiffusionModel(pipeline, kind, place, DTYPES[dtype], digest, commit=folder.commit)
     if image_size is not None:
         model.set_image_size(image_size)
     return model
@@ -79,7 +72,7 @@ def load_model(
 
 def freeze_pipeline(pipeline: Any, place: torch.device) -> None:
     """Put a pipeline on a device, its modules frozen and in eval mode."""
-    for module in _modules(pipeline).values():
+    for module in modules_of(pipeline).values():
         module.requires_grad_(False)
         module.eval()
     with quiet_libraries():
@@ -105,8 +98,7 @@ def recommend_sampling(
     a plain U-Net (LCM-LoRA, TCD-LoRA) is drawn without guidance, which was distilled with it. Reads configurations
     alone; raises as `load_model`.
     """
-    with quiet_libraries(), _explained(name):
-        parts = _read_parts(str(embedded_folder(name) or name), revision)
+    parts = _read_parts(find_pipeline(name, revision, weights=False))
     parts.check(name)
     kind = resolve_policy(name, parts, policy, distilled_lora)
     guidance = RECOMMENDED_GUIDANCE.get(name, parts.recommended_guidance)
@@ -149,7 +141,7 @@ class Parts:
         fault = None
         if not self.unet:
             fault = f"is a {self.index.get('_class_name')}, without the U-Net of Stable Diffusion"
-        elif self.is_sdxl and self.index.get("text_encoder", [None])[-1] is None:
+        elif self.is_sdxl and _class_of(self.index, "text_encoder") is None:
             fault = "is SDXL's refiner, which draws no image of its own"
         elif self.unet.get("in_channels") != self.unet.get("out_channels"):
             fault = (
@@ -190,36 +182,87 @@ def resolve_policy(
     return "lcm" if distilled_lora is not None else "ddim"
 
 
-def _read_parts(source: str, revision: str | None) -> Parts:
-    from diffusers import DiffusionPipeline, LCMScheduler, UNet2DConditionModel
-
-    index = DiffusionPipeline.load_config(source, revision=revision)
-    stated = {part: index.get(part, [None, None])[1] for part in ("unet", "scheduler")}
+def _read_parts(folder: PipelineFolder) -> Parts:
+    index = folder.read_index()
     unet, scheduler = {}, None
-    if stated["unet"] == UNet2DConditionModel.__name__:
-        unet = UNet2DConditionModel.load_config(source, subfolder="unet", revision=revision)
-    if stated["scheduler"]:
-        # Any scheduler class reads any other's file.
-        settings = LCMScheduler.load_config(source, subfolder="scheduler", revision=revision)
-        scheduler = {**settings, "_class_name": stated["scheduler"]}
+    if _class_of(index, "unet") == "UNet2DConditionModel":
+        unet = folder.read_config("unet")
+    if _class_of(index, "scheduler"):
+        settings = folder.read_config("scheduler", "scheduler_config.json")
+        scheduler = {**settings, "_class_name": _class_of(index, "scheduler")}
     return Parts(index, unet, scheduler)
 
 
-def _load_pipeline(source: str, revision: str | None, dtype: torch.dtype, parts: Parts) -> Any:
+def _class_of(index: Mapping[str, Any], part: str) -> str | None:
+    name = (index.get(part) or [None, None])[1]
+    return name if isinstance(name, str) else None
+
+
+def _load_pipeline(folder: PipelineFolder, dtype: torch.dtype, parts: Parts) -> Any:
+    with quiet_libraries():  # their first import warns of packages that nothing here uses
+        kinds = _find_classes(folder, parts)
+        pipeline, settings = _choose_pipeline(parts)
+    components = {
+        part: load_tokenizer(folder, part, kind)
+        if part.startswith("tokenizer")
+        else load_module(folder, part, kind, dtype)
+        for part, kind in kinds.items()
+        if part != "scheduler"
+    }
+    check_fit(folder.name, components)
+    scheduler = _default_scheduler() if parts.scheduler is None else load_scheduler(folder, kinds["scheduler"])
+    with quiet_libraries():
+        return pipeline(**components, scheduler=scheduler, **settings)
+
+
+def _choose_pipeline(parts: Parts) -> tuple[Any, dict[str, Any]]:
+    """Return the class of a pipeline, and what it takes beside components."""
     import diffusers
 
-    settings: dict[str, Any] = {"add_watermarker": False}
-    kind = diffusers.StableDiffusionXLPipeline
-    if not parts.is_sdxl:
-        settings = {"safety_checker": None, "requires_safety_checker": False}
-        kind = diffusers.StableDiffusionPipeline
-        if parts.guided_by_embedding:
-            kind = diffusers.LatentConsistencyModelPipeline
-    if parts.scheduler is None:
-        settings["scheduler"] = diffusers.LCMScheduler(**STABLE_DIFFUSION_SCHEDULE)
-    return kind.from_pretrained(
-        source, revision=revision, torch_dtype=dtype, use_safetensors=True, feature_extractor=None, **settings
-    )
+    if parts.is_sdxl:
+        stated = {key: bool(value) for key, value in parts.index.items() if key == "force_zeros_for_empty_prompt"}
+        return diffusers.StableDiffusionXLPipeline, {"add_watermarker": False, **stated}
+    kind = diffusers.StableDiffusionPipeline
+    if parts.guided_by_embedding:
+        kind = diffusers.LatentConsistencyModelPipeline
+    return kind, {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+
+
+def _find_classes(folder: PipelineFolder, parts: Parts) -> dict[str, Any]:
+    """Return the class of each component. Raises `ModelError`."""
+    import diffusers
+    import transformers
+
+    find = functools.partial(_find_class, folder, parts.index)
+    kinds: dict[str, Any] = {
+        "unet": diffusers.UNet2DConditionModel,
+        "vae": find("vae", diffusers, diffusers.ModelMixin),
+    }
+    for suffix in ["", "_2"] if parts.is_sdxl else [""]:
+        encoder, tokenizer = f"text_encoder{suffix}", f"tokenizer{suffix}"
+        kinds[encoder] = find(encoder, transformers, transformers.PreTrainedModel)
+        kinds[tokenizer] = find(tokenizer, transformers, transformers.PreTrainedTokenizerBase)
+    if parts.scheduler is not None:
+        kinds["scheduler"] = find("scheduler", diffusers, diffusers.SchedulerMixin)
+    return kinds
+
+
+def _default_scheduler() -> Any:
+    import diffusers
+
+    return diffusers.LCMScheduler(**STABLE_DIFFUSION_SCHEDULE)
+
+
+def _find_class(folder: PipelineFolder, index: Mapping[str, Any], part: str, library: Any, base: type) -> Any:
+    """Return the class of a component. Raises `ModelError` for any but a class of the library's own."""
+    stated = index.get(part) or [None, None]
+    kind = getattr(library, str(stated[1]), None) if stated[0] == library.__name__ else None
+    if not (isinstance(kind, type) and issubclass(kind, base)):
+        raise ModelError(
+            f"{folder.name}: its {part} is {'.'.join(map(str, stated))} by {INDEX}, and should be a class of "
+            f"{library.__name__}; use a pipeline of Stable Diffusion or a latent consistency model"
+        )
+    return kind
 
 
 def _set_scheduler(name: str, pipeline: Any, parts: Parts, policy: PolicyKind) -> None:
@@ -242,38 +285,4 @@ def _set_scheduler(name: str, pipeline: Any, parts: Parts, policy: PolicyKind) -
         with quiet_libraries():
             # DDIM clips unless told not to.
             pipeline.scheduler = getattr(diffusers, SCHEDULERS[policy]).from_config(config, **UNCLIPPED)
-
-
-def _modules(pipeline: Any) -> dict[str, torch.nn.Module]:
-    names = ["unet", "vae", "text_encoder"] + ["text_encoder_2"] * is_sdxl(pipeline)
-    return {name: getattr(pipeline, name) for name in names}
-
-
-def _digest_pipeline(pipeline: Any) -> str:
-    weights = {
-        f"{part}.{name}": tensor
-        for part, module in _modules(pipeline).items()
-        for name, tensor in module.state_dict().items()
-    }
-    # Names with an underscore say which diffusers wrote the file.
-    settings = {key: value for key, value in pipeline.scheduler.config.items() if not key.startswith("_")}
-    if is_sdxl(pipeline):
-        settings["force_zeros_for_empty_prompt"] = pipeline.config.force_zeros_for_empty_prompt
-    return digest_tensors(weights, settings)
-
-
-@contextlib.contextmanager
-def _explained(name: str) -> Iterator[None]:
-    try:
-        yield
-    except (OSError, ValueError, TypeError, AttributeError, KeyError, RuntimeError) as error:
-        if Path(name).exists():
-            raise ModelError(
-                f"{name}: is no diffusers pipeline of Stable Diffusion or a latent consistency model "
-                f"({summarise(error)}); it needs model_index.json, unet, vae, text_encoder, tokenizer, all with "
-                "safetensors weights"
-            ) from error
-        raise ModelError(
-            f"model '{name}' is no local folder and could not be loaded from the hub ({summarise(error)}); check the "
-            "name and the network, or use the embedded model: --model emoji-lcm"
-        ) from error
+    check_noise_schedule(name, pipeline.scheduler)

@@ -1,0 +1,200 @@
+"""The components of a pipeline: each loaded whole or refused, and checked to belong together."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from rlcm_cli.errors import ModelError
+from rlcm_cli.foreign.faults import ForeignError, faults_of_libraries
+from rlcm_cli.foreign.notes import note
+from rlcm_cli.models.folders import PipelineFolder
+from rlcm_cli.models.libraries import quiet_libraries
+
+KNOWN_WORDS = ("cat", "dog")
+"""Every vocabulary that was made for English captions tells them apart."""
+LEGACY_END = 2
+"""End-of-text id in the configurations of old CLIP text encoders, for which transformers takes the largest id."""
+DERIVED = {"block_out_channels", "force_upcast"}
+"""What some autoencoders write into their configurations although they do not read it."""
+EXTRA_TOWERS = ("vision_model.", "visual_projection.", "text_projection.", "logit_scale", "logit_bias")
+"""Tensors of a whole CLIP model that a text encoder alone has no use for."""
+
+
+def load_module(folder: PipelineFolder, part: str, kind: Any, dtype: torch.dtype) -> torch.nn.Module:
+    """Load the weights of a component in safetensors, all of them.
+
+    Args:
+        folder: The pipeline's.
+        part: Its name in model_index.json, such as `text_encoder`.
+        kind: Its class, of diffusers or transformers.
+        dtype: Of its weights.
+
+    Raises:
+        ModelError: If it cannot be read, or a weight is missing or has another shape.
+    """
+    library = kind.__module__.partition(".")[0]
+    config = folder.read_config(part)
+    variant = folder.find_variant(part, library)
+    arguments = {"dtype": dtype} if library == "transformers" else {"torch_dtype": dtype}
+    with folder.explained(), quiet_libraries(), _named(part):
+        module, report = kind.from_pretrained(
+            folder.path / part,
+            variant=variant,
+            use_safetensors=True,
+            local_files_only=True,
+            output_loading_info=True,
+            **arguments,
+        )
+    _check_report(folder, part, module, report)
+    if variant is not None:
+        loaded = str(dtype).removeprefix("torch.")
+        note(f"{folder.name}: its {part} is there as the {variant} variant only; loaded as {loaded}")
+    if library == "diffusers":
+        _tell_ignored(folder, part, module, config)
+    return module  # type: ignore[no-any-return]
+
+
+def load_tokenizer(folder: PipelineFolder, part: str, kind: Any) -> Any:
+    """Load a tokenizer. Raises `ModelError` where it cannot be read, or has no vocabulary."""
+    folder.read_config(part, "tokenizer_config.json")
+    with folder.explained(), quiet_libraries(), _named(part):
+        tokenizer = kind.from_pretrained(folder.path / part, local_files_only=True, trust_remote_code=False)
+    with folder.explained("get its files (tokenizer.json, or vocab.json and merges.txt) again"), _named(part):
+        ids = [tuple(tokenizer(word)["input_ids"]) for word in KNOWN_WORDS]
+        unknown = {tokenizer.unk_token_id, *tokenizer.all_special_ids}
+        if len({*ids}) < len(KNOWN_WORDS) or any(not set(row) - unknown for row in ids):
+            raise ForeignError(f"without a vocabulary: it does not tell {' from '.join(map(repr, KNOWN_WORDS))}")
+    return tokenizer
+
+
+def load_scheduler(folder: PipelineFolder, kind: Any) -> Any:
+    """Load a scheduler. Raises `ModelError` where it cannot be read, or its noise schedule is none."""
+    folder.read_config("scheduler", "scheduler_config.json")
+    with folder.explained("fix scheduler/scheduler_config.json"), quiet_libraries(), _named("scheduler"):
+        return kind.from_pretrained(folder.path / "scheduler", local_files_only=True)
+
+
+def check_noise_schedule(name: str, scheduler: Any) -> None:
+    """Raise `ModelError` unless ᾱ falls from at most 1 to at least 0 over the training steps."""
+    alphas = scheduler.alphas_cumprod
+    falls = (alphas[1:] <= alphas[:-1]).all() if len(alphas) else False
+    if not (falls and torch.isfinite(alphas).all() and alphas[0] <= 1 and alphas[-1] >= 0 and alphas[0] > 0):
+        raise ModelError(
+            f"{name}: the noise schedule of scheduler/scheduler_config.json does not fall from 1 towards 0 "
+            "(beta_start, beta_end, trained_betas, num_train_timesteps); fix it"
+        )
+
+
+def check_fit(name: str, parts: Mapping[str, Any]) -> None:
+    """Raise `ModelError` where the components of a pipeline, by name, were not made for each other."""
+    for suffix in ("", "_2"):
+        if f"text_encoder{suffix}" in parts:
+            _check_tokens(name, parts[f"tokenizer{suffix}"], parts[f"text_encoder{suffix}"], f"tokenizer{suffix}")
+    unet, vae = parts["unet"].config, parts["vae"].config
+    size = unet.sample_size
+    if not isinstance(size, int) or isinstance(size, bool) or size < 1:
+        raise ModelError(
+            f"{name}: sample_size of its unet is {size!r}, not a number of latents above 0; fix its config"
+        )
+    if vae.latent_channels != unet.in_channels:
+        raise ModelError(
+            f"{name}: its vae makes latents of {vae.latent_channels} channels, and its unet takes {unet.in_channels}; "
+            "use the vae that belongs to it"
+        )
+    _check_scale(name, vae)
+    encoders = [parts[part].config for part in ("text_encoder", "text_encoder_2") if part in parts]
+    width = sum(encoder.hidden_size for encoder in encoders)
+    taken = unet.cross_attention_dim
+    if unet.encoder_hid_dim is None and width not in (taken if isinstance(taken, Sequence) else [taken]):
+        raise ModelError(
+            f"{name}: its text encoder gives vectors of {width} numbers, and its unet takes {taken}; use the text "
+            "encoder that belongs to it"
+        )
+    if unet.addition_embed_type == "text_time":
+        added = encoders[-1].projection_dim + 6 * unet.addition_time_embed_dim
+        if added != unet.projection_class_embeddings_input_dim:
+            raise ModelError(
+                f"{name}: its text_encoder_2 and sizes give {added} numbers, and its unet takes "
+                f"{unet.projection_class_embeddings_input_dim}; use the text encoder that belongs to it"
+            )
+
+
+def _check_scale(name: str, vae: Any) -> None:
+    scale, mean, std = (vae.get(key) for key in ("scaling_factor", "latents_mean", "latents_std"))
+    statistics_fit = mean is None or (
+        all(isinstance(values, Sequence) and len(values) == vae.latent_channels for values in (mean, std))
+        and all(_is_finite(value) for value in (*mean, *std))
+        and min(std) > 0
+    )
+    if not (_is_finite(scale) and scale > 0 and statistics_fit):
+        raise ModelError(
+            f"{name}: scaling_factor, latents_mean or latents_std in vae/config.json cannot scale latents of "
+            f"{vae.latent_channels} channels; fix them"
+        )
+
+
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _check_tokens(name: str, tokenizer: Any, encoder: Any, part: str) -> None:
+    config = encoder.config
+    if len(tokenizer) > config.vocab_size:
+        raise ModelError(
+            f"{name}: its {part} has {len(tokenizer):,} tokens, and its text encoder knows {config.vocab_size:,}; use "
+            "the tokenizer that belongs to it"
+        )
+    if tokenizer.model_max_length > config.max_position_embeddings:
+        raise ModelError(
+            f"{name}: its {part} cuts prompts to {tokenizer.model_max_length} tokens, and its text encoder takes "
+            f"{config.max_position_embeddings}; set model_max_length in {part}/tokenizer_config.json"
+        )
+    end = getattr(config, "eos_token_id", None)
+    pools = hasattr(encoder, "text_projection")
+    if pools and end != LEGACY_END and end not in tokenizer(KNOWN_WORDS[0])["input_ids"]:
+        raise ModelError(
+            f"{name}: its {part} never ends a prompt with the token {end}, at which its text encoder reads the whole "
+            "prompt (eos_token_id); use the tokenizer that belongs to it"
+        )
+
+
+def _check_report(folder: PipelineFolder, part: str, module: torch.nn.Module, report: Mapping[str, Any]) -> None:
+    lacking = sorted(report["missing_keys"]) or [key for key, p in module.named_parameters() if p.is_meta]
+    where = f"{folder.name}: the weights of its {part}"
+    if lacking:
+        more = f" and {len(lacking) - 1} more" if len(lacking) > 1 else ""
+        raise ModelError(
+            f"{where} ({type(module).__name__}) lack '{lacking[0]}'{more}; download the model's files again"
+        )
+    if report["mismatched_keys"]:
+        key = sorted(str(entry[0]) for entry in report["mismatched_keys"])[0]
+        raise ModelError(f"{where} have '{key}' in another shape than its config.json says; download them again")
+    extra = sorted(key for key in report["unexpected_keys"] if not key.startswith(EXTRA_TOWERS))
+    if extra:
+        note(
+            f"{where} hold {len(extra)} tensors that its config.json has no place for, '{extra[0]}' among them: they "
+            "are not used"
+        )
+
+
+def _tell_ignored(folder: PipelineFolder, part: str, module: Any, stated: Mapping[str, Any]) -> None:
+    known = {*inspect.signature(type(module).__init__).parameters, *DERIVED}
+    ignored = sorted(key for key in stated if not key.startswith("_") and key not in known)
+    if ignored:
+        note(f"{folder.name}: diffusers does not know {', '.join(ignored)} in {part}/config.json, and ignores it")
+
+
+@contextlib.contextmanager
+def _named(part: str) -> Iterator[None]:
+    """Turn what the libraries raise within the block into a `ForeignError` that names the component."""
+    try:
+        with faults_of_libraries():
+            yield
+    except ForeignError as fault:
+        raise ForeignError(f"its {part} cannot be used ({fault})") from fault

@@ -1,0 +1,76 @@
+"""What makes an image of a prompt and noise, as one digest: weights, settings and vocabularies."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from rlcm_cli.core.digests import digest_json, digest_tensors
+from rlcm_cli.models.conditioning import is_sdxl
+
+WITHOUT_EFFECT = {
+    "architectures",
+    "attention_dropout",
+    "dtype",
+    "initializer_factor",
+    "initializer_range",
+    "model_type",
+    "torch_dtype",
+    "transformers_version",
+}
+"""Entries of a text encoder's configuration that do not change what a frozen one computes."""
+
+
+def modules_of(pipeline: Any) -> dict[str, torch.nn.Module]:
+    """Return the modules of a pipeline by name."""
+    names = ["unet", "vae", "text_encoder"] + ["text_encoder_2"] * is_sdxl(pipeline)
+    return {name: getattr(pipeline, name) for name in names}
+
+
+def digest_pipeline(pipeline: Any) -> str:
+    """Return the SHA-256 over all that makes an image of a prompt and noise.
+
+    That is every weight as loaded, the settings of each component that differ from its class's defaults, so that a
+    newer library with new settings gives the same digest, and how the tokenizers cut their vocabularies' words.
+    """
+    modules = modules_of(pipeline)
+    weights = {
+        f"{part}.{name}": tensor for part, module in modules.items() for name, tensor in module.state_dict().items()
+    }
+    # Names with an underscore say which diffusers wrote the file.
+    settings: dict[str, Any] = {k: v for k, v in pipeline.scheduler.config.items() if not k.startswith("_")}
+    if is_sdxl(pipeline):
+        settings["force_zeros_for_empty_prompt"] = pipeline.config.force_zeros_for_empty_prompt
+    tokenizers = ["tokenizer"] + ["tokenizer_2"] * is_sdxl(pipeline)
+    settings["components"] = {part: _settings_of(module) for part, module in modules.items()}
+    settings["tokenizers"] = [_digest_tokenizer(getattr(pipeline, name)) for name in tokenizers]
+    return digest_tensors(weights, settings)
+
+
+def _settings_of(module: Any) -> dict[str, Any]:
+    if hasattr(module.config, "to_diff_dict"):
+        stated: Mapping[str, Any] = module.config.to_diff_dict()
+        return {k: v for k, v in stated.items() if k not in WITHOUT_EFFECT and not k.startswith("_")}
+    defaults = {
+        name: parameter.default for name, parameter in inspect.signature(type(module).__init__).parameters.items()
+    }
+    return {
+        key: _plain(value)
+        for key, value in module.config.items()
+        if key in defaults and _plain(value) != _plain(defaults[key])
+    }
+
+
+def _plain(value: Any) -> Any:
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _digest_tokenizer(tokenizer: Any) -> str:
+    """Return the SHA-256 of a vocabulary, of how each of its words is cut, and of where a prompt ends."""
+    vocabulary = dict(sorted(tokenizer.get_vocab().items()))
+    words = [word.replace("</w>", " ") for word in vocabulary]
+    cut = tokenizer(words, add_special_tokens=True)["input_ids"]
+    return digest_json([vocabulary, cut, tokenizer.model_max_length, tokenizer.padding_side, tokenizer.pad_token_id])

@@ -1,0 +1,229 @@
+"""Where a pipeline lies: an embedded model, a folder here or a snapshot of the hub, looked at before it is loaded."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+from rlcm_cli.errors import ModelError
+from rlcm_cli.foreign.faults import ForeignError
+from rlcm_cli.foreign.folders import check_configuration, check_index, check_regular, read_json_object
+from rlcm_cli.foreign.hub import HubError, fetch_snapshot, is_hub_id, list_files
+from rlcm_cli.models.embedded import EMBEDDED, embedded_folder
+from rlcm_cli.models.single_files import explain_single_file
+
+INDEX = "model_index.json"
+WEIGHT_STEMS = {"diffusers": "diffusion_pytorch_model", "transformers": "model"}
+"""Name of a weights file before its variant and its ending, by library."""
+PICKLES = (".bin", ".ckpt", ".pt", ".pth")
+FLOATS = {"F64", "F32", "F16", "BF16"}
+PREFERRED_VARIANTS = ("fp16", "bf16", "fp32")
+EMBEDDED_ADVICE = "use the embedded model: --model emoji-lcm"
+
+
+@dataclass(frozen=True)
+class PipelineFolder:
+    """A folder in the layout of diffusers' pipelines."""
+
+    name: str
+    """As the user names the model."""
+    path: Path
+    commit: str | None = None
+    """Of a hub id: the commit that the revision names."""
+
+    def read_index(self) -> dict[str, Any]:
+        """Read model_index.json, in which every component is [library, class]. Raises `ModelError`."""
+        index = self._read(INDEX)
+        for part, value in index.items():
+            if not part.startswith("_") and isinstance(value, list) and not _is_class(value):
+                raise ModelError(f"{self.name}: {INDEX} says {part}: {value}, which is not [library, class]; fix it")
+        for part in ("unet", "vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "scheduler"):
+            if part in index and not isinstance(index[part], list):
+                raise ModelError(
+                    f"{self.name}: {INDEX} says {part}: {index[part]!r}, which is not [library, class]; fix it"
+                )
+        return index
+
+    def read_config(self, part: str, file: str = "config.json") -> dict[str, Any]:
+        """Read a component's configuration.
+
+        Raises `ModelError` where it is missing or not readable, names code of the hub, or weights that are quantised.
+        """
+        values = self._read(f"{part}/{file}")
+        if values.get("quantization_config"):
+            raise ModelError(
+                f"{self.name}: the weights of its {part} are quantised (quantization_config in {part}/{file}), which "
+                "is not supported; use the model's float32, float16 or bfloat16 weights"
+            )
+        return values
+
+    def find_variant(self, part: str, library: str) -> str | None:
+        """Return the variant of a component's weights that there is, such as fp16; None for those without a name.
+
+        Raises `ModelError` where there are no weights in safetensors, where they are no floats, or where an index
+        names a file that is not beside it.
+        """
+        stem = WEIGHT_STEMS[library]
+        with self.explained():
+            files = _find_weights(self.path / part, stem)
+            variant = _choose_variant(list(files), f"{part}/{stem}")
+            for file in files[variant]:
+                _check_tensors(file)
+        return variant
+
+    @contextlib.contextmanager
+    def explained(self, advice: str = "use whole files of one model") -> Iterator[None]:
+        """Turn a `ForeignError` within the block into a `ModelError` that names the model."""
+        try:
+            yield
+        except ForeignError as fault:
+            raise ModelError(f"{self.name}: {fault}; {advice}") from fault
+
+    def _read(self, file: str) -> dict[str, Any]:
+        with self.explained("it needs model_index.json, unet, vae, text_encoder, tokenizer, with safetensors weights"):
+            values = read_json_object(self.path / file)
+            check_configuration(values, self.path / file)
+        return values
+
+
+def find_pipeline(name: str, revision: str | None, *, weights: bool = True) -> PipelineFolder:
+    """Find the pipeline that a model's name means, downloading it where it is not here.
+
+    Args:
+        name: An embedded model, a folder, or a hub id.
+        revision: Branch, tag or commit of a hub id.
+        weights: Whether more than the configurations is needed.
+
+    Raises:
+        ModelError: If it is not there, is a file, or cannot be downloaded.
+    """
+    embedded = embedded_folder(name)
+    if embedded is not None:
+        return PipelineFolder(name, embedded)
+    path = Path(name).expanduser()
+    if path.is_file() or path.suffix in (".safetensors", *PICKLES):
+        raise ModelError(explain_single_file(name, path))
+    if path.is_dir():
+        if not (path / INDEX).exists():
+            raise ModelError(_explain_no_index(name, path))
+        return PipelineFolder(name, path)
+    missing = f"model '{name}' is not a folder here"
+    if not is_hub_id(name):
+        raise ModelError(f"{missing}, nor a hub id (OWNER/NAME); check the path, or {EMBEDDED_ADVICE}")
+    near = difflib.get_close_matches(name, EMBEDDED, n=1)
+    meant = f"did you mean {near[0]}? Else check" if near else "check"
+    try:
+        commit, patterns = _choose_downloads(name, revision, weights=weights)
+        folder = fetch_snapshot(name, revision=commit, patterns=patterns)
+    except HubError as fault:
+        raise ModelError(
+            f"{missing}, and could not be loaded from the hub: {fault}; {meant} the name and the network, or "
+            f"{EMBEDDED_ADVICE}"
+        ) from fault
+    if not (folder / INDEX).exists():
+        raise ModelError(_explain_no_index(name, folder))
+    return PipelineFolder(name, folder, folder.name)
+
+
+def _choose_downloads(name: str, revision: str | None, *, weights: bool) -> tuple[str | None, list[str]]:
+    """Return the commit, and the files of a hub repository that are needed: of weights in several kinds, one."""
+    commit, files = list_files(name, revision=revision)
+    chosen = [INDEX, "*/*.json"] + ["tokenizer*/*.txt"] * weights
+    if not weights:
+        return commit, [INDEX, "unet/config.json", "scheduler/scheduler_config.json"]
+    for part, stem in (
+        ("unet", WEIGHT_STEMS["diffusers"]),
+        ("vae", WEIGHT_STEMS["diffusers"]),
+        ("text_encoder", WEIGHT_STEMS["transformers"]),
+        ("text_encoder_2", WEIGHT_STEMS["transformers"]),
+    ):
+        names = [file.removeprefix(f"{part}/") for file in files if file.startswith(f"{part}/{stem}")]
+        variants = {_variant_of(n, stem) for n in names if n.endswith(".safetensors")}
+        if variants:
+            wanted = _choose_variant(list(variants), f"{part}/{stem}")
+            chosen += [f"{part}/{n}" for n in names if n.endswith(".safetensors") and _variant_of(n, stem) == wanted]
+    return commit, chosen
+
+
+def _find_weights(folder: Path, stem: str) -> Mapping[str | None, list[Path]]:
+    """Return the weight files of each variant in a component's folder. Raises `ForeignError`."""
+    found: dict[str | None, list[Path]] = {}
+    if not folder.is_dir():
+        raise ForeignError(f"its folder {folder.name} is missing")
+    for file in sorted(folder.iterdir()):
+        if not file.name.startswith(f"{stem}."):
+            continue
+        variant = _variant_of(file.name, stem)
+        if file.name.endswith(".safetensors"):
+            check_regular(file)
+            found[variant] = [file]
+        elif ".safetensors.index" in file.name and file.suffix == ".json":
+            found.setdefault(variant, check_index(file))
+    if found:
+        return found
+    shards = sorted(file.name for file in folder.glob(f"{stem}-*.safetensors"))
+    if shards:
+        raise ForeignError(f"{folder.name} holds {shards[0]} without its index, {stem}.safetensors.index.json")
+    pickles = sorted(file.name for file in folder.iterdir() if file.suffix in PICKLES)
+    if pickles:
+        raise ForeignError(
+            f"{folder.name} holds its weights only as a pickle ({pickles[0]}), which is not read as it could run "
+            "code; convert it to safetensors where you trust it"
+        )
+    raise ForeignError(f"{folder.name} holds no safetensors weights ({stem}.safetensors)")
+
+
+def _choose_variant(variants: list[str | None], what: str) -> str | None:
+    """Choose the weights to load. Raises `ForeignError` where only several of unknown kinds are there."""
+    if None in variants:
+        return None
+    for name in PREFERRED_VARIANTS:
+        if name in variants:
+            return name
+    if len(variants) > 1:
+        raise ForeignError(f"{what} is there in the variants {', '.join(map(str, sorted(map(str, variants))))} only")
+    return variants[0]
+
+
+def _variant_of(file: str, stem: str) -> str | None:
+    """Tell `fp16` of STEM.fp16.safetensors, STEM.fp16-00001-of-00002.safetensors or an index of such; else None."""
+    rest = file.removeprefix(stem).replace(".safetensors", "").replace(".index", "").removesuffix(".json")
+    return rest.lstrip(".").partition("-0")[0] or None
+
+
+def _check_tensors(file: Path) -> None:
+    try:
+        with safe_open(file, framework="pt") as opened:
+            kinds = {key: opened.get_slice(key).get_dtype() for key in opened.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise ForeignError(f"{file.parent.name}/{file.name} is damaged or not safetensors ({error})") from None
+    other = {key: kind for key, kind in kinds.items() if kind not in FLOATS and not key.endswith("position_ids")}
+    if other:
+        key, kind = next(iter(other.items()))
+        raise ForeignError(
+            f"{file.parent.name}/{file.name} stores {key} as {kind}, so it is quantised or not a model's weights"
+        )
+
+
+def _is_class(value: list[Any]) -> bool:
+    return len(value) == 2 and all(item is None or isinstance(item, str) for item in value)
+
+
+def _explain_no_index(name: str, folder: Path) -> str:
+    if (folder / "adapter_config.json").exists() or any(folder.glob("*lora*.safetensors")):
+        return f"{name}: holds a LoRA, not a pipeline; use it with `generate --lora`, and a pipeline as --model"
+    if (folder / "config.json").exists():
+        return (
+            f"{name}: is one component or another kind of model, not a pipeline of diffusers (no {INDEX}); name the "
+            "folder of the whole pipeline"
+        )
+    return (
+        f"{name}: is not a pipeline of diffusers (no {INDEX}); it needs {INDEX}, unet, vae, text_encoder, tokenizer, "
+        "all with safetensors weights"
+    )
