@@ -1,8 +1,9 @@
-"""A hub on this machine: as much of its HTTP interface as an upload takes."""
+"""A hub on this machine: as much of its HTTP interface as uploads and downloads take."""
 
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 import threading
 from collections.abc import Iterator
@@ -20,22 +21,64 @@ class FakeHub:
 
     address: str = ""
     repositories: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """Name → `private`, and `files`, each with its bytes."""
+    """Name → `private`, `commit`, and `files`, each with its bytes."""
+    faults: dict[str, tuple[int, str]] = field(default_factory=dict)
+    """Name → status and error code with which the hub refuses to speak of a repository."""
+    asked: list[str] = field(default_factory=list)
+    """Paths, in order."""
     refuses: bool = False
     """Every token."""
 
     def add(self, name: str, *, private: bool = True, files: dict[str, bytes] | None = None) -> None:
-        self.repositories[name] = {"private": private, "files": files or {}}
+        self.repositories[name] = {"private": private, "files": files or {}, "commit": "0" * 40}
+
+    def move(self, name: str, files: dict[str, bytes]) -> None:
+        """Make another commit of a repository, beside which the earlier ones stay."""
+        before = self.repositories[name]
+        count = int(before["commit"], 16) + 1
+        past = {**before.get("past", {}), before["commit"]: before["files"]}
+        self.repositories[name] = {**before, "files": files, "commit": f"{count:040x}", "past": past}
+
+    def at(self, name: str, revision: str) -> tuple[str, dict[str, bytes]] | None:
+        """The commit and the files that a revision of a repository stands for."""
+        found = self.repositories.get(name)
+        if found is None:
+            return None
+        if revision in ("", "main", found["commit"]):
+            return found["commit"], found["files"]
+        return (revision, found["past"][revision]) if revision in found.get("past", {}) else None
+
+    def find_file(self, path: str) -> tuple[str, bytes] | None:
+        """The commit and the bytes that `/NAME/resolve/REVISION/FILE` stands for."""
+        name, _, rest = path.removeprefix("/").partition("/resolve/")
+        revision, _, file = rest.partition("/")
+        found = self.at(name, revision)
+        return (found[0], found[1][file]) if found and file in found[1] else None
 
     def get(self, path: str) -> tuple[int, Any]:
+        for name, (status, code) in self.faults.items():
+            if name in path:
+                return status, {"error": code}
         if path == "/api/whoami-v2":
             return 200, {"name": "ann", "type": "user", "orgs": []}
-        name = path.removeprefix("/api/models/").partition("/revision/")[0]
+        name, _, revision = path.removeprefix("/api/models/").replace("/tree/", "/revision/").partition("/revision/")
         if name not in self.repositories:
-            return 404, {"error": "Repository not found"}
-        found = self.repositories[name]
-        siblings = [{"rfilename": file} for file in found["files"]]
-        return 200, {"id": name, "private": found["private"], "sha": "0" * 40, "tags": [], "siblings": siblings}
+            return 404, {"error": "RepoNotFound"}
+        found = self.at(name, revision)
+        if found is None:
+            return 404, {"error": "RevisionNotFound"}
+        commit, held = found
+        if "/tree/" in path:
+            sizes = {file: len(data) for file, data in held.items()}
+            return 200, [{"type": "file", "path": f, "size": size, "oid": f"{hash(f):x}"} for f, size in sizes.items()]
+        siblings = [{"rfilename": file} for file in held]
+        return 200, {
+            "id": name,
+            "private": self.repositories[name]["private"],
+            "sha": commit,
+            "tags": [],
+            "siblings": siblings,
+        }
 
     def post(self, path: str, body: bytes) -> tuple[int, Any]:
         if path == "/api/repos/create":
@@ -60,7 +103,7 @@ class FakeHub:
                     value = line["value"]
                     self.repositories[name]["files"][value["path"]] = base64.b64decode(value["content"])
             return 200, {"commitUrl": f"{self.address}/{name}/commit/1", "commitOid": "1" * 40, "success": True}
-        return 404, {"error": f"not in this hub: {path}"}
+        return 404, {"error": "RepoNotFound"}
 
 
 @contextmanager
@@ -70,10 +113,29 @@ def serving() -> Iterator[FakeHub]:
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            self._answer(*hub.get(self.path.partition("?")[0]))
+            path = self.path.partition("?")[0]
+            hub.asked.append(path)
+            if "/resolve/" not in path:
+                self._answer(*hub.get(path))
+            elif found := hub.find_file(path):
+                self._send(*found)
+            else:
+                self._answer(404, {"error": "EntryNotFound"})
 
         def do_HEAD(self) -> None:
-            self._answer(200, {})
+            if self.path == "/":
+                self._answer(200, {})
+            else:
+                self.do_GET()
+
+        def _send(self, commit: str, data: bytes) -> None:
+            self.send_response(200)
+            self.send_header("ETag", f'"{hashlib.sha1(data).hexdigest()}"')  # noqa: S324
+            self.send_header("X-Repo-Commit", commit)
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            if self.command != "HEAD":
+                self.wfile.write(data)
 
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
@@ -81,13 +143,13 @@ def serving() -> Iterator[FakeHub]:
 
         def _answer(self, status: int, value: Any) -> None:
             if hub.refuses or self.headers.get("Authorization") not in (f"Bearer {TOKEN}", None):
-                status, value = 401, {"error": "Invalid credentials"}
+                status, value = 401, {"error": "InvalidCredentials"}
             data = json.dumps(value).encode()
             self.send_response(status)
             self.send_header("Content-Type", "application/json")
             self.send_header("Content-Length", str(len(data)))
-            if status == 404:
-                self.send_header("X-Error-Code", "RepoNotFound")
+            if status >= 400:
+                self.send_header("X-Error-Code", value["error"])
             self.end_headers()
             if self.command != "HEAD":
                 self.wfile.write(data)

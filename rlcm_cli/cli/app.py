@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import logging
 import os
 import re
 import signal
@@ -102,6 +103,7 @@ for module in (
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line: an `RlcmError` is one line and its exit code, any other exception a traceback."""
     prepare_streams()
+    _show_remarks()
     with _noting_interrupts() as interrupts:
         try:
             status = _run(argv)
@@ -203,6 +205,20 @@ def _complain(message: str) -> None:
             print(f"rlcm: {message}", file=sys.stderr, flush=True)
         except OSError:  # nobody can be told, and the exit status says enough
             silence(sys.stderr)
+
+
+class _Remarks(logging.Handler):
+    """Prints what loading a model, LoRA or reward has to say although it succeeded."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if os.environ.get("RANK", "0") == "0":  # each process of a job loads the same files
+            print(f"warning: {record.getMessage()}", file=sys.stderr, flush=True)
+
+
+def _show_remarks() -> None:
+    logger = logging.getLogger("rlcm_cli")
+    if not any(isinstance(handler, _Remarks) for handler in logger.handlers):
+        logger.addHandler(_Remarks())
 
 
 def _speaks_for_its_job() -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -70,6 +71,17 @@ def check_index(index: Path) -> list[Path]:
         check_regular(index.parent / name)
         shards.append(index.parent / name)
     return shards
+
+
+def suggest_path(name: str) -> str:
+    """Return `; did you mean X?` where a path like the one that is not there is, else ""."""
+    path = Path(name)
+    try:
+        beside = [entry.name for entry in path.parent.iterdir()]
+    except OSError:
+        return ""
+    near = difflib.get_close_matches(path.name, beside, n=1)
+    return f"; did you mean {path.parent / near[0]}?" if near else ""
 
 
 def _walk(value: Any) -> Iterator[tuple[str, Any]]:

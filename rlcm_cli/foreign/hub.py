@@ -71,6 +71,20 @@ def list_files(repository: str, *, revision: str | None = None) -> tuple[str, li
         return str(found.sha), [file.rfilename for file in found.siblings or []]
 
 
+def is_cached(repository: str, name: str | None = None, *, patterns: Sequence[str] = ()) -> bool:
+    """Tell whether a file, or what the patterns match, was downloaded before; the hub is not asked."""
+    from huggingface_hub import hf_hub_download, snapshot_download
+
+    try:
+        if name is not None:
+            hf_hub_download(repository, name, local_files_only=True)
+        else:
+            snapshot_download(repository, allow_patterns=list(patterns), local_files_only=True)
+    except (OSError, ValueError):
+        return False
+    return True
+
+
 @contextlib.contextmanager
 def reachable_or_offline() -> Iterator[bool]:
     """Work offline within the block where the hub is out of reach; the value says whether it is reachable.
@@ -100,8 +114,8 @@ def find_hub_fault() -> str:
     return fault and f"the hub ({urlsplit(constants.ENDPOINT).hostname}) {fault}"
 
 
-def ask(address: str, seconds: float = ANSWER_SECONDS) -> str:
-    """Ask for a page within some seconds; return what was wrong, "" where nothing was.
+def ask(address: str) -> str:
+    """Ask for a page within `ANSWER_SECONDS`; return what was wrong, "" where nothing was.
 
     In a thread: looking up a name waits for as long as the system's resolver likes.
     """
@@ -111,15 +125,15 @@ def ask(address: str, seconds: float = ANSWER_SECONDS) -> str:
 
     def try_it() -> None:
         try:
-            status = httpx2.head(address, timeout=seconds).status_code
+            status = httpx2.head(address, timeout=ANSWER_SECONDS).status_code
             answers.append("" if status < 500 else f"answers with status {status}")
         except (httpx2.HTTPError, httpx2.InvalidURL, OSError, ValueError) as error:
             answers.append(f"cannot be reached ({type(error).__name__})")
 
     thread = threading.Thread(target=try_it, daemon=True)
     thread.start()
-    thread.join(seconds)
-    return answers[0] if answers else f"does not answer within {seconds:.0f} s"
+    thread.join(ANSWER_SECONDS)
+    return answers[0] if answers else f"does not answer within {ANSWER_SECONDS:.0f} s"
 
 
 _ask_once = functools.cache(ask)

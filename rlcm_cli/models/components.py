@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -12,7 +13,6 @@ import torch
 
 from rlcm_cli.errors import ModelError
 from rlcm_cli.foreign.faults import ForeignError, faults_of_libraries
-from rlcm_cli.foreign.notes import note
 from rlcm_cli.models.folders import PipelineFolder
 from rlcm_cli.models.libraries import quiet_libraries
 
@@ -24,6 +24,8 @@ DERIVED = {"block_out_channels", "force_upcast"}
 """What some autoencoders write into their configurations although they do not read it."""
 EXTRA_TOWERS = ("vision_model.", "visual_projection.", "text_projection.", "logit_scale", "logit_bias")
 """Tensors of a whole CLIP model that a text encoder alone has no use for."""
+
+_log = logging.getLogger(__name__)
 
 
 def load_module(folder: PipelineFolder, part: str, kind: Any, dtype: torch.dtype) -> torch.nn.Module:
@@ -54,7 +56,7 @@ def load_module(folder: PipelineFolder, part: str, kind: Any, dtype: torch.dtype
     _check_report(folder, part, module, report)
     if variant is not None:
         loaded = str(dtype).removeprefix("torch.")
-        note(f"{folder.name}: its {part} is there as the {variant} variant only; loaded as {loaded}")
+        _log.warning("%s: its %s is there as the %s variant only; loaded as %s", folder.name, part, variant, loaded)
     if library == "diffusers":
         _tell_ignored(folder, part, module, config)
     return module  # type: ignore[no-any-return]
@@ -177,17 +179,15 @@ def _check_report(folder: PipelineFolder, part: str, module: torch.nn.Module, re
         raise ModelError(f"{where} have '{key}' in another shape than its config.json says; download them again")
     extra = sorted(key for key in report["unexpected_keys"] if not key.startswith(EXTRA_TOWERS))
     if extra:
-        note(
-            f"{where} hold {len(extra)} tensors that its config.json has no place for, '{extra[0]}' among them: they "
-            "are not used"
-        )
+        told = f"{len(extra)} tensors that its config.json has no place for, '{extra[0]}' among them"
+        _log.warning("%s hold %s: they are not used", where, told)
 
 
 def _tell_ignored(folder: PipelineFolder, part: str, module: Any, stated: Mapping[str, Any]) -> None:
     known = {*inspect.signature(type(module).__init__).parameters, *DERIVED}
     ignored = sorted(key for key in stated if not key.startswith("_") and key not in known)
     if ignored:
-        note(f"{folder.name}: diffusers does not know {', '.join(ignored)} in {part}/config.json, and ignores it")
+        _log.warning("%s: diffusers ignores %s in %s/config.json", folder.name, ", ".join(ignored), part)
 
 
 @contextlib.contextmanager

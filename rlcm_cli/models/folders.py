@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 
 from rlcm_cli.errors import ModelError
 from rlcm_cli.foreign.faults import ForeignError
-from rlcm_cli.foreign.folders import check_configuration, check_index, check_regular, read_json_object
+from rlcm_cli.foreign.folders import check_configuration, check_index, check_regular, read_json_object, suggest_path
 from rlcm_cli.foreign.hub import HubError, fetch_snapshot, is_hub_id, list_files
 from rlcm_cli.models.embedded import EMBEDDED, embedded_folder
 from rlcm_cli.models.single_files import explain_single_file
@@ -113,7 +113,7 @@ def find_pipeline(name: str, revision: str | None, *, weights: bool = True) -> P
         if not (path / INDEX).exists():
             raise ModelError(_explain_no_index(name, path))
         return PipelineFolder(name, path)
-    missing = f"model '{name}' is not a folder here"
+    missing = f"model '{name}' is not a folder here{suggest_path(name)}"
     if not is_hub_id(name):
         raise ModelError(f"{missing}, nor a hub id (OWNER/NAME); check the path, or {EMBEDDED_ADVICE}")
     near = difflib.get_close_matches(name, EMBEDDED, n=1)

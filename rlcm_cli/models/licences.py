@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from rlcm_cli.foreign.hub import HubError, fetch_file
 from rlcm_cli.models.embedded import embedded_folder
 
 
@@ -20,15 +21,14 @@ class Licence:
 
 def read_licence(model: str, revision: str | None) -> Licence | None:
     """Read what the card of an embedded model, a pipeline folder or a hub id says; None where it cannot be read."""
-    import httpx2
     import yaml
-    from huggingface_hub import ModelCard, hf_hub_download
+    from huggingface_hub import ModelCard
 
     folder = embedded_folder(model) or Path(model)
     try:
-        file = folder / "README.md" if folder.is_dir() else hf_hub_download(model, "README.md", revision=revision)
-        data = ModelCard(Path(file).read_text(encoding="utf-8"), ignore_metadata_errors=True).data
-    except (OSError, ValueError, httpx2.HTTPError, yaml.YAMLError):  # no card, no network, or one that is no text
+        file = folder / "README.md" if folder.is_dir() else fetch_file(model, "README.md", revision=revision)
+        data = ModelCard(file.read_text(encoding="utf-8"), ignore_metadata_errors=True).data
+    except (OSError, ValueError, HubError, yaml.YAMLError):  # no card, no network, or one that is not text
         return None
     identifier = data.get("license")
     if not isinstance(identifier, str):

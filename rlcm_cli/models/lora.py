@@ -16,6 +16,8 @@ from rlcm_cli.core.digests import digest_tensors
 from rlcm_cli.core.lora_file import LoraFile, read_lora
 from rlcm_cli.core.noise import derive_seed
 from rlcm_cli.errors import ModelError
+from rlcm_cli.foreign.folders import suggest_path
+from rlcm_cli.foreign.hub import HubError, fetch_file, list_files
 from rlcm_cli.models.diffusion import DiffusionModel
 from rlcm_cli.models.libraries import quiet_libraries, summarise
 from rlcm_cli.models.lora_binding import bind_modules, check_loaded
@@ -287,27 +289,11 @@ def _choose_file(names: Sequence[str], place: str) -> str:
 
 
 def _fetch_from_hub(place: str) -> Path:
-    import httpx2
-    from huggingface_hub import HfApi, hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
     try:
-        try:
-            return Path(hf_hub_download(place, LORA_FILE))
-        except LocalEntryNotFoundError:  # the hub was not reached
-            raise
-        except EntryNotFoundError:
-            return Path(hf_hub_download(place, _choose_file(HfApi().list_repo_files(place), place)))
-    except (OSError, httpx2.HTTPError, HfHubHTTPError, HFValidationError) as error:
+        commit, names = list_files(place)
+        return fetch_file(place, _choose_file(names, place), revision=commit)
+    except HubError as error:
         raise ModelError(
-            f"LoRA '{place}' is not here and could not be loaded from the hub ({_find_cause(error)}); name a run, a "
-            "checkpoint, a LoRA file or a hub id"
+            f"LoRA '{place}': there is no such run, checkpoint or file here{suggest_path(place)}, and it could not be "
+            f"loaded from the hub: {error}; name a run, a checkpoint, a LoRA file or a hub id"
         ) from error
-
-
-def _find_cause(error: Exception) -> str:
-    """Return what went wrong first, which the hub's library wraps."""
-    cause: BaseException = error
-    while cause.__cause__ is not None:
-        cause = cause.__cause__
-    return f"{type(cause).__name__}: {summarise(cause)}"

@@ -13,7 +13,7 @@ from rlcm_cli.errors import ConfigError, CorruptFileError, ModelError
 from rlcm_cli.models.diffusion import DiffusionModel
 from rlcm_cli.models.full import load_unet
 from rlcm_cli.models.loading import recommend_sampling
-from rlcm_cli.models.lora import load_foreign_lora, scale_foreign_lora, unload_foreign_lora
+from rlcm_cli.models.lora import load_foreign_lora, locate_lora, scale_foreign_lora, unload_foreign_lora
 from rlcm_cli.phases.policy import load_configured_model
 from rlcm_cli.phases.run import open_run
 from rlcm_cli.store.adapters import find_adapter
@@ -87,6 +87,7 @@ def find_lora(place: str, scale: float = 1.0) -> Adapter:
         except CorruptFileError as error:
             raise ModelError(f"--lora {error}; name a run, a checkpoint, a LoRA file or a hub id") from None
     if re.fullmatch(HUB_ID, place):
+        locate_lora(place)  # before a model is loaded for it
         return Adapter(place, "", scale, place, place)
     raise ConfigError(f"--lora {place}: no such run, checkpoint or file, and no hub id (OWNER/NAME)")
 

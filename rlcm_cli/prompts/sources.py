@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import json
 import os.path
@@ -9,6 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from rlcm_cli.errors import ConfigError
+from rlcm_cli.foreign.hub import find_hub_fault, reachable_or_offline
 from rlcm_cli.prompts.tables import TABLE_SUFFIXES, Table, parse_json, read_table, read_texts
 from rlcm_cli.prompts.text import read_text
 
@@ -139,11 +141,13 @@ def _read_dataset(source: str, name: str, column: str) -> list[str]:
             f"prompts {source!r}: `datasets` takes *, ? and [ in a folder's name for a pattern; rename the folder"
         )
     try:
-        dataset = datasets.load_dataset(repository, configuration, split=split)
+        with reachable_or_offline() if not Path(name).is_dir() else contextlib.nullcontext():
+            dataset = datasets.load_dataset(repository, configuration, split=split)
     except ConnectionError as error:
+        fault = find_hub_fault() or f"the connection to the hub failed ({_one_line(error)})"
         raise ConfigError(
-            f"prompts {source!r}: the hub cannot be reached ({_one_line(error)}); check the network, or "
-            f"use a file or a built-in set ({', '.join(PROMPT_SETS)})"
+            f"prompts {source!r}: {fault}; no local copy of {repository} in the cache; check the network, or use a "
+            f"file or a built-in set ({', '.join(PROMPT_SETS)})"
         ) from error
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         raise ConfigError(

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from rlcm_cli.errors import ConfigError, RewardError
+from rlcm_cli.foreign.hub import HubError, fetch_snapshot, is_cached
 
 
 def find_weights(
@@ -40,13 +41,11 @@ def find_weights(
     if Path(model).is_dir():
         return Path(model)
 
-    from huggingface_hub import snapshot_download
-
     try:
-        return Path(snapshot_download(model, revision=revision, allow_patterns=list(patterns)))
-    except (OSError, ValueError) as error:
+        return fetch_snapshot(model, revision=revision, patterns=patterns)
+    except HubError as error:
         raise RewardError(
-            f"reward {reward!r}: {model!r} is no folder here and the hub does not give it ({one_line(error)}); "
+            f"reward {reward!r}: {model!r} is not a folder here and the hub does not give it ({error}); "
             f"{download_advice(model, patterns, reward=reward, size=size, setting=setting)}"
         ) from error
 
@@ -67,11 +66,7 @@ def missing_weights(
     if Path(model).is_dir():
         return None
 
-    from huggingface_hub import snapshot_download
-
-    try:
-        snapshot_download(model, allow_patterns=list(patterns), local_files_only=True)
-    except (OSError, ValueError):
+    if not is_cached(model, patterns=patterns):
         advice = download_advice(model, patterns, reward=reward, size=size, setting=setting)
         return f"{setting} {model!r} is not here; {advice}"
     return None

@@ -201,7 +201,7 @@ def test_what_cannot_be_exported_is_one_line(capsys, run, tiny_lcm, tmp_path):
     refuse(capsys, ConfigError, "export", tmp_path / "nowhere", *out, saying=("no such run, checkpoint or LoRA file",))
     refuse(capsys, ModelError, "export", tiny_lcm, *out, saying=("holds no LoRA", "name a run"))
     refuse(capsys, ConfigError, "export", run, "--public", *out, saying=("--public is of --hub",))
-    refuse(capsys, ModelError, "export", run, "--model", tmp_path, *out, saying=("no diffusers pipeline",))
+    refuse(capsys, ModelError, "export", run, "--model", tmp_path, *out, saying=("not a pipeline of diffusers",))
     empty = tmp_path / "empty"
     empty.mkdir()
     shutil.copy(run / "config.json", empty)

@@ -232,4 +232,4 @@ def test_a_pipeline_without_unet(tmp_path):
 def test_a_part_of_sdxl_that_lacks_weights(sdxl, tmp_path):
     copy = shutil.copytree(sdxl, tmp_path / "sdxl-copy")
     (copy / "text_encoder_2" / "model.safetensors").unlink()
-    assert_refused(copy, "is no diffusers pipeline .*safetensors")
+    assert_refused(copy, "safetensors")

@@ -39,7 +39,7 @@ def test_a_latent_consistency_model_is_drawn_as_in_diffusers(tiny_lcm):
 
 
 def test_what_is_no_pipeline_is_refused(tmp_path):
-    with pytest.raises(ModelError, match="is no diffusers pipeline"):
+    with pytest.raises(ModelError, match="is not a pipeline of diffusers"):
         recommend_sampling(str(tmp_path), revision=None)
 
 

@@ -13,6 +13,7 @@ import torch
 from huggingface_hub import constants
 from packaging.requirements import Requirement
 
+from rlcm_cli.foreign import hub
 from rlcm_cli.models.embedded import integrity
 from rlcm_cli.phases.doctor import machine, packages, places
 from rlcm_cli.phases.doctor.finding import shorten_home
@@ -124,7 +125,7 @@ def test_a_hub_that_is_off_away_or_silent_is_a_note_in_time(token, monkeypatch):
     assert (found.status, found.found) == ("note", "127.0.0.1 cannot be reached (ConnectError); a token is set")
     with socket.create_server(("127.0.0.1", 0)) as silent:
         monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
-        monkeypatch.setattr(places, "HUB_SECONDS", 0.2)
+        monkeypatch.setattr(hub, "ANSWER_SECONDS", 0.2)
         started = time.monotonic()
         assert places.check_hub().status == "note"
         assert time.monotonic() - started < 3

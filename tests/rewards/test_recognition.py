@@ -168,7 +168,7 @@ class TestJudgesThatCannotBeUsed:
 
         monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
         message = self.refusal("owner/judge")
-        assert "the hub does not give it (ConnectError: no network)" in message
+        assert "the hub does not give it (HF_HUB_OFFLINE is set; no local copy of" in message
         files = "--include 'config.json' --include 'preprocessor_config.json' --include 'model.safetensors'"
         assert f"run `hf download owner/judge {files} --local-dir DIR` (the size of the classifier)" in message
         assert "--set reward_settings.recognition.model=DIR" in message

@@ -5,19 +5,18 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from rlcm_cli.foreign.hub import ask
 from rlcm_cli.models.embedded import EMBEDDED
 from rlcm_cli.models.embedded.integrity import find_damaged
 from rlcm_cli.phases.doctor.finding import Finding, shorten_home
 from rlcm_cli.store.cache import cache_folder, stages_folder
 
 LITTLE_DISK = 10e9
-HUB_SECONDS = 4.0
 SIZE_SECONDS = 1.0
 
 
@@ -77,33 +76,11 @@ def check_hub() -> Finding:
         advice = "unset it to load other models than those that are here"
         return Finding("hub", "note", f"HF_HUB_OFFLINE is set; {token}", advice)
     host = urlsplit(constants.ENDPOINT).hostname
-    fault = _ask(constants.ENDPOINT)
+    fault = ask(constants.ENDPOINT)
     if fault:
         advice = "the embedded models need no network; for others look at the network and HTTPS_PROXY"
         return Finding("hub", "note", f"{host} {fault}; {token}", advice)
     return Finding("hub", "ok", f"{host} answers; {token}")
-
-
-def _ask(address: str) -> str:
-    """Ask for a page within `HUB_SECONDS`; give what was wrong, empty where nothing was.
-
-    In a thread: looking up a name waits for as long as the system's resolver likes.
-    """
-    import httpx2
-
-    answers: list[str] = []
-
-    def ask() -> None:
-        try:
-            status = httpx2.head(address, timeout=HUB_SECONDS).status_code
-            answers.append("" if status < 500 else f"answers with status {status}")
-        except httpx2.HTTPError as error:
-            answers.append(f"cannot be reached ({type(error).__name__})")
-
-    thread = threading.Thread(target=ask, daemon=True)
-    thread.start()
-    thread.join(HUB_SECONDS)
-    return answers[0] if answers else f"does not answer within {HUB_SECONDS:.0f} s"
 
 
 def _measure_folder(folder: Path) -> str:

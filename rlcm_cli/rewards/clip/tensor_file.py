@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rlcm_cli.errors import ConfigError, RewardError
+from rlcm_cli.foreign.hub import HubError, fetch_file, is_cached
 from rlcm_cli.rewards.weights import one_line
 
 if TYPE_CHECKING:
@@ -39,13 +40,11 @@ def find_file(file: str, *, reward: str, setting: str, size: str) -> Path:
             "OWNER/REPOSITORY/FILE of the hub"
         )
 
-    from huggingface_hub import hf_hub_download
-
     try:
-        return Path(hf_hub_download(repository, name))
-    except (OSError, ValueError) as error:
+        return fetch_file(repository, name)
+    except HubError as error:
         raise RewardError(
-            f"reward {reward!r}: {file!r} is no file here and the hub does not give it ({one_line(error)}); "
+            f"reward {reward!r}: {file!r} is not a file here and the hub does not give it ({error}); "
             f"{_download_advice(repository, name, reward, setting, size)}"
         ) from error
 
@@ -58,11 +57,7 @@ def missing_file(file: str, *, reward: str, setting: str, size: str) -> str | No
     if not repository:
         return f"there is no file {file!r}"
 
-    from huggingface_hub import hf_hub_download
-
-    try:
-        hf_hub_download(repository, name, local_files_only=True)
-    except (OSError, ValueError):
+    if not is_cached(repository, name):
         return f"{name} is not here; {_download_advice(repository, name, reward, setting, size)}"
     return None
 
