@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ from rlcm_cli.core.schedule import Transition, transition
 from rlcm_cli.core.trajectory import Transitions, flatten_transitions
 from rlcm_cli.models.diffusion import DiffusionModel
 from rlcm_cli.models.trained import TRAINED
+from rlcm_cli.phases.loss_scale import LossScale
 from rlcm_cli.phases.objectives import Loss, ObjectiveParts
 from rlcm_cli.phases.rollout import Rollout
 from rlcm_cli.phases.team import Team
@@ -175,7 +177,12 @@ def _backward(
     record: UpdateMetrics,
 ) -> UpdateMetrics:
     on_device = weights.to(model.device)
-    for share, part in micro_batches(model, transitions, micro_batch_size, team):
+    values = len(transitions)
+    if rollout.manifest.reduction == "mean":
+        values *= transitions.states_NCHW[0].numel()
+    scale = LossScale(model, values)
+
+    def compute(share: float, part: Transitions) -> tuple[Tensor, None, dict[str, Tensor]]:
         replayed = replay(model, rollout, part)
         result = loss_of(replayed.log_probs_N, part.log_probs_N, on_device[part.samples_N])
         loss, metrics = result.loss, dict(result.metrics)
@@ -187,8 +194,11 @@ def _backward(
             ).mean()
             loss = loss + settings.kl_weight * kl
             metrics["kl_to_base"] = kl.detach()
-        (share * loss).backward()  # type: ignore[no-untyped-call]
-        record.add(share, {"loss": loss.detach(), **metrics})
+        return share * loss, None, {"loss": loss.detach(), **metrics}
+
+    for share, part in micro_batches(model, transitions, micro_batch_size, team):
+        record.add(share, scale.add_gradient(functools.partial(compute, share, part)))
+    record.add(1, scale.metrics())
     return record
 
 

@@ -7,6 +7,7 @@ stored state, the gradient of the expected reward is that of the policy, of x, p
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from rlcm_cli.errors import ConfigError
 from rlcm_cli.models.diffusion import DiffusionModel
 from rlcm_cli.phases.advantages import rows_of
 from rlcm_cli.phases.gradient import pick_conditioning, predict_transition
+from rlcm_cli.phases.loss_scale import LossScale
 from rlcm_cli.phases.rollout import Rollout
 from rlcm_cli.phases.sample import sample_seed
 from rlcm_cli.phases.score import Scorer
@@ -102,14 +104,16 @@ def accumulate_last_step(
         RewardError: If a reward fails or gives no gradient.
     """
     states = rollout.trajectories.latents_BSCHW
-    scale = weight / max(1, rollout.trajectories.actions)
+    share = weight / max(1, rollout.trajectories.actions)
     if rollout.manifest.reduction == "mean":
-        scale /= states[0, 0].numel()
+        share /= states[0, 0].numel()
+    share /= len(samples_M)
+    scale = LossScale(model, values=1)  # the gradient by the images, in float32, tells how large it is
     mean_reward = torch.zeros(())
-    own = team.part(len(samples_M))
-    for first in own[::micro_batch_size]:
-        samples = samples_M[first : min(first + micro_batch_size, own.stop)]
-        images = _draw_images(model, rollout, states[samples, -1].to(model.device), samples)
+
+    def compute(samples: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        drawn = _draw_images(model, rollout, states[samples, -1].to(model.device), samples)
+        images = drawn.detach().requires_grad_()
         loss, total = torch.zeros((), device=model.device), torch.zeros(())
         for part in rewards:
             values = part.reward.score_floats(
@@ -117,9 +121,14 @@ def accumulate_last_step(
             )
             loss = loss - (part.factors[samples].to(values.device) * values).sum().to(model.device)
             total += (part.weights[samples] * values.detach().cpu()).sum()
-        (scale / len(samples_M) * loss).backward()  # type: ignore[no-untyped-call]
-        mean_reward += total / len(samples_M)
-    return {"last_step_reward": mean_reward}
+        (gradient,) = torch.autograd.grad(share * loss, images, materialize_grads=True)
+        return drawn, gradient, total
+
+    own = team.part(len(samples_M))
+    for first in own[::micro_batch_size]:
+        samples = samples_M[first : min(first + micro_batch_size, own.stop)]
+        mean_reward += scale.add_gradient(functools.partial(compute, samples)) / len(samples_M)
+    return {"last_step_reward": mean_reward, **scale.metrics()}
 
 
 def _draw_images(model: DiffusionModel, rollout: Rollout, states: Tensor, samples: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ from rlcm_cli.core.denoising import add_noise, denoising_error
 from rlcm_cli.core.noise import derive_seed, seed_generator
 from rlcm_cli.errors import ConfigError
 from rlcm_cli.models.diffusion import DiffusionModel
+from rlcm_cli.phases.loss_scale import LossScale
 from rlcm_cli.phases.team import Team
 from rlcm_cli.prompts.pairs import Pairs, open_pairs
 
@@ -69,16 +70,20 @@ def accumulate_pretraining(
     chosen = torch.randint(len(pairs), (settings.batch_size,), generator=generator)
     timesteps = torch.randint(len(model.alphas_cumprod), (settings.batch_size,), generator=generator)
     noise = torch.randn(settings.batch_size, *model.latent_shape, generator=generator)
+    scale = LossScale(model, noise.numel())
     mean_loss = torch.zeros(())
-    own = team.part(settings.batch_size)
-    for first in own[::micro_batch_size]:
-        rows = slice(first, min(first + micro_batch_size, own.stop))
+
+    def compute(rows: slice) -> tuple[Tensor, None, Tensor]:
         images, captions = pairs.take(chosen[rows].tolist())
         error = _denoise(model, images, captions, timesteps[rows], noise[rows])
         loss = error.sum() / settings.batch_size
-        (settings.weight * loss).backward()  # type: ignore[no-untyped-call]
-        mean_loss += loss.detach().cpu()
-    return {"pretraining_loss": mean_loss}
+        return settings.weight * loss, None, loss.detach().cpu()
+
+    own = team.part(settings.batch_size)
+    for first in own[::micro_batch_size]:
+        rows = slice(first, min(first + micro_batch_size, own.stop))
+        mean_loss += scale.add_gradient(functools.partial(compute, rows))
+    return {"pretraining_loss": mean_loss, **scale.metrics()}
 
 
 def step_seed(run_seed: int, iteration: int, step: int) -> int:
