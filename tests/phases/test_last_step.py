@@ -165,14 +165,16 @@ class TestTraining:
     def test_a_single_call_learns(self, tiny_lcm, tmp_path):
         config = backprop(
             tiny_lcm,
-            sample={"steps": 1, "samples": 8, "batch_size": 8, "shards": 1},
+            sample={"steps": 1, "samples": 16, "batch_size": 16, "shards": 1},
             train={"learning_rate": 1e-2},
             runtime={"iterations": 12},
+            evaluate={"prompts": 16, "images_per_prompt": 2},
         )
         run = make_loop(tmp_path / "run", config)
         assert [row["ratio_drift"] for row in read_metrics(run.layout)] == [0.0] * 12
         before, after = (read_evaluation(run.layout, number).rewards["brightness"] for number in (0, 12))
-        assert (after > before).all()
+        # Of four seeds the rise was 1.4 to 1.7 deviations, of 91 to 97 % of the images.
+        assert (after > before).float().mean() > 0.75
         assert (after - before).mean() > 0.5 * before.std()
 
     def test_rebel_without_actions_too(self, tiny_lcm, tmp_path):

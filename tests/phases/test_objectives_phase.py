@@ -154,11 +154,13 @@ class TestMinibatches:
         return list(draw_minibatches(rollout, settings, seed, iteration))
 
     def test_hold_every_sample_once_an_epoch_in_an_order_of_its_own(self, tiny_lcm, tmp_path):
-        parts = self.drawn(tiny_lcm, tmp_path / "run", minibatch_size=3)
-        assert [len(part.samples_M) for part in parts] == [3, 3, 2] * 2
-        epochs = [torch.cat([part.samples_M for part in parts[first : first + 3]]).tolist() for first in (0, 3)]
-        assert [sorted(epoch) for epoch in epochs] == [list(range(8))] * 2
-        assert epochs[0] != epochs[1]
+        parts = self.drawn(tiny_lcm, tmp_path / "run", inner_epochs=8)
+        assert [len(part.samples_M) for part in parts] == [4, 4] * 8
+        epochs = [
+            torch.cat([part.samples_M for part in parts[first : first + 2]]).tolist() for first in range(0, 16, 2)
+        ]
+        assert [sorted(epoch) for epoch in epochs] == [list(range(8))] * 8
+        assert len({tuple(epoch) for epoch in epochs}) > 2
         assert all(part.steps_MK.tolist() == [[0, 1, 2]] * len(part.samples_M) for part in parts)
 
     def test_keep_groups_together(self, tiny_lcm, tmp_path):
