@@ -58,17 +58,18 @@ def run(
     ] = [],  # noqa: B006
     reach: Annotated[
         float | None,
-        typer.Option(
-            "--reach", metavar="X", help="Reward whose price is asked.", show_default="best of the worst method"
-        ),
+        typer.Option("--reach", metavar="X", help="Target reward.", show_default="the highest that every run reaches"),
     ] = None,
     reward: Annotated[
         str | None,
         typer.Option(
-            "--reward", metavar="NAME", help="Compare by this reward alone.", show_default="what is trained for"
+            "--reward", metavar="NAME", help="Compare by this reward only.", show_default="what is trained for"
         ),
     ] = None,
-    window: Annotated[int, typer.Option("--smooth", metavar="N", min=1, help="Iterations that are averaged.")] = 5,
+    window: Annotated[
+        int,
+        typer.Option("--smooth", metavar="N", min=1, help="Iterations that are averaged, at most half of a run's."),
+    ] = 5,
     clock: Annotated[
         Clock, typer.Option("--time", help="Wall or processor time; on a shared machine the latter is fairer.")
     ] = Clock.WALL,
@@ -83,7 +84,7 @@ def run(
     quiet: o.QuietOption = False,
     as_json: o.JsonOption = False,
 ) -> None:
-    """Compare runs: reward against queries, time and model forwards, and what a given reward costs."""
+    """Compare runs: reward against queries, time and model forwards, and what it costs to reach a target reward."""
     from rlcm_cli.cli.display import Display
     from rlcm_cli.errors import ConfigError
     from rlcm_cli.phases.staging import stage_report
@@ -176,8 +177,7 @@ def show(table: Mapping[str, Any]) -> None:
     console = Console(markup=False, highlight=False)
     if not console.is_terminal:  # no window's width to keep to, and rich would fold at 80
         console = Console(markup=False, highlight=False, width=WIDTH_OF_A_FILE)
-    window = table["smoothed_over_iterations"]
-    console.print(f"reward: {table['reward']}" + (f", mean of {window} iterations" if window > 1 else ""))
+    console.print(_head(table))
     if console.measure(shown).maximum <= console.width:
         console.print(shown)
         return
@@ -186,7 +186,19 @@ def show(table: Mapping[str, Any]) -> None:
         print_rows(console, [(name, cells[number].replace("\n", " ")) for name, cells in _lines(table)])
 
 
+def _head(table: Mapping[str, Any]) -> str:
+    window = table["smoothed_over_iterations"]
+    parts = [f"reward: {table['reward']}"]
+    if window > 1:
+        parts.append(f"first, best and final are means of {window} iterations")
+    if any(len(method["seeds"]) > 1 for method in table["methods"]):
+        parts.append("of several seeds the mean of their own values (lowest to highest)")
+    return "; ".join(parts)
+
+
 def _lines(table: Mapping[str, Any]) -> Iterator[tuple[str, list[str]]]:
+    from rlcm_cli.report.levels import say_level
+
     methods = table["methods"]
     yield "seeds × iterations", [f"{len(method['seeds'])} × {method['iterations']}" for method in methods]
     for key in ("first", "best", "final"):
@@ -198,31 +210,37 @@ def _lines(table: Mapping[str, Any]) -> Iterator[tuple[str, list[str]]]:
                 yield f"{name}, {when}", [_spread(values and values[when]) for values in found]
     for cost in table["costs"]:
         reached = [method["reach"][cost] for method in methods]
-        yield f"{COST_NAMES[cost]} to {_reward(table['target'])}", [_price(cost, values) for values in reached]
-        times = [values["times_cheaper"] for values in reached]
-        yield "  times cheaper", ["–" if value is None else f"{value:.{1 if value < 100 else 0}f}" for value in times]
+        yield f"{COST_NAMES[cost]} to {say_level(table['target'])}", [_price(cost, values) for values in reached]
+        if sum(values["price"] is not None for values in reached) > 1:
+            times = [values["speed_up"] for values in reached]
+            yield (
+                f"  speed-up over {table['slowest'][cost]}",
+                ["–" if value is None else f"{value:.{1 if value < 100 else 0}f}" for value in times],
+            )
         yield f"{COST_NAMES[cost]} in all", [_amount(cost, method["total"][cost]["mean"]) for method in methods]
 
 
 def _spread(values: Mapping[str, float] | None) -> str:
+    from rlcm_cli.report.levels import say_level
+
     if values is None:
         return "–"
     if values["lowest"] == values["highest"]:
-        return _reward(values["mean"])
-    return f"{_reward(values['mean'])}\n({_reward(values['lowest'])} to {_reward(values['highest'])})"
+        return say_level(values["mean"])
+    return f"{say_level(values['mean'])}\n({say_level(values['lowest'])} to {say_level(values['highest'])})"
 
 
 def _price(cost: str, values: Mapping[str, Any]) -> str:
-    def amount(price: float | None) -> str:
-        return "never" if price is None else _amount(cost, price)
-
-    seeds = sorted(values["of_each_seed"], key=lambda price: float("inf") if price is None else price)
-    own = f"\n(seeds {amount(seeds[0])} to {amount(seeds[-1])})" if len(seeds) > 1 and any(seeds) else ""
-    return amount(values["price"]) + own
-
-
-def _reward(value: float) -> str:
-    return f"{value:.3f}".replace("-", "−")
+    seeds = values["of_each_seed"]
+    reached = [price for price in seeds if price is not None]
+    if not reached:
+        return "never"
+    own = _amount(cost, reached[0])
+    if len(reached) > 1:
+        own = f"{_amount(cost, min(reached))} to {_amount(cost, max(reached))}"
+    if len(reached) < len(seeds):
+        return f"{len(reached)} of {len(seeds)} reached it\n({own})"
+    return _amount(cost, values["price"]) + (f"\n({own})" if len(seeds) > 1 else "")
 
 
 def _amount(cost: str, value: float) -> str:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from rlcm_cli.errors import ConfigError, MissingFileError
-from rlcm_cli.report.compare_contenders import Contender, check_rewards, describe_weights, group_runs
+from rlcm_cli.report.compare_contenders import Contender, check_rewards, describe_total, group_runs, list_differences
 from rlcm_cli.report.compare_curves import Curve, average_curves, trace_curve
 from rlcm_cli.report.compare_evaluations import Ends, read_ends
 from rlcm_cli.report.html_private import name_reward
+from rlcm_cli.report.levels import WINDOW, Levels, find_levels
 from rlcm_cli.store.run import read_metrics
 from rlcm_cli.wording import command, count
 
@@ -35,7 +35,10 @@ class Method:
     runs: tuple[Contender, ...]
     curves: tuple[Curve, ...]
     """One a run."""
+    levels: tuple[Levels, ...]
+    """One a run."""
     mean: Curve
+    """Over the seeds, to be looked at: where it reaches a reward is no mean of where the seeds do."""
     evaluations: tuple[Ends | None, ...]
     """One a run; None where there are not two of them."""
 
@@ -48,11 +51,11 @@ class Comparison:
     reward: str
     """What the rewards are, for people."""
     window: int
-    """Iterations that a reward is averaged over."""
+    """Iterations that a reward is averaged over; in short runs fewer, which the notes tell."""
     costs: tuple[str, ...]
     """Those of `COSTS` that all runs have recorded, by the clock that was asked for."""
     target: float
-    """The reward whose price is asked for."""
+    """The reward whose cost is asked for."""
     notes: tuple[str, ...]
 
 
@@ -60,29 +63,27 @@ def compare_runs(
     contenders: Sequence[Contender],
     *,
     component: str | None = None,
-    window: int = 5,
+    window: int = WINDOW,
     clock: Clock = "wall",
     target: float | None = None,
 ) -> Comparison:
     """Compare runs by the training reward, or by one reward that all have scored.
 
-    `target` None is the lowest of the methods' best rewards, each method's the maximum of its mean curve: the best
-    that the worst method came to. Raises `ConfigError` where the runs cannot be compared, `MissingFileError`
-    where one has not trained two iterations.
+    `target` None is the lowest of the runs' best rewards: the highest that every run has reached.
+    Raises `ConfigError` where the runs cannot be compared, `MissingFileError` where one has not trained two
+    iterations.
     """
     check_rewards(contenders, component)
     metrics = {contender.layout.root: _read_rows(contender) for contender in contenders}
     costs, notes = _find_costs(contenders, metrics, clock)
     methods = []
     for label, runs in group_runs(contenders).items():
-        curves = tuple(
-            trace_curve(
-                [_reward_of(row, component, run) for row in metrics[run.layout.root]],
-                {cost: [sum(row[key] for key in COSTS[cost]) for row in metrics[run.layout.root]] for cost in costs},
-                window,
-            )
+        rewards = [[_reward_of(row, component, run) for row in metrics[run.layout.root]] for run in runs]
+        spent = [
+            {cost: [sum(row[key] for key in COSTS[cost]) for row in metrics[run.layout.root]] for cost in costs}
             for run in runs
-        )
+        ]
+        curves = tuple(trace_curve(*of_run, window) for of_run in zip(rewards, spent, strict=True))
         lengths = [len(curve.rewards) for curve in curves]
         if len(set(lengths)) > 1:
             notes.append(
@@ -93,17 +94,19 @@ def compare_runs(
                 label=label,
                 runs=tuple(runs),
                 curves=curves,
+                levels=tuple(find_levels(of_run, window) for of_run in rewards),
                 mean=average_curves(curves),
                 evaluations=tuple(read_ends(run, component) for run in runs),
             )
         )
-    notes += _warn_of_prompts(methods)
+    notes += _tell_short_runs(methods, window)
+    notes += [f"{method.label}: {line}" for method in methods[1:] if (line := _tell_settings(methods[0], method))]
     return Comparison(
         methods=tuple(methods),
-        reward=name_reward(component) if component else describe_weights(contenders[0]),
+        reward=name_reward(component) if component else describe_total(contenders[0]),
         window=window,
         costs=tuple(costs),
-        target=min(max(method.mean.rewards) for method in methods) if target is None else target,
+        target=min(levels.best for method in methods for levels in method.levels) if target is None else target,
         notes=tuple(notes),
     )
 
@@ -139,7 +142,7 @@ def _find_costs(
         else:
             costs.append(cost)
     if not costs:
-        raise ConfigError(f"the runs have no cost in common to compare them by ({'; '.join(notes)}); train them anew")
+        raise ConfigError(f"the runs have no cost in common to compare them by ({'; '.join(notes)}); train them again")
     return costs, notes
 
 
@@ -155,11 +158,15 @@ def _reward_of(row: Mapping[str, Any], component: str | None, contender: Contend
     return float(known[component])
 
 
-def _warn_of_prompts(methods: Sequence[Method]) -> list[str]:
-    def prompts(method: Method) -> str:
-        settings = method.runs[0].settings
-        found = [settings.get("prompts"), *(task.get("prompts") for task in settings.get("tasks", {}).values())]
-        return json.dumps(found, sort_keys=True)
+def _tell_short_runs(methods: Sequence[Method], window: int) -> list[str]:
+    return [
+        f"{run.name}: has {len(curve.rewards)} iterations, so its rewards are means of {curve.window}"
+        for method in methods
+        for run, curve in zip(method.runs, method.curves, strict=True)
+        if curve.window < window
+    ]
 
-    others = [method.label for method in methods if prompts(method) != prompts(methods[0])]
-    return [f"trained on other prompts than {methods[0].label}: {', '.join(others)}"] if others else []
+
+def _tell_settings(first: Method, other: Method) -> str:
+    found = list_differences(first.runs[0].settings, other.runs[0].settings)
+    return f"settings that differ from those of {first.label}: {'; '.join(found)}" if found else ""

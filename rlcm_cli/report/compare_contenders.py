@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, count, takewhile
 from typing import Any
 
 from rlcm_cli.errors import ConfigError
-from rlcm_cli.report.html_private import name_reward
+from rlcm_cli.report.html_private import name_reward, withhold
 from rlcm_cli.store.layout import RunLayout
 
 
@@ -107,6 +107,44 @@ def describe_weights(contender: Contender) -> str:
     if len(tasks) == 1:
         return total(next(iter(tasks.values())))
     return ", ".join(f"{total(weights)} ({task}, share {contender.shares[task]:g})" for task, weights in tasks.items())
+
+
+def describe_total(contender: Contender) -> str:
+    """Say in words what a run's mean reward is: the sum of its rewards as they are, which need not be the goal."""
+    note = " (raw sum; training normalises each reward)" if normalises(contender) else ""
+    return describe_weights(contender) + note
+
+
+def normalises(contender: Contender) -> bool:
+    """Return whether training normalises each of several rewards, so that their sum is not what is trained for."""
+    tasks = list((contender.settings.get("tasks") or {}).values()) or [contender.settings]
+    return any(task.get("combine") == "normalised" and len(task.get("rewards", ())) > 1 for task in tasks)
+
+
+def list_differences(first: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    """List the settings in which two runs differ, as `key first → other`, without places of this machine."""
+    before, after = (dict(_leaves(settings)) for settings in (first, other))
+    lines = []
+    for key in dict.fromkeys([*before, *after]):
+        if before.get(key) != after.get(key):
+            shown = [_say_setting(withhold(values.get(key))) for values in (before, after)]
+            lines.append(f"{key} {shown[0]} → {shown[1]}" if shown[0] != shown[1] else key)
+    return lines
+
+
+def _say_setting(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return ", ".join(map(_say_setting, value)) or "none"
+    return "none" if value is None or value == {} else str(value)
+
+
+def _leaves(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in settings.items():
+        key = f"{prefix}{name_reward(name)}"
+        if isinstance(value, Mapping) and value:
+            yield from _leaves(value, f"{key}.")
+        else:
+            yield key, value
 
 
 def _goal(contender: Contender) -> Any:

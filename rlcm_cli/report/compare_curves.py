@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
+from rlcm_cli.report.levels import choose_window, smooth
+
 
 @dataclass(frozen=True)
 class Curve:
@@ -24,18 +26,13 @@ class Curve:
 
 
 def trace_curve(rewards: Sequence[float], costs: Mapping[str, Sequence[float]], window: int) -> Curve:
-    """Make the curve of a run from the reward and the costs of each of its iterations."""
-    prices = {name: tuple(accumulate(values, initial=0.0)) for name, values in costs.items()}
-    return Curve(tuple(smooth(rewards, window)), prices, window)
+    """Make the curve of a run from the reward and the costs of each of its iterations.
 
-
-def smooth(values: Sequence[float], window: int) -> list[float]:
-    """Average each value with the `window` − 1 before it; at the start with as many as there are.
-
-    The mean trails, so that no reward is credited to a policy that only later ones have earned.
+    The window is that of the run's levels, which are means of the same iterations.
     """
-    parts = [values[max(0, end - window) : end] for end in range(1, len(values) + 1)]
-    return [sum(part) / len(part) for part in parts]
+    prices = {name: tuple(accumulate(values, initial=0.0)) for name, values in costs.items()}
+    span = choose_window(len(rewards), window)
+    return Curve(tuple(smooth(rewards, span)), prices, span)
 
 
 def average_curves(curves: Sequence[Curve]) -> Curve:
@@ -64,7 +61,7 @@ def find_crossing(curve: Curve, target: float) -> float | None:
 
 
 def price_at(prices: Sequence[float], iteration: float) -> float:
-    """Give the price of a policy between two iterations, on a straight line."""
+    """Return the price of a policy between two iterations, on a straight line."""
     index = min(int(iteration), len(prices) - 2)
     return prices[index] + (iteration - index) * (prices[index + 1] - prices[index])
 

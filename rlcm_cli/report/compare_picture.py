@@ -44,9 +44,9 @@ LEAST_IN_UNIT = 3.0
 
 
 def draw_comparison(comparison: Comparison, folder: Path) -> Path:
-    """Draw `compare.png`: mean curves over seeds, bands from the lowest seed to the highest; give the path.
+    """Draw `compare.png`: mean curves over seeds, bands from the lowest seed to the highest; return the path.
 
-    A ring marks where a mean curve first reaches the target.
+    A ring marks where a seed's own curve first reaches the target: the table has the mean of these costs.
     """
     # Not pyplot, which would look for a display.
     from matplotlib.figure import Figure
@@ -115,21 +115,24 @@ def _draw_method(axis: Axes, method: Method, number: int, cost: str, scale: floa
         label=method.label,
         zorder=3,
     )
-    reached = find_crossing(method.mean, target)
-    if reached is not None:
-        axis.plot(
-            price_at(prices, reached),
-            target,
-            "o",
-            markersize=5,
-            markerfacecolor="white",
-            markeredgecolor=colour,
-            zorder=4,
-        )
+    for curve in method.curves:
+        reached = find_crossing(curve, target)
+        if reached is not None:
+            axis.plot(
+                price_at(curve.prices[cost], reached) / scale,
+                target,
+                "o",
+                markersize=5,
+                markerfacecolor="white",
+                markeredgecolor=colour,
+                zorder=4,
+            )
 
 
 def _explain(comparison: Comparison) -> str:
-    parts = [f"mean of {comparison.window} iterations" if comparison.window > 1 else "mean of an iteration"]
-    if any(len(method.runs) > 1 for method in comparison.methods):
+    window, several = comparison.window, any(len(method.runs) > 1 for method in comparison.methods)
+    parts = [f"mean of {window} iterations, at the start of fewer" if window > 1 else "mean of an iteration"]
+    if several:
         parts += ["line: mean over seeds", "band: lowest to highest seed"]
-    return "; ".join([*parts, f"rings: reward of {comparison.target:.4g} first reached"]).replace("-", "−")
+    who = "where each seed first reaches" if several else "where a run first reaches"
+    return "; ".join([*parts, f"rings: {who} {comparison.target:.4g}"]).replace("-", "−")

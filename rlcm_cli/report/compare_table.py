@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from rlcm_cli.errors import ConfigError
 from rlcm_cli.report.compare import Comparison, Method
-from rlcm_cli.report.compare_curves import Curve, find_crossing, price_at
+from rlcm_cli.report.compare_curves import find_crossing, price_at
 from rlcm_cli.report.compare_evaluations import Ends
 from rlcm_cli.store.atomic import replace_bytes
 
@@ -18,23 +19,26 @@ KIND = "comparison"
 
 
 def tabulate(comparison: Comparison) -> dict[str, Any]:
-    """Give all numbers of the comparison as plain values; of several seeds mean, lowest and highest.
+    """Return all numbers of the comparison as plain values; of several seeds mean, lowest and highest.
 
-    `price` of a method is what its mean curve has cost where it first reaches the target, and `of_each_seed` that
-    of each run's own; None: never. `times_cheaper` compares with the dearest method that reaches it. `total` is
-    the cost of the whole training.
+    `of_each_seed` is what a run has cost where its own curve first reaches the target, None where it never does.
+    `price` of a method is the mean of these, None where a seed never reaches it: a mean of the others would flatter.
+    `speed_up` is over `slowest`, the method with the highest price. `total` is the cost of the whole training.
     """
     rows = [_tabulate_method(method, comparison) for method in comparison.methods]
+    slowest = {}
     for cost in comparison.costs:
-        known = [row["reach"][cost]["price"] for row in rows if row["reach"][cost]["price"] is not None]
-        for row in rows:
-            price = row["reach"][cost]["price"]
-            row["reach"][cost]["times_cheaper"] = max(known) / price if price else None
+        prices = [row["reach"][cost]["price"] for row in rows]
+        known = [price for price in prices if price is not None]
+        slowest[cost] = rows[prices.index(max(known))]["label"] if known else None
+        for row, price in zip(rows, prices, strict=True):
+            row["reach"][cost]["speed_up"] = max(known) / price if price else None
     return {
         "kind": KIND,
         "reward": comparison.reward,
         "smoothed_over_iterations": comparison.window,
         "target": comparison.target,
+        "slowest": slowest,
         "costs": list(comparison.costs),
         "methods": rows,
         "notes": list(comparison.notes),
@@ -51,7 +55,7 @@ def check_folder(folder: Path) -> None:
     taken = [folder / name for name in FILES if (folder / name).exists()]
     if (folder.exists() and not folder.is_dir()) or (taken and not ours):
         raise ConfigError(
-            f"{taken[0] if taken else folder}: is there and no file of a comparison; choose another --out"
+            f"{taken[0] if taken else folder}: already exists and is not a file of a comparison; choose another --out"
         )
 
 
@@ -64,29 +68,35 @@ def write_table(table: Mapping[str, Any], folder: Path) -> Path:
 
 def _tabulate_method(method: Method, comparison: Comparison) -> dict[str, Any]:
     target = comparison.target
-    crossing = find_crossing(method.mean, target)
-    own = [find_crossing(curve, target) for curve in method.curves]
-
-    def price(curve: Curve, cost: str, iteration: float | None) -> float | None:
-        return None if iteration is None else price_at(curve.prices[cost], iteration)
+    crossings = [find_crossing(curve, target) for curve in method.curves]
 
     return {
         "label": method.label,
         "runs": [run.name for run in method.runs],
         "seeds": [run.seed for run in method.runs],
         "iterations": len(method.mean.rewards),
-        "first": _spread([curve.rewards[0] for curve in method.curves]),
-        "best": _spread([max(curve.rewards) for curve in method.curves]),
-        "final": _spread([curve.rewards[-1] for curve in method.curves]),
+        "first": _spread([levels.first for levels in method.levels]),
+        "best": _spread([levels.best for levels in method.levels]),
+        "final": _spread([levels.final for levels in method.levels]),
         "evaluated": _tabulate_ends(method.evaluations),
         "reach": {
-            cost: {
-                "price": price(method.mean, cost, crossing),
-                "of_each_seed": [price(curve, cost, at) for curve, at in zip(method.curves, own, strict=True)],
-            }
+            cost: _tabulate_price(
+                [
+                    None if at is None else price_at(curve.prices[cost], at)
+                    for curve, at in zip(method.curves, crossings, strict=True)
+                ]
+            )
             for cost in comparison.costs
         },
         "total": {cost: _spread([curve.prices[cost][-1] for curve in method.curves]) for cost in comparison.costs},
+    }
+
+
+def _tabulate_price(of_each_seed: Sequence[float | None]) -> dict[str, Any]:
+    reached = [price for price in of_each_seed if price is not None]
+    return {
+        "price": fmean(reached) if len(reached) == len(of_each_seed) else None,
+        "of_each_seed": list(of_each_seed),
     }
 
 
@@ -109,4 +119,4 @@ def _tabulate_ends(evaluations: Sequence[Ends | None]) -> dict[str, Any] | None:
 
 
 def _spread(values: Sequence[float]) -> dict[str, float]:
-    return {"mean": sum(values) / len(values), "lowest": min(values), "highest": max(values)}
+    return {"mean": fmean(values), "lowest": min(values), "highest": max(values)}

@@ -22,6 +22,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescap
 
 from rlcm_cli import __version__
 from rlcm_cli.errors import ConfigError
+from rlcm_cli.report.compare_contenders import normalises
 from rlcm_cli.report.html_charts import (
     Chart,
     chart_costs,
@@ -49,6 +50,7 @@ from rlcm_cli.report.html_summary import (
     say_estimate,
     say_number,
 )
+from rlcm_cli.report.levels import WINDOW, say_level
 from rlcm_cli.store.atomic import replace_bytes
 
 TEMPLATES = "templates"
@@ -135,6 +137,7 @@ def render_report(evidences: Sequence[Evidence], library: str) -> str:
     environment.policies["json.dumps_kwargs"] = {"ensure_ascii": False, "allow_nan": False, "separators": (",", ":")}
     environment.filters |= {
         "number": _say_optional,
+        "level": say_level,
         "estimate": say_estimate,
         "duration": say_duration,
         "people": name_reward,
@@ -149,6 +152,8 @@ def render_report(evidences: Sequence[Evidence], library: str) -> str:
         compared=compared,
         compared_charts=chart_comparison(evidences) if compared else [],
         together=together,
+        window=WINDOW,
+        raw_sum=any(normalises(evidence.run.contender) for evidence in evidences),
         place=place,
         place_histogram=place_histogram,
         specs=specs,

@@ -7,7 +7,6 @@ import os.path
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from rlcm_cli.report.compare_curves import smooth
 from rlcm_cli.report.html_charts import Chart, Key, Line, chart_runs, mean_of, method_colour, thin
 from rlcm_cli.report.html_images import encode_picture
 from rlcm_cli.report.html_private import name_reward
@@ -16,11 +15,10 @@ from rlcm_cli.report.html_summary import (
     PHASES,
     Change,
     describe_goal,
-    final_reward,
     find_changes,
 )
+from rlcm_cli.report.levels import WINDOW, Levels, choose_window, find_levels, smooth
 
-WINDOW = 5
 MOST_POINTS = 250
 MOST_PROMPTS = 6
 MOST_RUNS_DRAWN = 12
@@ -37,9 +35,8 @@ class ComparedRun:
     iterations: int
     images: int
     seconds: float
-    first: float | None
-    final: float | None
-    """Mean training reward of the last tenth of the iterations."""
+    levels: Levels | None
+    """Of the mean training reward; None where there are no metrics."""
     changes: Mapping[tuple[str, bool], Change]
     """(trained reward, on held-out prompts) → its change on fixed images."""
 
@@ -73,8 +70,7 @@ def tabulate_runs(runs: Sequence[Evidence]) -> list[ComparedRun]:
                 iterations=len(metrics),
                 images=sum(int(row.get("samples", 0)) for row in metrics),
                 seconds=sum(float(row.get(phase) or 0) for row in metrics for phase in PHASES),
-                first=float(metrics[0]["reward_mean"]) if metrics else None,
-                final=final_reward(metrics) if metrics else None,
+                levels=find_levels([float(row["reward_mean"]) for row in metrics]) if metrics else None,
                 changes={
                     (change.reward, change.held_out): change
                     for change in find_changes(evidence)
@@ -96,7 +92,7 @@ def chart_comparison(runs: Sequence[Evidence]) -> list[Chart]:
             if values:
                 key = reward, evidence.run.contender.rewards.get(reward, "")
                 numbers, means = zip(*values, strict=True)
-                curve = list(zip(numbers, smooth(means, WINDOW), strict=True))
+                curve = list(zip(numbers, smooth(means, choose_window(len(means))), strict=True))
                 lines.setdefault(key, []).append(Line(evidence.label, method, curve))
     keys = [Key(name, method_colour(method)) for method, name in enumerate(name_methods(runs))]
     names = [name for name, _ in lines]

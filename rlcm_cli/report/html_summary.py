@@ -6,7 +6,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -200,9 +199,3 @@ def describe_watch(evidence: Evidence) -> str:
         names, were = ", ".join(map(name_reward, watched)), "was" if len(watched) == 1 else "were"
         return f"No alarm: {names} {were} watched and did not fall while the reward rose."
     return "No reward was watched, so reward hacking would not show here; --watch NAME looks out for it."
-
-
-def final_reward(metrics: Sequence[Any]) -> float:
-    """Average the training reward of the last tenth of the iterations."""
-    rows = metrics[-max(1, len(metrics) // 10) :]
-    return sum(float(row["reward_mean"]) for row in rows) / len(rows)

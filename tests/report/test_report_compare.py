@@ -12,7 +12,7 @@ from rlcm_cli.cli.compare import open_contender
 from rlcm_cli.errors import ConfigError, MissingFileError
 from rlcm_cli.report.compare import compare_runs
 from rlcm_cli.report.compare_contenders import group_runs
-from rlcm_cli.report.compare_curves import Curve, average_curves, find_crossing, price_at, smooth, trace_curve
+from rlcm_cli.report.compare_curves import Curve, average_curves, find_crossing, price_at, trace_curve
 from rlcm_cli.report.compare_picture import COLOURS, DASHES, choose_unit, count_columns, draw_comparison
 from rlcm_cli.report.compare_samples import Strip, write_samples
 from rlcm_cli.report.compare_table import check_folder, tabulate, write_table
@@ -42,14 +42,10 @@ def figures(monkeypatch):
 
 
 class TestCurves:
-    def test_the_mean_trails_and_starts_with_what_there_is(self):
-        assert smooth([1.0, 3.0, 5.0, 1.0], 3) == [1.0, 2.0, 3.0, 3.0]
-        assert smooth([1.0, 3.0], 1) == [1.0, 3.0]
-
     def test_a_policy_has_cost_the_iterations_before_it(self):
-        curve = trace_curve([1.0, 2.0, 6.0], {"queries": [10, 20, 30]}, window=2)
-        assert curve.prices == {"queries": (0, 10, 30, 60)}
-        assert curve.rewards == (1.0, 1.5, 4.0)
+        curve = trace_curve([1.0, 2.0, 6.0, 8.0], {"queries": [10, 20, 30, 40]}, window=2)
+        assert curve.prices == {"queries": (0, 10, 30, 60, 100)}
+        assert curve.rewards == (1.0, 1.5, 4.0, 7.0)
 
     def test_seeds_are_averaged_as_far_as_the_shortest_goes(self):
         mean = average_curves(
@@ -72,13 +68,13 @@ class TestCurves:
 
     def test_a_lucky_start_reaches_nothing(self):
         """The first point is of one iteration, where the curve asks for the mean of three."""
-        lucky = trace_curve([9.0, 0.0, 0.0, 3.0, 9.0], {}, window=3)
-        assert lucky.rewards == (9.0, 4.5, 3.0, 1.0, 4.0)
+        lucky = trace_curve([9.0, 0.0, 0.0, 3.0, 9.0, 0.0], {}, window=3)
+        assert lucky.rewards == (9.0, 4.5, 3.0, 1.0, 4.0, 4.0)
         assert find_crossing(lucky, 4.0) == 4.0
         assert find_crossing(lucky, 3.0) == 2.0
 
     def test_a_run_shorter_than_the_window_can_reach_a_target_at_its_end(self):
-        assert find_crossing(trace_curve([0.0, 4.0], {}, window=5), 2.0) == 1.0
+        assert find_crossing(trace_curve([0.0, 2.0, 4.0, 6.0], {}, window=5), 5.0) == 3.0
 
     @pytest.mark.parametrize(("iteration", "price"), [(0.0, 0.0), (0.5, 5.0), (1.25, 15.0), (2.0, 30.0)])
     def test_prices_between_iterations_lie_on_a_straight_line(self, iteration, price):
@@ -95,14 +91,14 @@ class TestNumbers:
         assert table["costs"] == ["queries", "wall_seconds", "forwards"]
         reach = {method["label"]: method["reach"] for method in table["methods"]}
         assert reach["fast"] == {
-            "queries": {"price": 15.0, "of_each_seed": [15.0], "times_cheaper": 4.0},
-            "wall_seconds": {"price": 6.0, "of_each_seed": [6.0], "times_cheaper": 20.0},
-            "forwards": {"price": 150.0, "of_each_seed": [150.0], "times_cheaper": 20.0},
+            "queries": {"price": 15.0, "of_each_seed": [15.0], "speed_up": 4.0},
+            "wall_seconds": {"price": 6.0, "of_each_seed": [6.0], "speed_up": 20.0},
+            "forwards": {"price": 150.0, "of_each_seed": [150.0], "speed_up": 20.0},
         }
         assert reach["slow"] == {
-            "queries": {"price": 60.0, "of_each_seed": [60.0], "times_cheaper": 1.0},
-            "wall_seconds": {"price": 120.0, "of_each_seed": [120.0], "times_cheaper": 1.0},
-            "forwards": {"price": 3000.0, "of_each_seed": [3000.0], "times_cheaper": 1.0},
+            "queries": {"price": 60.0, "of_each_seed": [60.0], "speed_up": 1.0},
+            "wall_seconds": {"price": 120.0, "of_each_seed": [120.0], "speed_up": 1.0},
+            "forwards": {"price": 3000.0, "of_each_seed": [3000.0], "speed_up": 1.0},
         }
         total = table["methods"][1]["total"]
         assert [total[cost]["mean"] for cost in table["costs"]] == [80.0, 160.0, 4000.0]
@@ -118,10 +114,42 @@ class TestNumbers:
         assert method["iterations"] == 3
         assert method["final"] == {"mean": 2.0, "lowest": 0.0, "highest": 4.0}
         assert method["first"] == {"mean": 0.0, "lowest": 0.0, "highest": 0.0}
-        # The mean goes 0, 1, 2, at 0, 2, 4 seconds on average; seed 3 never gets there.
-        assert method["reach"]["wall_seconds"]["price"] == 3.0
+        # Seed 3 never gets there, so that no mean tells what it costs.
+        assert method["reach"]["wall_seconds"]["price"] is None
         assert method["reach"]["wall_seconds"]["of_each_seed"] == [0.75, 3.0, None]
         assert method["reach"]["queries"]["of_each_seed"] == [7.5, 15.0, None]
+
+    def test_a_price_is_the_mean_of_the_seeds_own_not_where_their_mean_curve_gets(self, tmp_path):
+        """The mean curve of the second method crosses later than either seed does on average."""
+        early = write_run(tmp_path / "a-1", [0.0, 4.0, 4.0, 4.0], seed=1)
+        late = write_run(tmp_path / "a-2", [0.0, 0.0, 0.0, 4.0], seed=2)
+        steady = write_run(tmp_path / "b", [0.0, 1.0, 2.0, 3.0], **SLOW)
+        first, second = table_of(early, late, steady, target=3.0)["methods"]
+        assert first["reach"]["queries"] == {"price": 17.5, "of_each_seed": [7.5, 27.5], "speed_up": 30 / 17.5}
+        assert second["reach"]["queries"] == {"price": 30.0, "of_each_seed": [30.0], "speed_up": 1.0}
+
+    def test_speed_ups_are_over_the_slowest_which_is_named(self, tmp_path):
+        fast = write_run(tmp_path / "fast", [0.0, 2.0], seconds=400.0)
+        slow = write_run(tmp_path / "slow", [0.0, 2.0], samples=20, **SLOW)
+        assert table_of(fast, slow)["slowest"] == {"queries": "slow", "wall_seconds": "fast", "forwards": "fast"}
+
+    @pytest.mark.parametrize("window", [1, 3, 5, 100])
+    @pytest.mark.parametrize("count", [2, 3, 4, 7, 20])
+    def test_every_run_reaches_the_default_target(self, tmp_path, window, count):
+        """Also one alone, one that gets worse, and those of fewer iterations than are averaged."""
+        rising = write_run(tmp_path / "up", [0.1 * number for number in range(count)])
+        falling = [write_run(tmp_path / f"down-{seed}", [9.7, *([0.3] * (count - 1))], seed=seed) for seed in (1, 2)]
+        jagged = write_run(tmp_path / "jagged", [0.3 * (-1) ** number for number in range(count + 1)], **SLOW)
+        for runs in ([rising], [rising, jagged], falling, [*falling, jagged, rising]):
+            for method in table_of(*runs, window=window)["methods"]:
+                assert method["reach"]["queries"]["price"] is not None
+
+    def test_short_runs_are_averaged_over_half_of_their_iterations_which_is_told(self, tmp_path):
+        run = write_run(tmp_path / "short", [0.0, 2.0, 4.0, 6.0])
+        table = table_of(run, window=5)
+        (method,) = table["methods"]
+        assert (method["first"]["mean"], method["final"]["mean"]) == (1.0, 5.0)
+        assert table["notes"] == ["short: has 4 iterations, so its rewards are means of 2"]
 
     def test_best_and_final_are_of_smoothed_rewards(self, tmp_path):
         run = write_run(tmp_path / "run", [0.0, 8.0, 4.0, 0.0])
@@ -133,7 +161,7 @@ class TestNumbers:
         assert table["methods"][0]["reach"]["queries"] == {
             "price": None,
             "of_each_seed": [None],
-            "times_cheaper": None,
+            "speed_up": None,
         }
 
     def test_processor_time_stands_in_for_wall_time(self, tmp_path):
@@ -150,6 +178,7 @@ class TestNumbers:
         assert table["notes"] == [
             "no wall seconds: the metrics of old lack sample_seconds",
             "no forwards: the metrics of old lack forwards",
+            "old: settings that differ from those of new: train.learning_rate 0.0001 → 0.0002",
         ]
 
     def test_seeds_of_unequal_length_and_other_prompts_are_said(self, tmp_path):
@@ -158,8 +187,26 @@ class TestNumbers:
         other = write_run(tmp_path / "b", [0.0, 1.0], prompts={"source": "emoji_animals"})
         assert compare(long, short, other).notes == (
             "a: its seeds have 3, 2 iterations; the mean ends with the shortest",
-            "trained on other prompts than a: b",
+            "b: settings that differ from those of a: prompts.source simple_animals → emoji_animals",
         )
+
+    def test_settings_that_differ_are_listed_without_places_of_this_machine(self, tmp_path):
+        one = write_run(tmp_path / "one", [0.0, 1.0], evaluate={"prompts": 8})
+        other = write_run(
+            tmp_path / "other",
+            [0.0, 1.0],
+            model={"name": "/home/ann/models/lcm"},
+            prompts={"source": "/home/ann/simple_animals"},
+            sample={"samples": 32},
+            train={"minibatch_size": 32},
+        )
+        (note,) = compare(one, other).notes
+        assert note.startswith("other: settings that differ from those of one: ")
+        found = note.partition("one: ")[2].split("; ")
+        assert {"model.name emoji-lcm → …/lcm", "evaluate.prompts 8 → 45"} <= set(found)
+        assert [line.split()[0] for line in found] == [
+            "model.name", "prompts.source", "sample.samples", "train.minibatch_size", "evaluate.prompts"
+        ]  # fmt: skip
 
     def test_one_reward_of_runs_that_are_trained_for_others(self, tmp_path):
         mixed = write_run(tmp_path / "mixed", [0.0, 3.0], weights=TWO_REWARDS)
@@ -171,8 +218,10 @@ class TestNumbers:
     def test_the_reward_is_named_with_its_weights_but_not_its_folders(self, tmp_path):
         assert (
             compare(write_run(tmp_path / "a", [0.0, 1.0], weights=TWO_REWARDS)).reward
-            == "compressibility + 2 × recognition"
+            == "compressibility + 2 × recognition (raw sum; training normalises each reward)"
         )
+        summed = write_run(tmp_path / "c", [0.0, 1.0], weights=TWO_REWARDS, combine="sum")
+        assert compare(summed).reward == "compressibility + 2 × recognition"
         mine = write_run(tmp_path / "b", [0.0, 1.0], weights={f"{tmp_path}/mine.py:score": 1.0})
         assert compare(mine).reward == "mine.py:score"
 
@@ -346,7 +395,9 @@ class TestFolder:
     @pytest.mark.parametrize("text", ["not ours", "[]", '{"kind": "other"}'])
     def test_a_file_of_something_else_is_refused(self, tmp_path, name, text):
         (tmp_path / name).write_text(text)
-        with pytest.raises(ConfigError, match=f"{name}: is there and no file of a comparison; choose another --out"):
+        with pytest.raises(
+            ConfigError, match=f"{name}: already exists and is not a file of a comparison; choose another --out"
+        ):
             check_folder(tmp_path)
 
     def test_other_files_do_not_matter(self, tmp_path):
@@ -377,9 +428,9 @@ class TestPicture:
             *((0, 0), (4, 1), (4, 3), (8, 2), (8, 6)),
         }
         rings = [line.get_xydata()[0].tolist() for line in forwards.lines if line.get_marker() == "o"]
-        assert rings == [[50, 1], [200, 1]]  # at the best reward of the slow one
+        assert rings == [[100, 1], [pytest.approx(100 / 3), 1], [200, 1]]  # each seed's own, at the slow one's best
         assert [text.get_text() for text in figures[0].legends[0].get_texts()] == ["one", "other"]
-        assert "band: lowest to highest seed; rings: reward of 1 first reached" in figures[0].get_supxlabel()
+        assert "band: lowest to highest seed; rings: where each seed first reaches 1" in figures[0].get_supxlabel()
 
     def test_a_single_panel_has_place_for_its_legend(self, tmp_path):
         run = write_run(tmp_path / "run", [0.0, 1.0], without=("sample_seconds", "forwards"))

@@ -1,0 +1,55 @@
+"""First, best and final reward: one definition, which report and comparison share."""
+
+import re
+
+import pytest
+from compared_runs import write_run
+
+from rlcm_cli.cli.compare import open_contender
+from rlcm_cli.cli.report import open_reported
+from rlcm_cli.report.compare import compare_runs
+from rlcm_cli.report.compare_table import tabulate
+from rlcm_cli.report.html import render_report
+from rlcm_cli.report.html_run import read_run
+from rlcm_cli.report.levels import Levels, find_levels, say_level, smooth
+
+
+def test_the_mean_trails_and_starts_with_what_there_is():
+    assert smooth([1.0, 3.0, 5.0, 1.0], 3) == [1.0, 2.0, 3.0, 3.0]
+    assert smooth([1.0, 3.0], 1) == [1.0, 3.0]
+
+
+@pytest.mark.parametrize(
+    ("rewards", "levels"),
+    [
+        ([3.0], Levels(3.0, 3.0, 3.0, 1)),
+        ([3.0, 1.0], Levels(3.0, 3.0, 1.0, 1)),
+        ([9.0, 1.0, 2.0, 4.0], Levels(5.0, 5.0, 3.0, 2)),  # 9, a single lucky one, is no best
+        ([0.0, 0, 0, 0, 5, 5, 5, 5, 5, 0, 0, 0], Levels(1.0, 5.0, 2.0, 5)),
+    ],
+)
+def test_levels_are_means_of_the_first_the_best_and_the_last_iterations(rewards, levels):
+    assert find_levels(rewards) == levels
+
+
+@pytest.mark.parametrize("count", [2, 4, 9, 30])
+def test_report_and_comparison_tell_the_same_of_the_same_run(tmp_path, count):
+    rewards = [-3 + 0.9 * (number * 7 % 11) / 11 + number / count for number in range(count)]
+    roots = [write_run(tmp_path / name, rewards, seed=seed) for seed, name in enumerate(["one", "two"])]
+    stds = {"reward_std": 0.0, "reward_stds": {"compressibility": 0.0}}
+    runs = [open_reported(root, root.name) for root in roots]
+    for root in roots:
+        for file in (root / "metrics").glob("*.json"):
+            add_values(file, stds)
+    page = render_report([read_run(run, run.name) for run in runs], "")
+    (method,) = tabulate(compare_runs([open_contender(root) for root in roots[:1]]))["methods"]
+    told = [say_level(method[level]["mean"]) for level in ("first", "best", "final")]
+    row = page[page.index('<td class="run">') :]
+    cells = re.findall(r'<td class="n" data-value="[^"]*">([^<]*)</td>', row[: row.index("</tr>")])
+    assert cells[-3:] == told
+
+
+def add_values(file, values):
+    import json
+
+    file.write_text(json.dumps({**json.loads(file.read_text()), **values}))
