@@ -47,6 +47,9 @@ def run(
         Format,
         typer.Option(
             "--format",
+            parser=lambda text: read_format(text),  # defined below
+            metavar="|".join(Format),
+            autocompletion=lambda: list(Format),
             help="diffusers: LoRA with rank and alpha; kohya: for ComfyUI, A1111 and others; pipeline: the whole "
             "model with the training folded in.",
         ),
@@ -114,6 +117,8 @@ def run(
         )
         display.follow(_keep_result(work, finished.append))
     (exported,) = finished
+    if form is Format.KOHYA and exported.comfyui:
+        display.say("in ComfyUI: " + ", ".join(f"{name} {value}" for name, value in exported.comfyui.items()))
     address = None
     if hub:
         try:
@@ -131,6 +136,16 @@ def run(
             "hub": address,
         }
     )
+
+
+def read_format(text: str) -> Format:
+    """Read the value of --format; who asks for a tool is told the format that it reads."""
+    try:
+        return Format(text)
+    except ValueError:
+        raise typer.BadParameter(
+            f"'{text}' is not one of {', '.join(Format)}; kohya is the one that ComfyUI, A1111 and Forge read"
+        ) from None
 
 
 def name_source(named: str, root: Path | None) -> str:
@@ -170,6 +185,8 @@ def describe_with(hub: str | None) -> Callable[[Exported, Path], None]:
             checkpoint=source.checkpoint,
             average=source.average,
             verification=str(exported.verification),
+            guided_by_embedding=exported.guided_by_embedding,
+            comfyui=exported.comfyui,
         )
         evidence = None
         if source.layout is not None and source.checkpoint is not None:

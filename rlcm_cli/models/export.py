@@ -219,6 +219,14 @@ def _only(values: set[str]) -> str:
     return values.pop() if len(values) == 1 else "Dynamic"
 
 
+def name_architecture(model: DiffusionModel) -> str | None:
+    """Return what other tools call the U-Net's architecture; None where they have no name for it."""
+    version = _describe_base(model).get("ss_base_model_version")
+    return version and {"sd_v1": "Stable Diffusion 1", "sd_v2": "Stable Diffusion 2"}.get(
+        version, "Stable Diffusion XL"
+    )
+
+
 def _describe_base(model: DiffusionModel) -> dict[str, str]:
     width = model.unet.config.cross_attention_dim
     if is_sdxl(model.pipeline):

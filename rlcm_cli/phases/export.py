@@ -35,6 +35,7 @@ from rlcm_cli.models.licences import Licence, read_licence
 from rlcm_cli.models.loading import DTYPES, recommend_sampling
 from rlcm_cli.models.lora import ADAPTER, attach_lora, load_foreign_lora, load_lora, read_lora_file
 from rlcm_cli.models.lora_binding import adapted_layers, bind_modules, compare_files, compare_fused
+from rlcm_cli.phases.comfyui import describe_use
 from rlcm_cli.phases.events import Advanced, Event, FileWritten, PhaseStarted
 from rlcm_cli.phases.policy import load_configured_model
 from rlcm_cli.phases.run import open_run, prompt_sets
@@ -136,6 +137,10 @@ class Exported:
     """What its `__call__` takes to draw as the checkpoint was trained to."""
     licence: Licence | None
     """Of the base model."""
+    guided_by_embedding: bool
+    """Whether the base's U-Net takes the guidance scale as an embedding."""
+    comfyui: Mapping[str, str]
+    """Settings with which ComfyUI draws with it; empty where it does not know the architecture."""
 
 
 def find_source(place: str, *, average: bool, model: Mapping[str, Any]) -> Source:
@@ -263,6 +268,8 @@ def export(
             type(pipeline).__name__,
             arguments,
             read_licence(source.model.name, source.model.revision),
+            model.guided_by_embedding,
+            describe_use(model, source.model, source.sample),
         )
         (folder / RECORD_FILE).write_text(_record(exported), encoding="utf-8")
         describe(exported, folder)

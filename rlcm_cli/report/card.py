@@ -81,6 +81,10 @@ class CardSubject:
     checkpoint: int | None
     average: bool
     verification: str
+    guided_by_embedding: bool
+    """The base's U-Net takes the guidance scale as an embedding."""
+    comfyui: Mapping[str, str]
+    """What to set in ComfyUI → to which value; empty where it does not know the architecture."""
 
 
 def read_evidence(run: ReportedRun, checkpoint: int) -> Evidence:

@@ -271,3 +271,28 @@ def test_a_run_on_object_storage_is_exported_as_a_local_one(capsys, remote, mach
         assert told["checkpoint"] == number
         _, card = read_card(out)
         assert f": {number} iteration" in card
+
+
+def test_who_asks_for_a_tool_is_told_its_format(capsys, run):
+    for name in ("comfyui", "A1111"):
+        outcome = rlcm(capsys, "export", run, "--format", name)
+        assert outcome.status == 2
+        assert f"'{name}' is not one of diffusers, kohya, pipeline; kohya is the one that ComfyUI" in outcome.err
+
+
+def test_our_own_export_can_be_inspected_and_started_from(capsys, run, tiny_lcm, tmp_path):
+    for form, weights in (("kohya", "kohya.safetensors"), ("diffusers", LORA_FILE)):
+        succeed(capsys, "export", run, "--format", form, "--out", tmp_path / form)
+        told = succeed(capsys, "inspect", tmp_path / form / weights, "--json").json_line()
+        assert (told["kind"], told["format"], told["rank"], told["alpha"]) == ("adapter", form, 2, 4)
+    lone = shutil.copy(tmp_path / "kohya/kohya.safetensors", tmp_path / "lone.safetensors")
+    succeed(capsys, "export", lone, "--model", tiny_lcm, "--out", tmp_path / "again")
+    settings = write_settings(tmp_path, tiny_lcm)
+    started = ["sample", "--config", settings, "--from", tmp_path / "again", "--run", tmp_path / "started", "--quiet"]
+    succeed(capsys, *started)
+    first = tmp_path / "started/checkpoints/000000" / LORA_FILE
+    assert read_modules(first) == read_modules(run / "checkpoints/000002" / LORA_FILE)
+
+
+def read_modules(file: Path) -> dict[str, list]:
+    return {name: tensor.tolist() for name, tensor in load_file(file).items()}

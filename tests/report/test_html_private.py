@@ -135,6 +135,8 @@ def subject_of(distilled_lora: str) -> CardSubject:
         checkpoint=2,
         average=False,
         verification="equal",
+        guided_by_embedding=True,
+        comfyui={},
     )
 
 

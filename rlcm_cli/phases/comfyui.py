@@ -1,0 +1,46 @@
+"""How an exported LoRA is used in ComfyUI: the values that its nodes ask for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from rlcm_cli.config import ModelSettings, SampleSettings
+from rlcm_cli.models.diffusion import DiffusionModel
+from rlcm_cli.models.export import name_architecture
+
+PUBLISHED_FILES = {"SimianLuo/LCM_Dreamshaper_v7": "LCM_Dreamshaper_v7_4k.safetensors"}
+"""Base model → the file of its repository that is a checkpoint for ComfyUI."""
+
+SAMPLERS = {"lcm": ("lcm", "sgm_uniform"), "ddim": ("ddim", "ddim_uniform")}
+"""Policy → `sampler_name` and `scheduler` of the node KSampler. ComfyUI has no sampler for tcd."""
+
+
+def describe_use(model: DiffusionModel, settings: ModelSettings, sample: SampleSettings) -> Mapping[str, str]:
+    """Return what to set → to which value; empty where ComfyUI does not know the U-Net's architecture."""
+    architecture = name_architecture(model)
+    if architecture is None:
+        return {}
+    base = (
+        Path(settings.name).name if embedded_folder(settings.name) or Path(settings.name).exists() else settings.name
+    )
+    use = {"checkpoint": f"{base} as one file, in the layout of {architecture}"}
+    if settings.name in PUBLISHED_FILES:
+        use["checkpoint"] = f"{PUBLISHED_FILES[settings.name]}, from {settings.name}"
+    if settings.distilled_lora is not None:
+        use["LoRA before this one"] = f"{_name(settings.distilled_lora)}, at strength 1"
+    use["LoRA strength"] = "1"
+    if model.policy == "lcm":
+        use["ModelSamplingDiscrete"] = "lcm"
+    sampler, scheduler = SAMPLERS.get(model.policy, (f"one for {model.policy}, which is an extension", ""))
+    use["sampler_name"] = sampler
+    if scheduler:
+        use["scheduler"] = scheduler
+    use["steps"] = str(sample.steps)
+    use["cfg"] = "1" if model.guided_by_embedding else f"{sample.guidance_scale:g}"
+    return use
+
+
+def _name(place: str) -> str:
+    """Return a hub id as it is, and the last part of a path."""
+    return Path(place).resolve().name if Path(place).exists() else place
