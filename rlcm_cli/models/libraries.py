@@ -35,6 +35,6 @@ def quiet_libraries() -> Iterator[None]:
             other.setLevel(others_level)
 
 
-def summarise(error: BaseException) -> str:
+def summarise(error: Exception) -> str:
     """Return the first line of an error's text that says something, shortened."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)[:200]

@@ -16,8 +16,8 @@ from rlcm_cli.core.digests import digest_tensors
 from rlcm_cli.core.lora_file import LoraFile, read_lora
 from rlcm_cli.core.noise import derive_seed
 from rlcm_cli.errors import ModelError
-from rlcm_cli.foreign.folders import suggest_path
-from rlcm_cli.foreign.hub import HubError, fetch_file, list_files
+from rlcm_cli.foreign.faults import ForeignError, faults_of_libraries
+from rlcm_cli.foreign.hub import HubError, fetch_file, is_cached, list_files
 from rlcm_cli.models.diffusion import DiffusionModel
 from rlcm_cli.models.libraries import quiet_libraries, summarise
 from rlcm_cli.models.lora_binding import bind_modules, check_loaded
@@ -228,14 +228,13 @@ def _read_lora(pipeline: Any, place: str, adapter: str) -> LoraFile:
         )
     binding = bind_modules(lora, pipeline, place)
     try:
-        with quiet_libraries():
+        with quiet_libraries(), faults_of_libraries():
             pipeline.load_lora_weights(
                 str(file.parent), weight_name=file.name, adapter_name=adapter, use_safetensors=True
             )
-    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
+    except ForeignError as error:
         raise ModelError(
-            f"{place}: is no LoRA for this model ({summarise(error)}); name a run, a checkpoint, a LoRA file or a hub "
-            "id"
+            f"{place}: is no LoRA for this model ({error}); name a run, a checkpoint, a LoRA file or a hub id"
         ) from error
     # What the libraries would warn of (keys that they did not use, layers without weights) is found by comparison.
     try:
@@ -290,10 +289,11 @@ def _choose_file(names: Sequence[str], place: str) -> str:
 
 def _fetch_from_hub(place: str) -> Path:
     try:
-        commit, names = list_files(place)
-        return fetch_file(place, _choose_file(names, place), revision=commit)
-    except HubError as error:
+        # Known by this name, it is found where the hub, which lists the files, is out of reach.
+        name = LORA_FILE if is_cached(place, LORA_FILE) else _choose_file(list_files(place)[1], place)
+        return fetch_file(place, name)
+    except HubError as fault:
         raise ModelError(
-            f"LoRA '{place}': there is no such run, checkpoint or file here{suggest_path(place)}, and it could not be "
-            f"loaded from the hub: {error}; name a run, a checkpoint, a LoRA file or a hub id"
-        ) from error
+            f"LoRA '{place}' is not here and could not be loaded from the hub ({fault}); name a run, a checkpoint, a "
+            "LoRA file or a hub id"
+        ) from None

@@ -9,8 +9,8 @@ from rlcm_cli.config import ModelSettings, SampleSettings
 from rlcm_cli.models.diffusion import DiffusionModel
 from rlcm_cli.models.export import name_architecture
 
-PUBLISHED_FILES = {"SimianLuo/LCM_Dreamshaper_v7": "LCM_Dreamshaper_v7_4k.safetensors"}
-"""Base model → the file of its repository that is a checkpoint for ComfyUI."""
+UNET_FILES = {"SimianLuo/LCM_Dreamshaper_v7": "LCM_Dreamshaper_v7_4k.safetensors"}
+"""Base model → the file of its repository that its authors publish for others, where it is its U-Net only."""
 
 SAMPLERS = {"lcm": ("lcm", "sgm_uniform"), "ddim": ("ddim", "ddim_uniform")}
 """Policy → `sampler_name` and `scheduler` of the node KSampler. ComfyUI has no sampler for tcd."""
@@ -21,12 +21,11 @@ def describe_use(model: DiffusionModel, settings: ModelSettings, sample: SampleS
     architecture = name_architecture(model)
     if architecture is None:
         return {}
-    base = (
-        Path(settings.name).name if embedded_folder(settings.name) or Path(settings.name).exists() else settings.name
-    )
-    use = {"checkpoint": f"{base} as one file, in the layout of {architecture}"}
-    if settings.name in PUBLISHED_FILES:
-        use["checkpoint"] = f"{PUBLISHED_FILES[settings.name]}, from {settings.name}"
+    unet = UNET_FILES.get(settings.name, "unet/diffusion_pytorch_model.safetensors")
+    use = {
+        "Load Diffusion Model": f"{unet} of {_name(settings.name)} ({architecture})",
+        "CLIP and VAE": "those of the same model, from its folders text_encoder and vae",
+    }
     if settings.distilled_lora is not None:
         use["LoRA before this one"] = f"{_name(settings.distilled_lora)}, at strength 1"
     use["LoRA strength"] = "1"

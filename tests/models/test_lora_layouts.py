@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from huggingface_hub import constants
 from lora_files import (
     ATTENTION,
     TEXT,
@@ -326,5 +327,9 @@ def test_a_folder_of_several_files_is_refused_rather_than_one_chosen(model, tmp_
     refuse(model, tmp_path, "holds 2 safetensors files, a.safetensors, b.safetensors")
 
 
-def test_a_mistyped_path_out_of_reach_of_the_hub_is_one_line(model):
-    refuse(model, "runs/compresion", "is not here and could not be loaded from the hub .*name a run")
+@pytest.mark.parametrize("offline", [True, False])
+def test_a_mistyped_path_out_of_reach_of_the_hub_is_one_line(model, monkeypatch, offline):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", offline)
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    cause = "HF_HUB_OFFLINE is set" if offline else "the hub .* cannot be reached"
+    refuse(model, "runs/compresion", f"is not here and could not be loaded from the hub .*{cause}.*name a run")

@@ -25,7 +25,10 @@ def use(
 
 def test_a_consistency_model_has_its_sampler_and_no_guidance(monkeypatch):
     assert use(monkeypatch, "lcm", embedding=True) == {
-        "checkpoint": "LCM_Dreamshaper_v7_4k.safetensors, from SimianLuo/LCM_Dreamshaper_v7",
+        "Load Diffusion Model": (
+            "LCM_Dreamshaper_v7_4k.safetensors of SimianLuo/LCM_Dreamshaper_v7 (Stable Diffusion 1)"
+        ),
+        "CLIP and VAE": "those of the same model, from its folders text_encoder and vae",
         "LoRA strength": "1",
         "ModelSamplingDiscrete": "lcm",
         "sampler_name": "lcm",
@@ -38,7 +41,7 @@ def test_a_consistency_model_has_its_sampler_and_no_guidance(monkeypatch):
 def test_a_distilled_lora_is_named_first(monkeypatch, tmp_path):
     (tmp_path / "lcm.safetensors").touch()
     told = use(monkeypatch, "lcm", name="owner/sd", distilled_lora=str(tmp_path / "lcm.safetensors"))
-    assert told["checkpoint"] == "owner/sd as one file, in the layout of Stable Diffusion 1"
+    assert told["Load Diffusion Model"].startswith("unet/diffusion_pytorch_model.safetensors of owner/sd (")
     assert told["LoRA before this one"] == "lcm.safetensors, at strength 1"
     assert told["cfg"] == "8"
 
@@ -46,7 +49,7 @@ def test_a_distilled_lora_is_named_first(monkeypatch, tmp_path):
 def test_a_folder_is_named_without_its_place(monkeypatch, tmp_path):
     (tmp_path / "mine").mkdir()
     told = use(monkeypatch, "ddim", name=str(tmp_path / "mine"))
-    assert told["checkpoint"].startswith("mine as one file")
+    assert " of mine (" in told["Load Diffusion Model"]
     assert (told["sampler_name"], told["scheduler"]) == ("ddim", "ddim_uniform")
 
 
