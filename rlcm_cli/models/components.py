@@ -13,11 +13,11 @@ import torch
 
 from rlcm_cli.errors import ModelError
 from rlcm_cli.foreign.faults import ForeignError, faults_of_libraries
+from rlcm_cli.foreign.tokenizers import KNOWN_WORDS, check_vocabulary
+from rlcm_cli.foreign.weights import check_report
 from rlcm_cli.models.folders import PipelineFolder
 from rlcm_cli.models.libraries import quiet_libraries
 
-KNOWN_WORDS = ("cat", "dog")
-"""Every vocabulary that was made for English captions tells them apart."""
 LEGACY_END = 2
 """End-of-text id in the configurations of old CLIP text encoders, for which transformers takes the largest id."""
 DERIVED = {"block_out_channels", "force_upcast"}
@@ -51,6 +51,7 @@ def load_module(folder: PipelineFolder, part: str, kind: Any, dtype: torch.dtype
             use_safetensors=True,
             local_files_only=True,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # so that the report names them
             **arguments,
         )
     _check_report(folder, part, module, report)
@@ -68,10 +69,7 @@ def load_tokenizer(folder: PipelineFolder, part: str, kind: Any) -> Any:
     with folder.explained(), quiet_libraries(), _named(part):
         tokenizer = kind.from_pretrained(folder.path / part, local_files_only=True, trust_remote_code=False)
     with folder.explained("get its files (tokenizer.json, or vocab.json and merges.txt) again"), _named(part):
-        ids = [tuple(tokenizer(word)["input_ids"]) for word in KNOWN_WORDS]
-        unknown = {tokenizer.unk_token_id, *tokenizer.all_special_ids}
-        if len({*ids}) < len(KNOWN_WORDS) or any(not set(row) - unknown for row in ids):
-            raise ForeignError(f"without a vocabulary: it does not tell {' from '.join(map(repr, KNOWN_WORDS))}")
+        check_vocabulary(tokenizer)
     return tokenizer
 
 
@@ -167,16 +165,13 @@ def _check_tokens(name: str, tokenizer: Any, encoder: Any, part: str) -> None:
 
 
 def _check_report(folder: PipelineFolder, part: str, module: torch.nn.Module, report: Mapping[str, Any]) -> None:
-    lacking = sorted(report["missing_keys"]) or [key for key, p in module.named_parameters() if p.is_meta]
     where = f"{folder.name}: the weights of its {part}"
-    if lacking:
-        more = f" and {len(lacking) - 1} more" if len(lacking) > 1 else ""
-        raise ModelError(
-            f"{where} ({type(module).__name__}) lack '{lacking[0]}'{more}; download the model's files again"
-        )
-    if report["mismatched_keys"]:
-        key = sorted(str(entry[0]) for entry in report["mismatched_keys"])[0]
-        raise ModelError(f"{where} have '{key}' in another shape than its config.json says; download them again")
+    try:
+        unloaded = {key for key, parameter in module.named_parameters() if parameter.is_meta}
+        misshapen = {str(entry[0]) for entry in report["mismatched_keys"]}
+        check_report({**report, "missing_keys": ({*report["missing_keys"]} | unloaded) - misshapen})
+    except ForeignError as fault:
+        raise ModelError(f"{where} ({type(module).__name__}) {fault}; download the model's files again") from None
     extra = sorted(key for key in report["unexpected_keys"] if not key.startswith(EXTRA_TOWERS))
     if extra:
         told = f"{len(extra)} tensors that its config.json has no place for, '{extra[0]}' among them"

@@ -4,26 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-
 from rlcm_cli.errors import ModelError
 from rlcm_cli.foreign.faults import ForeignError
-from rlcm_cli.foreign.folders import check_configuration, check_index, check_regular, read_json_object, suggest_path
+from rlcm_cli.foreign.folders import check_configuration, read_json_object, suggest_path
 from rlcm_cli.foreign.hub import HubError, fetch_snapshot, is_hub_id, list_files
+from rlcm_cli.foreign.weights import PICKLES, check_tensors, choose_variant, find_weights, variant_of
 from rlcm_cli.models.embedded import EMBEDDED, embedded_folder
 from rlcm_cli.models.single_files import explain_single_file
 
 INDEX = "model_index.json"
 WEIGHT_STEMS = {"diffusers": "diffusion_pytorch_model", "transformers": "model"}
 """Name of a weights file before its variant and its ending, by library."""
-PICKLES = (".bin", ".ckpt", ".pt", ".pth")
-FLOATS = {"F64", "F32", "F16", "BF16"}
-PREFERRED_VARIANTS = ("fp16", "bf16", "fp32")
 EMBEDDED_ADVICE = "use the embedded model: --model emoji-lcm"
 
 
@@ -71,10 +67,9 @@ class PipelineFolder:
         """
         stem = WEIGHT_STEMS[library]
         with self.explained():
-            files = _find_weights(self.path / part, stem)
-            variant = _choose_variant(list(files), f"{part}/{stem}")
-            for file in files[variant]:
-                _check_tensors(file)
+            variant, files = find_weights(self.path / part, stem)
+            for file in files:
+                check_tensors(file)
         return variant
 
     @contextlib.contextmanager
@@ -144,71 +139,11 @@ def _choose_downloads(name: str, revision: str | None, *, weights: bool) -> tupl
         ("text_encoder_2", WEIGHT_STEMS["transformers"]),
     ):
         names = [file.removeprefix(f"{part}/") for file in files if file.startswith(f"{part}/{stem}")]
-        variants = {_variant_of(n, stem) for n in names if n.endswith(".safetensors")}
+        variants = {variant_of(n, stem) for n in names if n.endswith(".safetensors")}
         if variants:
-            wanted = _choose_variant(list(variants), f"{part}/{stem}")
-            chosen += [f"{part}/{n}" for n in names if n.endswith(".safetensors") and _variant_of(n, stem) == wanted]
+            wanted = choose_variant(list(variants), f"{part}/{stem}")
+            chosen += [f"{part}/{n}" for n in names if n.endswith(".safetensors") and variant_of(n, stem) == wanted]
     return commit, chosen
-
-
-def _find_weights(folder: Path, stem: str) -> Mapping[str | None, list[Path]]:
-    """Return the weight files of each variant in a component's folder. Raises `ForeignError`."""
-    found: dict[str | None, list[Path]] = {}
-    if not folder.is_dir():
-        raise ForeignError(f"its folder {folder.name} is missing")
-    for file in sorted(folder.iterdir()):
-        if not file.name.startswith(f"{stem}."):
-            continue
-        variant = _variant_of(file.name, stem)
-        if file.name.endswith(".safetensors"):
-            check_regular(file)
-            found[variant] = [file]
-        elif ".safetensors.index" in file.name and file.suffix == ".json":
-            found.setdefault(variant, check_index(file))
-    if found:
-        return found
-    shards = sorted(file.name for file in folder.glob(f"{stem}-*.safetensors"))
-    if shards:
-        raise ForeignError(f"{folder.name} holds {shards[0]} without its index, {stem}.safetensors.index.json")
-    pickles = sorted(file.name for file in folder.iterdir() if file.suffix in PICKLES)
-    if pickles:
-        raise ForeignError(
-            f"{folder.name} holds its weights only as a pickle ({pickles[0]}), which is not read as it could run "
-            "code; convert it to safetensors where you trust it"
-        )
-    raise ForeignError(f"{folder.name} holds no safetensors weights ({stem}.safetensors)")
-
-
-def _choose_variant(variants: list[str | None], what: str) -> str | None:
-    """Choose the weights to load. Raises `ForeignError` where only several of unknown kinds are there."""
-    if None in variants:
-        return None
-    for name in PREFERRED_VARIANTS:
-        if name in variants:
-            return name
-    if len(variants) > 1:
-        raise ForeignError(f"{what} is there in the variants {', '.join(map(str, sorted(map(str, variants))))} only")
-    return variants[0]
-
-
-def _variant_of(file: str, stem: str) -> str | None:
-    """Tell `fp16` of STEM.fp16.safetensors, STEM.fp16-00001-of-00002.safetensors or an index of such; else None."""
-    rest = file.removeprefix(stem).replace(".safetensors", "").replace(".index", "").removesuffix(".json")
-    return rest.lstrip(".").partition("-0")[0] or None
-
-
-def _check_tensors(file: Path) -> None:
-    try:
-        with safe_open(file, framework="pt") as opened:
-            kinds = {key: opened.get_slice(key).get_dtype() for key in opened.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError) as error:
-        raise ForeignError(f"{file.parent.name}/{file.name} is damaged or not safetensors ({error})") from None
-    other = {key: kind for key, kind in kinds.items() if kind not in FLOATS and not key.endswith("position_ids")}
-    if other:
-        key, kind = next(iter(other.items()))
-        raise ForeignError(
-            f"{file.parent.name}/{file.name} stores {key} as {kind}, so it is quantised or not a model's weights"
-        )
 
 
 def _is_class(value: list[Any]) -> bool:

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlcm_cli.errors import RewardError
-from rlcm_cli.rewards.weights import one_line, quiet_transformers
+from rlcm_cli.foreign.faults import ForeignError, faults_of_libraries
+from rlcm_cli.foreign.folders import check_configuration, read_json_object
+from rlcm_cli.foreign.weights import check_report, check_tensors, find_weights
+from rlcm_cli.rewards.weights import quiet_transformers
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+_log = logging.getLogger(__name__)
 
 
 def load_network(kind: Any, folder: Path, *, reward: str, what: str, dtype: Any = None) -> Any:
@@ -27,25 +33,47 @@ def load_network(kind: Any, folder: Path, *, reward: str, what: str, dtype: Any 
         RewardError: If it cannot be loaded whole.
     """
     import torch
-    from safetensors import SafetensorError
 
     try:
-        with quiet_transformers():
+        variant = look_at(folder)
+        with quiet_transformers(), faults_of_libraries():
             network, report = kind.from_pretrained(
                 folder,
                 local_files_only=True,
                 trust_remote_code=False,
                 use_safetensors=True,
+                variant=variant,
                 dtype=dtype or torch.float32,
                 output_loading_info=True,
+                ignore_mismatched_sizes=True,  # so that the report names them
             )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+    except ForeignError as error:
         raise RewardError(
-            f"reward {reward!r}: {folder} cannot be loaded as {what} of transformers ({one_line(error)}); name "
-            "another folder or hub id"
+            f"reward {reward!r}: {folder} cannot be loaded as {what} of transformers ({error}); name another folder "
+            "or hub id"
         ) from error
     check_complete(report, folder, reward=reward)
+    if variant is not None:
+        _log.warning("reward %r: %s is there as the %s variant only", reward, folder, variant)
+    if report["unexpected_keys"]:
+        keys = sorted(report["unexpected_keys"])
+        told = f"{len(keys)} tensors that its config.json has no place for, '{keys[0]}' among them"
+        _log.warning("reward %r: the weights in %s hold %s: they are not used", reward, folder, told)
     return network.eval().requires_grad_(False)
+
+
+def look_at(folder: Path) -> str | None:
+    """Look at a folder of the hub's layout before transformers reads it; return the variant of its weights, or None.
+
+    Raises `ForeignError` where it names code, lacks safetensors weights, or leads out of itself.
+    """
+    config = read_json_object(folder / "config.json")
+    check_configuration(config, folder / "config.json")
+    variant, files = find_weights(folder, "model")
+    if not config.get("quantization_config"):
+        for file in files:
+            check_tensors(file)
+    return variant
 
 
 def fill_network(
@@ -67,7 +95,7 @@ def fill_network(
     import torch
 
     try:
-        with quiet_transformers():
+        with quiet_transformers(), faults_of_libraries():
             network, report = kind.from_pretrained(
                 None,
                 config=config,
@@ -76,10 +104,9 @@ def fill_network(
                 output_loading_info=True,
                 **arguments,
             )
-    except (ValueError, RuntimeError) as error:
+    except ForeignError as error:
         raise RewardError(
-            f"reward {reward!r}: {path} cannot be loaded into a {kind.__name__} ({one_line(error)}); name the "
-            "published file"
+            f"reward {reward!r}: {path} cannot be loaded into a {kind.__name__} ({error}); name the published file"
         ) from error
     check_complete(report, path, reward=reward)
     if report["unexpected_keys"]:
@@ -99,11 +126,9 @@ def check_complete(report: Mapping[str, Any], source: Path, *, reward: str) -> N
         reward: Name of the reward, for error messages.
 
     Raises:
-        RewardError: If weights were missing.
+        RewardError: If weights were missing or of another shape.
     """
-    if report["missing_keys"]:
-        first, *others = sorted(report["missing_keys"])
-        raise RewardError(
-            f"reward {reward!r}: the weights in {source} lack {first}{f' and {len(others)} more' if others else ''}; "
-            "name a complete model"
-        )
+    try:
+        check_report(report)
+    except ForeignError as error:
+        raise RewardError(f"reward {reward!r}: the weights in {source} {error}; name a complete model") from None

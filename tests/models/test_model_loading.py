@@ -202,14 +202,14 @@ def test_truncated_weights(tiny_lcm_copy):
 @pytest.mark.parametrize("file", WEIGHTS)
 def test_weights_of_another_shape(tiny_lcm_copy, file):
     change_weights(tiny_lcm_copy / file, lambda weights: weights.update({last(weights): torch.zeros(7)}))
-    assert_refused(tiny_lcm_copy, f"its {file.partition('/')[0]} .*|{file.partition('/')[0]} have")
+    assert_refused(tiny_lcm_copy, f"the weights of its {file.partition('/')[0]} .* in another shape than its config")
 
 
 @pytest.mark.parametrize("file", WEIGHTS)
 def test_weights_that_lack_a_tensor(tiny_lcm_copy, file):
     """transformers draws what is missing at random in each process, and only logs it."""
     change_weights(tiny_lcm_copy / file, lambda weights: weights.pop(last(weights)))
-    assert_refused(tiny_lcm_copy, f"the weights of its {file.partition('/')[0]} .* lack '")
+    assert_refused(tiny_lcm_copy, f"the weights of its {file.partition('/')[0]} .* lack ")
 
 
 @pytest.mark.parametrize("file", WEIGHTS)

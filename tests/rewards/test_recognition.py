@@ -174,7 +174,7 @@ class TestJudgesThatCannotBeUsed:
         assert "--set reward_settings.recognition.model=DIR" in message
 
     def test_a_missing_folder(self, tmp_path):
-        assert "is no folder here" in self.refusal(str(tmp_path / "none"))
+        assert "is not a folder here" in self.refusal(str(tmp_path / "none"))
 
     def test_an_empty_folder(self, tmp_path):
         assert "cannot be loaded as an image classifier of transformers" in self.refusal(str(tmp_path))

@@ -13,6 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlcm_cli.errors import ConfigError, RewardError
+from rlcm_cli.foreign.faults import ForeignError, faults_of_libraries
+from rlcm_cli.foreign.folders import check_configuration, check_index, read_json_object
+from rlcm_cli.foreign.tokenizers import check_vocabulary
 from rlcm_cli.rewards.weights import digest_weights, find_weights, missing_weights, one_line, quiet_transformers
 
 if TYPE_CHECKING:
@@ -132,11 +135,13 @@ def _load_model(folder: Path, layer: int, reward: str) -> Any:
     import pickle
 
     import torch
-    from safetensors import SafetensorError
     from transformers import AutoConfig, AutoModel
 
     try:
-        with quiet_transformers():
+        check_configuration(read_json_object(folder / "config.json"), folder / "config.json")
+        for index in folder.glob("*.safetensors.index.json"):
+            check_index(index)
+        with quiet_transformers(), faults_of_libraries():
             config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
             if layer > config.num_hidden_layers:
                 raise ConfigError(
@@ -156,7 +161,7 @@ def _load_model(folder: Path, layer: int, reward: str) -> Any:
                 dtype=torch.float32,
                 output_loading_info=True,
             )
-    except (OSError, ValueError, RuntimeError, SafetensorError, pickle.UnpicklingError) as error:
+    except (ForeignError, pickle.UnpicklingError) as error:
         raise _unusable(folder, reward, one_line(error)) from error
     missing = sorted(key for key in report["missing_keys"] if "pooler" not in key)
     if missing:
@@ -168,10 +173,12 @@ def _load_tokenizer(folder: Path, reward: str) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        with quiet_transformers():
-            return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, TypeError, ImportError) as error:
-        raise _unusable(folder, reward, one_line(error)) from error
+        with quiet_transformers(), faults_of_libraries():
+            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+            check_vocabulary(tokenizer)
+    except ForeignError as error:
+        raise _unusable(folder, reward, str(error)) from error
+    return tokenizer
 
 
 def _unusable(folder: Path, reward: str, fault: str) -> RewardError:

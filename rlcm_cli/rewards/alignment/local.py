@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlcm_cli.errors import RewardError
+from rlcm_cli.foreign.faults import ForeignError, faults_of_libraries
+from rlcm_cli.foreign.tokenizers import check_vocabulary
 from rlcm_cli.rewards.alignment.images import to_pillow
 from rlcm_cli.rewards.alignment.settings import LOCAL_MODEL, JudgeSettings
 from rlcm_cli.rewards.network import load_network
-from rlcm_cli.rewards.weights import digest_weights, find_weights, missing_weights, one_line, quiet_transformers
+from rlcm_cli.rewards.weights import digest_weights, find_weights, missing_weights, quiet_transformers
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -85,17 +87,21 @@ def _load_processor(folder: Path, reward: str) -> Any:
     from transformers import AutoProcessor
 
     try:
-        with quiet_transformers():
+        with quiet_transformers(), faults_of_libraries():
             processor = AutoProcessor.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except ImportError as error:
-        raise RewardError(
-            f"reward {reward!r}: the processor of the judge in {folder} needs a package that is not here "
-            f"({one_line(error)}); choose a judge whose processor does without, such as {LOCAL_MODEL}"
-        ) from error
-    except (OSError, ValueError, TypeError) as error:
-        raise _unusable(folder, reward, one_line(error)) from error
+    except ForeignError as error:
+        if isinstance(error.__cause__, ImportError):
+            raise RewardError(
+                f"reward {reward!r}: the processor of the judge in {folder} needs a package that is not here "
+                f"({error}); choose a judge whose processor does without, such as {LOCAL_MODEL}"
+            ) from error
+        raise _unusable(folder, reward, str(error)) from error
     if not getattr(processor, "chat_template", None) or not hasattr(processor, "image_processor"):
         raise _unusable(folder, reward, "its processor has no chat template, or takes no images")
+    try:
+        check_vocabulary(processor.tokenizer)
+    except ForeignError as error:
+        raise _unusable(folder, reward, f"its tokenizer is {error}") from error
     # The answer of a padded row starts after the padding only if that is on the left.
     processor.tokenizer.padding_side = "left"
     if processor.tokenizer.pad_token is None:

@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlcm_cli.errors import RewardError
+from rlcm_cli.foreign.faults import ForeignError, faults_of_libraries
+from rlcm_cli.foreign.tokenizers import check_vocabulary
 from rlcm_cli.rewards.clip.preprocessing import Preprocessing, read_preprocessing
 from rlcm_cli.rewards.network import load_network
-from rlcm_cli.rewards.weights import one_line, quiet_transformers
+from rlcm_cli.rewards.weights import quiet_transformers
 
 if TYPE_CHECKING:
     import torch
@@ -168,14 +170,15 @@ def load_tokenizer(folder: Path, *, reward: str) -> Any:
             "repository"
         )
     try:
-        with quiet_transformers():
-            return AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    # The Rust library behind the tokenizers raises bare Exception for a damaged file.
-    except Exception as error:
+        with quiet_transformers(), faults_of_libraries():
+            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+            check_vocabulary(tokenizer)
+    except ForeignError as error:
         raise RewardError(
-            f"reward {reward!r}: the tokenizer in {folder} cannot be loaded ({one_line(error)}); it needs "
+            f"reward {reward!r}: the tokenizer in {folder} cannot be loaded ({error}); it needs "
             f"{_either(_TOKENIZERS)} of the model's hub repository"
         ) from error
+    return tokenizer
 
 
 def _either(choices: Sequence[Sequence[str]]) -> str:

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlcm_cli.errors import RewardError
+from rlcm_cli.foreign.faults import ForeignError, faults_of_libraries
+from rlcm_cli.foreign.folders import check_configuration, read_json_object
 from rlcm_cli.rewards.clip.clip_model import (
     PROCESSOR_FILES,
     WEIGHT_FILES,
@@ -21,7 +23,7 @@ from rlcm_cli.rewards.clip.prompt_cleaning import clean_prompt
 from rlcm_cli.rewards.clip.tensor_file import digest_file, find_file, missing_file, read_tensors
 from rlcm_cli.rewards.contract import RewardEntry, RewardFn
 from rlcm_cli.rewards.network import fill_network
-from rlcm_cli.rewards.weights import digest_weights, find_weights, missing_weights, one_line
+from rlcm_cli.rewards.weights import digest_weights, find_weights, missing_weights, quiet_transformers
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -84,10 +86,12 @@ def _load_open_clip(path: Path, processor: Path) -> ClipModel:
 
     tensors = map_open_clip(read_tensors(path, reward="hps_v2"))
     try:
-        config = CLIPConfig.from_pretrained(processor, local_files_only=True)
-    except (OSError, ValueError) as error:
+        check_configuration(read_json_object(processor / "config.json"), processor / "config.json")
+        with quiet_transformers(), faults_of_libraries():
+            config = CLIPConfig.from_pretrained(processor, local_files_only=True)
+    except ForeignError as error:
         raise RewardError(
-            f"reward 'hps_v2': {processor} holds no config.json of a CLIP model ({one_line(error)}); set processor to "
+            f"reward 'hps_v2': {processor} holds no config.json of a CLIP model ({error}); set processor to "
             f"{CLIP_H14} or a copy of it"
         ) from error
     network = fill_network(CLIPModel, config, tensors, path, reward="hps_v2")
