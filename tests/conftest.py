@@ -6,6 +6,9 @@ import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+# Bytes are compared in these tests, and they depend on the number of threads: it is the same here and in every process
+# that a test starts.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import gc
 import shutil
@@ -26,7 +29,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="change last bits of float32 products and roots, as another processor or vector library does",
     )
-    parser.addoption("--threads", type=int, default=1, help="threads of torch in this process (default: 1)")
 
 
 def pytest_collection_finish() -> None:
@@ -44,8 +46,9 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    # Bytes are compared in these tests, and they depend on the number of threads: it is the same throughout.
-    torch.set_num_threads(config.getoption("--threads"))
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+    # No test cuts the power, and waiting for the disk is a good part of the time of the tests.
+    os.fsync = lambda _: None
     if config.getoption("--perturb-schedules"):
         perturb_schedules()
 

@@ -15,7 +15,7 @@ import urllib.request
 
 import torch
 
-torch.set_num_threads(1)
+torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
 import diffusers  # noqa: E402, F401
 import peft  # noqa: E402, F401

@@ -22,7 +22,6 @@ def test_ctrl_c_says_how_to_go_on_and_loses_nothing(capsys, tiny_lcm, tmp_path):
     command = ["loop", "--config", settings, "--run", stopped, "--iterations", "500"]
     process = subprocess.Popen(
         [sys.executable, "-m", "rlcm_cli", *map(str, command)],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -23,7 +23,7 @@ def settings(tiny_lcm, tmp_path):
 
 
 def command(stage, *arguments, **more):
-    environment = {"RLCM_STAGE": str(stage), "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+    environment = {"RLCM_STAGE": str(stage), "TOKENIZERS_PARALLELISM": "false"}
     return {"arguments": [*map(str, arguments), "-q"], "environment": environment, **more}
 
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import functools
 import itertools
 import json
-import multiprocessing
-import multiprocessing.forkserver
 import os
 import shutil
 import signal
@@ -17,6 +15,7 @@ from pathlib import Path
 
 import pytest
 from fault_injection import Event, Fault, StepFault, run_command
+from fork_server import fork_server
 
 from rlcm_cli.core.digests import canonical_json, sha256
 from rlcm_cli.store.checkpoint import digest_safetensors
@@ -83,22 +82,6 @@ KILLED = -signal.SIGKILL
 _numbers = itertools.count()
 
 
-@functools.cache
-def _fork_server() -> multiprocessing.context.ForkServerContext:
-    """Start the server that has imported all and forks commands."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["__main__", "warm_commands"])
-    before = dict(os.environ)
-    os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), before.get("PYTHONPATH", "")])
-    os.environ.update(OMP_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false", HF_HUB_OFFLINE="1")
-    try:
-        multiprocessing.forkserver.ensure_running()
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
-    return context
-
-
 @dataclass(frozen=True)
 class Outcome:
     """How a command ended."""
@@ -122,7 +105,7 @@ class Command:
         self.folder = folder
         folder.mkdir()
         words = [str(argument) for argument in arguments]
-        self._process = _fork_server().Process(target=run_command, args=(words, folder, faults), daemon=True)
+        self._process = fork_server().Process(target=run_command, args=(words, folder, faults), daemon=True)
         self._process.start()
 
     def send(self, number: int) -> None:

@@ -5,12 +5,13 @@ images with captions; the runs are made in FOLDER.
 """
 
 import json
+import os
 import sys
 from pathlib import Path
 
 import torch
 
-torch.set_num_threads(1)
+torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
 from phase_runs import finish, make_config, prepare, shared_model  # noqa: E402
 

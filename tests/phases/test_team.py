@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from fork_server import launch_together
 from phase_runs import fingerprint, make_config, make_loop
 from PIL import Image
 from plain_diffusion import build_plain_diffusion
@@ -33,7 +34,6 @@ def launch(*arguments, processes=2):
     environment = {
         **os.environ,
         "PYTHONPATH": os.pathsep.join(map(str, paths)),
-        "OMP_NUM_THREADS": "1",
         "TOKENIZERS_PARALLELISM": "false",
         "HF_DATASETS_CACHE": os.environ["RLCM_CACHE"],
     }
@@ -64,9 +64,12 @@ def driven(tiny_lcm, pictures, tmp_path_factory):
     """Give the driver's report and the folder of its runs."""
     folder = tmp_path_factory.mktemp("team")
     plain = build_plain_diffusion(folder / "plain", tiny_lcm)
-    result = launch(HERE / "team_driver.py", tiny_lcm, plain, pictures, folder)
-    assert result.returncode == 0, result.stderr
-    return json.loads(result.stdout), folder
+    environment = {"HF_DATASETS_CACHE": os.environ["RLCM_CACHE"]}
+    leader, other = launch_together(
+        HERE / "team_driver.py", [tiny_lcm, plain, pictures, folder], folder / "output", environment
+    )
+    assert (leader.status, other.status) == (0, 0), leader.err + other.err
+    return json.loads(leader.out), folder
 
 
 class TestTwoProcesses:
@@ -112,9 +115,11 @@ class TestAccidents:
         assert "run the same command again to go on, nothing is lost" in line
         assert "WorkerLostError" not in killed.stderr, "a traceback"
 
-        again = launch(HERE / "team_failure.py", "spared", "loop", "--run", run.layout.root, "--json")
-        assert again.returncode == 0, again.stderr
-        [line] = again.stdout.splitlines()
+        leader, other = launch_together(
+            HERE / "team_failure.py", ["spared", "loop", "--run", run.layout.root, "--json"], tmp_path / "output"
+        )
+        assert (leader.status, other.status) == (0, 0), leader.err + other.err
+        [line] = leader.out.splitlines()
         assert json.loads(line)["checkpoint"] == 2
         found, expected = fingerprint(run.layout.root), fingerprint(driven[1] / "straight")
         assert {name: found.get(name) for name in expected} == expected
