@@ -178,7 +178,8 @@ def show(table: Mapping[str, Any]) -> None:
     if not console.is_terminal:  # no window's width to keep to, and rich would fold at 80
         console = Console(markup=False, highlight=False, width=WIDTH_OF_A_FILE)
     console.print(_head(table))
-    if console.measure(shown).maximum <= console.width:
+    unbounded = console.options.update(width=WIDTH_OF_A_FILE)
+    if console.measure(shown, options=unbounded).maximum <= console.width:
         console.print(shown)
         return
     for number, method in enumerate(table["methods"]):
