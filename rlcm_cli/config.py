@@ -442,6 +442,19 @@ class Config(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _check_watched(self) -> Config:
+        trained = {name for task in self.joint_tasks().values() for name in task.rewards}
+        both = [name for name in self.watch.rewards if name in trained]
+        if both:
+            raise ValueError(
+                f"watch.rewards has {', '.join(both)}, which is trained for: it cannot show whether that is hacked; "
+                "watch another one, or leave it out"
+            )
+        if self.watch.on_hacking == "stop" and not self.watch.rewards:
+            raise ValueError("watch.on_hacking is stop, and no reward is watched; name one with --watch")
+        return self
+
     def joint_tasks(self) -> dict[str, TaskSettings]:
         """Give the tasks by name: of a usual run the one that it is."""
         return self.tasks or {

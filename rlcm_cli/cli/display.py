@@ -19,7 +19,10 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from rlcm_cli.cli.headline import shorten_names
 from rlcm_cli.cli.streams import print_data
+from rlcm_cli.report.progress import PHASES
+from rlcm_cli.wording import count
 
 if TYPE_CHECKING:
     from rlcm_cli.cli.live import LiveRun
@@ -32,7 +35,9 @@ class Display:
 
     def __init__(self, *, quiet: bool, as_json: bool, iterations: int | None = None, silent: bool = False) -> None:
         # Where the last line is for a machine, people read the other stream. Of several processes, one prints.
-        self.console = Console(stderr=as_json, highlight=False, soft_wrap=True, quiet=silent)
+        self.console = Console(stderr=as_json, highlight=False, quiet=silent)
+        # A window breaks lines between words; a file gets whole lines.
+        self.console.soft_wrap = not self.console.is_terminal
         self.quiet = quiet
         self.as_json = as_json and not silent
         self.iterations = iterations
@@ -86,9 +91,9 @@ class Display:
         match event:
             case events.PhaseStarted():
                 self._start_phase(event)
-            case events.Advanced(count):
+            case events.Advanced(units):
                 if self._phase is not None:
-                    self._progress.advance(self._phase, count)
+                    self._progress.advance(self._phase, units)
                     speed = self._progress.tasks[self._progress.task_ids.index(self._phase)].speed
                     self._progress.update(self._phase, note=f"{speed:.1f} {self._unit}/s" if speed else "")
             case events.PhaseSkipped(phase, iteration, reason):
@@ -104,9 +109,8 @@ class Display:
                 self._warn(describe_hacking(event))
                 self.summary.setdefault("hacking", {})[event.watched] = event.checkpoint
             case events.CostEstimated(seconds, disk_bytes, iterations):
-                many = "iteration" if iterations == 1 else "iterations"
                 self.say(
-                    f"{iterations} {many} will take about {format_duration(seconds)} and "
+                    f"{count(iterations, 'iteration')} will take about {format_duration(seconds)} and "
                     f"{format_size(disk_bytes)} of disk"
                 )
             case events.FileWritten(path, what):
@@ -126,22 +130,25 @@ class Display:
         self._phase = self._progress.add_task(event.phase, total=event.total, note="")
 
     def _show_iteration(self, number: int, metrics: Mapping[str, Any]) -> None:
-        seconds = time.perf_counter() - self._started
+        phases = [float(metrics[key]) for phase in PHASES if (key := f"{phase}_seconds") in metrics]
+        # The clock also counts evaluations and the loading of the model.
+        seconds = sum(phases) if len(phases) == len(PHASES) else time.perf_counter() - self._started
         self._started = time.perf_counter()
         if self._live is None:
             self.say(f"{describe_iteration(number, self.iterations, metrics)}  {seconds:.1f} s")
         self.summary.update(checkpoint=number, reward_mean=metrics["reward_mean"], reward_std=metrics["reward_std"])
 
     def _show_evaluation(self, event: Evaluated) -> None:
-        parts = ", ".join(f"{name} {value:.3f}" for name, value in event.components.items())
+        short = shorten_names(event.components)
+        parts = ", ".join(f"{short[name]} {value:.3f}" for name, value in event.components.items())
         if len(event.tasks) > 1:  # their rewards have no common scale
             reward = ", ".join(f"{task} {value:.3f}" for task, value in event.tasks.items())
         else:
-            reward = f"reward on training prompts {event.reward_training:.3f}"
+            reward = f"{event.reward_training:.3f} on training prompts"
             if event.reward_held_out is not None:
-                reward += f", on prompts kept out of it {event.reward_held_out:.3f}"
+                reward += f", {event.reward_held_out:.3f} on held-out prompts"
         self.console.print(
-            f"checkpoint {event.checkpoint}, held-out seeds: {reward}  ({parts})",
+            f"held-out evaluation, checkpoint {event.checkpoint}: {reward}  ({parts})",
             markup=False,
         )
         self.summary.setdefault("evaluations", {})[str(event.checkpoint)] = {
@@ -158,11 +165,12 @@ def describe_iteration(number: int, iterations: int | None, metrics: Mapping[str
     else:
         line = f"reward {metrics['reward_mean']:.3f} ± {metrics['reward_std']:.3f}"
         line += f"  best {metrics['reward_best']:.3f}"
-    parts = ", ".join(f"{name} {value:.3f}" for name, value in metrics["rewards"].items())
+    short = shorten_names([*metrics["rewards"], *metrics["watched"]])
+    parts = ", ".join(f"{short[name]} {value:.3f}" for name, value in metrics["rewards"].items())
     if len(metrics["rewards"]) > 1:
         line += f"  ({parts})"
     if metrics["watched"]:
-        line += "  watched: " + ", ".join(f"{name} {value:.3f}" for name, value in metrics["watched"].items())
+        line += "  watched: " + ", ".join(f"{short[name]} {value:.3f}" for name, value in metrics["watched"].items())
     kl = f"  kl {metrics['kl_to_base']:.4f}" if "kl_to_base" in metrics else ""
     return f"iteration {number}{f'/{iterations}' if iterations else ''}  {line}{kl}"
 

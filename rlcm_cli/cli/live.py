@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from rlcm_cli.cli.display import format_duration
+from rlcm_cli.cli.headline import shorten_names
 from rlcm_cli.report.progress import (
     PHASES,
     PhaseProgress,
@@ -229,9 +230,10 @@ def _series(progress: RunProgress) -> Iterator[tuple[str, list[float | None]]]:
         yield "reward", progress.series("reward_mean")
         yield "  best", progress.series("reward_best")
         yield "  spread", progress.series("reward_std")
+    short = shorten_names([*progress.rewards, *progress.watched])
     if len(progress.rewards) > 1:
-        yield from ((f"  {name}", progress.series("rewards", name)) for name in progress.rewards)
-    yield from ((f"watched {name}", progress.series("watched", name)) for name in progress.watched)
+        yield from ((f"  {short[name]}", progress.series("rewards", name)) for name in progress.rewards)
+    yield from ((f"watched {short[name]}", progress.series("watched", name)) for name in progress.watched)
 
 
 def _facts(progress: RunProgress) -> RenderableType:

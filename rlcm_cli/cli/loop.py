@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from rlcm_cli.cli import options as o
+from rlcm_cli.cli.headline import describe_dropped, describe_goal
 from rlcm_cli.cli.places import Place, open_place
 from rlcm_cli.errors import ConfigError
 from rlcm_cli.wording import command
@@ -76,9 +77,9 @@ def run(
 ) -> None:
     """Fine-tune for a reward: sample, score and train, again and again.
 
-    The same command goes on where a run was stopped; a larger --iterations extends a finished one. Between
-    calls, only the settings of the table "runtime" may change: iterations, device, micro_batch_size,
-    gradient_checkpointing, memory_budget, keep_*, log_with, and those of the tables "watch" and "ray".
+    The same command resumes a run that was stopped; a larger --iterations extends a finished one.
+
+    Between calls only the settings of the tables runtime, watch and ray may change, and evaluate.every.
     """
     from rlcm_cli.phases.staging import stage_loop
 
@@ -153,6 +154,10 @@ def run(
                 events = loop(the_run, loaded, scorers, team)
             place.confirm(config)
             display.say(f"run {place.tell(path)}: task {config.task}, model {config.model.name}, seed {config.seed}")
+            display.say(describe_goal(config))
+            dropped = describe_dropped(config) if rewards else None
+            if dropped:
+                display.say(dropped)
             display.say(device_line(config.model.name, device_found))
             display.follow(check_team(team, config.sample.shards))
             done, wanted = (the_run.layout.checkpoints() or [0])[-1], config.runtime.iterations

@@ -5,6 +5,7 @@ from __future__ import annotations
 import typer
 
 from rlcm_cli.cli import options as o
+from rlcm_cli.cli.headline import describe_dropped, describe_goal
 from rlcm_cli.cli.places import open_place
 from rlcm_cli.cli.shares import follow_sampling
 from rlcm_cli.wording import command
@@ -75,6 +76,10 @@ def run(
         display = Display(quiet=quiet, as_json=as_json, silent=not team.leads)
         the_run, loaded = start_run(path, config, o.fit_memory(display, "sample"))
         place.confirm(config)
+        display.say(describe_goal(config))
+        dropped = describe_dropped(config) if rewards else None
+        if dropped:
+            display.say(dropped)
         display.follow(check_team(team, config.sample.shards))
         display.follow(place.follow(sample(the_run, loaded, team.divide(share))))
         team.wait()

@@ -75,8 +75,8 @@ def check_run(root: Path, config: Config) -> Run:
             raise RunMismatchError(
                 f"{root}: was made with other settings ({'; '.join(changed)}); go on with its own by "
                 f"`{command('loop', '--run', root)}`, choose another --run, or remove the directory (only "
-                f"[runtime] settings, {', '.join(type(config.runtime).model_fields)}, and those of [watch] and [ray] "
-                "may change)"
+                f"[runtime] settings, {', '.join(type(config.runtime).model_fields)}, those of [watch] and [ray], and "
+                "evaluate.every may change)"
             )
     elif occupied and not (layout.quarantine / layout.config.name).exists():
         raise ConfigError(f"{root}: is not empty and no run directory; choose another --run")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 
@@ -57,7 +58,7 @@ def test_people_read_cost_reward_warnings_and_results(capsys):
         "iteration 1/2  reward -1.250 ± 0.500  best -0.750  (compressibility -1.000, recognition -0.250)",
         "warning: mind this",
         "score of iteration 1: nothing to do, all is there",
-        "checkpoint 1, held-out seeds: reward on training prompts -1.500  (compressibility -1.500)",
+        "held-out evaluation, checkpoint 1: -1.500 on training prompts  (compressibility -1.500)",
         "sheet.png: a sheet",
     ):
         assert words in out
@@ -70,7 +71,7 @@ def test_piped_output_has_no_control_characters(capsys):
 
 def test_quiet_prints_results_and_warnings_only(capsys):
     out, _ = show(capsys, quiet=True)
-    assert [line.split()[0] for line in out.splitlines()] == ["warning:", "checkpoint", "sheet.png:"]
+    assert [line.split()[0] for line in out.splitlines()] == ["warning:", "held-out", "sheet.png:"]
 
 
 @pytest.mark.parametrize("quiet", [False, True])
@@ -121,7 +122,10 @@ def test_rewards_of_several_tasks_are_shown_apart(capsys):
     )
     first, second = capsys.readouterr().out.splitlines()
     assert first.startswith("iteration 1  compression -1.000  incompression 2.000  (")
-    assert "held-out seeds: compression -1.000, incompression 2.000  (compressibility -1.000)" in second
+    assert (
+        "held-out evaluation, checkpoint 1: compression -1.000, incompression 2.000  (compressibility -1.000)"
+        in second
+    )
 
 
 @pytest.mark.parametrize("stops", [False, True])
@@ -168,3 +172,42 @@ def test_a_gpu_under_the_embedded_model_is_told_of_the_papers_model():
     assert "SimianLuo/LCM_Dreamshaper_v7" in device_line("emoji-lcm", "cuda")
     assert device_line("emoji-lcm", "cpu") == "device cpu"
     assert device_line("some/model", "cuda") == "device cuda"
+
+
+def test_an_iteration_takes_what_its_phases_take(capsys, monkeypatch):
+    """The clock also counts the evaluation before it, and the loading of the model."""
+    monkeypatch.setattr("time.perf_counter", itertools.count(0, 100).__next__)
+    display = Display(quiet=False, as_json=False)
+    seconds = {"sample_seconds": 1.5, "score_seconds": 0.25, "train_seconds": 2.25}
+    display._show_iteration(1, {**METRICS, **seconds})
+    display._show_iteration(2, METRICS)
+    first, second = capsys.readouterr().out.splitlines()
+    assert first.endswith("  4.0 s")
+    assert float(second.split()[-2]) >= 100
+
+
+def test_rewards_from_files_and_servers_have_short_names(capsys):
+    file, server = "/home/me/rewards/mine.py:redness", "http://127.0.0.1:8000/colourfulness"
+    metrics = {**METRICS, "rewards": {file: -1.0, server: 2.0}, "watched": {"/b.py:blueness": 1.0}}
+    Display(quiet=False, as_json=False).follow(
+        [IterationTrained(1, metrics), Evaluated(1, 0.5, 0.25, {file: -1.0}, {"t": 0.5})]
+    )
+    first, second = capsys.readouterr().out.splitlines()
+    assert "(redness -1.000, colourfulness 2.000)  watched: blueness 1.000" in first
+    assert (
+        second
+        == "held-out evaluation, checkpoint 1: 0.500 on training prompts, 0.250 on held-out prompts  (redness -1.000)"
+    )
+
+
+@pytest.mark.parametrize("columns", [30, 80])
+def test_in_a_window_no_word_is_broken(capsys, monkeypatch, columns):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("NO_COLOR", "1")
+    text = "some words that are many, since a line of them must be longer than a narrow window has columns for it"
+    Display(quiet=False, as_json=False).say(text)
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) > 1
+    assert max(map(len, lines)) <= columns
+    assert " ".join(" ".join(lines).split()) == text

@@ -113,9 +113,9 @@ def test_a_loop_tells_people_what_it_does(capsys, settings, tmp_path):
         "iteration 1/2  reward -",
         " ± ",
         "best",
-        "checkpoint 0, held-out seeds: reward on training prompts",
-        "checkpoint 2, held-out seeds",
-        "on prompts kept out of it",
+        "held-out evaluation, checkpoint 0: ",
+        "held-out evaluation, checkpoint 2: ",
+        " on held-out prompts",
         "before_after.png: the same held-out seeds before (left) and after (right)",
         f"rlcm generate --lora {run}",
     ):

@@ -195,7 +195,7 @@ def test_no_warning_is_lost_and_the_newest_stand_below_the_last_state(stop):
     assert above.count("warning: ") == 4
     assert view.count("warning: ") == WARNINGS
     assert view.endswith("they teach nothing")
-    assert "checkpoint 12, held-out seeds" in above
+    assert "held-out evaluation, checkpoint 12:" in above
     assert "7 of 8" in view
 
 

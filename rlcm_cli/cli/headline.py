@@ -1,0 +1,68 @@
+"""What a run is trained for, in a line that tells it from others."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING
+
+from rlcm_cli.wording import count
+
+if TYPE_CHECKING:
+    from rlcm_cli.config import Config
+
+
+def describe_goal(config: Config) -> str:
+    """Tell what a run is trained for, how, and on how many images."""
+    tasks = {name: describe_sum(task.rewards) for name, task in config.joint_tasks().items()}
+    goals = list(tasks.values()) if len(tasks) == 1 else [f"{name} ({goal})" for name, goal in tasks.items()]
+    images = count(config.sample.samples, "image")
+    cycles = count(config.runtime.iterations, "iteration")
+    watched = ", ".join(shorten_names(config.watch.rewards).values())
+    end = f"; watching {watched}" if watched else ""
+    return f"trained for {', '.join(goals)}; objective {config.train.objective}; {images} × {cycles}{end}"
+
+
+def describe_sum(rewards: Mapping[str, float]) -> str:
+    """Write weighted rewards as a sum, such as `compressibility + 2 × recognition − 0.5 × sharpness`."""
+    short = shorten_names(rewards)
+    text = ""
+    for name, weight in rewards.items():
+        size = "" if abs(weight) == 1 else f"{abs(weight):g} × "
+        sign = ("−" if weight < 0 else "") if not text else (" − " if weight < 0 else " + ")
+        text += f"{sign}{size}{short[name]}"
+    return text
+
+
+def describe_dropped(config: Config) -> str | None:
+    """Tell which rewards of its preset a configuration has not; None: it has all of them, or several tasks."""
+    from rlcm_cli.config import resolve_config, task_names
+
+    if config.task not in task_names() or config.tasks:
+        return None
+    preset = resolve_config([config.task], flags={"model.name": config.model.name}).rewards
+    dropped = {name: weight for name, weight in preset.items() if name not in config.rewards}
+    if not dropped:
+        return None
+    return (
+        f"--reward replaces the rewards of the preset {config.task}, {describe_sum(preset)}: without "
+        f"{', '.join(dropped)} from here on"
+    )
+
+
+def shorten_names(names: Iterable[str]) -> dict[str, str]:
+    """Return name → what it is called in a line: a function without its file, a served reward without its server.
+
+    Names that would then be the same stay as they are.
+    """
+    every = list(dict.fromkeys(names))
+    short = {name: _shorten(name) for name in every}
+    told = list(short.values())
+    return {name: short[name] if told.count(short[name]) == 1 else name for name in every}
+
+
+def _shorten(name: str) -> str:
+    if name.startswith(("http://", "https://")):
+        return PurePosixPath(name.partition("?")[0]).name or name
+    file, colon, function = name.rpartition(":")
+    return function if colon and file.endswith(".py") and function else name
