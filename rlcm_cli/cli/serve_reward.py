@@ -50,7 +50,7 @@ def run(
     batch_wait: Annotated[
         float, typer.Option("--batch-wait", metavar="MS", min=0, help="Milliseconds a request waits for others.")
     ] = 5,
-    device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
+    device: Annotated[str, typer.Option("--device", metavar="NAME", help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
 ) -> None:
     """Serve rewards over HTTP, for runs on this machine or on others; Ctrl-C ends it."""
     from rlcm_cli.errors import ConfigError
