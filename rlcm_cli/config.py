@@ -15,6 +15,7 @@ A file that sets everything, such as a run's own configuration, stands on no pre
 
 from __future__ import annotations
 
+import copy
 import difflib
 import json
 import re
@@ -550,12 +551,12 @@ def resolve_config(
                 f"--config {config_file}: is a whole configuration, of task {in_file}; leave --task out, or name a "
                 "file with only the settings that you change"
             )
-        return parse_config(_explicit([file_layer], assignments, flags))
+        return parse_config(_drop_weightless(_explicit([file_layer], assignments, flags)))
     names = list(dict.fromkeys(tasks)) or ([in_file] if isinstance(in_file, str) else [])
     if not names:
         raise ConfigError("no task given; use --task NAME (`rlcm tasks` lists them) or a `task` key in --config")
     if len(names) == 1:
-        return parse_config({**_layered(names[0], file_layer, assignments, flags), "task": names[0]})
+        return parse_config(_drop_weightless({**_layered(names[0], file_layer, assignments, flags), "task": names[0]}))
     if (flags or {}).get("rewards") is not None:
         raise ConfigError(
             "--reward stands for the rewards of one task, and several are given; set those of one by "
@@ -570,7 +571,28 @@ def resolve_config(
     together["tasks"] = {
         name: {key: member[key] for key in OF_A_TASK if key in member} for name, member in members.items()
     }
-    return parse_config({**_explicit([together, file_layer], assignments, flags), "task": "+".join(names)})
+    values = _explicit([together, file_layer], assignments, flags)
+    return parse_config(_drop_weightless({**values, "task": "+".join(names)}))
+
+
+def _drop_weightless(values: dict[str, Any]) -> dict[str, Any]:
+    """Drop the rewards of weight 0 of tasks that have others, and their settings: nobody need load and ask them."""
+    values = copy.deepcopy(values)
+    tasks = values.get("tasks", {})
+    dropped, used = set[str](), set[str]()
+    for task in [values, *(tasks.values() if isinstance(tasks, dict) else ())]:
+        rewards = task.get("rewards") if isinstance(task, dict) else None
+        if isinstance(rewards, dict) and any(rewards.values()):
+            without = {name for name, weight in rewards.items() if type(weight) in (int, float) and weight == 0}
+            task["rewards"] = {name: weight for name, weight in rewards.items() if name not in without}
+            dropped |= without
+        used |= set(task["rewards"]) if isinstance(rewards, dict) else set()
+    watch, settings = values.get("watch"), values.get("reward_settings")
+    if isinstance(watch, dict) and isinstance(watch.get("rewards"), list | tuple):
+        used |= set(watch["rewards"])
+    if isinstance(settings, dict):
+        values["reward_settings"] = {name: table for name, table in settings.items() if name not in dropped - used}
+    return values
 
 
 def _layered(
@@ -667,7 +689,9 @@ def _explicit(
 
 def parse_assignment(text: str) -> tuple[str, Any]:
     """Read `key=value` with a TOML value, where a bare word is a string. Raises `ConfigError`."""
-    key, equals, value = text.partition("=")
+    # An equals sign within quotes belongs to the key.
+    found = re.fullmatch(r"""((?:"[^"]*"|'[^']*'|[^="'])*)=(.*)""", text, re.DOTALL)
+    key, equals, value = (found[1], "=", found[2]) if found else text.partition("=")
     if not equals or not key.strip():
         raise ConfigError(f"--set {shorten(text)}: write key=value, for example --set train.learning_rate=3e-4")
     try:
@@ -676,8 +700,36 @@ def parse_assignment(text: str) -> tuple[str, Any]:
         raise ConfigError(f"--set {shorten(key.strip())}={error}") from None
 
 
+def split_key(dotted_key: str) -> list[str]:
+    """Split a key at its dots, but not within the quotes of TOML, nor within the name of a reward.
+
+    The name of a reward may be an address or a file: `rewards.mine.py:f`, `reward_settings.http://10.0.0.1:8000/x.patience`.
+    Raises `ConfigError` for quotes that TOML does not read.
+    """
+    if '"' in dotted_key or "'" in dotted_key:
+        try:
+            table: Any = tomllib.loads(f"{dotted_key} = 0")
+        except (tomllib.TOMLDecodeError, RecursionError):
+            raise ConfigError(
+                f"the key {shorten(dotted_key)} has quotes in it and is no dotted key of TOML; write for example "
+                'reward_settings."http://host:8000/name".patience'
+            ) from None
+        parts = []
+        while isinstance(table, dict) and len(table) == 1:
+            ((part, table),) = table.items()
+            parts.append(part)
+        return parts
+    parts = dotted_key.split(".")
+    start = 2 if parts[0] == "tasks" else 0
+    if parts[start : start + 1] == ["rewards"] and len(parts) > start + 2:
+        return [*parts[: start + 1], ".".join(parts[start + 1 :])]
+    if parts[0] == "reward_settings" and len(parts) > 3:
+        return [parts[0], ".".join(parts[1:-1]), parts[-1]]
+    return parts
+
+
 def _assign(table: dict[str, Any], dotted_key: str, value: Any) -> None:
-    *parents, last = dotted_key.split(".")
+    *parents, last = split_key(dotted_key)
     if len(parents) > DEEPEST:
         raise ConfigError(f"unknown key '{shorten(dotted_key)}'")
     for name in parents:

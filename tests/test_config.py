@@ -13,8 +13,10 @@ from rlcm_cli.config import (
     differences,
     override_config,
     override_section,
+    parse_assignment,
     parse_config,
     resolve_config,
+    split_key,
     task_names,
     task_text,
 )
@@ -142,6 +144,67 @@ def test_the_file_may_name_the_task_and_the_flag_wins(preset, tmp_path):
 def test_an_assignment_is_toml_or_else_a_bare_word(preset, assignment, value):
     section, key = assignment.partition("=")[0].strip().split(".")
     assert getattr(getattr(resolve_config([preset], assignments=[assignment]), section), key) == value
+
+
+ADDRESS = "http://127.0.0.1:8765/colourfulness"
+
+
+@pytest.mark.parametrize(
+    ("key", "parts"),
+    [
+        ("train.learning_rate", ["train", "learning_rate"]),
+        (f'reward_settings."{ADDRESS}".patience', ["reward_settings", ADDRESS, "patience"]),
+        (f"reward_settings.'{ADDRESS}'.patience", ["reward_settings", ADDRESS, "patience"]),
+        (f"reward_settings.{ADDRESS}.patience", ["reward_settings", ADDRESS, "patience"]),
+        ('reward_settings . "a.b" . c', ["reward_settings", "a.b", "c"]),
+        ("rewards.mine.py:f", ["rewards", "mine.py:f"]),
+        ('rewards."mine.py:f"', ["rewards", "mine.py:f"]),
+        (f"tasks.one.rewards.{ADDRESS}", ["tasks", "one", "rewards", ADDRESS]),
+        ("tasks.one.rewards", ["tasks", "one", "rewards"]),
+        ("watch.rewards", ["watch", "rewards"]),
+    ],
+)
+def test_a_key_is_split_at_the_dots_of_toml_and_not_within_the_name_of_a_reward(key, parts):
+    assert split_key(key) == parts
+
+
+@pytest.mark.parametrize("key", ['a."b', 'a."b"c', "a.''.'", 'a."b".'])
+def test_a_key_whose_quotes_are_no_toml_is_refused(key):
+    with pytest.raises(ConfigError, match="is no dotted key of TOML; write for example"):
+        split_key(key)
+
+
+@pytest.mark.parametrize("quotes", ['"', "'", ""])
+def test_settings_of_a_served_reward_are_set_by_its_address(quotes):
+    config = resolve_config(
+        ["compression"],
+        assignments=[f"reward_settings.{quotes}{ADDRESS}{quotes}.patience=3"],
+        flags={"rewards": {ADDRESS: 1.0}},
+    )
+    assert config.reward_settings == {ADDRESS: {"patience": 3}}
+
+
+def test_an_equals_sign_within_quotes_is_part_of_the_key():
+    assert parse_assignment('rewards."a=b/mine.py:f"=0.5') == ('rewards."a=b/mine.py:f"', 0.5)
+
+
+def test_a_reward_of_weight_0_is_dropped_with_its_settings():
+    given = ["rewards.recognition=0", "reward_settings.recognition.floor=-5.0"]
+    config = resolve_config(["compression"], assignments=given)
+    assert "recognition" not in config.reward_names()
+    assert config.rewards
+    assert config.reward_settings == {}
+    watching = resolve_config(["compression"], assignments=given, flags={"watch.rewards": ["recognition"]})
+    assert (list(watching.rewards), watching.reward_settings) == (
+        list(config.rewards),
+        {"recognition": {"floor": -5.0}},
+    )
+
+
+def test_of_a_task_of_several_too():
+    given = ["tasks.compression.rewards.recognition=0"]
+    config = resolve_config(["compression", "incompression"], assignments=given)
+    assert "recognition" not in config.tasks["compression"].rewards
 
 
 def test_override_config_puts_flags_over_assignments_over_a_saved_configuration(preset):

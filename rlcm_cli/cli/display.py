@@ -64,6 +64,11 @@ class Display:
         if not self.quiet:
             self.console.print(text, markup=False)
 
+    def say_all(self, lines: Iterable[str]) -> None:
+        """Print lines, unless quiet."""
+        for line in lines:
+            self.say(line)
+
     def follow(self, events: Iterable[Event], progress: RunProgress | None = None) -> None:
         """Print events as they come; in a terminal, with the view of the run whose progress is given."""
         from rlcm_cli.cli.live import LiveRun

@@ -24,13 +24,17 @@ def run(
             "--checkpoint", metavar="N", help="Checkpoint to draw with; repeatable.", show_default="the newest"
         ),
     ] = [],  # noqa: B006
+    assignments: o.SetOption = [],  # noqa: B006
     device: o.DeviceOption = None,
     allow_code: o.AllowCodeOption = False,
+    allow_hosts: o.AllowHostOption = [],  # noqa: B006
+    allow_changed: o.AllowChangedOption = False,
     no_cache: o.NoCacheOption = False,
     quiet: o.QuietOption = False,
     as_json: o.JsonOption = False,
 ) -> None:
     """Draw and score the run's fixed held-out images with some of its checkpoints."""
+    from rlcm_cli.cli.consent import Given, named_texts, permit
     from rlcm_cli.cli.display import Display
     from rlcm_cli.phases.evaluate import evaluate
     from rlcm_cli.phases.policy import load_policy_model
@@ -40,14 +44,18 @@ def run(
     from rlcm_cli.store.checkpoint import latest_checkpoint
 
     with open_place(named, partial(stage_evaluating, checkpoints=checkpoints), publishes=True) as place:
-        the_run = o.reopen_run(place.existing, flags={"runtime.device": device})
-        o.permit_code(the_run, (), allowed=allow_code)
+        the_run = o.reopen_run(place.existing, assignments=assignments, flags={"runtime.device": device})
+        trusted = permit(the_run, Given(named_texts(assignments), allow_code, allow_hosts))
         chosen = checkpoints or [latest_checkpoint(the_run.layout)]
         team = join_team(the_run.config.runtime.device)
         display = Display(quiet=quiet, as_json=as_json, silent=not team.leads)
+        display.say_all(trusted)
         display.follow(check_team(team, team.size))  # all draw, however few shards there are
         with o.open_cache(no_cache) as cache:
-            scorers, model = load_scorers(the_run, cache=cache), load_policy_model(the_run.config)
+            scorers, model = (
+                load_scorers(the_run, cache=cache, allow_changed=allow_changed),
+                load_policy_model(the_run.config),
+            )
             for checkpoint in chosen:
                 display.follow(place.follow(evaluate(the_run, model, scorers, checkpoint, team)))
         team.leave()

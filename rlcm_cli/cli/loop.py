@@ -63,6 +63,8 @@ def run(
         o.setting("--ray-address", "ADDRESS", "HOST:PORT of a Ray cluster, or auto.", "one of this machine's own"),
     ] = None,
     allow_code: o.AllowCodeOption = False,
+    allow_hosts: o.AllowHostOption = [],  # noqa: B006
+    allow_changed: o.AllowChangedOption = False,
     no_cache: o.NoCacheOption = False,
     dry_run: Annotated[
         bool,
@@ -123,6 +125,7 @@ def run(
             o.print_config(config, as_json=as_json)
             return
 
+        from rlcm_cli.cli.consent import Given, named_texts, permit
         from rlcm_cli.cli.display import Display
         from rlcm_cli.cli.live import look_at
         from rlcm_cli.cli.tracking import open_trackers, track
@@ -135,20 +138,27 @@ def run(
 
         team = join_team(config.runtime.device)
         checked = check_run(path, config)
-        o.permit_code(checked, {*(o.parse_rewards(rewards) or ()), *watch}, allowed=allow_code)
+        named = named_texts(assignments, o.parse_rewards(rewards), watch, ray_address)
+        trusted = permit(
+            checked,
+            Given(named, allow_code, allow_hosts),
+            ray=executor == "ray",
+            of_a_run=config_file is not None and config_file.suffix != ".toml",
+        )
         trackers = open_trackers(checked) if team.leads else None
         with o.open_cache(no_cache) as cache:
             display = Display(
                 quiet=quiet, as_json=as_json, iterations=config.runtime.iterations, silent=not team.leads
             )
+            display.say_all(trusted)
             if executor == "ray":
                 from rlcm_cli.phases.ray_loop import loop_on_ray
 
                 check_shared(place, team)
                 the_run, device_found = checked, f"those of the Ray cluster {config.ray.address or 'of this machine'}"
-                events = loop_on_ray(the_run, cached=not no_cache)
+                events = loop_on_ray(the_run, cached=not no_cache, allow_changed=allow_changed)
             else:
-                scorers = load_scorers(checked, cache=cache)
+                scorers = load_scorers(checked, cache=cache, allow_changed=allow_changed)
                 the_run, loaded = start_run(path, config, o.fit_memory(display, "sample", "train"))
                 device_found = str(loaded.device)
                 events = loop(the_run, loaded, scorers, team)

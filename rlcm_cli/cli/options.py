@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -90,6 +90,21 @@ WatchOption = Annotated[
 AllowCodeOption = Annotated[
     bool,
     typer.Option("--allow-code", help="Run the code of rewards that only a configuration or run names."),
+]
+AllowHostOption = Annotated[
+    list[str],
+    typer.Option(
+        "--allow-host",
+        metavar="HOST[:PORT]",
+        help="Send images, and a token, to this host that only a configuration or run names; repeatable.",
+    ),
+]
+AllowChangedOption = Annotated[
+    bool,
+    typer.Option(
+        "--allow-changed-code",
+        help="Go on though the code, the weights or the server of a reward changed since the run last used it.",
+    ),
 ]
 NoCacheOption = Annotated[bool, typer.Option("--no-cache", help="Score again what this machine has scored before.")]
 ModelOption = Annotated[
@@ -208,22 +223,6 @@ def parse_rewards(options: Sequence[str]) -> dict[str, float] | None:
             raise ConfigError(f"--reward {name} is given twice; give it once, with the weight that it should have")
         rewards[name] = value
     return rewards or None
-
-
-def permit_code(run: Run, named: Iterable[str], *, allowed: bool) -> None:
-    """Raise `ConfigError` where a reward is code that neither the command line names nor `--allow-code` admits.
-
-    A run's configuration is data that may come from elsewhere, and data must not choose what is run.
-    """
-    from rlcm_cli.errors import ConfigError
-    from rlcm_cli.rewards import is_code
-
-    for name in run.config.reward_names():
-        if is_code(name) and not allowed and name not in named:
-            raise ConfigError(
-                f"{run.layout.root}: the configuration has a reward that is code, {name}; look at it, then allow it "
-                "with --allow-code"
-            )
 
 
 def open_cache(unwanted: bool) -> AbstractContextManager[ScoreCache | None]:

@@ -28,6 +28,7 @@ def run(
     from rlcm_cli.cli.display import print_json
     from rlcm_cli.cli.tables import print_rows
     from rlcm_cli.rewards import REWARDS
+    from rlcm_cli.toml_files import write_key
 
     described = [describe(name)] if name else [describe(known) for known in REWARDS]
     if as_json:
@@ -39,7 +40,7 @@ def run(
         entries |= {f"setting {setting}": default for setting, default in described[0]["settings"].items()}
         print_rows(console, [(key, str(value)) for key, value in entries.items()])
         if described[0]["settings"]:
-            typer.echo(f"change a setting with --set reward_settings.{name}.KEY=VALUE")
+            typer.echo(f"change a setting with --set '{write_key('reward_settings', name, 'KEY')}=VALUE'")
         return
     rows = []
     for entry in described:

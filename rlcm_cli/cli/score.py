@@ -42,11 +42,14 @@ def run(
     worker: o.WorkerOption = None,
     device: o.DeviceOption = None,
     allow_code: o.AllowCodeOption = False,
+    allow_hosts: o.AllowHostOption = [],  # noqa: B006
+    allow_changed: o.AllowChangedOption = False,
     no_cache: o.NoCacheOption = False,
     quiet: o.QuietOption = False,
     as_json: o.JsonOption = False,
 ) -> None:
     """Give the sampled images their rewards, in sidecar files; needs no model, and a GPU only for large rewards."""
+    from rlcm_cli.cli.consent import Given, named_texts, permit
     from rlcm_cli.cli.display import Display
     from rlcm_cli.core.device import select_device
     from rlcm_cli.phases.run import open_run, parse_worker
@@ -64,15 +67,17 @@ def run(
         the_run = o.reopen_run(
             root, assignments=assignments, flags={"watch.rewards": watched, "runtime.device": device}
         )
-        if not rewards:  # else those alone are loaded, and the command line names them
-            o.permit_code(the_run, (), allowed=allow_code)
+        # Rewards that the command line names are the run's in their settings.
+        given = Given(named_texts(assignments, rewards), allow_code, allow_hosts)
+        trusted = permit(the_run, given, rewards=rewards or known)
         chosen = choose_iterations(the_run, iterations, everything=bool(rewards), worker=share)
         team = join_team(the_run.config.runtime.device)
         display = Display(quiet=quiet, as_json=as_json, silent=not team.leads)
+        display.say_all(trusted)
         display.follow(check_team(team, the_run.config.sample.shards))
         device_found = select_device(the_run.config.runtime.device)
         with o.open_cache(no_cache) as cache:
-            scorers = load_scorers(the_run, rewards or known, cache)
+            scorers = load_scorers(the_run, rewards or known, cache, allow_changed=allow_changed)
             events = score(the_run, scorers, team.divide(share), iterations=chosen, device=device_found)
             display.follow(place.follow(events))
         team.wait()

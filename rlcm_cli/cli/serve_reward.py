@@ -50,7 +50,7 @@ def run(
     batch_wait: Annotated[
         float, typer.Option("--batch-wait", metavar="MS", min=0, help="Milliseconds a request waits for others.")
     ] = 5,
-    device: Annotated[str, typer.Option("--device", metavar="NAME", help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
+    device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
 ) -> None:
     """Serve rewards over HTTP, for runs on this machine or on others; Ctrl-C ends it."""
     from rlcm_cli.errors import ConfigError
@@ -89,13 +89,15 @@ def run(
 
 def parse_rewards(names: list[str], assignments: list[str]) -> list[RewardSpec]:
     """Give the rewards of a command line with their settings. Raises `ConfigError`."""
-    from rlcm_cli.config import parse_assignment
+    from rlcm_cli.config import parse_assignment, split_key
     from rlcm_cli.errors import ConfigError
     from rlcm_cli.rewards import RewardSpec
 
     settings: dict[str, dict[str, object]] = {name: {} for name in names}
     for assignment in assignments:
         key, value = parse_assignment(assignment)
+        if '"' in key or "'" in key:
+            key = ".".join(split_key(key))
         owner = next((name for name in names if key.startswith(f"{name}.")), names[0] if len(names) == 1 else None)
         if owner is None:
             raise ConfigError(f"--set {assignment}: write NAME.KEY=VALUE with NAME one of {', '.join(names)}")

@@ -18,6 +18,7 @@ def register(app: typer.Typer) -> None:
 
 def run(
     named: o.ExistingRunOption,
+    assignments: o.SetOption = [],  # noqa: B006
     device: o.DeviceOption = None,
     micro_batch: Annotated[
         int | None, o.setting("--micro-batch", "N", "Transitions in a forward and backward pass.")
@@ -28,10 +29,13 @@ def run(
     ] = False,
     log_with: o.LogWithOption = [],  # noqa: B006
     allow_code: o.AllowCodeOption = False,
+    allow_hosts: o.AllowHostOption = [],  # noqa: B006
+    allow_changed: o.AllowChangedOption = False,
     quiet: o.QuietOption = False,
     as_json: o.JsonOption = False,
 ) -> None:
     """Update the policy on the scored rollout of the newest checkpoint, and publish the next checkpoint."""
+    from rlcm_cli.cli.consent import Given, named_texts, permit
     from rlcm_cli.cli.display import Display
     from rlcm_cli.cli.tracking import open_trackers, track
     from rlcm_cli.phases.policy import load_policy_model
@@ -43,6 +47,7 @@ def run(
     with open_place(named, stage_training, publishes=True) as place:
         the_run = o.reopen_run(
             place.existing,
+            assignments=assignments,
             flags={
                 "runtime.device": device,
                 "runtime.micro_batch_size": micro_batch,
@@ -52,11 +57,12 @@ def run(
         )
         team = join_team(the_run.config.runtime.device)
         trackers = open_trackers(the_run) if team.leads else None
-        scorers = None
+        scorers, trusted = None, []
         if the_run.config.last_step.mode == "backprop":
-            o.permit_code(the_run, (), allowed=allow_code)
-            scorers = load_scorers(the_run)
+            trusted = permit(the_run, Given(named_texts(assignments), allow_code, allow_hosts))
+            scorers = load_scorers(the_run, allow_changed=allow_changed)
         display = Display(quiet=quiet, as_json=as_json, silent=not team.leads)
+        display.say_all(trusted)
         display.follow(check_team(team, team.size))  # all train, however few shards there are
         model = load_policy_model(the_run.config)
         the_run = o.fit_memory(display, "train")(the_run, model)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -74,6 +74,20 @@ def compute_advantages(
             )
         advantages[rows] = combine_advantages(normalised, weights)
     return advantages, updated
+
+
+def forget_rewards(
+    statistics: Mapping[str, PromptStatistics], config: Config, changed: Collection[str]
+) -> dict[str, PromptStatistics]:
+    """Leave out the statistics that rest on rewards whose code, weights or server has changed."""
+    stale = {
+        component
+        for task, choice in config.joint_tasks().items()
+        for name in choice.rewards
+        if name in changed
+        for component in (task, f"{task}/{name}")
+    }
+    return {component: values for component, values in statistics.items() if component not in stale}
 
 
 def sum_rewards(config: Config, tasks: Sequence[str], components: Mapping[str, Tensor]) -> Tensor:

@@ -21,7 +21,7 @@ from rlcm_cli.phases.schedules import drawing_schedule
 from rlcm_cli.phases.score import Scorer
 from rlcm_cli.phases.team import Team
 from rlcm_cli.prompts import draw_prompts
-from rlcm_cli.store.evaluations import Evaluation, publish_evaluation, read_evaluation
+from rlcm_cli.store.evaluations import Evaluation, publish_evaluation, publish_rescored, read_evaluation
 from rlcm_cli.store.score_cache import digest_images
 from rlcm_cli.store.shards import REMEDY, is_published
 
@@ -75,14 +75,46 @@ def evaluate(
                         name: score_fixed(scorer, plan, pictures, checkpoint, model.device)
                         for name, scorer in scorers.items()
                     },
+                    revisions=_revisions(scorers),
                 ),
             )
         team.wait()
+    if team.leads:
+        for scorer in scorers.values():
+            scorer.claim(layout)
+        rescore_evaluations(run, scorers, model.device)
+    team.wait()
     evaluation = read_evaluation(layout, checkpoint)
     if evaluation.policy_digest != state.policy_digest:
         path = layout.evaluation(checkpoint)
         raise ForeignFileError(f"{path}: was drawn with another policy; {REMEDY.format(path=path)}")
     yield summarise(evaluation, config)
+
+
+def rescore_evaluations(run: Run, scorers: Mapping[str, Scorer], device: torch.device) -> None:
+    """Score the images of every evaluation again whose rewards are of another version than is loaded now.
+
+    The images stay, and so do the old rewards, in their file: evaluations are compared by one version alone.
+    """
+    layout = run.layout
+    changed = {name: scorer for name, scorer in scorers.items() if scorer.has_changed(layout)}
+    plan = plan_evaluation(run.config) if changed else []
+    for checkpoint in layout.evaluations() if changed else ():
+        found = read_evaluation(layout, checkpoint)
+        stale = {
+            name: scorer
+            for name, scorer in changed.items()
+            if name in found.rewards and found.revisions.get(name) != scorer.reward.revision
+        }
+        if stale:
+            rewards = {
+                name: score_fixed(scorer, plan, found.images, checkpoint, device) for name, scorer in stale.items()
+            }
+            publish_rescored(layout, found, rewards, _revisions(stale))
+
+
+def _revisions(scorers: Mapping[str, Scorer]) -> dict[str, str]:
+    return {name: scorer.reward.revision for name, scorer in scorers.items() if scorer.reward.revision}
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from rlcm_cli.phases.events import Event, HackingFound, IterationTrained
 from rlcm_cli.phases.run import Run
 from rlcm_cli.phases.watch import best_checkpoints, find_hacking, trained_progress
 from rlcm_cli.store.checkpoint import latest_checkpoint
+from rlcm_cli.store.reward_versions import changed_rewards, comparable_rows
 from rlcm_cli.store.run import prune_checkpoints, prune_rollouts, read_metrics
 
 
@@ -32,6 +33,7 @@ def run_iterations(
         yield from evaluate(0)
     # Metrics are published before their checkpoint, so that one without it is of an iteration yet to be done.
     history = [row for row in read_metrics(layout) if row["iteration"] < first_iteration]
+    history = [dict(row) for row in comparable_rows(history)]
     alarms: dict[str, str] = {}
     every, drawn = run.config.evaluate.every, set()
     while True:
@@ -48,6 +50,8 @@ def run_iterations(
         for event in iterate():
             yield event
             if isinstance(event, IterationTrained):
+                if history and changed_rewards(history[-1], event.metrics):
+                    history.clear()
                 history.append(dict(event.metrics))
         if prunes and runtime.keep_rollouts is not None:
             prune_rollouts(layout, runtime.keep_rollouts, latest_checkpoint(layout))

@@ -135,5 +135,6 @@ def _draw(
         prompts=shard.sample_prompts(),
         tasks=[manifest.tasks[manifest.task_of(sample)] for sample in range(count)],
         components={},
+        revisions={},
         rewards=torch.zeros(count),
     )

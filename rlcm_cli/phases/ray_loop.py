@@ -24,16 +24,17 @@ from rlcm_cli.store.checkpoint import latest_checkpoint
 from rlcm_cli.store.manifest import split_groups
 
 
-def loop_on_ray(run: Run, *, cached: bool = True) -> Iterator[Event]:
+def loop_on_ray(run: Run, *, cached: bool = True, allow_changed: bool = False) -> Iterator[Event]:
     """Run the iterations that are missing as `loop` does, by the tasks of a cluster.
 
     `run` is one of `check_run`, whose directory all nodes see by the same path; it is made by the first task where
-    there is none. `cached`: the nodes look scores up and keep them, each in its own cache. Raises what `loop` raises,
+    there is none. `cached`: the nodes look scores up and keep them, each in its own cache. `allow_changed`: as of
+    `load_scorers`. Raises what `loop` raises,
     and what `join_cluster` and `Cluster.finish` do.
     """
     run.config.require_actions()
     with join_cluster(run.config.ray) as cluster:
-        crew = hire(cluster, run, cached=cached)
+        crew = hire(cluster, run, cached=cached, allow_changed=allow_changed)
         crew.start()
         yield from run_iterations(run, crew.iterate, crew.evaluate)
 
@@ -115,7 +116,7 @@ class Crew:
         return events or []
 
 
-def hire(cluster: Cluster, run: Run, *, cached: bool) -> Crew:
+def hire(cluster: Cluster, run: Run, *, cached: bool, allow_changed: bool = False) -> Crew:
     """Settle what each role's tasks ask of a node, and tell them what they must know."""
     config, device, nodes = run.config, run.config.runtime.device, cluster.nodes()
     neural = any(spec.entry.neural for spec in run.reward_specs().values())
@@ -135,5 +136,6 @@ def hire(cluster: Cluster, run: Run, *, cached: bool) -> Crew:
             device=choose_device(device, demand),
             threads=demand.cpus,
             cached=cached,
+            allow_changed=allow_changed,
         )
     return Crew(cluster, run, errands)

@@ -49,6 +49,8 @@ class Errand:
     threads: int
     cached: bool
     """Scores are looked up and kept in the node's cache."""
+    allow_changed: bool = False
+    """As of `load_scorers`."""
 
 
 def greet(version: str) -> None:
@@ -104,7 +106,7 @@ def _open_with_model(errand: Errand) -> tuple[Run, DiffusionModel]:
 def _open_with_scorers(errand: Errand) -> tuple[Run, dict[str, Scorer]]:
     config = _begin(errand)
     _require_run(errand)
-    return _load_scorers(errand.run, config.to_json(), errand.cached)
+    return _load_scorers(errand.run, config.to_json(), errand.cached, errand.allow_changed)
 
 
 def _begin(errand: Errand) -> Config:
@@ -145,10 +147,10 @@ def _start(root: str, config: str) -> tuple[Run, DiffusionModel]:
 
 
 @functools.lru_cache(maxsize=1)
-def _load_scorers(root: str, config: str, cached: bool) -> tuple[Run, dict[str, Scorer]]:
+def _load_scorers(root: str, config: str, cached: bool, allow_changed: bool) -> tuple[Run, dict[str, Scorer]]:
     """Open the run, and load its rewards."""
     run = check_run(Path(root), parse_config(json.loads(config)))
-    return run, load_scorers(run, cache=ScoreCache(default_cache()) if cached else None)
+    return run, load_scorers(run, cache=ScoreCache(default_cache()) if cached else None, allow_changed=allow_changed)
 
 
 def _alone(run: Run, shard: int) -> Worker:

@@ -17,7 +17,7 @@ from rlcm_cli.phases.run import Run
 from rlcm_cli.phases.schedules import restore_schedule
 from rlcm_cli.store.checkpoint import TrainerState, read_trainer_state
 from rlcm_cli.store.manifest import RolloutManifest, read_manifest
-from rlcm_cli.store.rollouts import RolloutShard, missing_shards, read_rewards, read_shard
+from rlcm_cli.store.rollouts import RolloutShard, missing_shards, read_scores, read_shard
 from rlcm_cli.store.shards import REMEDY
 from rlcm_cli.wording import command
 
@@ -42,6 +42,8 @@ class Rollout:
     """Reward name → float32 [B]; NaN where the sample's task does not have it."""
     rewards: Tensor
     """The weighted sum of the rewards that the sample's task is trained for, float32 [B]."""
+    revisions: Mapping[str, str]
+    """Reward name → digest of what gave it, of the rewards that have one."""
 
 
 def read_rollout(run: Run, model: DiffusionModel, policy: TrainerState, *, off_policy: bool) -> Rollout:
@@ -74,10 +76,11 @@ def read_rollout(run: Run, model: DiffusionModel, policy: TrainerState, *, off_p
     samples = manifest.shards[-1][1]
     # Shards first: the rewards of a foreign shard do not fit it, but the shard is the one to blame.
     joined = join_shards((read_shard(layout, manifest, number) for number in range(len(manifest.shards))), samples)
-    components = {
-        name: read_rewards(layout, manifest, spec.directory, run.scored_tasks(name))
+    scores = {
+        name: read_scores(layout, manifest, spec.directory, run.scored_tasks(name))
         for name, spec in run.reward_specs().items()
     }
+    components = {name: found.values for name, found in scores.items()}
     tasks = [manifest.tasks[manifest.task_of(sample)] for sample in range(samples)]
     return Rollout(
         manifest=manifest,
@@ -90,6 +93,7 @@ def read_rollout(run: Run, model: DiffusionModel, policy: TrainerState, *, off_p
         tasks=tasks,
         components=components,
         rewards=sum_rewards(run.config, tasks, components),
+        revisions={name: found.revision for name, found in scores.items() if found.revision},
     )
 
 

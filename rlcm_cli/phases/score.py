@@ -11,13 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rlcm_cli.errors import MissingFileError
+from rlcm_cli.errors import MissingFileError, RunMismatchError
 from rlcm_cli.phases.events import Advanced, Event, PhaseSkipped, PhaseStarted, Warned
 from rlcm_cli.phases.run import Run, Worker
-from rlcm_cli.rewards import Reward, RewardSpec, load_reward
+from rlcm_cli.rewards import Reward, RewardSpec, is_address, is_code, load_reward
 from rlcm_cli.store.background import BackgroundWriter, writing_behind
 from rlcm_cli.store.layout import RunLayout
 from rlcm_cli.store.manifest import RolloutManifest, read_manifest
+from rlcm_cli.store.reward_versions import claim_version, current_version
 from rlcm_cli.store.rollouts import (
     RolloutShard,
     is_pruned,
@@ -44,6 +45,37 @@ class Scorer:
     reward: Reward
     tasks: Sequence[str]
     cache: ScoreCache | None = None
+    allow_changed: bool = False
+    """The run may have been scored with other code, weights or another server of the reward before."""
+
+    def claim(self, layout: RunLayout) -> str:
+        """Make the version that is loaded the newest of a run, and name the folder of its scores.
+
+        Raises as `check_unchanged`, and `ForeignFileError` where another process claims another one now.
+        """
+        if not self.reward.revision:
+            return self.spec.directory
+        self.check_unchanged(layout)
+        version = claim_version(layout, self.spec.directory, self.spec.name, self.reward.revision)
+        return version.scores_folder(self.spec.directory)
+
+    def check_unchanged(self, layout: RunLayout) -> None:
+        """Raise `RunMismatchError` where a run was last scored with another version, unless that is allowed."""
+        name, revision = self.spec.name, self.reward.revision
+        before = current_version(layout, self.spec.directory) if revision and not self.allow_changed else None
+        if before is None or before.revision == revision:
+            return
+        what = "code" if is_code(name) else "server" if is_address(name) else "weights"
+        raise RunMismatchError(
+            f"{layout.root}: the {what} of reward {name} changed since the run last scored with it (revision "
+            f"{before.revision[:12]} → {revision[:12]}), and scores of the two cannot be compared; put back what was "
+            "there, start a new run, or go on with --allow-changed-code"
+        )
+
+    def has_changed(self, layout: RunLayout) -> bool:
+        """Tell whether a run was scored with other versions of this reward before."""
+        version = current_version(layout, self.spec.directory) if self.reward.revision else None
+        return version is not None and (version.number > 0 or version.revision != self.reward.revision)
 
     def score(
         self,
@@ -77,13 +109,24 @@ class Scorer:
         return values
 
 
-def load_scorers(run: Run, names: Iterable[str] | None = None, cache: ScoreCache | None = None) -> dict[str, Scorer]:
-    """Load rewards of a run's configuration: all, or those named."""
-    specs = run.reward_specs()
-    return {
-        name: Scorer(specs[name], load_reward(specs[name]), run.scored_tasks(name), cache)
-        for name in (specs if names is None else names)
-    }
+def load_scorers(
+    run: Run,
+    names: Iterable[str] | None = None,
+    cache: ScoreCache | None = None,
+    *,
+    allow_changed: bool = False,
+) -> dict[str, Scorer]:
+    """Load rewards of a run's configuration: those named, or all.
+
+    Raises what `load_reward` raises, and `RunMismatchError` where what is behind a reward (its code, weights or
+    server) is another than when the run last scored with it, unless `allow_changed` admits that.
+    """
+    specs, scorers = run.reward_specs(), {}
+    for name in specs if names is None else names:
+        reward = load_reward(specs[name])
+        scorers[name] = Scorer(specs[name], reward, run.scored_tasks(name), cache, allow_changed)
+        scorers[name].check_unchanged(run.layout)
+    return scorers
 
 
 def score(
@@ -108,7 +151,8 @@ def score(
                 f"rollout {iteration}: {len(absent)} of {len(manifest.shards)} shards are not sampled yet; "
                 "run `rlcm sample`, then `rlcm score` again"
             )
-        missing = {name: missing_rewards(layout, manifest, scorer.spec.directory) for name, scorer in scorers.items()}
+        folders = {name: scorer.claim(layout) for name, scorer in scorers.items()}
+        missing = {name: missing_rewards(layout, manifest, folder) for name, folder in folders.items()}
         todo = {
             number: names
             for number in range(len(manifest.shards))
@@ -224,7 +268,7 @@ def score_shard(
             )
         )
         yield Advanced(len(picked))
-    spec = scorer.spec
+    spec, folder = scorer.spec, scorer.claim(layout)
     identity = {
         "name": spec.name,
         "settings": spec.resolved,
@@ -232,4 +276,4 @@ def score_shard(
         "revision": scorer.reward.revision,
     }
     rewards, index = torch.cat(values), shard.sample_index[rows]
-    writer.submit(lambda: publish_rewards(layout, manifest, number, spec.directory, identity, index, rewards))
+    writer.submit(lambda: publish_rewards(layout, manifest, number, folder, identity, index, rewards))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import get_args
 
@@ -14,7 +14,10 @@ from rlcm_cli.phases.watch import best_checkpoints
 from rlcm_cli.store.checkpoint import MARKER_FILE
 from rlcm_cli.store.publishing import Publisher, publishing
 from rlcm_cli.store.remote import RemoteRun
+from rlcm_cli.store.reward_versions import split_scores_folder
 from rlcm_cli.store.run import old_checkpoints, old_rollouts, read_metrics
+
+RESCORED = re.compile(r"evaluations/(\d+)/rescored-\d+\.safetensors")
 
 
 def stage_start(remote: RemoteRun) -> int | None:
@@ -59,6 +62,7 @@ def stage_scoring(
         iterations = _rollouts(remote)
     elif not iterations:
         iterations = [] if newest is None else [newest]
+    _fetch_versions(remote)
     for iteration in iterations:
         manifest = remote.fetch_rollout(iteration, worker.takes)
         if manifest is not None:
@@ -78,8 +82,11 @@ def stage_training(remote: RemoteRun) -> None:
     manifest = remote.fetch_rollout(newest, _all)
     if manifest is None:
         return
-    specs = open_run(layout.root).reward_specs()
-    remote.fetch_rewards(manifest, [spec.directory for spec in specs.values()], _all)
+    _fetch_versions(remote)
+    wanted = {spec.directory for spec in open_run(layout.root).reward_specs().values()}
+    stored = remote.store.folders(remote.stage.name(layout.rollout(newest) / "rewards"))
+    later = {folder for folder in stored if split_scores_folder(folder)[0] in wanted}
+    remote.fetch_rewards(manifest, sorted(wanted | later), _all)
     shards = range(len(manifest.shards))
     remote.fetch_files(layout.timing(newest, phase, number) for phase in ("sample", "score") for number in shards)
 
@@ -100,14 +107,17 @@ def stage_evaluating(remote: RemoteRun, checkpoints: Sequence[int]) -> None:
     newest = stage_start(remote)
     for number in checkpoints:
         remote.fetch_checkpoint(number)
-    chosen = checkpoints or ([] if newest is None else [newest])
+    chosen = list(checkpoints) or ([] if newest is None else [newest])
+    _fetch_versions(remote)
     remote.fetch_records(remote.layout.evaluation(number) for number in chosen)
+    _fetch_rescored(remote, chosen)
 
 
 def stage_evaluations(remote: RemoteRun) -> None:
     """Fetch all evaluations."""
     numbers = {*_numbers(remote.store.folders("evaluations")), *remote.layout.evaluations()}
     remote.fetch_records(remote.layout.evaluation(number) for number in numbers)
+    _fetch_rescored(remote, numbers)
 
 
 def stage_report(remote: RemoteRun) -> None:
@@ -139,6 +149,18 @@ def stage_inspection(
         if manifest is not None:
             folder = remote.stage.name(layout.rollout(iteration) / "rewards")
             remote.fetch_rewards(manifest, remote.store.folders(folder), wanted)
+
+
+def _fetch_rescored(remote: RemoteRun, checkpoints: Collection[int]) -> None:
+    """Fetch what later versions of rewards gave to the images of evaluations."""
+    names = {name: RESCORED.fullmatch(name) for name in remote.store.sizes("evaluations")}
+    found = [name for name, match in names.items() if match and int(match[1]) in checkpoints]
+    remote.fetch_records(remote.stage.path(name) for name in found)
+
+
+def _fetch_versions(remote: RemoteRun) -> None:
+    """Fetch which versions of its rewards the run has been scored with."""
+    remote.fetch_files(remote.stage.path(name) for name in remote.store.sizes("rewards"))
 
 
 def follow_published(events: Iterable[Event], work: Callable[[], None]) -> Iterator[Event]:

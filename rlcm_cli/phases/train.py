@@ -16,7 +16,7 @@ from rlcm_cli.errors import ConfigError, MissingFileError, TrainingError
 from rlcm_cli.models.diffusion import DiffusionModel
 from rlcm_cli.models.trained import TRAINED, TrainedWeights
 from rlcm_cli.models.weights import exchanged_weights
-from rlcm_cli.phases.advantages import compute_advantages, flat_prompts, reward_metrics
+from rlcm_cli.phases.advantages import compute_advantages, flat_prompts, forget_rewards, reward_metrics
 from rlcm_cli.phases.costs import count_forwards, phase_seconds
 from rlcm_cli.phases.events import Advanced, Event, IterationTrained, PhaseSkipped, PhaseStarted, Warned
 from rlcm_cli.phases.gradient import LARGEST, UpdateMetrics, draw_minibatches
@@ -37,7 +37,8 @@ from rlcm_cli.store.checkpoint import (
     read_optimizer,
     read_statistics,
 )
-from rlcm_cli.store.run import publish_metrics
+from rlcm_cli.store.reward_versions import changed_rewards
+from rlcm_cli.store.run import publish_metrics, read_last_metrics
 from rlcm_cli.wording import command
 
 RATIO_TOLERANCE = {"float32": 2e-6, "tf32": 2e-3, "float16": 2e-3, "bfloat16": 2e-2}
@@ -78,7 +79,14 @@ def train(
     clock, processor = time.perf_counter(), time.process_time()
     state = load_checkpoint(run, model, iteration)
     rollout = read_rollout(run, model, state, off_policy=off_policy)
-    advantages, statistics = compute_advantages(rollout, run.config, read_statistics(layout, iteration))
+    changed = changed_rewards(read_last_metrics(layout, iteration), {"reward_revisions": rollout.revisions})
+    if changed:
+        yield Warned(
+            f"iteration {iteration}: what is behind {', '.join(changed)} has changed; the prompts' statistics of its "
+            "rewards begin again"
+        )
+    known = forget_rewards(read_statistics(layout, iteration), run.config, changed)
+    advantages, statistics = compute_advantages(rollout, run.config, known)
     flat = flat_prompts(rollout, run.config)
     if flat:
         yield Warned(
@@ -165,6 +173,7 @@ def train(
         "iteration": iteration,
         "checkpoint": iteration + 1,
         **reward_metrics(rollout, run.config),
+        "reward_revisions": dict(rollout.revisions),
         **average(records),
         "ratio_drift": drift,
         "rescored": int(rescored),

@@ -25,6 +25,7 @@ from rlcm_cli.report.html_summary import (
 from rlcm_cli.report.pairs import arrange_pairs
 from rlcm_cli.store.evaluations import read_evaluation
 from rlcm_cli.store.pictures import write_png
+from rlcm_cli.store.reward_versions import comparable_rows
 from rlcm_cli.store.run import read_metrics
 
 CARD = "README.md"
@@ -90,7 +91,7 @@ class CardSubject:
 def read_evidence(run: ReportedRun, checkpoint: int) -> Evidence:
     """Read what a run tells of a checkpoint and of its way there; the stored rewards are left aside."""
     layout = run.contender.layout
-    metrics = [row for row in read_metrics(layout) if row["checkpoint"] <= checkpoint]
+    metrics = comparable_rows([row for row in read_metrics(layout) if row["checkpoint"] <= checkpoint])
     drawn = [number for number in layout.evaluations() if number <= checkpoint]
     return Evidence(
         label=run.name,

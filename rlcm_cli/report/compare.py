@@ -13,6 +13,7 @@ from rlcm_cli.report.compare_curves import Curve, average_curves, trace_curve
 from rlcm_cli.report.compare_evaluations import Ends, read_ends
 from rlcm_cli.report.html_private import name_reward
 from rlcm_cli.report.levels import WINDOW, Levels, find_levels
+from rlcm_cli.store.reward_versions import comparable_rows
 from rlcm_cli.store.run import read_metrics
 from rlcm_cli.wording import command, count
 
@@ -74,7 +75,11 @@ def compare_runs(
     iterations.
     """
     check_rewards(contenders, component)
-    metrics = {contender.layout.root: _read_rows(contender) for contender in contenders}
+    read = {contender.layout.root: _read_rows(contender) for contender in contenders}
+    metrics, cut = (
+        {root: rows for root, (rows, _) in read.items()},
+        {root: before for root, (_, before) in read.items()},
+    )
     costs, notes = _find_costs(contenders, metrics, clock)
     methods = []
     for label, runs in group_runs(contenders).items():
@@ -101,6 +106,11 @@ def compare_runs(
         )
     notes += _tell_short_runs(methods, window)
     notes += [f"{method.label}: {line}" for method in methods[1:] if (line := _tell_settings(methods[0], method))]
+    notes += [
+        f"{run.name}: what is behind a reward changed after iteration {cut[run.layout.root]}, where its curve begins"
+        for run in contenders
+        if cut[run.layout.root]
+    ]
     return Comparison(
         methods=tuple(methods),
         reward=name_reward(component) if component else describe_total(contenders[0]),
@@ -111,15 +121,18 @@ def compare_runs(
     )
 
 
-def _read_rows(contender: Contender) -> list[dict[str, Any]]:
+def _read_rows(contender: Contender) -> tuple[list[dict[str, Any]], int]:
+    """Read the metrics since a reward last changed, and count the iterations before that."""
     root = contender.layout.root
-    rows = read_metrics(contender.layout)
+    everything = read_metrics(contender.layout)
+    rows = [dict(row) for row in comparable_rows(everything)]
     if len(rows) < 2:
+        changed = " since a reward changed" if len(rows) < len(everything) else ""
         raise MissingFileError(
-            f"{root}: has metrics of {count(len(rows), 'iteration')}, a curve needs two; go on with "
+            f"{root}: has metrics of {count(len(rows), 'iteration')}{changed}, a curve needs two; go on with "
             f"`{command('loop', '--run', root)}`"
         )
-    return rows
+    return rows, len(everything) - len(rows)
 
 
 def _find_costs(

@@ -10,6 +10,7 @@ from typing import Any
 from rlcm_cli.report.html_private import name_reward
 from rlcm_cli.store.atomic import replace_bytes
 from rlcm_cli.store.layout import RunLayout
+from rlcm_cli.store.reward_versions import comparable_rows
 from rlcm_cli.store.run import read_config, read_metrics
 
 PANEL_INCHES = (7.0, 1.9)
@@ -21,7 +22,7 @@ def write_curves(layout: RunLayout) -> Path | None:
 
     Where rewards are summed as they are, their weighted sum comes first.
     """
-    metrics = read_metrics(layout)
+    metrics = comparable_rows(read_metrics(layout))
     if len(metrics) < 2:
         return None
     path = layout.root / "rewards.png"

@@ -16,6 +16,7 @@ from rlcm_cli.report.html_private import withhold_sentence
 from rlcm_cli.store.evaluations import Evaluation, read_evaluation
 from rlcm_cli.store.layout import RunLayout
 from rlcm_cli.store.manifest import RolloutManifest, read_manifest
+from rlcm_cli.store.reward_versions import comparable_rows, newest_scores
 from rlcm_cli.store.rollouts import missing_rewards, read_rewards
 from rlcm_cli.store.shards import read_json
 from rlcm_cli.wording import command
@@ -98,9 +99,15 @@ def read_run(run: ReportedRun, label: str) -> Evidence:
     """
     layout, faults = run.contender.layout, _Faults(run.contender.layout, label)
     trained = {name for weights in run.contender.tasks.values() for name in weights}
-    metrics = _read_metrics(layout, trained, faults)
+    whole = _read_metrics(layout, trained, faults)
+    metrics = comparable_rows(whole)
+    if len(metrics) < len(whole):
+        faults.lines.append(
+            f"What is behind a reward (its code, weights or server) changed after iteration "
+            f"{len(whole) - len(metrics)}; what was scored before is left out."
+        )
     evaluations = [faults.attempt(partial(read_evaluation, layout, number)) for number in layout.evaluations()]
-    rollouts = _read_rollouts(run, len(metrics), faults)
+    rollouts = _read_rollouts(run, range(len(whole) - len(metrics), len(whole)), faults)
     if not (metrics or any(evaluations) or rollouts):
         raise ConfigError(
             f"{layout.root}: holds no readable metrics, evaluations or rewards, so there is nothing to report; go on "
@@ -167,18 +174,20 @@ def _read_lines(layout: RunLayout) -> list[dict[str, Any] | None]:
         raise CorruptFileError(f"{layout.metrics_jsonl}: is no list of metrics ({error})") from None
 
 
-def _read_rollouts(run: ReportedRun, trained: int, faults: _Faults) -> list[Rollout]:
+def _read_rollouts(run: ReportedRun, trained: range, faults: _Faults) -> list[Rollout]:
     layout, rollouts, unscored = run.contender.layout, [], 0
     needed = {name for weights in run.contender.tasks.values() for name in weights}
     for iteration in layout.iterations():
+        if iteration < trained.start:
+            continue
         manifest = faults.attempt(partial(read_manifest, layout.manifest(iteration)))
         if manifest is None:
             continue
         rewards: dict[str, Tensor] = {}
         for name, directory in run.contender.rewards.items():
-            if missing_rewards(layout, manifest, directory):
+            if missing_rewards(layout, manifest, newest_scores(layout, iteration, directory)):
                 # Later ones are at work, and a reward may be watched for a part of the training.
-                unscored += iteration < trained and name in needed
+                unscored += iteration < trained.stop and name in needed
                 continue
             tasks = [task for task, weights in run.contender.tasks.items() if name in weights] or manifest.tasks
             values = faults.attempt(partial(read_rewards, layout, manifest, directory, tasks))

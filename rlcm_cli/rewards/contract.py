@@ -144,7 +144,8 @@ class Reward:
                     )
                 part = self.function(images[rows], prompts[rows[0]], [metadata[row] for row in rows])
                 rewards[rows] = self._checked(part, len(rows))
-        rewards = rewards.detach().cpu()
+        # A copy: a function may give the same tensor again, filled with other numbers.
+        rewards = rewards.detach().cpu().clone()
         self._refuse_broken(rewards, prompts, metadata)
         return rewards
 

@@ -18,13 +18,18 @@ One that is computed from pixels with torch alone can be trained through the las
     redness.differentiable = True
 
 A file is run by itself, without the files beside it; code of several files is a module, found in the current directory
-or among the installed packages. The reward's revision is the digest of the file that holds the function, not of what
-it imports.
+or among the installed packages. The reward's revision is the digest of its code: of the file that holds the function
+and of what that imports from its own folder or package (`code_files`).
+
+A function gets its own images, prompts and metadata, so that it may write into them or keep them. What it changes of
+the process (torch's default dtype, gradients, threads and random numbers, the current directory, the environment) is
+put back after each call.
 """
 
 from __future__ import annotations
 
 import contextlib
+import copy
 import difflib
 import functools
 import hashlib
@@ -33,16 +38,21 @@ import importlib.util
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.machinery import ModuleSpec, SourceFileLoader
 from pathlib import Path
 from types import ModuleType
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from rlcm_cli.errors import ConfigError, RewardError, RlcmError
+from rlcm_cli.rewards.code_files import find_code_files
 from rlcm_cli.rewards.contract import RewardEntry
+from rlcm_cli.rewards.process_state import preserved_environment, preserved_process
 from rlcm_cli.rewards.weights import one_line
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def custom_entry(name: str) -> RewardEntry:
@@ -54,13 +64,13 @@ def custom_entry(name: str) -> RewardEntry:
     target, _, function = name.rpartition(":")
     named = target.endswith(".py") or all(part.isidentifier() for part in target.split("."))
     if not named or not function.isidentifier():
-        raise ConfigError(f"reward {name!r} is neither FILE.py:FUNCTION nor PACKAGE.MODULE:FUNCTION; mend the name")
+        raise ConfigError(f"reward {name!r} is neither FILE.py:FUNCTION nor PACKAGE.MODULE:FUNCTION; fix the name")
     return RewardEntry(
         functools.partial(load_function, name),
         description="a function of yours",
         value_range="that of the function",
         needs=f"the {'file' if target.endswith('.py') else 'module'} {target}",
-        revise=lambda settings: hashlib.sha256(_source(name).read_bytes()).hexdigest(),
+        revise=lambda settings: digest_code(name),
         obstacle=lambda settings: _obstacle(name),
     )
 
@@ -78,9 +88,9 @@ def load_function(name: str) -> _Yours:
         RewardError: If there is no such file, module or function, it is not callable, or the file raises an
             exception.
     """
-    source = _source(name)
+    source = code_source(name)
     target, _, wanted = name.rpartition(":")
-    with _naming_the_line(name, source):
+    with preserved_process(), _naming_the_line(name, source):
         module = _run_file(source) if target.endswith(".py") else _import_module(target)
     try:
         function = getattr(module, wanted)
@@ -112,9 +122,41 @@ class _Yours:
     set_level: bool
     differentiable: bool
 
-    def __call__(self, *arguments: Any) -> Any:
-        with _naming_the_line(self.name, self.source):
-            return self.function(*arguments)
+    def __call__(self, images: Tensor, prompts: Any, metadata: Sequence[Mapping[str, object]]) -> Any:
+        prompts = prompts if isinstance(prompts, str) else list(prompts)
+        with preserved_process(), preserved_environment(), _naming_the_line(self.name, self.source):
+            return self.function(images.clone(), prompts, copy.deepcopy([dict(known) for known in metadata]))
+
+
+def digest_code(name: str) -> str:
+    """Return the SHA-256 (hex) of a reward's code, without running it. Raises `RewardError` where there is none."""
+    source = code_source(name)
+    others = sorted(code_files(name) - {source.resolve()})
+    digest = hashlib.sha256(source.read_bytes())
+    for file in others:
+        digest.update(hashlib.sha256(file.read_bytes()).digest())
+    return digest.hexdigest()
+
+
+def code_files(name: str) -> set[Path]:
+    """List the files that a reward's code is in, without running any: those that its import statements lead to.
+
+    Of a file, those in its own folder or below; of a module in the current directory, those there; of an installed
+    module, those of its own package. Raises `RewardError` where there is no such file or module.
+    """
+    source = code_source(name).resolve()
+    target = name.rpartition(":")[0]
+    module = "" if target.endswith(".py") else target
+    if not module:
+        return find_code_files(source, source.parent)
+    root = _root(source, module)
+    return find_code_files(source, root, None if root == Path.cwd().resolve() else module.split(".")[0])
+
+
+def _root(source: Path, module: str) -> Path:
+    """Find the folder that a module's whole name counts from."""
+    depth = module.count(".") + (source.name == "__init__.py")
+    return source.parents[depth]
 
 
 def _is_function(value: object) -> bool:
@@ -123,27 +165,27 @@ def _is_function(value: object) -> bool:
 
 def _obstacle(name: str) -> str | None:
     try:
-        _source(name)
+        code_source(name)
     except RewardError as error:
         return str(error)
     return None
 
 
-def _source(name: str) -> Path:
-    """Return the file that holds the function, without running anything."""
+def code_source(name: str) -> Path:
+    """Return the file that holds a reward's function, without running anything. Raises `RewardError`."""
     target = name.rpartition(":")[0]
     if target.endswith(".py"):
         if not Path(target).is_file():
             raise RewardError(
                 f"reward {name!r}: there is no file {target} (in {Path.cwd()}); "
-                "mend the path, or bring the file to this machine"
+                "fix the path, or bring the file to this machine"
             )
         return Path(target)
     file = _module_file(target)
     if file is None:
         raise RewardError(
             f"reward {name!r}: there is no Python module {target} in {Path.cwd()} or among the installed packages; "
-            "mend the name, install it, or start from the directory that holds it"
+            "fix the name, install it, or start from the directory that holds it"
         )
     return file
 
@@ -202,7 +244,7 @@ def _naming_the_line(name: str, source: Path) -> Iterator[None]:
     # A script that ends with sys.exit() would end the run with it.
     except (Exception, SystemExit) as error:
         raise RewardError(
-            f"reward {name!r}: {_place(error, source)} raises {type(error).__name__}: {one_line(error)}; mend it"
+            f"reward {name!r}: {_place(error, source)} raises {type(error).__name__}: {one_line(error)}; fix it"
         ) from error
 
 

@@ -8,6 +8,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from rlcm_cli.errors import ConfigError
@@ -113,8 +114,10 @@ def find_entry(name: str) -> RewardEntry:
         from rlcm_cli.rewards.custom import custom_entry
 
         return custom_entry(name)
+    file = Path(f"{name.removesuffix('.py')}.py")
+    own = f"for the function in {file} write {file}:FUNCTION; " if file.is_file() else ""
     raise ConfigError(
-        f"there is no reward {name!r}; {_choices(name, REWARDS, 'rewards')}; one of yours is FILE.py:FUNCTION"
+        f"there is no reward {name!r}; {own}{_choices(name, REWARDS, 'rewards')}; one of yours is FILE.py:FUNCTION"
     )
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+from rlcm_cli.errors import ForeignFileError
 from rlcm_cli.store.layout import RunLayout
-from rlcm_cli.store.shards import publish_record, read_record
+from rlcm_cli.store.shards import REMEDY, is_published, publish_record, read_receipt, read_record
 
 REWARD = "reward."
 
@@ -32,6 +33,8 @@ class Evaluation:
     """bool [B]: the prompt was kept out of training."""
     rewards: Mapping[str, Tensor]
     """Name → float32 [B]; NaN where the image's task does not have the reward."""
+    revisions: Mapping[str, str] = field(default_factory=dict)
+    """Name → digest of what gave the reward, of those that have one."""
 
 
 def publish_evaluation(layout: RunLayout, evaluation: Evaluation) -> None:
@@ -50,13 +53,24 @@ def publish_evaluation(layout: RunLayout, evaluation: Evaluation) -> None:
         "policy_digest": evaluation.policy_digest,
         "prompts": prompts,
         "tasks": tasks,
+        "revisions": dict(evaluation.revisions),
     }
     publish_record(layout.evaluation(evaluation.checkpoint), "evaluation", tensors, fields)
 
 
 def read_evaluation(layout: RunLayout, checkpoint: int) -> Evaluation:
-    """Read the evaluation of a checkpoint. Raises the errors of `read_record`."""
+    """Read the evaluation of a checkpoint, with the rewards that it was given last. Raises those of `read_record`."""
     tensors, fields = read_record(layout.evaluation(checkpoint), "evaluation")
+    rewards, revisions = _rewards(tensors), dict(fields.get("revisions", {}))
+    for number in range(1, _count_rescored(layout, checkpoint) + 1):
+        path = layout.rescored_evaluation(checkpoint, number)
+        again, about = read_record(path, "rescored")
+        if about.get("evaluation_sha256") != read_receipt(layout.evaluation(checkpoint)).sha256:
+            raise ForeignFileError(
+                f"{path}: scores other images than the evaluation beside it; {REMEDY.format(path=path)}"
+            )
+        rewards |= _rewards(again)
+        revisions |= about["revisions"]
     return Evaluation(
         checkpoint=fields["checkpoint"],
         policy_digest=fields["policy_digest"],
@@ -65,5 +79,34 @@ def read_evaluation(layout: RunLayout, checkpoint: int) -> Evaluation:
         tasks=[fields["tasks"][index] for index in tensors["task_index"].tolist()],
         seed=tensors["seed"],
         held_out=tensors["held_out"].bool(),
-        rewards={n.removeprefix(REWARD): t for n, t in tensors.items() if n.startswith(REWARD)},
+        rewards=rewards,
+        revisions=revisions,
     )
+
+
+def publish_rescored(
+    layout: RunLayout, evaluation: Evaluation, rewards: Mapping[str, Tensor], revisions: Mapping[str, str]
+) -> None:
+    """Publish rewards, float32 [B], that later versions of rewards give to the images of an evaluation."""
+    checkpoint = evaluation.checkpoint
+    publish_record(
+        layout.rescored_evaluation(checkpoint, _count_rescored(layout, checkpoint) + 1),
+        "rescored",
+        {"seed": evaluation.seed, **{REWARD + name: values for name, values in rewards.items()}},
+        {
+            "checkpoint": checkpoint,
+            "evaluation_sha256": read_receipt(layout.evaluation(checkpoint)).sha256,
+            "revisions": dict(revisions),
+        },
+    )
+
+
+def _rewards(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(REWARD): values for name, values in tensors.items() if name.startswith(REWARD)}
+
+
+def _count_rescored(layout: RunLayout, checkpoint: int) -> int:
+    number = 0
+    while is_published(layout.rescored_evaluation(checkpoint, number + 1)):
+        number += 1
+    return number

@@ -54,7 +54,9 @@ def verify_run(layout: RunLayout) -> list[str]:
                 continue
             faults += _fault_of(partial(_check_record, record, None if damaged else manifest()))
     for number in layout.evaluations():
-        faults += _fault_of(partial(_check_record, layout.evaluation(number), None))
+        folder = layout.evaluation(number).parent
+        for receipt in [receipt_path(layout.evaluation(number)), *sorted(folder.glob("rescored-*.json"))]:
+            faults += _fault_of(partial(_check_record, receipt.with_suffix(".safetensors"), None))
     return faults
 
 

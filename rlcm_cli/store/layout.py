@@ -54,6 +54,10 @@ class RunLayout:
         """The fixed images drawn with a checkpoint."""
         return self.root / "evaluations" / f"{checkpoint:06d}" / "evaluation.safetensors"
 
+    def rescored_evaluation(self, checkpoint: int, number: int) -> Path:
+        """Rewards of the fixed images by a later version of a reward; `number` counts from 1."""
+        return self.evaluation(checkpoint).with_name(f"rescored-{number:05d}.safetensors")
+
     def metrics(self, number: int) -> Path:
         """What the update that made checkpoint `number` measured."""
         return self.root / "metrics" / f"{number:06d}.json"

@@ -14,6 +14,7 @@ from rlcm_cli.core.trajectory import Trajectories
 from rlcm_cli.errors import ForeignFileError, MissingFileError, RewardError
 from rlcm_cli.store.layout import RunLayout
 from rlcm_cli.store.manifest import RolloutManifest
+from rlcm_cli.store.reward_versions import newest_scores, split_scores_folder
 from rlcm_cli.store.shards import REMEDY, is_published, publish_record, read_receipt, read_record
 from rlcm_cli.wording import command
 
@@ -111,18 +112,37 @@ def publish_rewards(
     )
 
 
+@dataclass(frozen=True)
+class Scores:
+    """One reward of the samples of a plan."""
+
+    values: Tensor
+    """float32 [samples], in the order of the samples; NaN for those of tasks that do not have the reward."""
+    revision: str
+    """Digest of what gave them; empty where nothing is behind the reward."""
+
+
 def read_rewards(
     layout: RunLayout, manifest: RolloutManifest, directory: str, tasks: Collection[str] | None = None
 ) -> Tensor:
-    """Read one reward of all samples of a plan, float32 [samples], in the order of the samples.
+    """Read the values of `read_scores`."""
+    return read_scores(layout, manifest, directory, tasks).values
 
-    `tasks`: whose samples the reward was given to, None for all; the others' are NaN.
+
+def read_scores(
+    layout: RunLayout, manifest: RolloutManifest, directory: str, tasks: Collection[str] | None = None
+) -> Scores:
+    """Read one reward of all samples of a plan, as the newest version of it that has scored them gave it.
+
+    `directory`: the reward's `<slug>-<digest>`. `tasks`: whose samples the reward was given to, None for
+    all; the others' are NaN.
 
     Raises `MissingFileError` where shards are not scored, and `ForeignFileError` where the rewards were
     given to another shard than the one that is there, to other samples, or by different weights, code or
     servers to different shards. Raises `RewardError` for rewards that are not finite.
     """
     shards = len(manifest.shards)
+    directory = newest_scores(layout, manifest.iteration, directory)
     values = torch.full((manifest.shards[-1][1],), torch.nan)
     revisions: dict[str, Path] = {}
     for number in range(shards):
@@ -151,23 +171,26 @@ def read_rewards(
             f"{path.parent}: {' and '.join(file.name for file in revisions.values())} were scored by different "
             f"weights, code or servers of the same reward; {REMEDY.format(path=path.parent)}"
         )
-    return values
+    return Scores(values, next(iter(revisions)))
 
 
 def read_shard_rewards(layout: RunLayout, manifest: RolloutManifest, number: int) -> dict[str, dict[int, float]]:
-    """Read every reward that a shard was given, whoever asked for it: directory → sample → reward.
+    """Read every reward that a shard was given, whoever asked for it: `<slug>-<digest>` → sample → reward.
+
+    Of a reward that has changed, the newest version's.
 
     Raises the errors of `read_record`, and `ForeignFileError` for rewards of another plan.
     """
     rewards = {}
     shards = len(manifest.shards)
-    for folder in sorted((layout.rollout(manifest.iteration) / "rewards").glob("*")):
+    folders = (layout.rollout(manifest.iteration) / "rewards").glob("*")
+    for folder in sorted(folders, key=lambda folder: split_scores_folder(folder.name)):
         path = layout.reward_shard(manifest.iteration, folder.name, number, shards)
         if is_published(path):
             tensors, fields = read_record(path, "rewards")
             check_plan(fields, manifest, path)
             samples = tensors["sample_index"].tolist()
-            rewards[folder.name] = dict(zip(samples, tensors["reward"].tolist(), strict=True))
+            rewards[split_scores_folder(folder.name)[0]] = dict(zip(samples, tensors["reward"].tolist(), strict=True))
     return rewards
 
 

@@ -46,6 +46,11 @@ def publish_metrics(layout: RunLayout, number: int, metrics: Mapping[str, Any]) 
     replace_bytes(layout.metrics_jsonl, ("\n".join(lines) + "\n").encode())
 
 
+def read_last_metrics(layout: RunLayout, number: int) -> dict[str, Any]:
+    """Read the metrics of the update that made checkpoint `number`; empty where there are none."""
+    return read_json(layout.metrics(number)) if layout.metrics(number).exists() else {}
+
+
 def read_metrics(layout: RunLayout) -> list[dict[str, Any]]:
     """Read the metrics of all iterations, oldest first."""
     files = sorted((layout.root / "metrics").glob("*.json"))

@@ -32,10 +32,14 @@ those of RFC 2119.
     name; fields `plan`, `shard_sha256` (the scored shard), `reward` (`name`, `settings`, `digest` of both, and
     `revision`, a digest of the weights, code or service that scored, the same in all shards). Tensors
     `sample_index` int64 [B] and `reward` float32 [B], finite. A reward that only some of the tasks are trained
-    for scores their samples alone.
+    for scores their samples alone. `rewards/<slug>-<digest>-vN-XXXXXXXX/` holds the same of a later version of
+    what is behind the reward: `store/reward_versions.py`.
  9. Kind `evaluation`: `evaluations/NNNNNN/evaluation.safetensors`; fields `checkpoint`, `policy_digest`,
     `prompts`, `tasks`. Tensors `images`, `prompt_index`, `task_index`, `seed` as above, `held_out` uint8 [B]
-    (prompt kept out of training), `reward.NAME` float32 [B], NaN where the sample's task does not have it.
+    (prompt kept out of training), `reward.NAME` float32 [B], NaN where the sample's task does not have it;
+    field `revisions`: NAME → `revision` as above. Kind `rescored`: `rescored-NNNNN.safetensors` beside it, from
+    1; tensors `seed` and `reward.NAME` by later versions of rewards, in the place of those above; fields
+    `checkpoint`, `evaluation_sha256` (the scored images) and `revisions`.
 10. Records are immutable. A record that fails a check MUST NOT be used and MUST NOT be deleted: it MAY be
     moved to `quarantine/`, after which the phase makes it again.
 11. Checkpoints are folders that appear by one rename; `complete.json`, written last, holds their digests.
@@ -63,7 +67,7 @@ from rlcm_cli.wording import command
 if TYPE_CHECKING:
     from torch import Tensor
 
-Kind = Literal["rollout", "rewards", "evaluation"]
+Kind = Literal["rollout", "rewards", "evaluation", "rescored"]
 METADATA_KEY = "rlcm"
 
 

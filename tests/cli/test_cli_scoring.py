@@ -14,7 +14,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from rlcm_cli.cli.options import parse_rewards
-from rlcm_cli.errors import ConfigError, MissingFileError, StorageFullError
+from rlcm_cli.errors import ConfigError, MissingFileError, RunMismatchError, StorageFullError
 from rlcm_cli.rewards import REWARDS
 from rlcm_cli.rewards.contract import RewardEntry
 
@@ -246,6 +246,42 @@ def test_code_in_a_file_for_config_needs_leave_too(capsys, settings, code, tmp_p
     assert not run.exists()
     assert not (tmp_path / "it-ran").exists()
     succeed(capsys, "loop", "--config", settings, "--run", run, "--iterations", "1", "--allow-code")
+
+
+def test_code_that_changed_is_told_and_refused_unless_allowed(capsys, settings, code, tmp_path):
+    run, name = tmp_path / "run", f"{code}:warmth"
+    loop = ["loop", "--run", run, "--reward", name]
+    succeed(capsys, *loop, "--config", settings, "--iterations", "1")
+    code.write_text(CODE.replace("[:, 0]", "[:, 1]") + "# another\n", encoding="utf-8")
+    before = snapshot(run)
+    for command in ("loop", "evaluate", "score"):
+        words = [command, "--run", run, "--allow-code", *(["--iterations", "2"] if command == "loop" else [])]
+        refuse(
+            capsys,
+            RunMismatchError,
+            *words,
+            saying=(f"the code of reward {name} changed", "--allow-changed-code"),
+        )
+    assert snapshot(run) == before
+    succeed(capsys, *loop, "--iterations", "2", "--allow-changed-code")
+    succeed(capsys, *loop, "--iterations", "3")
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    first, second, third = (row["reward_revisions"][name] for row in rows)
+    assert first != second == third
+
+
+def test_a_reward_that_writes_into_its_images_changes_no_other(capsys, settings, tmp_path):
+    (tmp_path / "mask.py").write_text(
+        "def mask(images, prompts, metadata):\n    images[:] = 255\n    return images.float().mean((1, 2, 3))\n"
+    )
+    found = []
+    for rewards in ([f"{tmp_path}/mask.py:mask", "compressibility"], ["compressibility"]):
+        run = tmp_path / f"run-{len(rewards)}"
+        given = [word for reward in rewards for word in ("--reward", reward)]
+        words = ["--config", settings, "--run", run, "--iterations", "1", "--no-cache", *given]
+        succeed(capsys, "loop", *words)
+        found.append(json.loads((run / "metrics.jsonl").read_text().splitlines()[0])["rewards"]["compressibility"])
+    assert found[0] == found[1]
 
 
 # Watching

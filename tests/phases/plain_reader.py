@@ -129,7 +129,7 @@ for folder in sorted((RUN / "rollouts").iterdir()):
 
 for folder in sorted((RUN / "evaluations").iterdir()):  # rule 9
     receipt, fields, tensors = read(folder / "evaluation.safetensors", "evaluation")
-    assert set(fields) == {"format_version", "kind", "checkpoint", "policy_digest", "prompts", "tasks"}
+    assert set(fields) == {"format_version", "kind", "checkpoint", "policy_digest", "prompts", "tasks", "revisions"}
     assert fields["checkpoint"] == int(folder.name)
     B = receipt["rows"]
     assert expect(tensors, "images", "uint8", B, 3, *tensors["images"].shape[2:]).any()
@@ -140,6 +140,7 @@ for folder in sorted((RUN / "evaluations").iterdir()):  # rule 9
     assert sorted(set(tasks)) == list(range(len(fields["tasks"])))
     rewards = [name for name in tensors if name.startswith("reward.")]
     assert rewards
+    assert {f"reward.{name}" for name in fields["revisions"]} <= set(rewards)
     for name in rewards:
         given = [value == value for value in expect(tensors, name, "float32", B).tolist()]  # NaN is not itself
         whole_tasks = {task for task, is_number in zip(tasks, given, strict=True) if is_number}

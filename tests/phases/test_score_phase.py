@@ -20,7 +20,7 @@ from phase_runs import (
 )
 
 from rlcm_cli.config import override_config
-from rlcm_cli.errors import ConfigError, ForeignFileError, MissingFileError, RewardError
+from rlcm_cli.errors import ConfigError, ForeignFileError, MissingFileError, RewardError, RunMismatchError
 from rlcm_cli.phases import score as score_module
 from rlcm_cli.phases.evaluate import evaluate
 from rlcm_cli.phases.events import Advanced, PhaseSkipped, PhaseStarted
@@ -30,7 +30,7 @@ from rlcm_cli.phases.train import train
 from rlcm_cli.rewards import Reward, RewardSpec
 from rlcm_cli.store.layout import receipt_path
 from rlcm_cli.store.manifest import read_manifest
-from rlcm_cli.store.rollouts import read_rewards
+from rlcm_cli.store.rollouts import missing_rewards, read_rewards
 from rlcm_cli.store.run import prune_rollouts
 from rlcm_cli.store.score_cache import ScoreCache, digest_images
 from rlcm_cli.store.shards import read_record
@@ -247,9 +247,20 @@ class TestRevisions:
             "revision": "weights 1",
         }
 
-    def test_that_differ_between_workers_are_not_trained_on(self, tiny_lcm, tmp_path):
+    def test_that_differ_between_workers_are_refused(self, tiny_lcm, tmp_path):
+        run, _ = prepare(tmp_path / "run", make_config(tiny_lcm), upto="sample")
+        self.give(run, "weights 1", Worker(0, 2))
+        with pytest.raises(
+            RunMismatchError, match=r"the weights of reward compressibility changed .* --allow-changed"
+        ):
+            self.give(run, "weights 2", Worker(1, 2))
+        spec = run.reward_specs()["compressibility"]
+        assert missing_rewards(run.layout, read_manifest(run.layout.manifest(0)), spec.directory) == [1]
+
+    def test_that_differ_between_machines_that_do_not_see_each_other_are_not_trained_on(self, tiny_lcm, tmp_path):
         run, model = prepare(tmp_path / "run", make_config(tiny_lcm), upto="sample")
         self.give(run, "weights 1", Worker(0, 2))
+        shutil.rmtree(run.layout.root / "rewards")
         self.give(run, "weights 2", Worker(1, 2))
         with pytest.raises(ForeignFileError, match="were scored by different weights, code or servers"):
             finish(train(run, model))

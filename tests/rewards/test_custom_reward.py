@@ -1,9 +1,12 @@
 import hashlib
+import os
+import random
 import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
 
+import numpy
 import pytest
 import torch
 
@@ -228,7 +231,7 @@ class TestMistakes:
         before = set(sys.modules)
         message = refusal(name)
         assert f"{here / 'mine_broken.py'}, line {line}, raises {text}" in message
-        assert message.endswith("; mend it")
+        assert message.endswith("; fix it")
         left = set(sys.modules) - before
         assert not any(module.startswith(("_rlcm_reward_", "mine_broken")) for module in left)
 
@@ -279,3 +282,119 @@ class TestMistakes:
         write("colour.py", "def redness(images, prompts, metadata):\n    return [1.0] * len(images)\n")
         with pytest.raises(RewardError, match=r"'colour\.py:redness' returned list, not a float32 tensor"):
             score("colour.py:redness")
+
+
+WRITER = """
+kept = []
+
+def mine(images, prompts, metadata):
+    kept.append(images)
+    images[:] = 255
+    prompts.clear()
+    metadata[0]["group"] = 7
+    metadata[1]["nested"].append(1)
+    return images.float().mean((1, 2, 3))
+"""
+
+SET_WRITER = WRITER.replace("    prompts.clear()\n", "") + "\nmine.set_level = True\n"
+
+MEDDLER = """
+import os, random
+import numpy
+import torch
+
+def meddle():
+    torch.set_default_dtype(torch.float64)
+    torch.set_grad_enabled(False)
+    torch.set_num_threads(torch.get_num_threads() + 1)
+    torch.use_deterministic_algorithms(True)
+    torch.manual_seed(0)
+    random.seed(0)
+    numpy.random.seed(0)
+    os.chdir("/")
+
+meddle()
+
+def mine(images, prompts, metadata):
+    meddle()
+    os.environ["RLCM_MEDDLED"] = "1"
+    del os.environ["RLCM_WANTED"]
+    os.environ["RLCM_KEPT"] = "other"
+    return images.sum((1, 2, 3)).to(torch.float32)
+"""
+
+BUFFER = """
+import torch
+
+buffer = torch.zeros(4)
+
+def mine(images, prompts, metadata):
+    buffer.copy_(images.float().mean((1, 2, 3)))
+    return buffer
+"""
+
+
+def state():
+    """What of the process a reward could change."""
+    return [
+        torch.get_default_dtype(),
+        torch.is_grad_enabled(),
+        torch.get_num_threads(),
+        torch.are_deterministic_algorithms_enabled(),
+        torch.get_rng_state().tolist(),
+        random.getstate(),
+        numpy.random.get_state()[1].tolist(),
+        Path.cwd(),
+        dict(os.environ),
+    ]
+
+
+class TestGuards:
+    """What a function does to what it is given, or to the process, stays with it."""
+
+    @pytest.mark.parametrize("code", [WRITER, SET_WRITER], ids=["reward", "set reward"])
+    def test_writing_into_what_it_is_given_changes_nothing(self, here, code):
+        write("mine_writer.py", code)
+        images, prompts = IMAGES.clone(), list(PROMPTS)
+        metadata = [{**known, "nested": []} for known in METADATA]
+        rewards = load_reward(RewardSpec("mine_writer.py:mine")).score(images, prompts, metadata)
+        assert rewards.tolist() == [255] * 4
+        assert torch.equal(images, IMAGES)
+        assert prompts == PROMPTS
+        assert metadata == [{**known, "nested": []} for known in METADATA]
+
+    def test_of_float_images_too_and_their_gradient_is_kept(self, here):
+        code = "def mine(images, *_):\n    images[:, 1:] = 0\n    return images.mean((1, 2, 3))\n"
+        write("mine_float.py", code + "mine.differentiable = True\n")
+        images = IMAGES.float().requires_grad_()
+        rewards = load_reward(RewardSpec("mine_float.py:mine")).score_floats(images, PROMPTS, METADATA)
+        rewards.sum().backward()
+        assert torch.equal(images.detach(), IMAGES.float())
+        assert torch.equal(images.grad[:, 0], torch.full((4, 2, 2), 1 / 12))
+        assert not images.grad[:, 1:].any()
+
+    def test_what_it_changes_of_the_process_is_put_back(self, here, monkeypatch):
+        write("mine_meddler.py", MEDDLER)
+        monkeypatch.setenv("RLCM_WANTED", "1")
+        monkeypatch.setenv("RLCM_KEPT", "1")
+        monkeypatch.delenv("RLCM_MEDDLED", raising=False)
+        before = state()
+        reward = load_reward(RewardSpec("mine_meddler.py:mine"))
+        assert state() == before
+        assert reward.score(IMAGES, PROMPTS, METADATA).tolist() == [0, 12, 24, 36]
+        assert state() == before
+
+    def test_it_is_put_back_after_an_exception(self, here, monkeypatch):
+        monkeypatch.setenv("RLCM_WANTED", "1")
+        write("mine_meddler.py", MEDDLER.replace("    return images", "    raise ValueError\n    return images"))
+        reward, before = load_reward(RewardSpec("mine_meddler.py:mine")), state()
+        with pytest.raises(RewardError, match="ValueError"):
+            reward.score(IMAGES, PROMPTS, METADATA)
+        assert state() == before
+
+    def test_a_tensor_that_it_gives_again_is_not_the_one_it_gave(self, here):
+        write("mine_buffer.py", BUFFER)
+        reward = load_reward(RewardSpec("mine_buffer.py:mine"))
+        first = reward.score(IMAGES, PROMPTS, METADATA)
+        reward.score(IMAGES + 1, PROMPTS, METADATA)
+        assert first.tolist() == [0, 1, 2, 3]

@@ -10,7 +10,7 @@ import pytest
 
 from rlcm_cli.errors import ConfigError
 from rlcm_cli.rewards import REWARDS, Reward, RewardEntry, RewardSpec, is_code, load_reward
-from rlcm_cli.rewards.registry import is_address
+from rlcm_cli.rewards.registry import find_entry, is_address
 
 
 @pytest.mark.parametrize("name", list(REWARDS))
@@ -173,3 +173,14 @@ def test_importing_rewards_and_prompts_loads_no_torch():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
+
+
+def test_a_file_of_that_name_is_hinted_at(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "redness.py").touch()
+    for name in ("redness", "redness.py"):
+        with pytest.raises(ConfigError, match=r"for the function in redness\.py write redness\.py:FUNCTION"):
+            find_entry(name)
+    with pytest.raises(ConfigError) as caught:
+        find_entry("greenness")
+    assert "write" not in str(caught.value)

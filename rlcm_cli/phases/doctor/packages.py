@@ -37,7 +37,7 @@ def check_packages() -> Finding:
     needed = read_requirements()[""]
     faults = [fault for fault in map(_find_fault, needed) if fault]
     if faults:
-        return Finding("packages", "problem", "; ".join(faults), "pip install --upgrade rlcm")
+        return Finding("packages", "problem", "; ".join(faults), "pip install --upgrade . (in a checkout of rlcm)")
     told = ", ".join(f"{name} {metadata.version(name)}" for name in ("diffusers", "transformers", "peft"))
     return Finding("packages", "ok", f"{told} and {len(needed) - 3} others, all of supported versions")
 

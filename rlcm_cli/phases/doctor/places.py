@@ -42,7 +42,7 @@ def check_embedded() -> Finding:
     """Tell whether the embedded models are as they were shipped."""
     damaged = find_damaged()
     if damaged:
-        advice = "pip install --force-reinstall --no-deps rlcm"
+        advice = "pip install --force-reinstall --no-deps . (in a checkout of rlcm)"
         return Finding("embedded models", "problem", f"{' and '.join(damaged)}: not as shipped", advice)
     return Finding("embedded models", "ok", f"{' and '.join(EMBEDDED)}, with the digests that they were shipped with")
 
