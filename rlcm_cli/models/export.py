@@ -23,6 +23,7 @@ from rlcm_cli.models.lora import ADAPTER, LORA_FILE, PREFIX, save_lora
 from rlcm_cli.models.lora_binding import adapted_layers, apply_weight, state_strengths
 from rlcm_cli.models.schedules import build_schedule
 
+TEXT_PREFIX = "text_model."
 PLACES = ("_name_or_path", "name_or_path")
 """Keys under which the libraries write where a part was loaded from."""
 
@@ -107,9 +108,42 @@ def write_pipeline(model: DiffusionModel, folder: Path, dtype: torch.dtype) -> P
         pipeline.to(dtype)
         pipeline.vae.to(memory_format=torch.contiguous_format)  # safetensors writes no other
         pipeline.save_pretrained(folder, safe_serialization=True)
+    for part in ("text_encoder", "text_encoder_2"):
+        if type(getattr(pipeline, part, None)).__name__.startswith("CLIPText"):
+            _rename_for_transformers_4(folder / part)
+    for part in ("tokenizer", "tokenizer_2"):
+        if hasattr(pipeline, part):
+            _write_vocabulary(getattr(pipeline, part), folder / part)
     for file in folder.rglob("*.json"):
         _withhold_places(file)
     return folder
+
+
+def _rename_for_transformers_4(folder: Path) -> None:
+    """Write a CLIP text encoder's tensors under the names of the published files, `text_model.encoder.layers…`.
+
+    transformers 5 leaves the prefix out when it writes, and reads both; transformers 4 and ComfyUI know only these.
+    """
+    for file in folder.glob("*.safetensors"):
+        with safe_open(file, framework="pt") as opened:
+            metadata = opened.metadata()
+        save_file({_published_name(name): tensor for name, tensor in load_file(file).items()}, file, metadata=metadata)
+    for index in folder.glob("*.safetensors.index.json"):
+        values = json.loads(index.read_text(encoding="utf-8"))
+        values["weight_map"] = {_published_name(name): file for name, file in values["weight_map"].items()}
+        index.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+
+
+def _published_name(name: str) -> str:
+    beside = name.startswith((TEXT_PREFIX, "text_projection."))
+    return name if beside else TEXT_PREFIX + name
+
+
+def _write_vocabulary(tokenizer: Any, folder: Path) -> None:
+    """Write vocab.json and merges.txt, which transformers 4 and other tools read, where tokenizer.json is alone."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is not None and type(backend.model).__name__ == "BPE" and not (folder / "vocab.json").exists():
+        backend.model.save(str(folder))
 
 
 def apply_base(model: DiffusionModel, layers: Iterable[str]) -> dict[str, Tensor]:

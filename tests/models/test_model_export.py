@@ -23,6 +23,7 @@ from rlcm_cli.models.export import (
     write_lora,
     write_pipeline,
 )
+from rlcm_cli.models.fingerprint import digest_pipeline
 from rlcm_cli.models.licences import Licence, read_licence
 from rlcm_cli.store.adapters import read_adapter_settings
 
@@ -152,3 +153,42 @@ def test_the_licence_is_what_the_card_of_the_base_says(tmp_path):
 def test_the_embedded_models_are_those_that_were_shipped():
     """Whoever changes one changes `SHIPPED`."""
     assert {name: integrity.digest_folder(embedded_folder(name)) for name in EMBEDDED} == integrity.SHIPPED
+
+
+def text_names(width_2=False):
+    """Names of a text encoder's tensors in the files of stable-diffusion-v1-5 and of sdxl-base-1.0's second one."""
+    names = ["text_model.embeddings.token_embedding.weight", "text_model.embeddings.position_embedding.weight"]
+    norms = ["layer_norm1", "layer_norm2"]
+    linear = ["mlp.fc1", "mlp.fc2", *(f"self_attn.{name}_proj" for name in "qkv"), "self_attn.out_proj"]
+    for layer in range(2 if width_2 else 1):
+        names += [
+            f"text_model.encoder.layers.{layer}.{n}.{kind}" for n in norms + linear for kind in ("weight", "bias")
+        ]
+    names += [f"text_model.final_layer_norm.{kind}" for kind in ("weight", "bias")]
+    return {*names}
+
+
+def test_a_pipeline_s_text_encoder_has_the_names_that_are_published(trained, tiny_lcm, tmp_path):
+    """transformers 4 and ComfyUI draw with random text encoders where they find others, and only log it."""
+    folder = write_pipeline(trained, tmp_path / "x", torch.float32)
+    assert {*load_file(folder / "text_encoder/model.safetensors")} == text_names()
+    assert {file.name for file in (folder / "tokenizer").iterdir()} >= {"tokenizer.json", "vocab.json", "merges.txt"}
+    assert load_tiny(folder).digest == trained_digest(tiny_lcm, folder)
+
+
+def trained_digest(tiny_lcm, folder):
+    """Digest of the base with the exported U-Net in it, so that every other part is compared."""
+    base = load_tiny(tiny_lcm)
+    base.unet.load_state_dict(load_file(folder / "unet/diffusion_pytorch_model.safetensors"))
+    return digest_pipeline(base.pipeline)
+
+
+def test_both_text_encoders_of_sdxl_have_the_names_that_are_published(tmp_path):
+    source = build_sdxl(tmp_path / "sdxl")
+    model = load_tiny(source)
+    folder = write_pipeline(model, tmp_path / "x", torch.float32)
+    assert {*load_file(folder / "text_encoder/model.safetensors")} == text_names(width_2=True)
+    second = {*load_file(folder / "text_encoder_2/model.safetensors")}
+    assert second == text_names(width_2=True) | {"text_projection.weight"}
+    assert (folder / "tokenizer_2/merges.txt").exists()
+    assert load_tiny(folder).digest == load_tiny(source).digest
