@@ -76,6 +76,8 @@ class ModelSettings(Section):
     """The embedded `emoji-lcm` or `emoji-diffusion`, a local diffusers pipeline folder, or a hub id."""
     revision: str | None = None
     """Branch, tag or commit of a hub id."""
+    commit: str | None = None
+    """Of a hub id: the commit that the revision named when the run was made, which the run keeps to."""
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
     """Type of the frozen weights and of the latents; LoRA weights and log-probabilities are float32."""
     policy: Literal["auto", "lcm", "ddim", "tcd"] = "auto"
@@ -85,6 +87,17 @@ class ModelSettings(Section):
     """File, folder or hub id of an LCM-LoRA or TCD-LoRA that is fused into a plain Stable Diffusion pipeline."""
     image_size: PositiveInt | None = None
     """Pixels along each side of an image; None: as the pipeline says."""
+
+    @property
+    def pinned_revision(self) -> str | None:
+        """What the hub is asked for: the commit where it is known, else the revision."""
+        return self.commit or self.revision
+
+
+def keep_commit(base: ModelSettings, chosen: ModelSettings) -> ModelSettings:
+    """Return the chosen settings, without the commit that the base brings where another model is chosen."""
+    same = (chosen.name, chosen.revision) == (base.name, base.revision)
+    return chosen if same or chosen.commit != base.commit else chosen.model_copy(update={"commit": None})
 
 
 class PromptSettings(Section):
@@ -551,7 +564,8 @@ def resolve_config(
                 f"--config {config_file}: is a whole configuration, of task {in_file}; leave --task out, or name a "
                 "file with only the settings that you change"
             )
-        return parse_config(_drop_weightless(_explicit([file_layer], assignments, flags)))
+        whole = parse_config(_drop_weightless(_explicit([file_layer], assignments, flags)))
+        return whole.model_copy(update={"model": keep_commit(parse_config(file_layer).model, whole.model)})
     names = list(dict.fromkeys(tasks)) or ([in_file] if isinstance(in_file, str) else [])
     if not names:
         raise ConfigError("no task given; use --task NAME (`rlcm tasks` lists them) or a `task` key in --config")

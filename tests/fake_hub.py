@@ -10,7 +10,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
+
+import pytest
+from huggingface_hub import constants
+
+from rlcm_cli.foreign import hub
 
 TOKEN = "hf_of_a_test"  # noqa: S105
 
@@ -167,3 +173,29 @@ def serving() -> Iterator[FakeHub]:
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+@contextmanager
+def reached(monkeypatch: pytest.MonkeyPatch, cache: Path) -> Iterator[FakeHub]:
+    """Serve a hub, and let this process ask it, with an empty cache, while the block lasts."""
+    with serving() as served, asking(monkeypatch, cache, served.address):
+        template = served.address + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        yield served
+
+
+@contextmanager
+def asking(monkeypatch: pytest.MonkeyPatch, cache: Path, address: str) -> Iterator[None]:
+    """Let this process ask the hub of an address, with an empty cache, while the block lasts."""
+    hub._ask_once.cache_clear()
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "ENDPOINT", address)
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    yield
+    hub._ask_once.cache_clear()
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    """The files of a folder, as `FakeHub.add` takes them."""
+    return {file.relative_to(folder).as_posix(): file.read_bytes() for file in folder.rglob("*") if file.is_file()}

@@ -174,7 +174,7 @@ def describe_with(hub: str | None) -> Callable[[Exported, Path], None]:
             repository=hub,
             base=Path(base).name if kind == "folder" else base,
             base_is=kind,
-            revision=source.model.revision,
+            revision=source.model.pinned_revision,
             distilled_lora=source.model.distilled_lora,
             licence=licence.identifier if licence else None,
             licence_name=licence.name if licence else None,

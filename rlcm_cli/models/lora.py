@@ -17,6 +17,7 @@ from rlcm_cli.core.lora_file import LoraFile, read_lora
 from rlcm_cli.core.noise import derive_seed
 from rlcm_cli.errors import ModelError
 from rlcm_cli.foreign.faults import ForeignError, faults_of_libraries
+from rlcm_cli.foreign.folders import suggest_path
 from rlcm_cli.foreign.hub import HubError, fetch_file, is_cached, list_files
 from rlcm_cli.models.diffusion import DiffusionModel
 from rlcm_cli.models.libraries import quiet_libraries, summarise
@@ -294,6 +295,6 @@ def _fetch_from_hub(place: str) -> Path:
         return fetch_file(place, name)
     except HubError as fault:
         raise ModelError(
-            f"LoRA '{place}' is not here and could not be loaded from the hub ({fault}); name a run, a checkpoint, a "
-            "LoRA file or a hub id"
+            f"LoRA '{place}' is not here and could not be loaded from the hub ({fault}){suggest_path(place)}; name a "
+            "run, a checkpoint, a LoRA file or a hub id"
         ) from None

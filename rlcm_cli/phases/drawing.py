@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rlcm_cli.config import ModelSettings, SampleSettings, override_section
+from rlcm_cli.config import ModelSettings, SampleSettings, keep_commit, override_section
 from rlcm_cli.errors import ConfigError, CorruptFileError, ModelError
 from rlcm_cli.models.diffusion import DiffusionModel
 from rlcm_cli.models.full import load_unet
@@ -17,11 +18,13 @@ from rlcm_cli.models.lora import load_foreign_lora, locate_lora, scale_foreign_l
 from rlcm_cli.phases.policy import load_configured_model
 from rlcm_cli.phases.run import open_run
 from rlcm_cli.store.adapters import find_adapter
-from rlcm_cli.store.checkpoint import UNET_FILE, WEIGHT_FILES, digest_safetensors, read_tensors
+from rlcm_cli.store.checkpoint import UNET_FILE, WEIGHT_FILES, digest_safetensors, read_tensors, read_trainer_state
 from rlcm_cli.store.quarantine import find_run
 
 MAX_SEED = 2**63 - 1
 HUB_ID = r"[\w-][\w.-]*/[\w-][\w.-]*"
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -128,12 +131,13 @@ def choose_settings(
     A LoRA from elsewhere, or none, is drawn as `recommend_sampling` says.
     """
     base = settings_of_lora(adapter)
-    chosen = override_section(base[0] if base else ModelSettings(), model)
+    own = base[0] if base else ModelSettings()
+    chosen = keep_commit(own, override_section(own, model))
     if base and chosen.name == base[0].name:
         sampling = base[1]
     else:
         recommended = recommend_sampling(
-            chosen.name, revision=chosen.revision, policy=chosen.policy, distilled_lora=chosen.distilled_lora
+            chosen.name, revision=chosen.pinned_revision, policy=chosen.policy, distilled_lora=chosen.distilled_lora
         )
         sampling = override_section(SampleSettings(), recommended)
     return chosen, override_section(sampling, sample)
@@ -177,7 +181,7 @@ class Easel:
             self._model = None  # two at once may not fit into memory
             model = load_configured_model(drawing.model, self._device)
             self._model, self._settings, self._adapter = model, drawing.model, None
-        self._exchange(model, drawing.adapter)
+        self._exchange(model, drawing)
         return model
 
     def _fitting_model(self, drawing: Drawing) -> DiffusionModel | None:
@@ -186,8 +190,8 @@ class Easel:
             return None
         return self._model
 
-    def _exchange(self, model: DiffusionModel, wanted: Adapter | None) -> None:
-        there = self._adapter
+    def _exchange(self, model: DiffusionModel, drawing: Drawing) -> None:
+        there, wanted = self._adapter, drawing.adapter
         if there == wanted:
             return
         if there and wanted and there.place == wanted.place:
@@ -197,6 +201,7 @@ class Easel:
                 unload_foreign_lora(model)
             if wanted:
                 _load(model, wanted)
+                _tell_changed_base(model, wanted, drawing.model)
         self._adapter = wanted
 
 
@@ -216,6 +221,25 @@ def _load(model: DiffusionModel, adapter: Adapter) -> None:
         load_unet(model, read_tensors(Path(adapter.place)), adapter.digest)
     except ModelError as error:
         raise ModelError(f"--lora {adapter.place}: {error}") from None
+
+
+def _tell_changed_base(model: DiffusionModel, adapter: Adapter, settings: ModelSettings) -> None:
+    """Warn where a run's base model is not what it was when the checkpoint was trained, although it has its name."""
+    known = settings_of_lora(adapter)
+    if known is None or known[0] != settings:
+        return
+    file = Path(adapter.place).resolve()
+    layout = find_run(file)
+    inside = file.relative_to(layout.root.resolve()).parts
+    if inside[0] != "checkpoints":
+        return
+    state = read_trainer_state(layout, int(inside[1]))
+    if state.model_digest != model.digest:
+        _log.warning(
+            "%s: the files of its base model %s are not those that it was trained on; images differ from the run's",
+            adapter.name,
+            show_name(settings.name),
+        )
 
 
 def show_name(name: str) -> str:

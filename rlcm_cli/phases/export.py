@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from rlcm_cli import __version__
-from rlcm_cli.config import Config, ModelSettings, SampleSettings, override_section
+from rlcm_cli.config import Config, ModelSettings, SampleSettings, keep_commit, override_section
 from rlcm_cli.core.lora_file import UNET, LoraModule
 from rlcm_cli.core.noise import derive_seed
 from rlcm_cli.errors import ConfigError, CorruptFileError, ForeignFileError, ModelError
@@ -176,7 +176,7 @@ def find_source(place: str, *, average: bool, model: Mapping[str, Any]) -> Sourc
     return Source(
         file,
         digest_safetensors(file),
-        override_section(config.model, model),
+        keep_commit(config.model, override_section(config.model, model)),
         config.sample,
         config.train.parameters == "full",
         config,
@@ -193,7 +193,7 @@ def _find_lone_lora(file: Path, *, average: bool, model: Mapping[str, Any]) -> S
     if model.get("name") is None:
         raise ConfigError(f"{file}: lies in no run; name the base model that the LoRA is for by --model NAME")
     chosen = override_section(ModelSettings(), model)
-    recommended = recommend_sampling(chosen.name, revision=chosen.revision, policy=chosen.policy)
+    recommended = recommend_sampling(chosen.name, revision=chosen.pinned_revision, policy=chosen.policy)
     try:
         digest = digest_safetensors(file)
     except CorruptFileError as error:
@@ -267,7 +267,7 @@ def export(
             verification,
             type(pipeline).__name__,
             arguments,
-            read_licence(source.model.name, source.model.revision),
+            read_licence(source.model.name, source.model.pinned_revision),
             model.guided_by_embedding,
             describe_use(model, source.model, source.sample),
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -19,7 +20,7 @@ from rlcm_cli.models.memory import checkpoint_activations
 from rlcm_cli.models.trained import TRAINED
 from rlcm_cli.phases.optimizer import find_optimizer
 from rlcm_cli.phases.pretraining import find_pairs
-from rlcm_cli.phases.run import Run, check_run, create_run
+from rlcm_cli.phases.run import Run, check_run, create_run, pin_commit
 from rlcm_cli.phases.schedules import training_schedule
 from rlcm_cli.store.adapters import find_adapter, read_adapter_settings
 from rlcm_cli.store.checkpoint import (
@@ -31,13 +32,14 @@ from rlcm_cli.store.checkpoint import (
     read_weights,
 )
 from rlcm_cli.store.shards import REMEDY
+from rlcm_cli.wording import command
 
 
 def load_configured_model(settings: ModelSettings, device: str) -> DiffusionModel:
     """Load the model of a configuration, with nothing to train attached."""
     return load_model(
         settings.name,
-        revision=settings.revision,
+        revision=settings.pinned_revision,
         dtype=settings.dtype,
         device=device,
         policy=settings.policy,
@@ -76,12 +78,13 @@ def start_run(
     """
     run = check_run(root, config)
     find_optimizer(config.train.optimizer)
-    model = load_policy_model(config)
+    model = load_policy_model(run.config)
+    config = pin_commit(run.config, model.commit)
     training_schedule(config, model)
     find_pairs(config, model)
     if not run.layout.checkpoints():
         load_start(config, model)
-    fitted = fit(run, model)
+    fitted = fit(replace(run, config=config), model)
     create_run(root, config)
     return fitted, model
 
@@ -141,7 +144,8 @@ def load_checkpoint(run: Run, model: DiffusionModel, number: int) -> TrainerStat
     if state.model_digest != model.digest:
         raise ForeignFileError(
             f"{run.layout.checkpoint(number)}: was trained on another base model than '{run.config.model.name}' "
-            "loads here (weights or dtype differ); use the same files, pin --set model.revision, or start a new run"
+            "loads here (weights, configuration, tokenizer or dtype differ); use the same files, or start a new run "
+            f"from what was trained: {command('loop', '--from', run.layout.root, '--run', 'NEW')}"
         )
     if model.adapter_digest == state.policy_digest:  # gigabytes may be read for nothing
         return state

@@ -62,7 +62,7 @@ def describe(drawing: Drawing, model: DiffusionModel, shot: Shot, place_in_batch
         "guidance_scale": sample.guidance_scale,
         **{name: getattr(sample, name) for name in OF_POLICY[model.policy]},
         "model": show_name(settings.name),
-        "revision": settings.revision,
+        "revision": model.commit or settings.pinned_revision,
         "dtype": settings.dtype,
         "distilled_lora": settings.distilled_lora and show_name(settings.distilled_lora),
         "image_size": settings.image_size,

@@ -60,7 +60,9 @@ class Worker:
 
 
 def check_run(root: Path, config: Config) -> Run:
-    """Give the run that a configuration makes of a directory, and write nothing.
+    """Return the run that a configuration makes of a directory, and write nothing.
+
+    A run that is there keeps to the commit of the hub that its model was.
 
     Raises `RunMismatchError` where the directory was made with another identity (`[runtime]` may differ),
     and `ConfigError` where it holds something else, or the rewards or prompts of the configuration cannot be.
@@ -70,7 +72,10 @@ def check_run(root: Path, config: Config) -> Run:
     # Looked at before the configuration: another worker may be publishing that now.
     occupied = root.is_dir() and any(not entry.name.endswith(TEMPORARY_SUFFIX) for entry in root.iterdir())
     if layout.config.exists():
-        changed = differences(identify(_read_config(layout)), identify(config))
+        saved = _read_config(layout)
+        if config.model.commit is None:  # whoever asks for a branch again means the commit that it was
+            run = Run(layout, pin_commit(config, saved.model.commit))
+        changed = differences(identify(saved), identify(run.config))
         if changed:
             raise RunMismatchError(
                 f"{root}: was made with other settings ({'; '.join(changed)}); go on with its own by "
@@ -85,6 +90,11 @@ def check_run(root: Path, config: Config) -> Run:
         for task in config.joint_tasks().values():
             prompt_sets(task.prompts)
     return run
+
+
+def pin_commit(config: Config, commit: str | None) -> Config:
+    """Return a configuration whose model of the hub is that of a commit."""
+    return config.model_copy(update={"model": config.model.model_copy(update={"commit": commit})})
 
 
 def check_rewards(run: Run) -> None:

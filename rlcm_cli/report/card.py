@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -137,6 +138,8 @@ def render_card(subject: CardSubject, evidence: Evidence | None, pictures: Mappi
         alarms=_name_alarms(evidence) if evidence else [],
         settings=_list_settings(evidence.run.config) if evidence else {},
         version=__version__,
+        diffusers=metadata.version("diffusers"),
+        transformers=metadata.version("transformers"),
     )
 
 

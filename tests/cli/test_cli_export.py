@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import transformers
 import yaml
 from command_line import LORA_FILE, checkpoints, refuse, rlcm, succeed, write_settings
 from fake_hub import TOKEN, serving
@@ -74,6 +75,7 @@ def test_each_format_is_written_checked_and_described(capsys, run, tiny_lcm, tmp
     assert "license" not in header
     assert "To be filled in: the licence of the base model, tiny-lcm" in card
     assert "for compressibility" in card
+    assert (f"transformers {transformers.__version__}" in card) == (form == "pipeline")
     assert "| `train.learning_rate` | 0.03 |" in card
     assert {file.name for file in out.glob("*.png")} == {"rewards.png", "before_after.png"}
     assert all(f"({file.name})" in card for file in out.glob("*.png"))

@@ -6,7 +6,7 @@ import re
 import socket
 
 import pytest
-from fake_hub import TOKEN, serving
+from fake_hub import TOKEN, asking, files_of, reached
 from huggingface_hub import constants
 
 from rlcm_cli.errors import ConfigError, ModelError
@@ -17,31 +17,20 @@ from rlcm_cli.models.lora import locate_lora
 from rlcm_cli.prompts import load_prompts
 from rlcm_cli.rewards.weights import find_weights
 
-
-@pytest.fixture(autouse=True)
-def _fresh(monkeypatch, tmp_path):
-    hub_room._ask_once.cache_clear()
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setenv("HF_TOKEN", TOKEN)
-    yield
-    hub_room._ask_once.cache_clear()
+AWAY = "http://127.0.0.1:9"
 
 
 @pytest.fixture
-def hub(monkeypatch):
-    with serving() as served:
-        monkeypatch.setattr(constants, "ENDPOINT", served.address)
-        monkeypatch.setattr(
-            constants, "HUGGINGFACE_CO_URL_TEMPLATE", served.address + "/{repo_id}/resolve/{revision}/{filename}"
-        )
+def hub(monkeypatch, tmp_path):
+    with reached(monkeypatch, tmp_path / "cache") as served:
         served.add("ann/x", files={"model_index.json": b"{}", "unet/config.json": b"{}", "big.bin": b"0"})
         yield served
 
 
 @pytest.fixture
-def away(monkeypatch):
-    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+def away(monkeypatch, tmp_path):
+    with asking(monkeypatch, tmp_path / "cache", AWAY):
+        yield
 
 
 def test_a_snapshot_has_what_was_asked_for_and_the_name_of_its_commit(hub):
@@ -106,15 +95,11 @@ def test_where_the_hub_is_away_it_is_tried_once(away, monkeypatch):
     assert constants.HF_HUB_OFFLINE is False
 
 
-def test_a_hub_that_never_answers_ends_in_time(monkeypatch):
+def test_a_hub_that_never_answers_ends_in_time(monkeypatch, away):
     monkeypatch.setattr(hub_room, "ANSWER_SECONDS", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
         assert re.search("does not answer within 0 s|ReadTimeout", find_hub_fault())
-
-
-def files_of(folder):
-    return {file.relative_to(folder).as_posix(): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
 
 
 def test_a_model_is_loaded_with_one_kind_of_weights_and_tells_its_commit(hub, tiny_lcm):
@@ -141,7 +126,7 @@ def test_a_commit_stays_when_the_branch_moves_on(hub, tiny_lcm):
 
 @pytest.mark.parametrize("endpoint", ["http://127.0.0.1:9", "http://no such host", "x"])
 @pytest.mark.parametrize("kind", ["model", "lora", "reward", "prompts"])
-def test_everything_that_is_loaded_says_the_true_cause(monkeypatch, kind, endpoint):
+def test_everything_that_is_loaded_says_the_true_cause(monkeypatch, away, kind, endpoint):
     monkeypatch.setattr(constants, "ENDPOINT", endpoint)
     monkeypatch.setattr("time.sleep", lambda seconds: pytest.fail("the hub is tried again"))
     work = {
@@ -159,9 +144,7 @@ def test_everything_that_is_loaded_says_the_true_cause(monkeypatch, kind, endpoi
 def test_a_path_that_is_mistyped_is_said_to_be_that_first(away, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs/compression").mkdir(parents=True)
-    with pytest.raises(
-        ModelError, match=r"'runs/compresion': there is no such run.*did you mean runs/compression.*hub"
-    ):
+    with pytest.raises(ModelError, match=r"'runs/compresion' is not here and .*hub .*; did you mean runs/compression"):
         locate_lora("runs/compresion")
     with pytest.raises(
         ModelError, match=r"'runs/compresion' is not a folder here; did you mean runs/compression.*hub"
