@@ -166,8 +166,8 @@ class LastStepSettings(Section):
     noise_std: PositiveFloat = 0.1
     """Of `noise`: its standard deviation, in units of the latents."""
     weight: PositiveFloat = 30.0
-    """Of `backprop`: weight of the reward's gradient. At 1 it and the policy's are parts of that of one expected
-    reward; the default leans on it, since the policy's part is by far the noisier."""
+    """Of `backprop`: weight of the reward's gradient. At 1 it and the policy's are, for advantages of the batch,
+    parts of that of one expected reward; the default leans on it, since the policy's part is by far the noisier."""
 
 
 class PretrainingSettings(Section):
@@ -182,6 +182,9 @@ class PretrainingSettings(Section):
     """Of the mean squared error beside the objective."""
     batch_size: PositiveInt = 16
     """Images an optimizer step."""
+    own_steps: Annotated[int, Field(ge=0)] = 0
+    """Optimizer steps an iteration on this loss by itself, before those of the objective; 0: its gradient is part of
+    each of theirs."""
 
 
 class LoraSettings(Section):
@@ -200,18 +203,19 @@ class TrainSettings(Section):
     parameters: Literal["lora", "full"] = "lora"
     """What is trained: the adapter of [lora], or all weights of the U-Net, which takes model.dtype float32."""
     objective: Objective = "ppo"
-    advantages: Literal["per-prompt", "batch", "group", "leave-one-out"] | None = None
+    advantages: Literal["per-prompt", "batch", "group", "leave-one-out", "none"] | None = None
     """What a reward is compared with: its prompt's running statistics, the batch, its group, the others of its
-    group. None: `group` for grpo, `per-prompt` for the others."""
+    group; `none`: the reward as it is, in its own unit, for rwr and rebel. None: `group` for grpo, `per-prompt` for
+    the others."""
     learning_rate: PositiveFloat = 1e-4
     lr_schedule: Literal["constant", "linear", "cosine"] = "linear"
     lr_decay_iterations: Annotated[int, Field(ge=0)] = 0
-    """Iterations after which the decay reaches 0; 0 keeps the rate constant."""
+    """Iterations in which the decay reaches 0; 0 keeps the rate constant."""
     lr_decay_every: PositiveInt = 1
-    """Iterations between two steps of the decay."""
+    """Iterations between two steps of the decay, the first of which is taken at once."""
     lr_warmup_iterations: Annotated[int, Field(ge=0)] = 0
     minibatch_size: PositiveInt | None = None
-    """Samples an optimizer step; None: all samples of the iteration."""
+    """Samples an optimizer step, of which an iteration has a multiple; None: all samples of the iteration."""
     inner_epochs: PositiveInt = 1
     timestep_fraction: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Share of each trajectory's actions that is trained on, drawn anew for each sample and epoch."""
@@ -220,11 +224,13 @@ class TrainSettings(Section):
     rebel_lr: PositiveFloat = 1.0
     """Of rebel: the advantage that a trajectory's log-ratio of 1 stands for."""
     rwr_beta: PositiveFloat = 0.2
-    """Of rwr: weights are proportional to exp(beta · advantage)."""
+    """Of rwr: weights are proportional to exp(beta · advantage), so it depends on the unit of the advantages."""
     rwr_share: Annotated[float, Field(gt=0, le=1)] = 0.1
     """Of rwr-sparse: share of the samples, the best, that is kept."""
-    advantage_clip: PositiveFloat = 10.0
-    max_grad_norm: PositiveFloat = 5.0
+    advantage_clip: NonNegativeFloat = 10.0
+    """Largest advantage, above and below 0, of all objectives but rwr-sparse; 0: any."""
+    max_grad_norm: NonNegativeFloat = 5.0
+    """Norm to which a longer gradient is shortened; 0: none is."""
     kl_weight: NonNegativeFloat = 0.0
     """Weight of the closed-form KL between the policy's and the base model's Gaussians."""
     ema_decay: Annotated[float, Field(ge=0, lt=1)] | None = None
@@ -372,6 +378,19 @@ class Config(Section):
                 f"train.minibatch_size is {train.minibatch_size}, more than the {sample.samples} samples of an "
                 "iteration (sample.samples)"
             )
+        if train.minibatch_size is not None and sample.samples % train.minibatch_size:
+            near = max(size for size in range(1, train.minibatch_size) if sample.samples % size == 0)
+            raise ValueError(
+                f"train.minibatch_size is {train.minibatch_size} and sample.samples {sample.samples}, which is not a "
+                f"multiple of it: the last optimizer step would have fewer samples and count as much; set the former "
+                f"to {near} or {sample.samples}"
+            )
+        if train.lr_schedule != "constant" and 0 < train.lr_decay_iterations <= train.lr_decay_every:
+            raise ValueError(
+                f"train.lr_decay_iterations is {train.lr_decay_iterations}, in which train.lr_decay_every "
+                f"{train.lr_decay_every} leaves the learning rate no step above 0; set train.lr_decay_every to less, "
+                "such as 1"
+            )
         if train.advantage_kind == "per-prompt" and train.min_count > train.buffer_size:
             raise ValueError(
                 f"train.min_count is {train.min_count}, more than train.buffer_size {train.buffer_size}: "
@@ -422,6 +441,16 @@ class Config(Section):
             raise ValueError(
                 "train.objective reinforce is right for samples of the policy itself alone, so for one optimizer step "
                 "an iteration; leave train.minibatch_size and train.inner_epochs out, or use objective ppo"
+            )
+        if train.advantage_kind == "none" and objective not in ("rwr", "rwr-sparse", "rebel"):
+            raise ValueError(
+                f"train.advantages none takes the reward as it is, and train.objective {objective} needs it compared "
+                "with others; leave it out, or use objective rwr or rebel"
+            )
+        if objective == "reinforce" and self.pretraining.own_steps:
+            raise ValueError(
+                "pretraining.own_steps moves the policy before its samples are trained on, and train.objective "
+                "reinforce does not correct for that; leave it at 0, or use objective ppo"
             )
         if objective == "reinforce" and self.sample.staleness:
             raise ValueError(

@@ -486,6 +486,10 @@ def test_differences_name_each_key_with_both_values(preset):
         ("sample.group_size=7", ("sample.samples is 30", "sample.group_size 7")),
         ("sample.shards=31", ("sample.shards is 31", "30 groups")),
         ("train.minibatch_size=31", ("train.minibatch_size is 31", "sample.samples")),
+        ("train.minibatch_size=7", ("train.minibatch_size is 7", "sample.samples 30", "to 6 or 30")),
+        ("train.lr_decay_iterations=1", ("train.lr_decay_iterations is 1", "train.lr_decay_every 1 ", "no step")),
+        ("train.advantages=none", ("train.advantages none", "train.objective ppo", "rwr or rebel")),
+        ("train.max_grad_norm=-1", ("'train.max_grad_norm'", "-1")),
         ("train.min_count=17", ("train.min_count is 17", "train.buffer_size 16")),
         ("rewards={}", ("no reward given",)),
         ("rewards.compressibility=much", ("'rewards.compressibility'", '"much"')),
@@ -526,6 +530,17 @@ def test_an_objective_that_does_not_fit_the_rest_is_refused_in_one_line(train, g
     assert "\n" not in message
     for word in words:
         assert word in message
+
+
+@pytest.mark.parametrize("iterations", [4, 10])
+def test_a_decay_whose_steps_are_as_wide_as_itself_is_refused(iterations):
+    # As compression's, which has steps of 10 iterations.
+    with pytest.raises(ConfigError, match=r"train\.lr_decay_every 10 leaves the learning rate no step above 0"):
+        resolve_config(
+            ["compression"], assignments=["train.lr_decay_every=10", f"train.lr_decay_iterations={iterations}"]
+        )
+    constant = ["train.lr_decay_every=10", f"train.lr_decay_iterations={iterations}", "train.lr_schedule=constant"]
+    assert resolve_config(["compression"], assignments=constant).train.lr_decay_iterations == iterations
 
 
 @pytest.mark.parametrize("objective", ["ppo", "grpo", "reinforce", "rebel", "rwr", "rwr-sparse"])

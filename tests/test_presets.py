@@ -82,7 +82,11 @@ def test_ddpo_as_published(task, samples, updates, buffer, iterations):
 
 def test_rwr_as_published():
     rwr, sparse = published("rwr-compression").train, published("rwr-sparse-compression").train
+    # A softmax of 0.2 x the reward in kB: not normalised, and no advantage is clipped.
     assert (rwr.objective, rwr.rwr_beta, rwr.inner_epochs) == ("rwr", 0.2, 5)
+    assert (rwr.advantage_kind, rwr.advantage_clip) == ("none", 0)
+    embedded = resolve_config(["rwr-compression"]).train
+    assert (embedded.advantage_kind, embedded.rwr_beta) == ("batch", 2.0)
     assert (sparse.objective, sparse.rwr_share, sparse.inner_epochs) == ("rwr-sparse", 0.1, 50)
     for task, train in (("rwr-compression", rwr), ("rwr-sparse-compression", sparse)):
         preset = published(task)
@@ -95,7 +99,8 @@ def test_rwr_as_published():
 def test_rebel_differs_from_rlcm_by_its_objective_and_its_pairs(task, like):
     rebel, ppo = published(task), published(like)
     assert (rebel.sample.samples, rebel.sample.group_size) == (2 * ppo.sample.samples, 2)
-    same = {"objective", "minibatch_size", "clip_range"}
+    same = {"objective", "minibatch_size", "clip_range", "advantage_clip", "max_grad_norm"}
+    assert (rebel.train.advantage_clip, rebel.train.max_grad_norm) == (0, 0)  # its published loop has neither
     assert rebel.train.model_dump(exclude=same) == ppo.train.model_dump(exclude=same)
     assert (rebel.train.objective, rebel.train.rebel_lr) == ("rebel", 1.0)
     assert (rebel.rewards, rebel.prompts, rebel.lora) == (ppo.rewards, ppo.prompts, ppo.lora)
@@ -107,6 +112,8 @@ def test_pinterest_as_published():
     assert (preset.rewards, preset.sample.guidance_scale) == ({"image_reward": 1.0}, 7.0)
     assert (train.parameters, train.learning_rate, train.weight_decay) == ("full", 2e-6, 1e-2)
     assert (train.advantages, train.clip_range) == ("batch", 1e-4)
+    assert (train.advantage_clip, train.max_grad_norm, preset.sample.eta) == (10.0, 0, 1.0)
+    assert preset.pretraining.own_steps == 1  # before the five of the objective
     # Five steps of the optimizer on all samples, each on one of the 50 timesteps.
     assert (preset.sample.samples, train.minibatch_size, train.inner_epochs) == (2048, 2048, 5)
     assert round(train.timestep_fraction * preset.sample.steps) == 1

@@ -104,10 +104,12 @@ def group_advantages(
     """Normalise rewards by the mean and standard deviation of the K samples of their group, float64 [B].
 
     Group-relative advantages of GRPO (DeepSeekMath, arXiv 2402.03300), section 4.1. GRPO is these advantages with
-    `objectives.ppo_clip`; there is no loss of its own. The sample of a group of one has the advantage 0.
+    `objectives.ppo_clip`; there is no loss of its own. The deviation is that of a sample, divided by K − 1, as in the
+    code of DanceGRPO and TRL; those of a prompt and of a batch are divided by their number, as in DDPO's and RLCM's.
+    The sample of a group of one has the advantage 0.
     """
     centred, index, counts = _centre(rewards, groups)
-    std = np.sqrt(np.bincount(index, centred**2) / counts)
+    std = np.sqrt(np.bincount(index, centred**2) / np.maximum(counts - 1, 1))
     return centred / (std[index] + EPSILON), dict(statistics)
 
 
@@ -131,11 +133,29 @@ def leave_one_out_advantages(
     return centred * (counts / np.maximum(counts - 1, 1))[index], dict(statistics)
 
 
+def plain_rewards(
+    prompts: Sequence[str],
+    rewards: Sequence[float],
+    statistics: PromptStatistics,
+    *,
+    groups: Sequence[int],
+    buffer_size: int,
+    min_count: int,
+) -> tuple[np.ndarray, dict[str, tuple[float, ...]]]:
+    """Return the rewards as they are, float64 [B].
+
+    For objectives that only compare samples: the softmax of RWR (`objectives.rwr_weights`) in the unit of the reward,
+    as in the published code, and REBEL's differences within a pair.
+    """
+    return np.asarray(rewards, dtype=np.float64), dict(statistics)
+
+
 ADVANTAGES: Mapping[str, AdvantageFunction] = {
     "per-prompt": per_prompt_advantages,
     "batch": batch_advantages,
     "group": group_advantages,
     "leave-one-out": leave_one_out_advantages,
+    "none": plain_rewards,
 }
 
 

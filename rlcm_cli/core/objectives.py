@@ -106,9 +106,10 @@ def neighbour_pairs(groups: Tensor) -> Tensor:
 def rwr_weights(advantages: Tensor, beta: float) -> Tensor:
     """Weights of reward-weighted regression, exp(beta · A) / Z over a whole round, float [B]; their sum is 1.
 
-    RWR of arXiv 2305.13301, section 4.2, there with beta = 0.2 and rewards normalised per prompt. Its loss is the
-    weighted likelihood of the stored actions, −Σᵢ wᵢ · mean_a(log_probᵢₐ): that is `reinforce` over all
-    transitions with the weight B · wᵢ for each of sample i. Those weights have mean 1 over the round, so a
+    RWR of arXiv 2305.13301, section 4.2; its published code takes beta = 0.2 of the rewards as they are, in kB of a
+    JPEG say. `beta` is in the inverse of their unit: with advantages of variance 1, 0.2 weighs all samples nearly
+    alike. Its loss is the weighted likelihood of the stored actions, −Σᵢ wᵢ · mean_a(log_probᵢₐ): that is `reinforce`
+    over all transitions with the weight B · wᵢ for each of sample i. Those weights have mean 1 over the round, so a
     minibatch of it estimates the same loss, and as it is a likelihood, old samples may be used again and again.
     """
     return torch.softmax(beta * advantages, dim=0)

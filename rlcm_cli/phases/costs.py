@@ -20,14 +20,22 @@ def count_forwards(config: Config, model: DiffusionModel, rollout: Rollout, *, r
     `rescoring`: passes over all transitions that took their old log-probabilities anew.
     """
     settings, samples = config.train, len(rollout.trajectories)
-    guided = not model.guided_by_embedding and rollout.manifest.schedule.guidance_scale > 1
     passes = 1 + BACKWARD_FORWARDS + bool(settings.kl_weight) + (settings.objective == "rebel")
     actions = round(rollout.trajectories.actions * settings.timestep_fraction)
     trained = samples * actions * settings.inner_epochs * passes
     trained += samples * rollout.trajectories.actions * rescoring
     if config.last_step.mode == "backprop":
         trained += samples * settings.inner_epochs * (1 + BACKWARD_FORWARDS)
-    return (1 + guided) * (samples * rollout.schedule.steps + trained)
+    return drawing_forwards(model, rollout) + _forwards_a_call(model, rollout) * trained
+
+
+def drawing_forwards(model: DiffusionModel, rollout: Rollout) -> int:
+    """Count the model forwards that drawing an iteration took."""
+    return _forwards_a_call(model, rollout) * len(rollout.trajectories) * rollout.schedule.steps
+
+
+def _forwards_a_call(model: DiffusionModel, rollout: Rollout) -> int:
+    return 1 + (not model.guided_by_embedding and rollout.manifest.schedule.guidance_scale > 1)
 
 
 def phase_seconds(

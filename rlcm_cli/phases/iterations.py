@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from rlcm_cli.phases.events import Event, HackingFound, IterationTrained
+from rlcm_cli.phases.events import Event, HackingFound, IterationTrained, Warned
 from rlcm_cli.phases.run import Run
+from rlcm_cli.phases.signal import describe_rest
 from rlcm_cli.phases.watch import best_checkpoints, find_hacking, trained_progress
 from rlcm_cli.store.checkpoint import latest_checkpoint
 from rlcm_cli.store.reward_versions import changed_rewards, comparable_rows
@@ -36,6 +37,9 @@ def run_iterations(
     history = [dict(row) for row in comparable_rows(history)]
     alarms: dict[str, str] = {}
     every, drawn = run.config.evaluate.every, set()
+    rest = describe_rest(run.config, first_iteration)
+    if rest:
+        yield Warned(rest)
     while True:
         newest = latest_checkpoint(layout)
         if every and newest and newest % every == 0:

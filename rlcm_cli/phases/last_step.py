@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -42,10 +42,13 @@ class PathwiseReward:
 
 
 def choose_pathwise(rollout: Rollout, config: Config, scorers: Mapping[str, Scorer]) -> list[PathwiseReward]:
-    """Give the differentiable ones of the rewards that are trained for.
+    """Return the differentiable ones of the rewards that are trained for.
 
-    A reward is divided by its standard deviation over the round, as advantages are, and weighted as there: see
-    `combine_advantages`. Raises `ConfigError` where none is differentiable.
+    A reward is divided by its standard deviation over the samples of its task in the round, and weighted as in
+    `combine_advantages`. Of `batch` advantages, that is their own divisor; those of a prompt or group divide by the
+    deviation of their prompt or group, which may be 0 and would then leave this gradient without bound. A reward that
+    does not differ has the factor 0. `leave-one-out` and `none` keep the unit of the reward, and so does this.
+    Raises `ConfigError` where none is differentiable.
     """
     tasks = config.joint_tasks()
     trained = [name for name in config.reward_names() if any(task.rewards.get(name) for task in tasks.values())]
@@ -64,12 +67,26 @@ def choose_pathwise(rollout: Rollout, config: Config, scorers: Mapping[str, Scor
         norm = 1.0 if summed else math.sqrt(sum(weight**2 for weight in choice.rewards.values()))
         for name in set(chosen) & set(choice.rewards):
             values = (rollout.rewards if summed else rollout.components[name])[rows]
-            # Leave-one-out advantages keep the unit of their rewards.
-            normalised = config.train.advantage_kind != "leave-one-out"
-            spread = values.std(correction=0).item() + EPSILON if normalised else 1.0
             weights[name][rows] = choice.rewards[name]
-            factors[name][rows] = choice.rewards[name] / (norm * spread)
+            if config.train.advantage_kind in ("leave-one-out", "none"):
+                factors[name][rows] = choice.rewards[name] / norm
+            elif (values != values[0]).any():
+                factors[name][rows] = choice.rewards[name] / (norm * (values.std(correction=0).item() + EPSILON))
     return [PathwiseReward(scorers[name].reward, weights[name], factors[name]) for name in chosen]
+
+
+def tell_pathwise(config: Config, chosen: Sequence[PathwiseReward]) -> str | None:
+    """Say which trained rewards have no gradient through the last call; None where all have one."""
+    named = {part.reward.name for part in chosen}
+    rewards = [task.rewards for task in config.joint_tasks().values()]
+    trained = dict.fromkeys(name for of_task in rewards for name, weight in of_task.items() if weight)
+    left_out = [name for name in trained if name not in named]
+    if not left_out:
+        return None
+    return (
+        f"last_step.mode backprop: {', '.join(left_out)} cannot be differentiated, so that the last call learns from "
+        f"{', '.join(sorted(named))} only"
+    )
 
 
 def accumulate_last_step(
@@ -82,11 +99,11 @@ def accumulate_last_step(
     micro_batch_size: int,
     team: Team = Team(),  # noqa: B008
 ) -> dict[str, Tensor]:
-    """Add the gradient of the rewards through the last call to the adapter's, and give its metrics.
+    """Add the gradient of the rewards through the last call to the adapter's, and return its metrics.
 
     The policy's loss is a mean over actions, and its log-probabilities usually over the latents' D values too: so
-    this one is divided by A and D as well, and with a weight of 1 both are parts of the gradient of one expected
-    reward.
+    this one is divided by A and D as well. With a weight of 1 and advantages of the batch, which no clip cuts, both
+    are parts of the gradient of one expected reward; with others nearly so, as `choose_pathwise` says.
 
     Args:
         model: With the adapter.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -29,7 +30,8 @@ def choose_objective(settings: TrainSettings) -> ObjectiveParts:
     """Give the objective of a configuration."""
 
     def clip(advantages: Tensor) -> Tensor:
-        return advantages.clamp(-settings.advantage_clip, settings.advantage_clip)
+        largest = settings.advantage_clip or math.inf
+        return advantages.clamp(-largest, largest)
 
     def clipped_ratio(log_probs: Tensor, old_log_probs: Tensor, weights: Tensor) -> ObjectiveResult:
         return ppo_clip(log_probs, old_log_probs, weights, settings.clip_range)

@@ -2,19 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from rlcm_cli.config import TrainSettings
+from rlcm_cli.core.learning_rate import learning_rate
 from rlcm_cli.errors import ConfigError
 
 
 def find_optimizer(name: str) -> Callable[..., torch.optim.Optimizer]:
     """Give the class of an optimizer. Raises `ConfigError` where its package is not there."""
     return {"adamw": lambda: torch.optim.AdamW, "adamw8bit": _adamw8bit}[name]()
+
+
+def rate_of(settings: TrainSettings, iteration: int) -> float:
+    """Return the learning rate of an iteration, from 0."""
+    return learning_rate(
+        settings.learning_rate,
+        iteration,
+        warmup=settings.lr_warmup_iterations,
+        schedule=settings.lr_schedule,
+        decay_iterations=settings.lr_decay_iterations,
+        decay_every=settings.lr_decay_every,
+    )
+
+
+def clip_gradient(parameters: Iterable[torch.nn.Parameter], settings: TrainSettings) -> float:
+    """Shorten the gradient to the largest norm that the settings admit, and return the norm that it had.
+
+    A norm that is infinite or NaN makes the gradient useless; the caller must not step on it.
+    """
+    largest = settings.max_grad_norm or math.inf
+    return float(torch.nn.utils.clip_grad_norm_(parameters, largest, error_if_nonfinite=False))
 
 
 def make_optimizer(

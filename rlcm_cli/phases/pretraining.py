@@ -1,8 +1,9 @@
 """The loss of the model's own training on real images with captions, beside the objective.
 
 Pinterest's regulariser against forgetting (arXiv 2401.12244): as in their published code, the noise prediction of
-images at timesteps drawn evenly, each with its caption, none of which is dropped. Theirs is an optimizer step of its
-own before each of the objective; here both gradients are one step, so that `weight` says how they compare.
+images at timesteps drawn evenly, each with its caption, none of which is dropped. Theirs is one optimizer step of its
+own an iteration, after its samples are drawn and before the five of the objective: that is `own_steps` 1. By default
+both gradients are one step, so that `weight` says how they compare.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from rlcm_cli.models.trained import TRAINED
 from rlcm_cli.models.weights import copy_weights
 from rlcm_cli.phases.gradient import LARGEST, Minibatch
 from rlcm_cli.phases.objectives import choose_objective
-from rlcm_cli.phases.optimizer import make_optimizer, optimizer_tensors
+from rlcm_cli.phases.optimizer import clip_gradient, make_optimizer, optimizer_tensors
 from rlcm_cli.phases.pretraining import find_pairs
 from rlcm_cli.phases.rollout import Rollout, join_conditioning
 from rlcm_cli.phases.sample import assemble_shard, draw_shard, plan_rollout
@@ -61,8 +61,7 @@ class Probe:
         self.start_optimizer()
         self.optimizer.zero_grad(set_to_none=True)
         self._accumulate(self._choose(micro_batch_size), micro_batch_size)
-        settings = self.config.train
-        torch.nn.utils.clip_grad_norm_(self.parameters.values(), settings.max_grad_norm)
+        clip_gradient(self.parameters.values(), self.config.train)
         self.optimizer.step()
 
     def start_optimizer(self) -> None:

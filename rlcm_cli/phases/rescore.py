@@ -53,6 +53,8 @@ def is_rescored(config: Config) -> bool:
 def rescoring_passes(config: Config) -> int:
     """Count the forward passes that rescoring adds to an iteration's: none where there is a single update."""
     settings = config.train
+    if config.pretraining.source is not None and config.pretraining.own_steps:  # they move the policy first
+        return int(is_rescored(config))
     single = settings.inner_epochs == 1 and (settings.minibatch_size or config.sample.samples) >= config.sample.samples
     return int(is_rescored(config) and not (single and settings.objective != "rebel"))
 
@@ -104,6 +106,22 @@ def anchor(objective: ObjectiveParts) -> ObjectiveParts:
         return ObjectiveResult(result.loss, {**result.metrics, LARGEST: drift})
 
     return dataclasses.replace(objective, loss=loss)
+
+
+@torch.no_grad()
+def measure_drift(model: DiffusionModel, rollout: Rollout, micro_batch_size: int) -> float:
+    """Replay as many stored transitions as a micro-batch has, and return the largest |ratio − 1|; 0 where none is.
+
+    All processes of a team replay the same ones, so that all find the same.
+    """
+    trajectories = rollout.trajectories
+    count, actions = min(len(trajectories), micro_batch_size), trajectories.actions
+    if not actions:
+        return 0.0
+    some = flatten_transitions(trajectories, torch.arange(count), torch.arange(actions).expand(count, -1))
+    _, part = next(micro_batches(model, some, micro_batch_size, Team()))
+    # NaN stays NaN, for the check of the ratio to tell.
+    return ((replay(model, rollout, part).log_probs_N - part.log_probs_N).exp() - 1).abs().max().item()
 
 
 @torch.no_grad()

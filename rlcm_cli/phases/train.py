@@ -4,31 +4,34 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from rlcm_cli.config import TrainSettings
 from rlcm_cli.core.ema import average_weights
-from rlcm_cli.core.learning_rate import learning_rate
 from rlcm_cli.errors import ConfigError, MissingFileError, TrainingError
 from rlcm_cli.models.diffusion import DiffusionModel
 from rlcm_cli.models.trained import TRAINED, TrainedWeights
 from rlcm_cli.models.weights import exchanged_weights
 from rlcm_cli.phases.advantages import compute_advantages, flat_prompts, forget_rewards, reward_metrics
-from rlcm_cli.phases.costs import count_forwards, phase_seconds
+from rlcm_cli.phases.costs import count_forwards, drawing_forwards, phase_seconds
 from rlcm_cli.phases.events import Advanced, Event, IterationTrained, PhaseSkipped, PhaseStarted, Warned
 from rlcm_cli.phases.gradient import LARGEST, UpdateMetrics, draw_minibatches
-from rlcm_cli.phases.optimizer import make_optimizer, optimizer_tensors, restore_optimizer
+from rlcm_cli.phases.last_step import tell_pathwise
+from rlcm_cli.phases.optimizer import clip_gradient, make_optimizer, optimizer_tensors, rate_of, restore_optimizer
 from rlcm_cli.phases.policy import load_checkpoint
 from rlcm_cli.phases.pretraining import step_seed
-from rlcm_cli.phases.rescore import is_rescored, numerics, rescore_lessons, rescore_stale_lessons
+from rlcm_cli.phases.rescore import is_rescored, measure_drift, numerics, rescore_lessons, rescore_stale_lessons
 from rlcm_cli.phases.rollout import read_rollout
 from rlcm_cli.phases.run import Run
 from rlcm_cli.phases.score import Scorer
+from rlcm_cli.phases.signal import find_no_signal, starts_to_rest
 from rlcm_cli.phases.team import Team
-from rlcm_cli.phases.update import accumulate_update, prepare_lessons
+from rlcm_cli.phases.update import Lessons, accumulate_own_step, accumulate_update, prepare_lessons
 from rlcm_cli.store.checkpoint import (
     AVERAGE_FOLDER,
     latest_checkpoint,
@@ -93,79 +96,29 @@ def train(
             f"iteration {iteration + 1}: all images of a prompt have the same reward, for {len(flat)} prompts "
             f"(such as '{flat[0]}'): they teach nothing"
         )
-    if not advantages.any():
-        raise TrainingError(
-            f"{layout.rollout(iteration)}: all rewards are equal ({rollout.rewards[0]:.4g}), so there is nothing to "
-            "learn from; use another reward, or more images an iteration"
-        )
-
-    lessons, replay_drift = prepare_lessons(run, model, rollout, advantages, scorers), None
-    on_policy = not off_policy and run.config.sample.drawing_checkpoint(iteration) == iteration
-    rescored, rescoring = is_rescored(run.config) and not off_policy, 0
-    if rescored:
-        anew = (
-            rescore_lessons(model, lessons, run.config, team)
-            if on_policy
-            else rescore_stale_lessons(run, model, lessons, team)
-        )
-        lessons, replay_drift, rescoring = anew.lessons, anew.drift, anew.passes
+    lessons, rate = prepare_lessons(run, model, rollout, advantages, scorers), rate_of(settings, iteration)
+    left_out = tell_pathwise(run.config, lessons.pathwise) if lessons.pathwise and iteration == 0 else None
+    if left_out:
+        yield Warned(left_out)
     trained = TRAINED[settings.parameters]
     parameters = trained.parameters(model)
-    rate = learning_rate(
-        settings.learning_rate,
-        iteration,
-        warmup=settings.lr_warmup_iterations,
-        schedule=settings.lr_schedule,
-        decay_iterations=settings.lr_decay_iterations,
-        decay_every=settings.lr_decay_every,
-    )
     optimizer = make_optimizer(parameters, settings, rate)
     restore_optimizer(optimizer, parameters, read_optimizer(layout, iteration))
-    ema = start_average(run, model, trained, iteration)
-    # On the host: of a whole U-Net there may be no room for another one beside it.
-    before = {name: parameter.detach().to("cpu", copy=True) for name, parameter in parameters.items()}
-
-    count = len(advantages)
-    updates = math.ceil(count / (settings.minibatch_size or count)) * settings.inner_epochs
-    yield PhaseStarted("train", iteration, updates, "updates")
-    records: list[UpdateMetrics] = []
-    model.adapter_digest = None  # from the first step on the weights are no file's, also where a later one fails
-    for minibatch in draw_minibatches(rollout, settings, run.config.seed, iteration):
-        optimizer.zero_grad(set_to_none=True)
-        seed = step_seed(run.config.seed, iteration, len(records))
-        record = accumulate_update(model, lessons, minibatch, run.config, seed, team)
-        if not records:
-            drift = record.values[LARGEST] if replay_drift is None else replay_drift
-        if not records and on_policy:
-            check_ratio(drift, numerics(run.config), layout.rollout(iteration).name)
-            if iteration == 0 and "clip_fraction" in record.values and drift > settings.clip_range / 10:
-                yield Warned(
-                    f"rounding in {numerics(run.config)} moves the probability ratio by {drift:.1e}, not small beside "
-                    f"train.clip_range {settings.clip_range:.0e}: "
-                    + (
-                        "old log-probabilities are taken from training itself, so that it clips nothing at random"
-                        if rescored
-                        else "it clips updates at random; --dtype float32 learns better"
-                    )
-                )
-        norm = float(
-            torch.nn.utils.clip_grad_norm_(parameters.values(), settings.max_grad_norm, error_if_nonfinite=False)
+    student = Student(model, parameters, optimizer, start_average(run, model, trained, iteration))
+    on_policy = not off_policy and run.config.sample.drawing_checkpoint(iteration) == iteration
+    no_signal = find_no_signal(rollout, advantages, lessons, run.config)
+    if no_signal:
+        yield Warned(f"iteration {iteration + 1}: {no_signal}")
+    if starts_to_rest(run.config, iteration):
+        yield Warned(
+            f"iteration {iteration + 1}: the learning rate has decayed to 0 (train.lr_decay_iterations is "
+            f"{settings.lr_decay_iterations}), and from here on the policy stays as it is"
         )
-        record.values["grad_norm"] = norm
-        if not math.isfinite(norm):
-            raise TrainingError(
-                f"iteration {iteration + 1}: the gradient is {norm}; use --dtype bfloat16 or float32, or a "
-                "smaller train.learning_rate"
-            )
-        optimizer.step()
-        if ema is not None and settings.ema_decay is not None:
-            ema = average_weights(ema, parameters, settings.ema_decay)
-        records.append(record)
-        yield Advanced(1)
-    if all(torch.equal(before[name], parameter.cpu()) for name, parameter in parameters.items()):
-        raise TrainingError(
-            f"iteration {iteration + 1}: {len(records)} optimizer steps changed no weight (learning rate {rate:.3g}); "
-            "the gradient does not reach what is trained, or the rate has decayed to 0"
+    if no_signal or rate == 0:
+        measured: dict[str, float] = {"updates": 0, "forwards": drawing_forwards(model, rollout)}
+    else:
+        measured = yield from _learn(
+            run, student, lessons, team, rate=rate, on_policy=on_policy, off_policy=off_policy
         )
 
     cpu_seconds = sum(part["cpu_seconds"] for part in team.gather({"cpu_seconds": time.process_time() - processor}))
@@ -174,16 +127,12 @@ def train(
         "checkpoint": iteration + 1,
         **reward_metrics(rollout, run.config),
         "reward_revisions": dict(rollout.revisions),
-        **average(records),
-        "ratio_drift": drift,
-        "rescored": int(rescored),
+        **measured,
         "learning_rate": rate,
         "flat_prompts": len(flat),
-        "samples": count,
-        "updates": len(records),
+        "samples": len(advantages),
         "micro_batch_size": run.config.runtime.micro_batch_size,
         "gradient_checkpointing": run.config.runtime.gradient_checkpointing,
-        "forwards": count_forwards(run.config, model, rollout, rescoring=rescoring),
         "train_seconds": time.perf_counter() - clock,
         **phase_seconds(layout, rollout.manifest, cpu_seconds, team),
         "finished_at": time.time(),
@@ -194,14 +143,134 @@ def train(
         publish_checkpoint(
             layout,
             iteration + 1,
-            write_weights=lambda folder: write_weights(model, trained, ema, folder),
+            write_weights=lambda folder: write_weights(model, trained, student.average, folder),
             model_digest=model.digest,
             optimizer=optimizer_tensors(optimizer, parameters),
-            optimizer_steps=state.optimizer_steps + len(records),
+            optimizer_steps=state.optimizer_steps + student.steps,
             statistics=statistics,
         )
     team.wait()
     yield IterationTrained(iteration + 1, metrics)
+
+
+@dataclass
+class Student:
+    """What an iteration's optimizer steps change."""
+
+    model: DiffusionModel
+    parameters: Mapping[str, torch.nn.Parameter]
+    optimizer: torch.optim.Optimizer
+    average: Mapping[str, Tensor] | None
+    """Moving average of the weights, by name; None: none is kept."""
+    steps: int = 0
+    """Optimizer steps taken."""
+
+    def step(self, settings: TrainSettings, iteration: int) -> float:
+        """Take an optimizer step along the gradient that is there, and return its norm before it was clipped.
+
+        Raises `TrainingError` where it is infinite or NaN.
+        """
+        norm = clip_gradient(self.parameters.values(), settings)
+        if not math.isfinite(norm):
+            raise TrainingError(
+                f"iteration {iteration + 1}: the gradient is {norm}; use --dtype bfloat16 or float32, or a "
+                "smaller train.learning_rate"
+            )
+        self.optimizer.step()
+        self.steps += 1
+        if self.average is not None and settings.ema_decay is not None:
+            self.average = average_weights(self.average, self.parameters, settings.ema_decay)
+        return norm
+
+
+def _learn(
+    run: Run,
+    student: Student,
+    lessons: Lessons,
+    team: Team,
+    *,
+    rate: float,
+    on_policy: bool,
+    off_policy: bool,
+) -> Generator[Event, None, dict[str, float]]:
+    """Take the optimizer steps of an iteration, and return what they measured by the names of metrics.
+
+    Raises `TrainingError` for a ratio that is not 1 before the first of them, a gradient or weights that are not
+    finite, and weights that are all as they were.
+    """
+    model, settings, rollout = student.model, run.config.train, lessons.rollout
+    iteration, replay_drift = rollout.manifest.iteration, None
+    rescored, rescoring = is_rescored(run.config) and not off_policy, 0
+    if rescored:
+        anew = (
+            rescore_lessons(model, lessons, run.config, team)
+            if on_policy
+            else rescore_stale_lessons(run, model, lessons, team)
+        )
+        lessons, replay_drift, rescoring = anew.lessons, anew.drift, anew.passes
+    # On the host: of a whole U-Net there may be no room for another one beside it.
+    before = {name: parameter.detach().to("cpu", copy=True) for name, parameter in student.parameters.items()}
+    own_steps = run.config.pretraining.own_steps if lessons.pairs is not None else 0
+    if own_steps and on_policy and replay_drift is None:
+        replay_drift = measure_drift(model, rollout, run.config.runtime.micro_batch_size)
+
+    count = len(rollout.trajectories)
+    updates = count // (settings.minibatch_size or count) * settings.inner_epochs
+    yield PhaseStarted("train", iteration, own_steps + updates, "updates")
+    model.adapter_digest = None  # from the first step on the weights are no file's, also where a later one fails
+    own_records: list[UpdateMetrics] = []
+    for step in range(own_steps):
+        student.optimizer.zero_grad(set_to_none=True)
+        seed = step_seed(run.config.seed, iteration, step)
+        own_records.append(accumulate_own_step(model, lessons, run.config, seed, team))
+        student.step(settings, iteration)
+        yield Advanced(1)
+    records: list[UpdateMetrics] = []
+    for minibatch in draw_minibatches(rollout, settings, run.config.seed, iteration):
+        student.optimizer.zero_grad(set_to_none=True)
+        seed = step_seed(run.config.seed, iteration, len(records))
+        record = accumulate_update(model, lessons, minibatch, run.config, seed, team)
+        if not records:
+            drift = record.values[LARGEST] if replay_drift is None else replay_drift
+        if not records and on_policy:
+            check_ratio(drift, numerics(run.config), run.layout.rollout(iteration).name)
+            if iteration == 0 and "clip_fraction" in record.values and drift > settings.clip_range / 10:
+                yield Warned(
+                    f"rounding in {numerics(run.config)} moves the probability ratio by {drift:.1e}, not small beside "
+                    f"train.clip_range {settings.clip_range:.0e}: "
+                    + (
+                        "old log-probabilities are taken from training itself, so that it clips nothing at random"
+                        if rescored
+                        else "it clips updates at random; --dtype float32 learns better"
+                    )
+                )
+        record.values["grad_norm"] = student.step(settings, iteration)
+        records.append(record)
+        yield Advanced(1)
+    _check_weights(student, before, iteration, rate)
+    return {
+        **average(own_records),
+        **average(records),
+        "ratio_drift": drift,
+        "rescored": int(rescored),
+        "updates": len(records),
+        "forwards": count_forwards(run.config, model, rollout, rescoring=rescoring),
+    }
+
+
+def _check_weights(student: Student, before: Mapping[str, Tensor], iteration: int, rate: float) -> None:
+    after = {name: parameter.detach().cpu() for name, parameter in student.parameters.items()}
+    broken = [name for name, weights in after.items() if not weights.isfinite().all()]
+    if broken:
+        raise TrainingError(
+            f"iteration {iteration + 1}: the optimizer's steps made {len(broken)} of {len(after)} weights infinite or "
+            f"NaN, such as {broken[0]}; nothing was published; use a smaller train.learning_rate (now {rate:.3g})"
+        )
+    if all(torch.equal(before[name], weights) for name, weights in after.items()):
+        raise TrainingError(
+            f"iteration {iteration + 1}: {student.steps} optimizer steps changed no weight (rate {rate:.3g}): "
+            "the gradient does not reach what is trained, or the rate is too small for the weights' dtype"
+        )
 
 
 def start_average(
@@ -247,7 +316,9 @@ def check_ratio(drift: float, dtype: str, where: str) -> None:
 
 
 def average(records: list[UpdateMetrics]) -> dict[str, float]:
-    """Average the metrics of an iteration's optimizer steps."""
+    """Average the metrics of an iteration's optimizer steps, which are of as many samples each; of none none."""
+    if not records:
+        return {}
     return {
         name: sum(record.values[name] for record in records) / len(records)
         for name in records[0].values

@@ -87,11 +87,38 @@ def accumulate_update(
             team=team,
         )
         record.add(1, reward)
-    if lessons.pairs is not None:
+    if lessons.pairs is not None and not config.pretraining.own_steps:
         loss = accumulate_pretraining(
             model, lessons.pairs, config.pretraining, seed, micro_batch_size=micro_batch_size, team=team
         )
         record.add(1, loss)
+    return _sum_parts(model, record, config, team)
+
+
+def accumulate_own_step(
+    model: DiffusionModel,
+    lessons: Lessons,
+    config: Config,
+    seed: int,
+    team: Team = Team(),  # noqa: B008
+) -> UpdateMetrics:
+    """Give the trained weights, which have none, the gradient of the pretraining loss by itself."""
+    record = UpdateMetrics()
+    if lessons.pairs is not None:
+        loss = accumulate_pretraining(
+            model,
+            lessons.pairs,
+            config.pretraining,
+            seed,
+            micro_batch_size=config.runtime.micro_batch_size,
+            team=team,
+        )
+        record.add(1, loss)
+    return _sum_parts(model, record, config, team)
+
+
+def _sum_parts(model: DiffusionModel, record: UpdateMetrics, config: Config, team: Team) -> UpdateMetrics:
+    """Add up the metrics of all processes, and their gradients in place."""
     total = UpdateMetrics()
     # By gloo, and before the gradients: NCCL would wait for a process that is gone.
     for values in team.gather(record.values):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +18,7 @@ from rlcm_cli.config import Config, parse_config
 from rlcm_cli.errors import ConfigError
 from rlcm_cli.models.diffusion import DiffusionModel
 from rlcm_cli.models.lora import lora_parameters
+from rlcm_cli.phases.events import Warned
 from rlcm_cli.phases.last_step import accumulate_last_step, choose_pathwise
 from rlcm_cli.phases.loop import estimate_cost
 from rlcm_cli.phases.policy import load_checkpoint, load_policy_model
@@ -161,6 +163,24 @@ class TestTraining:
         assert metrics["last_step_reward"] == pytest.approx(metrics["reward_mean"], abs=1e-3)
         # 8 images: 4 calls to draw, of the 3 actions and the last call a forward and a backward.
         assert metrics["forwards"] == 8 * (4 + 3 * 3 + 3)
+
+    @pytest.mark.parametrize("rewards", [{"brightness": 1.0, "compressibility": 2.0}, BRIGHT])
+    def test_it_is_told_which_rewards_the_last_call_learns_nothing_of(self, tiny_lcm, tmp_path, rewards):
+        run, model = prepare(tmp_path / "run", backprop(tiny_lcm, rewards=rewards))
+        told = [event.message for event in finish(train(run, model)) if isinstance(event, Warned)]
+        left_out = [message for message in told if "cannot be differentiated" in message]
+        expected = (
+            "last_step.mode backprop: compressibility cannot be differentiated, so that the last call learns from"
+        )
+        assert left_out == [f"{expected} brightness only"] * (len(rewards) - 1)
+
+    def test_a_reward_that_does_not_differ_has_no_say(self, tiny_lcm, tmp_path):
+        run, _model, rollout, scorers = prepared(tmp_path / "run", backprop(tiny_lcm))
+        flat = dataclasses.replace(rollout, components={"brightness": torch.full((8,), 3.0)}, rewards=torch.ones(8))
+        (part,) = choose_pathwise(flat, run.config, scorers)
+        assert not part.factors.any()
+        (part,) = choose_pathwise(rollout, run.config, scorers)
+        assert part.factors.all()
 
     def test_a_single_call_learns(self, tiny_lcm, tmp_path):
         config = backprop(

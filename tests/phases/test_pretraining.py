@@ -14,13 +14,14 @@ from phase_runs import finish, make_by_hand, make_config, make_loop, prepare
 from PIL import Image
 from plain_diffusion import build_plain_diffusion
 
-from rlcm_cli.config import Config, PretrainingSettings
+from rlcm_cli.config import Config, PretrainingSettings, override_config
 from rlcm_cli.core.noise import seed_generator
 from rlcm_cli.errors import ConfigError
 from rlcm_cli.models.diffusion import DiffusionModel
 from rlcm_cli.models.lora import lora_parameters
 from rlcm_cli.phases.policy import load_policy_model
 from rlcm_cli.phases.pretraining import accumulate_pretraining, find_pairs, fit_image, step_seed
+from rlcm_cli.phases.rescore import rescoring_passes
 from rlcm_cli.phases.train import train
 from rlcm_cli.prompts.pairs import open_pairs
 from rlcm_cli.store.checkpoint import read_trainer_state
@@ -149,6 +150,33 @@ class TestRuns:
         assert "pretraining_loss" not in rows[1]
         digests = [read_trainer_state(run.layout, 1).policy_digest for run, _ in (with_loss, without)]
         assert digests[0] != digests[1]
+
+    def test_steps_of_its_own_come_before_those_of_the_objective(self, plain, folder, tmp_path):
+        config = pretrained(plain, folder, own_steps=2)
+        run, model = prepare(tmp_path / "run", config)
+        metrics = finish(train(run, model))[-1].metrics
+        assert read_trainer_state(run.layout, 1).optimizer_steps == 3
+        assert metrics["updates"] == 1
+        assert metrics["pretraining_loss"] > 0
+        assert metrics["ratio_drift"] <= 2e-6  # before any step
+        assert metrics["approx_kl"] > 1e-9  # of the policy that the objective finds
+        beside, _ = prepare(tmp_path / "beside", pretrained(plain, folder))
+        assert finish(train(beside, model))[-1].metrics["approx_kl"] < 1e-12
+
+    def test_steps_of_its_own_by_hand_equal_the_loop(self, plain, folder, tmp_path):
+        config = pretrained(plain, folder, own_steps=1)
+        runs = [make_by_hand(tmp_path / "by-hand", config, fresh=False), make_loop(tmp_path / "loop", config)]
+        digests = [read_trainer_state(run.layout, 2).policy_digest for run in runs]
+        assert digests[0] == digests[1]
+
+    def test_in_16_bits_the_old_policy_is_rescored_before_steps_of_its_own(self, plain, folder):
+        config = override_config(pretrained(plain, folder), flags={"model.dtype": "bfloat16"})
+        own = override_config(config, flags={"pretraining.own_steps": 1})
+        assert (rescoring_passes(config), rescoring_passes(own)) == (0, 1)
+
+    def test_steps_of_its_own_are_refused_where_nothing_corrects_for_them(self, plain, folder):
+        with pytest.raises(ConfigError, match=r"pretraining.own_steps moves the policy .* use objective ppo"):
+            override_config(pretrained(plain, folder, own_steps=1), flags={"train.objective": "reinforce"})
 
     def test_each_step_has_other_images(self):
         assert len({step_seed(*place) for place in [(0, 0, 0), (0, 0, 1), (0, 1, 0), (1, 0, 0)]}) == 4

@@ -1,3 +1,4 @@
+import dataclasses
 import math
 import re
 
@@ -32,7 +33,7 @@ from rlcm_cli.errors import (
 )
 from rlcm_cli.models.lora import lora_parameters, save_lora
 from rlcm_cli.phases import train as train_module
-from rlcm_cli.phases.events import Advanced, IterationTrained, Warned
+from rlcm_cli.phases.events import Advanced, Evaluated, IterationTrained, Warned
 from rlcm_cli.phases.loop import loop
 from rlcm_cli.phases.policy import ensure_start, load_policy_model
 from rlcm_cli.phases.run import create_run
@@ -43,6 +44,7 @@ from rlcm_cli.store.checkpoint import (
     LORA_FILE,
     digest_safetensors,
     publish_checkpoint,
+    read_optimizer,
     read_statistics,
     read_trainer_state,
 )
@@ -118,10 +120,50 @@ class TestRewardsThatCannotBe:
         finish(score(run, load_scorers(run)))
         assert isinstance(finish(train(run, model))[-1], IterationTrained)
 
-    def test_equal_rewards_teach_nothing(self, config, tmp_path):
+    @pytest.mark.parametrize("train_settings", [{}, {"kl_weight": 0.5, "ema_decay": 0.5}])
+    def test_equal_rewards_change_nothing_and_the_run_goes_on(self, tiny_lcm, tmp_path, train_settings):
+        config = make_config(tiny_lcm, train=train_settings, runtime={"iterations": 3})
+        run, model = create_run(tmp_path / "run", config), shared_model(tiny_lcm)
+        flat = reward_of(run, lambda sample: 3)
+        for scorers in (load_scorers(run), flat, load_scorers(run)):
+            finish(sample(run, model))
+            finish(score(run, scorers))
+            events = finish(train(run, model))
+            if scorers is flat:
+                told = [event.message for event in events if isinstance(event, Warned)]
+                assert any(message.startswith("iteration 2: all rewards are equal (3)") for message in told)
+        states = [read_trainer_state(run.layout, number) for number in range(4)]
+        # Not even along the moments of Adam, which are those of the first iteration.
+        assert states[1].policy_digest == states[2].policy_digest != states[3].policy_digest
+        assert [state.optimizer_steps for state in states] == [0, 1, 1, 2]
+        assert read_optimizer(run.layout, 2).keys() == read_optimizer(run.layout, 1).keys() != set()
+        for name, tensor in read_optimizer(run.layout, 1).items():
+            assert torch.equal(read_optimizer(run.layout, 2)[name], tensor)
+        assert read_statistics(run.layout, 2) != read_statistics(run.layout, 1)
+        rows = read_metrics(run.layout)
+        assert [row["updates"] for row in rows] == [1, 0, 1]
+        assert rows[1]["forwards"] == 8 * 4
+        assert "loss" not in rows[1]
+
+    @pytest.mark.parametrize(
+        ("kind", "told"), [("group", "the others of its group"), ("leave-one-out", "the others of its group")]
+    )
+    def test_rewards_that_differ_between_groups_only_are_told_as_such(self, tiny_lcm, tmp_path, kind, told):
+        config = make_config(tiny_lcm, train={"objective": "grpo", "advantages": kind}, sample={"group_size": 2})
+        run, model = prepare(tmp_path / "run", config, upto="sample")
+        finish(score(run, reward_of(run, lambda sample: sample // 2)))
+        events = finish(train(run, model))
+        messages = [event.message for event in events if isinstance(event, Warned)]
+        assert any(f"no reward differs from what it is compared with, {told}" in message for message in messages)
+        assert not any("all rewards are equal" in message for message in messages)
+        assert events[-1].metrics["updates"] == 0
+
+    @pytest.mark.parametrize("settings", [{"advantages": "none"}, {"advantages": "batch"}])
+    def test_a_regression_on_equal_rewards_changes_nothing(self, tiny_lcm, tmp_path, settings):
+        config = make_config(tiny_lcm, train={"objective": "rwr", **settings})
         run, model = prepare(tmp_path / "run", config, upto="sample")
         finish(score(run, reward_of(run, lambda sample: 3)))
-        assert "all rewards are equal (3)" in refuses_to_train(TrainingError, run, model)
+        assert finish(train(run, model))[-1].metrics["updates"] == 0
 
     def test_a_prompt_whose_images_have_equal_rewards_is_warned_about(self, tiny_lcm, tmp_path):
         config = make_config(tiny_lcm, sample={"group_size": 2})
@@ -206,13 +248,39 @@ class TestAnUpdateThatChangesNothing:
         monkeypatch.setattr(torch.optim.AdamW, "step", lambda self: None)
         assert "1 optimizer steps changed no weight" in refuses_to_train(TrainingError, run, model)
 
-    def test_trips_where_the_rate_has_decayed_to_0(self, tiny_lcm, tmp_path):
-        config = make_config(tiny_lcm, train={"lr_decay_iterations": 1})
+    def test_is_told_once_where_the_rate_has_decayed_to_0_and_the_run_ends_well(self, tiny_lcm, tmp_path):
+        config = make_config(tiny_lcm, train={"lr_decay_iterations": 2}, runtime={"iterations": 4})
         run = create_run(tmp_path / "run", config)
-        with pytest.raises(TrainingError, match=r"iteration 2: .* the rate has decayed to 0"):
-            finish(loop(run, shared_model(tiny_lcm), load_scorers(run)))
-        assert run.layout.checkpoints() == [0, 1]
-        assert len(read_metrics(run.layout)) == 1
+        events = finish(loop(run, shared_model(tiny_lcm), load_scorers(run)))
+        told = [event.message for event in events if isinstance(event, Warned) and "decayed to 0" in event.message]
+        assert [message.partition(":")[0] for message in told] == ["iteration 2"]
+        assert [event.checkpoint for event in events if isinstance(event, Evaluated)] == [0, 4]
+        digests = [read_trainer_state(run.layout, number).policy_digest for number in range(5)]
+        assert digests[0] != digests[1]
+        assert digests[1:] == [digests[1]] * 4
+        assert [(row["updates"], row["learning_rate"]) for row in read_metrics(run.layout)] == [
+            (1, 5e-4),
+            *[(0, 0.0)] * 3,
+        ]
+        # Who extends it is told before anything is drawn.
+        runtime = config.runtime.model_copy(update={"iterations": 5})
+        longer = dataclasses.replace(run, config=config.model_copy(update={"runtime": runtime}))
+        events = finish(loop(longer, shared_model(tiny_lcm), load_scorers(run)))
+        told = [event.message for event in events if isinstance(event, Warned) and "decayed to 0" in event.message]
+        (message,) = told
+        assert "the 1 iterations that are left change nothing" in message
+        assert run.layout.checkpoints()[-1] == 5
+
+    @pytest.mark.parametrize("weight", [math.inf, math.nan])
+    def test_weights_that_are_not_finite_are_never_published(self, config, tmp_path, monkeypatch, weight):
+        run, model = prepare(tmp_path / "run", config)
+
+        def spoil(optimizer):
+            optimizer.param_groups[0]["params"][0].data[0, 0] = weight
+
+        monkeypatch.setattr(torch.optim.AdamW, "step", spoil)
+        assert "weights infinite or NaN" in refuses_to_train(TrainingError, run, model)
+        assert run.layout.checkpoints() == [0]
 
 
 def test_one_step_leaves_no_action_to_train(tiny_lcm, tmp_path):
@@ -321,7 +389,7 @@ class TestKl:
 
 def test_the_learning_rate_of_its_iteration_is_used(tiny_lcm, tmp_path):
     run = make_loop(tmp_path / "run", make_config(tiny_lcm, train={"learning_rate": 0.1, "lr_decay_iterations": 4}))
-    assert [row["learning_rate"] for row in read_metrics(run.layout)] == pytest.approx([0.1, 0.075])
+    assert [row["learning_rate"] for row in read_metrics(run.layout)] == pytest.approx([0.075, 0.05])
 
 
 class TestStartFromALora:

@@ -30,8 +30,17 @@ class TestBuiltInSets:
     def test_imagenet_animals_stand_at_their_class_number(self):
         prompts = load_prompts("imagenet_animals")
         assert len(prompts) == 398
-        landmarks = {0: "tench", 7: "cock", 134: "crane", 207: "golden retriever", 291: "lion", 397: "puffer"}
+        landmarks = {
+            0: "tench, Tinca tinca",
+            7: "cock",
+            134: "crane",
+            207: "golden retriever",
+            291: "lion, king of beasts, Panthera leo",
+            397: "puffer, pufferfish, blowfish, globefish",
+        }
         assert {index: prompts[index] for index in landmarks} == landmarks
+        # The papers' prompts are whole synsets; 173 of them have one name.
+        assert sum("," not in prompt for prompt in prompts) == 173
 
     def test_animal_activities_are_every_animal_at_three_activities(self):
         prompts = load_prompts("animal_activities")

@@ -1,0 +1,56 @@
+"""Whether an iteration has anything to learn from: rewards that differ, and a learning rate above 0."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from rlcm_cli.config import Config
+from rlcm_cli.phases.advantages import rows_of
+from rlcm_cli.phases.optimizer import rate_of
+from rlcm_cli.phases.rollout import Rollout
+from rlcm_cli.phases.update import Lessons
+
+COMPARED_WITH = {
+    "per-prompt": "the latest rewards of its prompt",
+    "batch": "the others of the batch",
+    "group": "the others of its group",
+    "leave-one-out": "the others of its group",
+    "none": "the others of the batch",
+}
+"""What each kind of advantages compares a reward with."""
+
+
+def find_no_signal(rollout: Rollout, advantages: np.ndarray, lessons: Lessons, config: Config) -> str | None:
+    """Say why an iteration's rewards teach nothing; None where they teach something.
+
+    A step without a signal would not stand still: Adam goes on along its moments, and the KL penalty and the
+    pretraining loss pull. Advantages of 0 for all are no signal; so are rewards as they are (`none`), and the weights
+    of a regression, where all are equal. What reaches the policy through the last call counts as well.
+    """
+    equal_is_nothing = config.train.advantage_kind == "none" or config.train.objective in ("rwr", "rwr-sparse")
+    teaches = np.ptp(advantages) > 0 if equal_is_nothing else advantages.any()
+    if teaches or any(part.factors.any() for part in lessons.pathwise):
+        return None
+    values = [rollout.rewards[rows_of(rollout.tasks, task)] for task in config.joint_tasks()]
+    if all((of_task == of_task[0]).all() for of_task in values):
+        found = ", ".join(dict.fromkeys(f"{of_task[0]:.4g}" for of_task in values))
+        reason = f"all rewards are equal ({found})"
+    else:
+        reason = f"no reward differs from what it is compared with, {COMPARED_WITH[config.train.advantage_kind]}"
+    return f"{reason}, so that there is nothing to learn from; the policy stays as it is"
+
+
+def starts_to_rest(config: Config, iteration: int) -> bool:
+    """Tell whether an iteration (from 0) is the first whose learning rate has decayed to 0."""
+    return rate_of(config.train, iteration) == 0 and (iteration == 0 or rate_of(config.train, iteration - 1) > 0)
+
+
+def describe_rest(config: Config, done: int) -> str | None:
+    """Say what a run that goes on after `done` iterations has of its learning rate; None unless that is 0 already."""
+    left = config.runtime.iterations - done
+    if left <= 0 or rate_of(config.train, done) > 0 or starts_to_rest(config, done):
+        return None
+    return (
+        f"the learning rate has decayed to 0 (train.lr_decay_iterations is {config.train.lr_decay_iterations}): the "
+        f"{left} iterations that are left change nothing; a longer decay needs a new run"
+    )
