@@ -24,7 +24,7 @@ from rlcm_cli.report.html_summary import (
     find_changes,
 )
 from rlcm_cli.report.pairs import arrange_pairs
-from rlcm_cli.store.evaluations import read_evaluation
+from rlcm_cli.store.evaluations import comparable_evaluations, read_evaluation
 from rlcm_cli.store.pictures import write_png
 from rlcm_cli.store.reward_versions import comparable_rows
 from rlcm_cli.store.run import read_metrics
@@ -100,7 +100,9 @@ def read_evidence(run: ReportedRun, checkpoint: int) -> Evidence:
         versions={},
         metrics=metrics,
         rollouts=[],
-        evaluations=[read_evaluation(layout, number) for number in dict.fromkeys([*drawn[:1], *drawn[-1:]])],
+        evaluations=comparable_evaluations(
+            [read_evaluation(layout, number) for number in dict.fromkeys([*drawn[:1], *drawn[-1:]])]
+        ),
         alarms=run.find_alarms(metrics) if metrics else {},
         faults=[],
     )

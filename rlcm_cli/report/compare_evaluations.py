@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from rlcm_cli.report.compare_contenders import Contender
-from rlcm_cli.store.evaluations import Evaluation, read_evaluation
+from rlcm_cli.store.evaluations import Evaluation, comparable_evaluations, read_evaluation
 
 
 @dataclass(frozen=True)
@@ -25,14 +25,16 @@ class Ends:
 def read_ends(contender: Contender, component: str | None) -> Ends | None:
     """Read the evaluations of a run by its training reward, or by one reward.
 
-    None where there are not two evaluations, or where one of them lacks a reward. Raises the errors of
-    `read_evaluation`.
+    None where there are not two evaluations, where one of them lacks a reward, or where a reward changed between them.
+    Raises the errors of `read_evaluation`.
     """
     layout = contender.layout
     numbers = layout.evaluations()
     if len(numbers) < 2:
         return None
     first, last = (read_evaluation(layout, number) for number in (numbers[0], numbers[-1]))
+    if len(comparable_evaluations([first, last])) < 2:
+        return None
     weights = {task: {component: 1.0} for task in contender.tasks} if component else contender.tasks
     names = {name for rewards in weights.values() for name in rewards}
     if not names <= first.rewards.keys() & last.rewards.keys():

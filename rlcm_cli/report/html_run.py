@@ -13,7 +13,7 @@ from torch import Tensor
 from rlcm_cli.errors import ConfigError, CorruptFileError, RlcmError
 from rlcm_cli.report.compare_contenders import Contender
 from rlcm_cli.report.html_private import withhold_sentence
-from rlcm_cli.store.evaluations import Evaluation, read_evaluation
+from rlcm_cli.store.evaluations import Evaluation, comparable_evaluations, read_evaluation
 from rlcm_cli.store.layout import RunLayout
 from rlcm_cli.store.manifest import RolloutManifest, read_manifest
 from rlcm_cli.store.reward_versions import comparable_rows, newest_scores
@@ -114,7 +114,7 @@ def read_run(run: ReportedRun, label: str) -> Evidence:
             f"with `{command('loop', '--run', layout.root)}`" + (f" ({faults.lines[0]})" if faults.lines else "")
         )
     record = faults.attempt(partial(read_json, layout.config)) or {}
-    found = [evaluation for evaluation in evaluations if evaluation is not None]
+    found = comparable_evaluations([evaluation for evaluation in evaluations if evaluation is not None])
     if not metrics:
         faults.lines.append("There are no metrics, so there are no curves of the training.")
     if not found:

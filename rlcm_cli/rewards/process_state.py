@@ -18,7 +18,7 @@ def preserved_process() -> Iterator[None]:
     import numpy as np
     import torch
 
-    folder = os.getcwd()
+    folder = _current_folder()
     plain, legacy, drawn = random.getstate(), np.random.get_state(), torch.get_rng_state()
     dtype, gradients, threads = torch.get_default_dtype(), torch.is_grad_enabled(), torch.get_num_threads()
     deterministic = torch.are_deterministic_algorithms_enabled()
@@ -34,7 +34,15 @@ def preserved_process() -> Iterator[None]:
         random.setstate(plain)
         np.random.set_state(legacy)
         torch.set_rng_state(drawn)
-        os.chdir(folder)
+        if folder and _current_folder() != folder:
+            os.chdir(folder)
+
+
+def _current_folder() -> str:
+    try:
+        return os.getcwd()
+    except FileNotFoundError:  # it was removed meanwhile
+        return ""
 
 
 @contextlib.contextmanager

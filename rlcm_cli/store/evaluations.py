@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -82,6 +82,18 @@ def read_evaluation(layout: RunLayout, checkpoint: int) -> Evaluation:
         rewards=rewards,
         revisions=revisions,
     )
+
+
+def comparable_evaluations(evaluations: Sequence[Evaluation]) -> list[Evaluation]:
+    """Return those whose rewards were given by what gave the last one's: others are numbers of other rewards."""
+    if not evaluations:
+        return []
+    last = evaluations[-1].revisions
+    return [
+        evaluation
+        for evaluation in evaluations
+        if all(last.get(name, revision) == revision for name, revision in evaluation.revisions.items())
+    ]
 
 
 def publish_rescored(

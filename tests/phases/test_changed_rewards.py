@@ -15,11 +15,12 @@ from rlcm_cli.phases.score import load_scorers, score
 from rlcm_cli.phases.train import train
 from rlcm_cli.report.compare import compare_runs
 from rlcm_cli.report.compare_contenders import Contender
+from rlcm_cli.report.compare_evaluations import read_ends
 from rlcm_cli.rewards import registry
 from rlcm_cli.rewards.contract import RewardEntry
 from rlcm_cli.rewards.custom import code_files, digest_code
 from rlcm_cli.store.checkpoint import read_statistics
-from rlcm_cli.store.evaluations import read_evaluation
+from rlcm_cli.store.evaluations import comparable_evaluations, publish_rescored, read_evaluation
 from rlcm_cli.store.inspection import verify_run
 from rlcm_cli.store.layout import RunLayout
 from rlcm_cli.store.manifest import read_manifest
@@ -130,6 +131,18 @@ def test_after_an_allowed_change_nothing_is_mixed(run, code):
     with pytest.raises(RunMismatchError):
         load_scorers(run)
     assert verify_run(layout) == []
+
+
+def test_evaluations_of_two_versions_are_not_compared(run, code):
+    """As where only the newest evaluation of a remote run was fetched and scored again."""
+    both = [read_evaluation(run.layout, number) for number in (0, 1)]
+    assert comparable_evaluations(both) == both
+    assert read_ends(contender(run), None) is not None
+    name = f"{code}:mine"
+    publish_rescored(run.layout, both[1], {name: channel(both[1].images, 1)}, {name: "another"})
+    changed = [read_evaluation(run.layout, number) for number in (0, 1)]
+    assert comparable_evaluations(changed) == changed[1:]
+    assert read_ends(contender(run), None) is None
 
 
 def test_stored_rollouts_are_scored_anew(run, code):
