@@ -168,7 +168,9 @@ def describe_iteration(number: int, iterations: int | None, metrics: Mapping[str
     if len(metrics["tasks"]) > 1:
         line = "  ".join(f"{task} {value:.3f}" for task, value in metrics["tasks"].items())
     else:
-        line = f"reward {metrics['reward_mean']:.3f} ± {metrics['reward_std']:.3f}"
+        # Of several rewards, which training may normalise each by itself, it is the sum of the raw values.
+        name = "reward" if len(metrics["rewards"]) == 1 else "weighted sum"
+        line = f"{name} {metrics['reward_mean']:.3f} ± {metrics['reward_std']:.3f}"
         line += f"  best {metrics['reward_best']:.3f}"
     short = shorten_names([*metrics["rewards"], *metrics["watched"]])
     parts = ", ".join(f"{short[name]} {value:.3f}" for name, value in metrics["rewards"].items())

@@ -227,7 +227,7 @@ def _series(progress: RunProgress) -> Iterator[tuple[str, list[float | None]]]:
     if progress.tasks:
         yield from ((task, progress.series("tasks", task)) for task in progress.tasks)
     else:
-        yield "reward", progress.series("reward_mean")
+        yield "reward" if len(progress.rewards) == 1 else "weighted sum", progress.series("reward_mean")
         yield "  best", progress.series("reward_best")
         yield "  spread", progress.series("reward_std")
     short = shorten_names([*progress.rewards, *progress.watched])

@@ -133,8 +133,10 @@ def run(
         from rlcm_cli.phases.policy import start_run
         from rlcm_cli.phases.score import load_scorers
         from rlcm_cli.phases.team import check_team, join_team
+        from rlcm_cli.phases.watch import advise_checkpoint
         from rlcm_cli.report.curves import write_curves
         from rlcm_cli.report.pairs import write_pairs
+        from rlcm_cli.store.run import read_metrics
 
         team = join_team(config.runtime.device)
         checked = check_run(path, config)
@@ -185,14 +187,23 @@ def run(
         if not team.leads:
             return
         picture = write_pairs(the_run.layout)
-        curves = write_curves(the_run.layout)
+        curves = write_curves(the_run.layout, the_run.reward_bounds())
         if curves:
             display.say(f"{place.tell(curves)}: the rewards over the iterations")
         if picture:
             display.say(f"{place.tell(picture)}: the same held-out seeds before (left) and after (right)")
         steps = config.sample.steps
-        drawing = ["--lora", place.tell(path), "--prompt", "cat", "--count", 8, "--steps", steps]
-        display.say(f"draw with it: {command('generate', *drawing)}")
+        advised = advise_checkpoint(read_metrics(the_run.layout), config)
+        drawing = ["--prompt", "cat", "--count", 8, "--steps", steps]
+        if advised and advised[0] in the_run.layout.checkpoints():
+            best, name = advised
+            lora = place.tell(the_run.layout.checkpoint(best))
+            display.say(
+                f"the newest checkpoint is hacked; draw with {best}, the best by '{name}': "
+                f"{command('generate', '--lora', lora, *drawing)}"
+            )
+        else:
+            display.say(f"draw with it: {command('generate', '--lora', place.tell(path), *drawing)}")
         display.finish(
             {
                 "run": place.tell(path),

@@ -79,12 +79,13 @@ def open_reported(root: Path, name: str) -> ReportedRun:
     from rlcm_cli.report.html_run import ReportedRun
 
     contender = open_contender(root)
-    config = open_run(root).config
+    run = open_run(root)
+    config = run.config
 
     def find_alarms(metrics: Sequence[Mapping[str, Any]]) -> dict[str, str]:
         return find_hacking(metrics, config.watch, trained_progress(metrics, config), config.sample)
 
-    return ReportedRun(name, contender, config.model_dump(mode="json"), find_alarms)
+    return ReportedRun(name, contender, config.model_dump(mode="json"), find_alarms, run.reward_bounds())
 
 
 def last_part(named: str) -> str:

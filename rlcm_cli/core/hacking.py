@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -9,16 +10,18 @@ import numpy as np
 
 
 @dataclass(frozen=True)
-class Fall:
-    """A watched reward has fallen while the trained one rose.
+class Drop:
+    """How far a watched reward is below the best that it was.
 
     Attributes:
         watched: Its mean in the best earlier window and now.
-        deviations: The fall in standard deviations of the watched reward over images.
+        deviations: The drop in standard deviations of the watched reward over images; below 0 it is above its best.
+        starts: First iterations of the two windows.
     """
 
     watched: tuple[float, float]
     deviations: float
+    starts: tuple[int, int]
 
 
 def best_iteration(watched: Sequence[float], window: int) -> int:
@@ -28,10 +31,26 @@ def best_iteration(watched: Sequence[float], window: int) -> int:
     return int(np.argmax(_windowed(watched, window))) + window - 1
 
 
+def measure_drop(watched: Sequence[float], spreads: Sequence[float], *, window: int) -> Drop:
+    """Compare the newest window of iterations with the earlier one in which the watched reward was highest.
+
+    Args:
+        watched: Mean of the watched reward, one an iteration, of two windows or more.
+        spreads: Standard deviation of the watched reward over an iteration's images.
+        window: Iterations that are averaged; the two windows share none.
+    """
+    means = _windowed(watched, window)
+    best = int(np.argmax(means[:-window]))
+    spread = float(np.mean(spreads[best : best + window]))
+    drop = float(means[best] - means[-1])
+    deviations = drop / spread if spread else math.copysign(math.inf, drop) if drop else 0.0
+    return Drop((float(means[best]), float(means[-1])), deviations, (best, len(means) - 1))
+
+
 def find_fall(
     trained: Sequence[float], watched: Sequence[float], spreads: Sequence[float], *, window: int, fall: float
-) -> Fall | None:
-    """Compare the newest window of iterations with the earlier one in which the watched reward was highest.
+) -> Drop | None:
+    """Find a fall of the watched reward, see `measure_drop`, while the trained one rose.
 
     Args:
         trained: Mean of the trained reward, one an iteration.
@@ -46,16 +65,9 @@ def find_fall(
     """
     if len(watched) < 2 * window:
         return None
-    means, reached = _windowed(watched, window), _windowed(trained, window)
-    best = int(np.argmax(means[:-window]))
-    spread = float(np.mean(spreads[best : best + window]))
-    drop = means[best] - means[-1]
-    if drop <= fall * spread or reached[-1] <= reached[best]:
-        return None
-    return Fall(
-        watched=(float(means[best]), float(means[-1])),
-        deviations=float(drop / spread) if spread else float("inf"),
-    )
+    found, reached = measure_drop(watched, spreads, window=window), _windowed(trained, window)
+    best, newest = found.starts
+    return found if found.deviations > fall and reached[newest] > reached[best] else None
 
 
 def _windowed(values: Sequence[float], window: int) -> np.ndarray:

@@ -34,6 +34,10 @@ class Run:
         settings = self.config.reward_settings
         return {name: RewardSpec(name, settings.get(name, {})) for name in self.config.reward_names()}
 
+    def reward_bounds(self) -> dict[str, tuple[float, float]]:
+        """Return the least and the largest value of each reward that is trained on or watched."""
+        return {name: spec.entry.bounds for name, spec in self.reward_specs().items()}
+
     def scored_tasks(self, reward: str) -> list[str]:
         """Tasks whose samples get a reward: those that are trained for it, or all where none is."""
         tasks = self.config.joint_tasks()

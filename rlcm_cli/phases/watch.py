@@ -76,6 +76,16 @@ def find_hacking(
     return alarms
 
 
+def advise_checkpoint(metrics: Metrics, config: Config) -> tuple[int, str] | None:
+    """Return the checkpoint to use in the place of the newest, and the watched reward that it is the best by.
+
+    None where no reward is being hacked.
+    """
+    found = find_hacking(metrics, config.watch, trained_progress(metrics, config), config.sample)
+    best = best_checkpoints(metrics, config.watch, config.sample)
+    return next(((best[name], name) for name in found), None)
+
+
 def _watched_since(metrics: Metrics, name: str) -> Metrics:
     """Give the newest iterations without a gap in which a reward was watched."""
     rows: list[Mapping[str, Any]] = []

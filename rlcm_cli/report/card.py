@@ -166,7 +166,8 @@ def _draw_pictures(evidence: Evidence, folder: Path) -> dict[str, str]:
     pictures = {}
     if len(evidence.metrics) > 1:
         rows = [_name_rewards(row) for row in evidence.metrics]
-        (folder / CURVES).write_bytes(plot_curves(rows, evidence.run.config["combine"]))
+        bounds = {name_reward(name): found for name, found in evidence.run.bounds.items()}
+        (folder / CURVES).write_bytes(plot_curves(rows, evidence.run.config["combine"], bounds))
         pictures[CURVES] = "Mean reward of each iteration's images; the band is one standard deviation over them."
     if len(evidence.evaluations) > 1:
         before, after = evidence.evaluations

@@ -96,17 +96,23 @@ def group_runs(contenders: Sequence[Contender]) -> dict[str, list[Contender]]:
 
 def describe_weights(contender: Contender) -> str:
     """Say in words what a run is trained for."""
-
-    def total(weights: Mapping[str, float]) -> str:
-        return " + ".join(
-            name_reward(name) if weight == 1 else f"{weight:g} × {name_reward(name)}"
-            for name, weight in weights.items()
-        )
-
     tasks = contender.tasks
     if len(tasks) == 1:
-        return total(next(iter(tasks.values())))
-    return ", ".join(f"{total(weights)} ({task}, share {contender.shares[task]:g})" for task, weights in tasks.items())
+        return describe_sum(next(iter(tasks.values())))
+    return ", ".join(
+        f"{describe_sum(weights)} ({task}, share {contender.shares[task]:g})" for task, weights in tasks.items()
+    )
+
+
+def describe_sum(weights: Mapping[str, float]) -> str:
+    """Say in words what a weighted sum of rewards is.
+
+    >>> describe_sum({"compressibility": 1.0, "recognition": 2.0})
+    'compressibility + 2 × recognition'
+    """
+    return " + ".join(
+        name_reward(name) if weight == 1 else f"{weight:g} × {name_reward(name)}" for name, weight in weights.items()
+    )
 
 
 def describe_total(contender: Contender) -> str:

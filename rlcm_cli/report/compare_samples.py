@@ -18,7 +18,10 @@ if TYPE_CHECKING:
 
 IMAGE_INCHES = 0.62
 MARGIN_INCHES = 1.0
+LETTER_INCHES = 0.075
 LONGEST_PROMPT = 24
+LONGEST_LINE = 22
+"""Letters of a method's name beside its images, which is not turned: it may be longer than they are high."""
 
 
 @dataclass(frozen=True)
@@ -33,12 +36,14 @@ class Strip:
 
 
 def write_samples(strips: Sequence[Strip], folder: Path) -> Path:
-    """Lay strips of the same prompts on `samples.png`, those of one method in a block; give the path."""
+    """Lay strips of the same prompts on `samples.png`, those of one method in a block; return the path."""
     from matplotlib.figure import Figure
 
     blocks = [(method, list(group)) for method, group in itertools.groupby(strips, key=lambda strip: strip.method)]
     prompts = [textwrap.shorten(prompt, LONGEST_PROMPT, placeholder="…") for prompt in strips[0].prompts]
-    width, height = IMAGE_INCHES * len(prompts) + MARGIN_INCHES, IMAGE_INCHES * len(strips) + MARGIN_INCHES
+    lines = [line for method, _ in blocks for line in textwrap.wrap(method, LONGEST_LINE)]
+    names = LETTER_INCHES * max(map(len, lines))
+    width, height = IMAGE_INCHES * len(prompts) + MARGIN_INCHES + names, IMAGE_INCHES * len(strips) + MARGIN_INCHES
     figure = Figure(figsize=(width, height), layout="constrained")
     axes = figure.subplots(len(blocks), squeeze=False, height_ratios=[len(group) for _, group in blocks])[:, 0]
     for axis, (method, group) in zip(axes, blocks, strict=True):
@@ -46,7 +51,7 @@ def write_samples(strips: Sequence[Strip], folder: Path) -> Path:
         axis.set_yticks([row + 0.5 for row in range(len(group))], [_count_steps(strip.steps) for strip in group])
         axis.set_xticks([])
         axis.tick_params(length=0, labelsize=8)
-        axis.set_ylabel(method, fontsize=9)
+        axis.set_ylabel(textwrap.fill(method, LONGEST_LINE), fontsize=9, rotation=0, ha="right", va="center")
         axis.spines[:].set_visible(False)
     columns = axes[0].secondary_xaxis("top")
     columns.set_xticks([column + 0.5 for column in range(len(prompts))], prompts, rotation=30, ha="left", fontsize=8)

@@ -50,7 +50,7 @@ from rlcm_cli.report.html_summary import (
     say_estimate,
     say_number,
 )
-from rlcm_cli.report.levels import WINDOW, say_level
+from rlcm_cli.report.levels import WINDOW, Levels, find_levels, say_level
 from rlcm_cli.store.atomic import replace_bytes
 
 TEMPLATES = "templates"
@@ -58,6 +58,8 @@ MOST_POINTS = 1000
 """Points of a chart, shared by the runs of a report."""
 MOST_REWARDS = 6
 """Rewards of a run whose histograms, samples and prompts are shown: those that are trained on first."""
+MOST_COLUMNS = 5
+"""Cards beside each other at the top."""
 MILESTONES = 12
 """Iterations in the table of numbers."""
 
@@ -80,6 +82,7 @@ class Chapter:
 
     evidence: Evidence
     goal: str
+    levels: Levels | None
     alarms: Sequence[str]
     sentences: Sequence[str]
     changes: Sequence[Change]
@@ -138,6 +141,7 @@ def render_report(evidences: Sequence[Evidence], library: str) -> str:
     environment.filters |= {
         "number": _say_optional,
         "level": say_level,
+        "columns": balance_columns,
         "estimate": say_estimate,
         "duration": say_duration,
         "people": name_reward,
@@ -152,6 +156,7 @@ def render_report(evidences: Sequence[Evidence], library: str) -> str:
         compared=compared,
         compared_charts=chart_comparison(evidences) if compared else [],
         together=together,
+        compared_names={change.reward: change.name for row in compared for change in row.changes.values()},
         window=WINDOW,
         raw_sum=any(normalises(evidence.run.contender) for evidence in evidences),
         place=place,
@@ -173,7 +178,7 @@ def compose_chapter(evidence: Evidence, budget: Budget, most_points: int) -> Cha
     updates, constant = chart_updates(evidence, most_points)
     checkpoints, images = follow_images(evidence, budget)
     shown = evidence.rewards()[:MOST_REWARDS]
-    trained = [change for change in changes if change.reward in evidence.trained()]
+    trained = [change for change in changes if change.is_sum or change.reward in evidence.trained()]
     sentences = [describe_training(evidence), describe_cost(evidence), *map(describe_change, trained)]
     if not changes:
         sentences.append(
@@ -182,6 +187,7 @@ def compose_chapter(evidence: Evidence, budget: Budget, most_points: int) -> Cha
     return Chapter(
         evidence=evidence,
         goal=describe_goal(evidence),
+        levels=find_levels([float(row["reward_mean"]) for row in evidence.metrics]) if evidence.metrics else None,
         alarms=[withhold_sentence(line.replace(name, name_reward(name))) for name, line in evidence.alarms.items()],
         sentences=sentences if evidence.alarms else [*sentences, describe_watch(evidence)],
         changes=changes,
@@ -242,6 +248,11 @@ def _say_setting(value: Any) -> str:
         case list() | tuple():
             return ", ".join(map(_say_setting, value)) or "none"
     return str(value)
+
+
+def balance_columns(count: int) -> int:
+    """Return in how many columns so many cards stand, so that no row has a single one left over."""
+    return max(1, math.ceil(count / max(1, math.ceil(count / MOST_COLUMNS))))
 
 
 def _say_optional(value: float | None) -> str:

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
+from torch import Tensor
+
+from rlcm_cli.report.bands import FREE, Range, band
+from rlcm_cli.report.goals import find_goals
 from rlcm_cli.report.html_private import name_reward
 from rlcm_cli.report.html_run import Evidence
 from rlcm_cli.report.html_scores import BINS, Histogram
@@ -23,6 +28,7 @@ from rlcm_cli.report.html_specs import (
     shorten,
 )
 from rlcm_cli.report.html_summary import PHASES, estimate_part
+from rlcm_cli.store.evaluations import Evaluation
 
 MOST_COLUMNS = 72
 RUN_COLOURS = 7
@@ -38,7 +44,7 @@ UPDATE_METRICS = {
     "learning_rate": ("Learning rate", ""),
     "loss": ("Loss", "What an optimizer step descends; its level has no meaning."),
     "ratio_drift": ("Ratio drift", "Largest |ratio − 1| before the first update: rounding alone."),
-    "flat_prompts": ("Prompts that taught nothing", "All their images had the same reward."),
+    "flat_prompts": ("Prompts with identical rewards", "They teach nothing in that iteration."),
 }
 NOT_CHARTED = (
     "format_version", "iteration", "checkpoint", "finished_at", "reward_mean", "reward_std", "reward_best", "samples",
@@ -74,7 +80,8 @@ def chart_rewards(evidence: Evidence, most_points: int) -> list[Chart]:
     # Only of one task whose rewards are summed as they are has the sum a unit.
     if rows and len(tasks) == 1 and len(trained) > 1 and evidence.run.config["combine"] == "sum":
         total = [(row["checkpoint"], row["reward_mean"], row["reward_std"], row.get("reward_best")) for row in rows]
-        charts.append(_chart_reward("Weighted sum of the rewards", *TRAINED, total, []))
+        points = [point for goal in find_goals(evidence) for point in _evaluated(evidence, goal.values)]
+        charts.append(_chart_reward("Weighted sum of the rewards", *TRAINED, total, points))
     is_goal = list(tasks.values()) == [{trained[0]: 1.0}]
     for reward in evidence.rewards():
         bests = is_goal and reward in trained  # the best of a sum is none of a part of it
@@ -90,8 +97,9 @@ def chart_rewards(evidence: Evidence, most_points: int) -> list[Chart]:
         ]
         if values:
             note, colour = TRAINED if reward in trained else WATCHED
-            points = _evaluated(evidence, reward)
-            charts.append(_chart_reward(name_reward(reward), note, colour, values, points))
+            points = _evaluated(evidence, partial(_values_of, reward))
+            bounds = evidence.run.bounds.get(reward, FREE)
+            charts.append(_chart_reward(name_reward(reward), note, colour, values, points, bounds))
     return charts
 
 
@@ -289,12 +297,17 @@ def _merge(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return merged
 
 
-def _evaluated(evidence: Evidence, reward: str) -> list[dict[str, Any]]:
-    """Give the means of the evaluations with their standard errors, for training and for held-out prompts."""
+def _values_of(reward: str, evaluation: Evaluation) -> Tensor | None:
+    return evaluation.rewards.get(reward)
+
+
+def _evaluated(evidence: Evidence, values_of: Callable[[Evaluation], Tensor | None]) -> list[dict[str, Any]]:
+    """Return the means of the evaluations with their standard errors, for training and for held-out prompts."""
     points = []
     for evaluation in evidence.evaluations:
+        values = values_of(evaluation)
         for held_out in (False, True):
-            found = estimate_part(evaluation, reward, held_out=held_out)
+            found = None if values is None else estimate_part(evaluation, values, held_out=held_out)
             if found:
                 error = found.error if math.isfinite(found.error) else 0.0
                 points.append(
@@ -315,13 +328,15 @@ def _chart_reward(
     colour: str,
     values: Sequence[tuple[int, float, float | None, float | None]],
     points: Sequence[Mapping[str, Any]],
+    bounds: Range = FREE,
 ) -> Chart:
     every = max(1, len(values) // HOVER_POINTS)
     rows: list[dict[str, Any]] = []
     for number, (iteration, mean, spread, best) in enumerate(values):
         row: dict[str, Any] = {"i": iteration, "v": shorten(mean)}
         if spread is not None:
-            row |= {"low": shorten(mean - spread), "high": shorten(mean + spread), "std": shorten(spread)}
+            low, high = band(mean, spread, bounds)
+            row |= {"low": shorten(low), "high": shorten(high), "std": shorten(spread)}
         if best is not None:
             row["best"] = shorten(best)
         rows.append(row | ({"h": 1} if number % every == 0 else {}))

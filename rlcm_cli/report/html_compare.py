@@ -74,7 +74,7 @@ def tabulate_runs(runs: Sequence[Evidence]) -> list[ComparedRun]:
                 changes={
                     (change.reward, change.held_out): change
                     for change in find_changes(evidence)
-                    if change.reward in evidence.trained()
+                    if change.is_sum or change.reward in evidence.trained()
                 },
             )
         )

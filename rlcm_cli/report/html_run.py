@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeVar
 
@@ -38,6 +38,8 @@ class ReportedRun:
     """The resolved configuration as plain values."""
     find_alarms: Callable[[Sequence[Mapping[str, Any]]], Mapping[str, str]]
     """From the metrics of all iterations to watched reward → one line on how the training reward is hacked."""
+    bounds: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    """Reward → the least and the largest value that it can have; of those that are left out nothing is known."""
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,8 @@ Spec = dict[str, Any]
 
 SCHEMA = "https://vega.github.io/schema/vega-lite/v6.json"
 HEIGHT = 170
+SHORT_LABELS = "datum.value && abs(datum.value) < 1e-3 ? format(datum.value, '.2~e') : datum.label"
+"""A number near 0, such as a KL of rounding, would take a third of the chart written out."""
 HOVER_POINTS = 150
 """Points of a chart, evenly spread, that tell their numbers to a pointer; a thousand would be slow."""
 
@@ -113,7 +115,7 @@ def encode_rewards(name: str = "v") -> Spec:
         "type": "quantitative",
         "title": None,
         "scale": {"zero": False},
-        "axis": {"tickCount": 5},
+        "axis": {"tickCount": 5, "labelExpr": SHORT_LABELS},
     }
 
 

@@ -6,10 +6,14 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import takewhile
 
 import torch
 from torch import Tensor
 
+from rlcm_cli.core.hacking import measure_drop
+from rlcm_cli.report.compare_contenders import describe_sum
+from rlcm_cli.report.goals import find_goals
 from rlcm_cli.report.html_private import name_reward, withhold_text
 from rlcm_cli.report.html_run import Evidence
 from rlcm_cli.store.evaluations import Evaluation
@@ -39,6 +43,13 @@ class Change:
     after: Estimate
     difference: Estimate
     """Of the pairs, whose error is smaller than that of two independent means."""
+    is_sum: bool = False
+    """Of the weighted sum of several rewards that is trained for; `reward` says which."""
+
+    @property
+    def name(self) -> str:
+        """What changed, for people."""
+        return self.reward if self.is_sum else name_reward(self.reward)
 
     def verdict(self) -> str:
         """Say in a word what became of the mean."""
@@ -62,35 +73,38 @@ def estimate(values: Tensor, prompts: Sequence[str]) -> Estimate | None:
     return Estimate(means.mean().item(), error, len(means))
 
 
-def estimate_part(evaluation: Evaluation, reward: str, *, held_out: bool) -> Estimate | None:
-    """Average a reward of an evaluation over its training prompts, or over those kept out of training."""
-    if reward not in evaluation.rewards:
-        return None
+def estimate_part(evaluation: Evaluation, values: Tensor, *, held_out: bool) -> Estimate | None:
+    """Average values of an evaluation's images, [B], over its training prompts or over those kept out of training."""
     rows = (evaluation.held_out == held_out).nonzero()[:, 0].tolist()
-    return estimate(evaluation.rewards[reward].double()[rows], [evaluation.prompts[row] for row in rows])
+    return estimate(values.double()[rows], [evaluation.prompts[row] for row in rows])
 
 
 def find_changes(evidence: Evidence) -> list[Change]:
-    """Compare the first and the last evaluation, reward by reward; none where there are not two of the same images."""
+    """Compare the first and the last evaluation: what is trained for, where that is a sum, then reward by reward.
+
+    None where there are not two of the same images.
+    """
     if len(evidence.evaluations) < 2:
         return []
     first, last = evidence.evaluations[0], evidence.evaluations[-1]
     if first.prompts != last.prompts or not torch.equal(first.seed, last.seed):
         return []
+    goals = [(goal.name, goal.values(first), goal.values(last)) for goal in find_goals(evidence)]
+    single = [
+        (reward, first.rewards[reward].double(), last.rewards[reward].double())
+        for reward in evidence.rewards()
+        if reward in first.rewards and reward in last.rewards
+    ]
     changes = []
-    for reward in evidence.rewards():
-        if reward not in first.rewards or reward not in last.rewards:
-            continue
-        difference = last.rewards[reward].double() - first.rewards[reward].double()
+    for number, (reward, then, now) in enumerate([*goals, *single]):
         for held_out in (False, True):
             rows = (first.held_out == held_out).nonzero()[:, 0].tolist()
             parts = [
-                estimate(values[rows], [first.prompts[row] for row in rows])
-                for values in (first.rewards[reward].double(), last.rewards[reward].double(), difference)
+                estimate(values[rows], [first.prompts[row] for row in rows]) for values in (then, now, now - then)
             ]
             before, after, moved = parts
             if before and after and moved:
-                changes.append(Change(reward, held_out, before, after, moved))
+                changes.append(Change(reward, held_out, before, after, moved, is_sum=number < len(goals)))
     return changes
 
 
@@ -133,13 +147,7 @@ def say_count(count: int, noun: str) -> str:
 def describe_goal(evidence: Evidence) -> str:
     """Say what a run is trained for."""
     tasks = evidence.run.contender.tasks
-    goals = [
-        " + ".join(
-            name_reward(name) if weight == 1 else f"{weight:g} × {name_reward(name)}"
-            for name, weight in weights.items()
-        )
-        for weights in tasks.values()
-    ]
+    goals = [describe_sum(weights) for weights in tasks.values()]
     return (
         goals[0] if len(goals) == 1 else "; ".join(f"{task}: {goal}" for task, goal in zip(tasks, goals, strict=True))
     )
@@ -181,7 +189,7 @@ def describe_change(change: Change) -> str:
     verdict = {"no clear change": "did not change clearly", "unclear": "went"}.get(change.verdict(), change.verdict())
     return (
         f"On {say_count(change.difference.prompts, 'prompt').rpartition(' ')[0]} {where}, "
-        f"{name_reward(change.reward)} {verdict}: {describe_ends(change)}, a change of "
+        f"{change.name} {verdict}: {describe_ends(change)}, a change of "
         f"{say_estimate(change.difference)}."
     )
 
@@ -193,9 +201,26 @@ def describe_ends(change: Change) -> str:
 
 
 def describe_watch(evidence: Evidence) -> str:
-    """Say what the watched rewards tell, where none raises an alarm."""
-    watched = evidence.run.config["watch"]["rewards"]
-    if watched:
-        names, were = ", ".join(map(name_reward, watched)), "was" if len(watched) == 1 else "were"
-        return f"No alarm: {names} {were} watched and did not fall while the reward rose."
-    return "No reward was watched, so reward hacking would not show here; --watch NAME looks out for it."
+    """Say what the watched rewards tell, where none raises an alarm: by the images of training, and by how much."""
+    watch = evidence.run.config["watch"]
+    if not watch["rewards"]:
+        return "No reward was watched, so reward hacking would not show here; --watch NAME watches one."
+    found = "; ".join(_describe_drop(evidence, name) for name in watch["rewards"])
+    return f"No alarm, which looks at the images of training: {found}."
+
+
+def _describe_drop(evidence: Evidence, name: str) -> str:
+    window, fall = evidence.run.config["watch"]["window"], evidence.run.config["watch"]["fall"]
+    rows = list(takewhile(lambda row: name in row["watched"], reversed(evidence.metrics)))[::-1]
+    if len(rows) < 2 * window:
+        watched = say_count(len(rows), "iteration")
+        return f"{name_reward(name)} was watched for {watched}, and the alarm needs {2 * window}"
+    drop = measure_drop(
+        [row["watched"][name] for row in rows], [row["reward_stds"][name] for row in rows], window=window
+    )
+    side, size = ("below", drop.deviations) if drop.deviations > 0 else ("above", -drop.deviations)
+    told = (
+        f"{name_reward(name)} was in the last {window} iterations {size:.2g} standard deviations {side} its best "
+        f"{window} before; an alarm needs {fall:g} below"
+    )
+    return told if drop.deviations <= fall else f"{told}, while what is trained for rises, which it did not"

@@ -184,6 +184,7 @@ ENTRIES = {
         composition,
         description="the objects that the prompt names are in the image, in the places that it gives them",
         value_range="0 to 1",
+        bounds=(0.0, 1.0),
         needs=f"an OWLv2 detector: {DEFAULT_DETECTOR} ({_SIZE})",
         defaults={"model": DEFAULT_DETECTOR, "threshold": DEFAULT_THRESHOLD, "objects": []},
         neural=True,

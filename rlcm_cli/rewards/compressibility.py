@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import tempfile
 from typing import TYPE_CHECKING, BinaryIO
@@ -65,10 +66,12 @@ ENTRIES = {
         compressibility,
         description="small as a JPEG: the negative of its size at quality 95",
         value_range="below 0, kB (1000 bytes)",
+        bounds=(-math.inf, 0.0),
     ),
     "incompressibility": RewardEntry(
         incompressibility,
         description="large as a JPEG: its size at quality 95",
         value_range="above 0, kB (1000 bytes)",
+        bounds=(0.0, math.inf),
     ),
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
@@ -67,6 +68,7 @@ class RewardEntry:
         factory: Makes the function; takes the settings as keyword arguments. Loads what is behind it.
         description: What it measures, one line for people.
         value_range: Range and unit of its values, for people.
+        bounds: The least and the largest value that it can have, for charts.
         needs: What it needs besides the package (weights with their size, an extra, an endpoint), for people.
         version: Raised whenever the same image and settings would get another value.
         defaults: Every setting with its default.
@@ -84,6 +86,7 @@ class RewardEntry:
     factory: Callable[..., Any]
     description: str
     value_range: str
+    bounds: tuple[float, float] = (-math.inf, math.inf)
     needs: str = "nothing"
     version: int = 1
     defaults: Settings = field(default_factory=dict)

@@ -149,6 +149,7 @@ ENTRIES = {
         diversity,
         description="the image differs from the others of its prompt: mean cosine distance of CLIP embeddings",
         value_range="0 to 2",
+        bounds=(0.0, 2.0),
         needs=_NEEDS,
         defaults={"model": CLIP_L14},
         set_level=True,
@@ -160,6 +161,7 @@ ENTRIES = {
         statistical_parity,
         description="the images of a prompt spread evenly over classes, by default skin tones, that CLIP tells apart",
         value_range="-1 to 0",
+        bounds=(-1.0, 0.0),
         needs=_NEEDS,
         defaults={
             "model": CLIP_L14,

@@ -131,6 +131,7 @@ ENTRIES = {
         ocr,
         description="the text that the prompt quotes stands in the image: 1 minus the normalised edit distance",
         value_range="0 to 1",
+        bounds=(0.0, 1.0),
         needs="the extra rlcm[ocr] (RapidOCR with its models, 120 MB to download, 280 MB installed)",
         defaults={"text": ""},
         revise=_engine_digest,

@@ -9,6 +9,7 @@ with a reward that looks at the subject.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -166,18 +167,21 @@ ENTRIES = {
         brightness,
         description="light: the mean Rec. 709 luma",
         value_range="0 (black) to 1 (white)",
+        bounds=(0.0, 1.0),
         differentiable=True,
     ),
     "colourfulness": RewardEntry(
         colourfulness,
         description="colourful: spread and mean of the opponent colours (Hasler and Süsstrunk 2003)",
         value_range="0 (grey) or more; 45 averagely, 109 extremely colourful",
+        bounds=(0.0, math.inf),
         differentiable=True,
     ),
     "sharpness": RewardEntry(
         sharpness,
         description="sharp: the variance of the Laplacian of the luma (Pech-Pacheco et al. 2000)",
         value_range="0 (plain) to 1040400, squared pixel values",
+        bounds=(0.0, 1040400.0),
         differentiable=True,
     ),
 }

@@ -158,6 +158,7 @@ ENTRIES = {
         recognition,
         description="log-probability that an image classifier gives to the label that the prompt names",
         value_range="floor to 0, nats",
+        bounds=(-math.inf, 0.0),
         needs="nothing (embedded judge), or a transformers image classifier: a folder or hub id",
         defaults={"model": EMBEDDED_JUDGE, "floor": DEFAULT_FLOOR},
         neural=True,

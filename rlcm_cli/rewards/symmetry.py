@@ -82,12 +82,14 @@ ENTRIES = {
         mirror_symmetry,
         description="the left half mirrors the right: correlation with the mirror image; 0 for a plain picture",
         value_range="-1 to 1",
+        bounds=(-1.0, 1.0),
         differentiable=True,
     ),
     "rotational_symmetry": RewardEntry(
         rotational_symmetry,
         description="the same upside down: correlation with the rotation by 180°; 0 for a plain picture",
         value_range="-1 to 1",
+        bounds=(-1.0, 1.0),
         differentiable=True,
     ),
 }

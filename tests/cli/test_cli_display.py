@@ -55,7 +55,7 @@ def test_people_read_cost_reward_warnings_and_results(capsys):
     assert err == ""
     for words in (
         "2 iterations will take about 3 min and 12 MB of disk",
-        "iteration 1/2  reward -1.250 ± 0.500  best -0.750  (compressibility -1.000, recognition -0.250)",
+        "iteration 1/2  weighted sum -1.250 ± 0.500  best -0.750  (compressibility -1.000, recognition -0.250)",
         "warning: mind this",
         "score of iteration 1: nothing to do, all is there",
         "held-out evaluation, checkpoint 1: -1.500 on training prompts  (compressibility -1.500)",

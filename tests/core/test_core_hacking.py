@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from rlcm_cli.config import WatchSettings
-from rlcm_cli.core.hacking import Fall, best_iteration, find_fall
+from rlcm_cli.core.hacking import Drop, best_iteration, find_fall
 
 DEFAULTS = WatchSettings()
 RISING = [float(number) for number in range(1000)]
@@ -19,7 +19,7 @@ class TestByHand:
     def test_the_best_earlier_window_is_compared_with_the_newest(self):
         # Windows of two: means 1, 3, 4, 2.5, 1, 0; the newest but two share no iteration with the newest.
         found = fall_of([0.0, 2.0, 4.0, 4.0, 1.0, 1.0, -1.0], spread=2.0)
-        assert found == Fall(watched=(4.0, 0.0), deviations=2.0)
+        assert found == Drop(watched=(4.0, 0.0), deviations=2.0, starts=(2, 5))
 
     def test_the_spread_is_that_of_the_best_window(self):
         watched, spreads = [4.0, 4.0, 1.0, 1.0], [1.0, 3.0, 100.0, 100.0]

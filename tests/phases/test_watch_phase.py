@@ -21,7 +21,7 @@ from rlcm_cli.phases import watch as watch_module
 from rlcm_cli.phases.events import Evaluated, HackingFound, IterationTrained
 from rlcm_cli.phases.loop import loop
 from rlcm_cli.phases.run import create_run
-from rlcm_cli.phases.watch import best_checkpoints, trained_progress
+from rlcm_cli.phases.watch import advise_checkpoint, best_checkpoints, trained_progress
 from rlcm_cli.store.checkpoint import LORA_FILE, digest_safetensors, read_statistics
 from rlcm_cli.store.evaluations import read_evaluation
 from rlcm_cli.store.layout import RunLayout
@@ -159,6 +159,7 @@ class TestLoop:
         run, events = run_loop(tmp_path / "run", hacked_config(tiny_lcm), rising)
         assert alarms_of(events) == []
         assert run.layout.evaluations() == [0, 4]
+        assert advise_checkpoint(read_metrics(run.layout), run.config) is None
 
     def test_stops_where_it_is_told_to_and_does_not_start_again(self, tiny_lcm, tmp_path):
         config = hacked_config(tiny_lcm, watch={"on_hacking": "stop"})
@@ -167,6 +168,7 @@ class TestLoop:
         assert (alarm.checkpoint, alarm.stops) == (3, True)
         assert run.layout.checkpoints() == [0, 1, 2, 3]
         assert run.layout.evaluations() == [0, 1, 3]
+        assert advise_checkpoint(read_metrics(run.layout), config) == (1, WATCHED)
 
         before = raw_bytes(run.layout.root)
         _, again = run_loop(tmp_path / "run", config)

@@ -2,14 +2,16 @@
 
 import json
 import math
+import re
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
 from reported_runs import PROMPTS, REWARD, SAMPLES, WATCHED, evidence_of, reward_of, write_reported
 
 from rlcm_cli.errors import ConfigError
-from rlcm_cli.report.html import compose_chapter
+from rlcm_cli.report.html import balance_columns, compose_chapter, render_report
 from rlcm_cli.report.html_charts import chart_costs, chart_rewards, chart_updates, thin
 from rlcm_cli.report.html_images import Budget, find_extremes, follow_images
 from rlcm_cli.report.html_private import withhold, withhold_text
@@ -46,6 +48,79 @@ def test_a_change_is_of_pairs_and_split_by_held_out_prompts(tmp_path):
     assert seeds.difference.error == pytest.approx(2 / math.sqrt(3))
     assert prompts.difference.mean == pytest.approx(4)
     assert (seeds.verdict(), changes[2].verdict(), prompts.verdict()) == ("rose", "fell", "unclear")
+
+
+def two_rewards(tmp_path, combine):
+    """A run whose first reward rises by 1, 1.5, 2 and 2.5 a checkpoint on its prompts, the second falls by 1."""
+    evidence = evidence_of(write_reported(tmp_path / "run", combine=combine))
+    contender = replace(evidence.run.contender, tasks={"compression": {REWARD: 1.0, WATCHED: 2.0}})
+    return replace(evidence, run=replace(evidence.run, contender=contender))
+
+
+def test_what_is_trained_for_has_a_verdict_and_its_chart_has_points(tmp_path):
+    evidence = two_rewards(tmp_path, "sum")
+    seeds, prompts = find_changes(evidence)[:2]
+    assert seeds.is_sum
+    assert seeds.name == f"{REWARD} + 2 × {WATCHED}"
+    assert seeds.difference.mean == pytest.approx(8 - 2 * 4, abs=1e-6)  # as the two parts change, which the tests above say
+    assert seeds.verdict() == "no clear change"
+    assert prompts.difference.mean == pytest.approx(4 - 2 * 4)
+    chapter = compose_chapter(evidence, Budget(1, 2, 1), 100)
+    assert chapter.sentences[2].startswith(f"On 3 training prompts with held-out seeds, {seeds.name} did not change")
+    total = chart_rewards(evidence, 100)[0]
+    assert total.title == "Weighted sum of the rewards"
+    assert {"held-out seeds", "held-out prompts"} <= {key.text for key in total.keys}
+
+
+def test_a_goal_of_normalised_rewards_is_in_standard_deviations(tmp_path):
+    evidence = two_rewards(tmp_path, "normalised")
+    first, last = evidence.evaluations[0], evidence.evaluations[-1]
+    seeds = find_changes(evidence)[0]
+    assert seeds.name == f"{REWARD} + 2 × {WATCHED}, each in standard deviations"
+    deviation = first.rewards[REWARD].double().std()
+    # The second has no deviation in the first evaluation, so it counts as it is.
+    expected = (last.rewards[REWARD] - first.rewards[REWARD])[~first.held_out].double().mean() / deviation - 2 * 4
+    assert seeds.difference.mean == pytest.approx(expected.item())
+    assert "Weighted sum of the rewards" not in [chart.title for chart in chart_rewards(evidence, 100)]
+
+
+def test_a_band_ends_where_the_reward_does(tmp_path):
+    _, watched = chart_rewards(evidence_of(write_reported(tmp_path / "run")), 100)
+    assert all(row["high"] <= 0 for row in watched.spec["data"]["values"])
+    assert watched.spec["data"]["values"][0]["low"] == -1.5
+
+
+def test_no_alarm_says_what_it_looked_at(tmp_path):
+    evidence = evidence_of(write_reported(tmp_path / "run", iterations=24, rollouts=0, checkpoints=()))
+    rows = [dict(row, watched={WATCHED: -1.0 - (row["iteration"] >= 14) * 0.1}) for row in evidence.metrics]
+    told = describe_watch(replace(evidence, metrics=rows))
+    assert told == (
+        "No alarm, which looks at the images of training: recognition was in the last 10 iterations 0.2 standard "
+        "deviations below its best 10 before; an alarm needs 0.5 below."
+    )
+    risen = [dict(row, watched={WATCHED: -2.0 + (row["iteration"] >= 14)}) for row in evidence.metrics]
+    assert "2 standard deviations above its best 10 before" in describe_watch(replace(evidence, metrics=risen))
+    fallen = [
+        dict(row, reward_mean=0.0, watched={WATCHED: -1.0 - (row["iteration"] >= 14)}) for row in evidence.metrics
+    ]
+    assert "rises, which it did not" in describe_watch(replace(evidence, metrics=fallen))
+
+
+@pytest.mark.parametrize(("cards", "columns"), [(0, 1), (1, 1), (5, 5), (6, 3), (7, 4), (11, 4)])
+def test_no_card_stands_alone_in_a_row(cards, columns):
+    assert balance_columns(cards) == columns
+
+
+def test_headings_go_down_one_level_at_a_time_and_every_part_can_be_jumped_to(tmp_path):
+    runs = [evidence_of(write_reported(tmp_path / name)) for name in ("one", "two")]
+    for page in (render_report(runs[:1], ""), render_report(runs, "")):
+        levels = [int(level) for level in re.findall(r"<h([1-6])[ >]", page)]
+        assert levels[0] == 1
+        assert max(after - before for before, after in pairwise(levels)) == 1
+        targets = re.findall(r'<a href="#([^"]+)"', page)
+        assert len(targets) >= 6
+        assert all(page.count(f'id="{target}"') == 1 for target in targets)
+        assert "loading=" not in page  # what is out of sight would be missing on paper
 
 
 @pytest.mark.parametrize(
@@ -130,12 +205,12 @@ def test_every_reward_and_every_value_that_moves_has_a_chart(tmp_path):
     assert [key.text for key in trained.keys][:3] == ["mean", "± one standard deviation over images", "best image"]
     row = trained.spec["data"]["values"][1]
     assert row["i"] == 2
-    assert row["high"] - row["v"] == pytest.approx(1.1)
+    assert row["v"] - row["low"] == pytest.approx(1.1)
     charts, constant = chart_updates(evidence, 100)
     assert [chart.title for chart in charts] == [
         "Approximate KL", "Clip fraction", "Gradient norm", "Learning rate", "Loss"
     ]  # fmt: skip
-    assert constant == [("Probability ratio", 1.0), ("Ratio drift", 0.0), ("Prompts that taught nothing", 0.0)]
+    assert constant == [("Probability ratio", 1.0), ("Ratio drift", 0.0), ("Prompts with identical rewards", 0.0)]
     speed, phases = chart_costs(evidence, 100)
     assert speed.spec["data"]["values"][0]["v"] == pytest.approx(SAMPLES / 3.25, rel=1e-5)
     assert [key.text for key in phases.keys] == ["sample", "score", "train"]
@@ -230,7 +305,10 @@ def test_a_run_without_anything_is_refused(tmp_path):
 def test_sentences_tell_of_cost_and_watch(tmp_path):
     evidence = evidence_of(write_reported(tmp_path / "run"))
     assert describe_cost(evidence).startswith("32 images drawn and scored in 14 s of work (sample 4 s, score 1 s")
-    assert describe_watch(evidence).startswith("No alarm: recognition was watched")
+    assert describe_watch(evidence) == (
+        "No alarm, which looks at the images of training: recognition was watched for 4 iterations, and the alarm "
+        "needs 20."
+    )
 
 
 def test_a_fall_of_a_watched_reward_is_an_alarm(tmp_path):

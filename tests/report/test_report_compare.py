@@ -485,7 +485,7 @@ class TestSamples:
         path = write_samples(self.strips(tmp_path), tmp_path / "out")
         assert path == tmp_path / "out/samples.png"
         with Image.open(path) as image:
-            assert image.size == (448, 572)
+            assert image.size == (508, 572)
         first, second = figures[0].axes
         assert (first.get_ylabel(), second.get_ylabel()) == ("RLCM", "DDPO")
         assert [label.get_text() for label in first.get_yticklabels()] == ["1 step", "2 steps"]

@@ -98,6 +98,7 @@ ENTRIES = {
         prompt_image_alignment,
         description="a vision-language judge describes the image: BERTScore recall of its words against the prompt",
         value_range="0 to 1, mostly 0.5 to 0.9",
+        bounds=(0.0, 1.0),
         needs=(
             "a judge (an OpenAI-compatible endpoint, a LLaVA-server, or local weights: 14 GB for LLaVA 1.5 7B); the "
             "extra alignment and DeBERTa-xlarge-MNLI (at most 3 GB), which a LLaVA-server brings itself"

@@ -132,6 +132,7 @@ ENTRIES = {
         vqa,
         description="a vision-language judge answers a question made from the prompt, such as how many there are",
         value_range="0 or 1",
+        bounds=(0.0, 1.0),
         needs="a judge: an OpenAI-compatible endpoint, a LLaVA-server, or local weights (14 GB for LLaVA 1.5 7B)",
         defaults={**JUDGE_DEFAULTS, "question": COUNTING_QUESTION, "answer": COUNTING_ANSWER},
         placement=JUDGE_PLACEMENT,

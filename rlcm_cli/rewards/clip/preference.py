@@ -128,6 +128,7 @@ ENTRIES = {
         pick_score,
         description="which image people pick for the prompt: PickScore v1, a CLIP ViT-H/14",
         value_range="-100 to 100, mostly 16 to 26",
+        bounds=(-100.0, 100.0),
         needs=f"{PICK_SCORE} ({_PICK_SIZE}) and the processor of {CLIP_H14} ({_PROCESSOR_SIZE})",
         defaults={"model": PICK_SCORE, "processor": CLIP_H14},
         neural=True,
@@ -142,6 +143,7 @@ ENTRIES = {
         hps_v2,
         description="which image people prefer for the prompt: HPS v2.1 (or v2), a CLIP ViT-H/14",
         value_range="-1 to 1, mostly 0.2 to 0.35",
+        bounds=(-1.0, 1.0),
         needs=(
             f"{HPS} ({_HPS_SIZE}) and the processor of {CLIP_H14} ({_PROCESSOR_SIZE}); for prompts beyond ASCII the "
             "extra hps"
