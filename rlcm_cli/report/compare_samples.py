@@ -58,7 +58,7 @@ def write_samples(strips: Sequence[Strip], folder: Path) -> Path:
     columns.tick_params(length=0)
     columns.spines[:].set_visible(False)
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})
+    figure.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None}, bbox_inches="tight", pad_inches=0.08)
     path = folder / "samples.png"
     replace_bytes(path, buffer.getvalue())
     return path

@@ -127,7 +127,7 @@ def say_resolved(value: float, error: float) -> str:
     if not (math.isfinite(error) and error):
         return say_number(value)
     places = min(6, max(0, 1 - math.floor(math.log10(error))))
-    return f"{value:,.{places}f}".replace("-", "−")
+    return f"{value:z,.{places}f}".replace("-", "−")
 
 
 def say_duration(seconds: float) -> str:
@@ -185,12 +185,15 @@ def describe_cost(evidence: Evidence) -> str:
 
 def describe_change(change: Change) -> str:
     """Say in a sentence how a reward changed on fixed images."""
-    where = "prompts kept out of training" if change.held_out else "training prompts with held-out seeds"
+    prompts = change.difference.prompts
+    where = (
+        f"{say_count(prompts, 'prompt')} kept out of training"
+        if change.held_out
+        else f"{say_count(prompts, 'training prompt')} with held-out seeds"
+    )
     verdict = {"no clear change": "did not change clearly", "unclear": "went"}.get(change.verdict(), change.verdict())
     return (
-        f"On {say_count(change.difference.prompts, 'prompt').rpartition(' ')[0]} {where}, "
-        f"{change.name} {verdict}: {describe_ends(change)}, a change of "
-        f"{say_estimate(change.difference)}."
+        f"On {where}, {change.name} {verdict}: {describe_ends(change)}, a change of {say_estimate(change.difference)}."
     )
 
 

@@ -62,7 +62,9 @@ def test_what_is_trained_for_has_a_verdict_and_its_chart_has_points(tmp_path):
     seeds, prompts = find_changes(evidence)[:2]
     assert seeds.is_sum
     assert seeds.name == f"{REWARD} + 2 × {WATCHED}"
-    assert seeds.difference.mean == pytest.approx(8 - 2 * 4, abs=1e-6)  # as the two parts change, which the tests above say
+    assert seeds.difference.mean == pytest.approx(
+        8 - 2 * 4, abs=1e-6
+    )  # as the two parts change, which the tests above say
     assert seeds.verdict() == "no clear change"
     assert prompts.difference.mean == pytest.approx(4 - 2 * 4)
     chapter = compose_chapter(evidence, Budget(1, 2, 1), 100)
@@ -135,6 +137,7 @@ def test_an_estimate_has_the_digits_that_its_error_resolves():
     assert say_estimate(Estimate(-1.81234, 0.0617, 9)) == "−1.812\u00a0±\u00a00.062"
     assert say_estimate(Estimate(1234.5, 12.3, 9)) == "1,234\u00a0±\u00a012"
     assert say_estimate(Estimate(0.5, math.nan, 1)) == "0.5"
+    assert say_estimate(Estimate(-0.001, 1.0, 9)) == "0.0\u00a0±\u00a01.0"
 
 
 def test_histograms_count_every_stored_reward(tmp_path):

@@ -61,6 +61,14 @@ def opened(path):
         yield image
 
 
+def test_a_band_ends_where_the_reward_does(tmp_path, drawn):
+    """−1 ± 0.5, −2 ± 0.5 and −3 ± 0.5 of what is −0.75 at most and never below −3.25."""
+    write_curves(publish(tmp_path, ["compressibility"], ["sharpness"]), {"sharpness": (-3.25, -0.75)})
+    (band,) = drawn[0].axes[1].collections
+    heights = [y for _, y in band.get_paths()[0].vertices]
+    assert (min(heights), max(heights)) == (-3.25, -0.75)
+
+
 def test_one_reward_is_one_panel(tmp_path, drawn):
     path = write_curves(publish(tmp_path, ["compressibility"]))
     assert path == tmp_path / "rewards.png"
