@@ -594,7 +594,8 @@ def resolve_config(
                 "file with only the settings that you change"
             )
         whole = parse_config(_drop_weightless(_explicit([file_layer], assignments, flags)))
-        return whole.model_copy(update={"model": keep_commit(parse_config(file_layer).model, whole.model)})
+        own = ModelSettings.model_construct(**file_layer.get("model", {}))  # what is changed in it may be wrong in it
+        return whole.model_copy(update={"model": keep_commit(own, whole.model)})
     names = list(dict.fromkeys(tasks)) or ([in_file] if isinstance(in_file, str) else [])
     if not names:
         raise ConfigError("no task given; use --task NAME (`rlcm tasks` lists them) or a `task` key in --config")

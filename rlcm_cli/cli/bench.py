@@ -75,6 +75,8 @@ def run(
     sizes = parse_batches(batches)
     budget = config.runtime.memory_budget
 
+    o.announce(config.model.name, quiet=quiet, as_json=as_json)
+
     from rlcm_cli.cli.display import Display
     from rlcm_cli.phases.bench import bench
     from rlcm_cli.rewards import RewardSpec, load_reward

@@ -34,6 +34,8 @@ def run(
     as_json: o.JsonOption = False,
 ) -> None:
     """Draw and score the run's fixed held-out images with some of its checkpoints."""
+    o.announce(named, quiet=quiet, as_json=as_json)
+
     from rlcm_cli.cli.consent import Given, named_texts, permit
     from rlcm_cli.cli.display import Display
     from rlcm_cli.phases.evaluate import evaluate

@@ -81,6 +81,8 @@ def run(
     as_json: o.JsonOption = False,
 ) -> None:
     """Write a checkpoint for other tools, with a model card; checked by drawing with it as they do."""
+    o.announce(named, quiet=quiet, as_json=as_json)
+
     from dataclasses import asdict
 
     from rlcm_cli.cli.display import Display

@@ -116,6 +116,10 @@ def run(
 
     Two of LoRA, scale and steps may have several values: the rows and columns of the sheet.
     """
+    from rlcm_cli.config import EMBEDDED_MODEL
+
+    o.announce(model or next(iter(loras), None) or EMBEDDED_MODEL, quiet=quiet, as_json=as_json)
+
     from rlcm_cli.cli.display import Display
     from rlcm_cli.phases.generate import generate_plan
     from rlcm_cli.phases.request import Request, plan_request

@@ -126,6 +126,9 @@ def run(
             return
 
         from rlcm_cli.cli.consent import Given, named_texts, permit
+
+        o.announce(config.model.name, quiet=quiet, as_json=as_json)
+
         from rlcm_cli.cli.display import Display
         from rlcm_cli.cli.live import look_at
         from rlcm_cli.cli.tracking import open_trackers, track

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -156,6 +158,14 @@ JsonOption = Annotated[
 QuietOption = Annotated[
     bool, typer.Option("--quiet", "-q", help="Print results and warnings only.", rich_help_panel=OUTPUT)
 ]
+
+
+def announce(what: str, *, quiet: bool, as_json: bool) -> None:
+    """Say at once what is loaded, before the libraries are imported that take seconds themselves."""
+    # Of several processes of a job, one speaks.
+    if not quiet and not as_json and os.environ.get("RANK", "0") == "0":
+        typer.echo(f"loading {''.join(letter if letter.isprintable() else '�' for letter in what)} …")
+        sys.stdout.flush()
 
 
 def resolve_run(

@@ -64,6 +64,7 @@ def run(
             },
         )
         config.require_actions()
+        o.announce(config.model.name, quiet=quiet, as_json=as_json)
 
         from rlcm_cli.cli.display import Display
         from rlcm_cli.phases.policy import start_run

@@ -49,6 +49,8 @@ def run(
     as_json: o.JsonOption = False,
 ) -> None:
     """Give the sampled images their rewards, in sidecar files; needs no model, and a GPU only for large rewards."""
+    o.announce(f"the rewards of {named}", quiet=quiet, as_json=as_json)
+
     from rlcm_cli.cli.consent import Given, named_texts, permit
     from rlcm_cli.cli.display import Display
     from rlcm_cli.core.device import select_device

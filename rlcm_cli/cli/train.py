@@ -35,6 +35,8 @@ def run(
     as_json: o.JsonOption = False,
 ) -> None:
     """Update the policy on the scored rollout of the newest checkpoint, and publish the next checkpoint."""
+    o.announce(named, quiet=quiet, as_json=as_json)
+
     from rlcm_cli.cli.consent import Given, named_texts, permit
     from rlcm_cli.cli.display import Display
     from rlcm_cli.cli.tracking import open_trackers, track

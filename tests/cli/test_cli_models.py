@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
+import pytest
 from command_line import refuse, succeed
 
+from rlcm_cli.cli.app import main
 from rlcm_cli.errors import ModelError
 
 DRAWING = ("--prompt", "cat", "--steps", 2)
@@ -16,6 +19,14 @@ def test_what_is_odd_about_a_model_is_a_warning(capsys, tiny_lcm_copy: Path, tmp
     file.rename(file.with_suffix(".fp16.safetensors"))
     told = succeed(capsys, "generate", "--model", tiny_lcm_copy, *DRAWING, "--out", tmp_path / "out").err
     assert told == f"warning: {tiny_lcm_copy}: its vae is there as the fp16 variant only; loaded as float32\n"
+
+
+@pytest.mark.parametrize("flag", ["--quiet", "--json", None])
+def test_what_is_loaded_is_said_before_the_libraries_are_imported(capsys, flag: str | None, monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "rlcm_cli.phases.generate", None)  # which imports torch
+    with pytest.raises(ImportError):
+        main(["generate", "--model", "some-model", *map(str, DRAWING), *filter(None, [flag])])
+    assert capsys.readouterr().out == ("" if flag else "loading some-model …\n")
 
 
 def test_a_mistyped_run_is_found_before_a_model_is_loaded(capsys, tmp_path: Path, monkeypatch) -> None:
