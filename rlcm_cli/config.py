@@ -601,6 +601,11 @@ def resolve_config(
         raise ConfigError("no task given; use --task NAME (`rlcm tasks` lists them) or a `task` key in --config")
     if len(names) == 1:
         return parse_config(_drop_weightless({**_layered(names[0], file_layer, assignments, flags), "task": names[0]}))
+    if (flags or {}).get("prompts.source") is not None:
+        raise ConfigError(
+            "--prompts stands for the prompts of one task, and several are given; set those of one by "
+            "--set tasks.NAME.prompts.source=SOURCE"
+        )
     if (flags or {}).get("rewards") is not None:
         raise ConfigError(
             "--reward stands for the rewards of one task, and several are given; set those of one by "

@@ -29,6 +29,7 @@ def run(
     root: o.RunOption = None,
     config_file: o.ConfigOption = None,
     assignments: o.SetOption = [],  # noqa: B006
+    prompts: o.PromptsOption = None,
     rewards: o.RewardOption = [],  # noqa: B006
     watch: o.WatchOption = [],  # noqa: B006
     on_hacking: Annotated[
@@ -93,6 +94,7 @@ def run(
             assignments=assignments,
             start=start,
             flags={
+                "prompts.source": prompts,
                 "rewards": o.parse_rewards(rewards),
                 "watch.rewards": list(dict.fromkeys(watch)) or None,
                 "watch.on_hacking": on_hacking,
@@ -143,6 +145,7 @@ def run(
 
         team = join_team(config.runtime.device)
         checked = check_run(path, config)
+        o.settle_sources(checked, tasks=tasks, config_file=config_file, assignments=assignments, prompts=prompts)
         named = named_texts(assignments, o.parse_rewards(rewards), watch, ray_address)
         trusted = permit(
             checked,

@@ -76,6 +76,15 @@ SetOfPresetOption = Annotated[
     list[str],
     setting("--set", "KEY=VALUE", "A setting over the preset, such as train.learning_rate=3e-4; repeatable."),
 ]
+PromptsOption = Annotated[
+    str | None,
+    setting(
+        "--prompts",
+        "SOURCE",
+        "A file with a prompt a line, a table as FILE.csv:COLUMN, or a built-in set.",
+        "the preset's",
+    ),
+]
 RewardOption = Annotated[
     list[str],
     setting(
@@ -190,9 +199,27 @@ def resolve_run(
     if root is not None and not tasks and config_file is None and (root / "config.json").exists():
         return root, override_config(open_run(root).config, assignments=assignments, flags=flags)
     config = resolve_config(tasks, config_file=config_file, assignments=assignments, flags=flags)
+    if config_file is not None and config_file.suffix != ".toml":
+        from rlcm_cli.cli.consent import named_texts
+        from rlcm_cli.phases.inputs import refuse_unnamed
+
+        refuse_unnamed(config, named_texts(assignments, list(flags.values())), f"--config {config_file}")
     if config_file is not None and config_file.is_file() and has_byte_order_mark(config_file):
         typer.echo(f"note: {config_file} begins with a byte order mark, which other readers of TOML refuse", err=True)
     return root or Path("runs") / config.task, config
+
+
+def settle_sources(
+    run: Run, *, tasks: list[str], config_file: Path | None, assignments: list[str], prompts: str | None
+) -> None:
+    """Compare what a user names as a source with what the run began with. Raises as `settle_inputs`."""
+    from rlcm_cli.cli.consent import named_texts
+    from rlcm_cli.phases.inputs import prompt_sources, settle_inputs
+
+    named = named_texts(assignments, prompts)
+    if tasks or config_file is not None:
+        named |= {*prompt_sources(run.config), *filter(None, [run.config.pretraining.source])}
+    settle_inputs(run.layout, run.config, named)
 
 
 def reopen_run(root: Path, *, assignments: Sequence[str] = (), flags: Mapping[str, Any] | None = None) -> Run:

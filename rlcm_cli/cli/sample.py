@@ -21,6 +21,7 @@ def run(
     root: o.RunOption = None,
     config_file: o.ConfigOption = None,
     assignments: o.SetOption = [],  # noqa: B006
+    prompts: o.PromptsOption = None,
     rewards: o.RewardOption = [],  # noqa: B006
     model: o.ModelOption = None,
     policy: o.PolicyOption = None,
@@ -49,6 +50,7 @@ def run(
             assignments=assignments,
             start=start,
             flags={
+                "prompts.source": prompts,
                 "rewards": o.parse_rewards(rewards),
                 "model.name": model,
                 "model.policy": policy,
@@ -68,13 +70,15 @@ def run(
 
         from rlcm_cli.cli.display import Display
         from rlcm_cli.phases.policy import start_run
-        from rlcm_cli.phases.run import parse_worker
+        from rlcm_cli.phases.run import check_run, parse_worker
         from rlcm_cli.phases.sample import sample
         from rlcm_cli.phases.team import check_team, join_team
 
         share = parse_worker(worker)
         team = join_team(config.runtime.device)
         display = Display(quiet=quiet, as_json=as_json, silent=not team.leads)
+        checked = check_run(path, config)
+        o.settle_sources(checked, tasks=tasks, config_file=config_file, assignments=assignments, prompts=prompts)
         the_run, loaded = start_run(path, config, o.fit_memory(display, "sample"))
         place.confirm(config)
         display.say(describe_goal(config))

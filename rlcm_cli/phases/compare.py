@@ -7,11 +7,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rlcm_cli.config import Config
 from rlcm_cli.phases.drawing import Drawing, find_lora, load_drawing_model, plan_drawing
 from rlcm_cli.phases.events import Event, FileWritten
 from rlcm_cli.phases.generate import generate
-from rlcm_cli.phases.run import open_run, prompt_sets
+from rlcm_cli.phases.run import Run, open_run
 
 FEW_STEPS = (1, 2, 4, 8)
 MANY_STEPS = (10, 20, 50)
@@ -36,7 +35,7 @@ def plan_samples(runs: Mapping[str, Path], folder: Path) -> list[SampleRow]:
     Few-step policies are drawn with 1, 2, 4 and 8 model calls, those that are trained with 10 or more with 10, 20
     and 50. The prompts are of the first run, those that it has kept out of training first. Raises as `find_lora`.
     """
-    prompts = choose_prompts(open_run(next(iter(runs.values()))).config)
+    prompts = choose_prompts(open_run(next(iter(runs.values()))))
     rows = []
     for number, (method, root) in enumerate(runs.items()):
         adapter = find_lora(str(root), 1.0)
@@ -47,11 +46,10 @@ def plan_samples(runs: Mapping[str, Path], folder: Path) -> list[SampleRow]:
     return rows
 
 
-def choose_prompts(config: Config) -> list[str]:
+def choose_prompts(run: Run) -> list[str]:
     """Choose prompts to show a run by: those kept out of training, then others."""
-    sets = [prompt_sets(task.prompts) for task in config.joint_tasks().values()]
-    held_out = [prompt for _, kept_out in sets for prompt in kept_out]
-    training = [prompt for trained_on, _ in sets for prompt in trained_on]
+    held_out = [prompt for prompts in run.prompts.values() for prompt in prompts.held_out]
+    training = [prompt for prompts in run.prompts.values() for prompt in prompts.training]
     return list(dict.fromkeys(held_out + training))[:PROMPTS]
 
 

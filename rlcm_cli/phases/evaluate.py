@@ -14,8 +14,9 @@ from rlcm_cli.errors import ForeignFileError
 from rlcm_cli.models.diffusion import DiffusionModel
 from rlcm_cli.phases.advantages import rows_of, sum_rewards
 from rlcm_cli.phases.events import Advanced, Evaluated, Event, PhaseStarted
+from rlcm_cli.phases.inputs import TaskPrompts
 from rlcm_cli.phases.policy import load_checkpoint
-from rlcm_cli.phases.run import Run, prompt_sets
+from rlcm_cli.phases.run import Run
 from rlcm_cli.phases.sample import REDUCTION, draw_batch
 from rlcm_cli.phases.schedules import drawing_schedule
 from rlcm_cli.phases.score import Scorer
@@ -41,7 +42,7 @@ def evaluate(
     layout, config = run.layout, run.config
     state = load_checkpoint(run, model, checkpoint)
     if not is_published(layout.evaluation(checkpoint)):
-        plan = plan_evaluation(config)
+        plan = plan_evaluation(config, run.prompts)
         total = len(plan)
         yield PhaseStarted("evaluate", checkpoint, total, "images")
         schedule = drawing_schedule(config.sample, model)
@@ -98,7 +99,7 @@ def rescore_evaluations(run: Run, scorers: Mapping[str, Scorer], device: torch.d
     """
     layout = run.layout
     changed = {name: scorer for name, scorer in scorers.items() if scorer.has_changed(layout)}
-    plan = plan_evaluation(run.config) if changed else []
+    plan = plan_evaluation(run.config, run.prompts) if changed else []
     for checkpoint in layout.evaluations() if changed else ():
         found = read_evaluation(layout, checkpoint)
         stale = {
@@ -130,7 +131,7 @@ class FixedImage:
     """The prompt is kept out of training."""
 
 
-def plan_evaluation(config: Config) -> list[FixedImage]:
+def plan_evaluation(config: Config, prompts: Mapping[str, TaskPrompts]) -> list[FixedImage]:
     """List the fixed images, each task by itself, in equal parts.
 
     Held-out prompts come first and take at most a third of the places; training prompts fill the others.
@@ -138,10 +139,12 @@ def plan_evaluation(config: Config) -> list[FixedImage]:
     settings, tasks = config.evaluate, config.joint_tasks()
     places = max(1, settings.prompts // len(tasks))
     chosen = []
-    for task, choice in tasks.items():
-        training, held_out = prompt_sets(choice.prompts)
+    for task in tasks:
+        training = prompts[task].training
         shuffled = draw_prompts(training, config.seed, 0, len(training))
-        candidates = [(prompt, True) for prompt in held_out[: places // 3]] + [(prompt, False) for prompt in shuffled]
+        candidates = [(prompt, True) for prompt in prompts[task].held_out[: places // 3]] + [
+            (prompt, False) for prompt in shuffled
+        ]
         chosen += [(task, prompt, is_held_out) for prompt, is_held_out in candidates[:places]]
     return [
         FixedImage(task, prompt, derive_seed(config.seed, "eval", number, member), number, is_held_out)

@@ -15,7 +15,7 @@ from rlcm_cli import __version__
 from rlcm_cli.config import Config, ModelSettings, SampleSettings, keep_commit, override_section
 from rlcm_cli.core.lora_file import UNET, LoraModule
 from rlcm_cli.core.noise import derive_seed
-from rlcm_cli.errors import ConfigError, CorruptFileError, ForeignFileError, ModelError
+from rlcm_cli.errors import ConfigError, CorruptFileError, ForeignFileError, MissingFileError, ModelError
 from rlcm_cli.models.diffusion import DiffusionModel
 from rlcm_cli.models.export import (
     adapted_parts,
@@ -38,7 +38,7 @@ from rlcm_cli.models.lora_binding import adapted_layers, bind_modules, compare_f
 from rlcm_cli.phases.comfyui import describe_use
 from rlcm_cli.phases.events import Advanced, Event, FileWritten, PhaseStarted
 from rlcm_cli.phases.policy import load_configured_model
-from rlcm_cli.phases.run import open_run, prompt_sets
+from rlcm_cli.phases.run import Run, open_run
 from rlcm_cli.phases.sample import REDUCTION, draw_batch
 from rlcm_cli.phases.schedules import drawing_schedule
 from rlcm_cli.store.adapters import find_adapter
@@ -85,10 +85,13 @@ class Source:
     @property
     def prompts(self) -> Sequence[str]:
         """What is drawn to check the export."""
-        if self.config is None:
+        if self.config is None or self.layout is None:
             return PROMPTS
-        training, _ = prompt_sets(next(iter(self.config.joint_tasks().values())).prompts)
-        return training[:IMAGES]
+        try:
+            prompts = Run(self.layout, self.config).prompts
+        except MissingFileError:  # a run that keeps none of its own, whose sources only it names
+            return PROMPTS
+        return next(iter(prompts.values())).training[:IMAGES]
 
 
 @dataclass(frozen=True)

@@ -82,7 +82,7 @@ def estimate_cost(
     if config.last_step.mode == "backprop":
         trained += settings.inner_epochs * (1 + BACKWARD_FORWARDS)
     between = iterations // config.evaluate.every if config.evaluate.every else 0
-    drawn = len(plan_evaluation(config)) * (2 + between)
+    drawn = len(plan_evaluation(config, run.prompts)) * (2 + between)
     drawing = min(team.size, config.sample.shards)  # processes; all of them train and evaluate
     forwards = iterations * samples * (steps / drawing + trained / team.size) + drawn * steps / team.size
 

@@ -18,6 +18,7 @@ from rlcm_cli.models.loading import load_model
 from rlcm_cli.models.lora import attach_lora, load_lora
 from rlcm_cli.models.memory import checkpoint_activations
 from rlcm_cli.models.trained import TRAINED
+from rlcm_cli.phases.inputs import check_images
 from rlcm_cli.phases.optimizer import find_optimizer
 from rlcm_cli.phases.pretraining import find_pairs
 from rlcm_cli.phases.run import Run, check_run, create_run, pin_commit
@@ -81,6 +82,7 @@ def start_run(
     model = load_policy_model(run.config)
     config = pin_commit(run.config, model.commit)
     training_schedule(config, model)
+    check_images(run.layout, config)
     find_pairs(config, model)
     if not run.layout.checkpoints():
         load_start(config, model)

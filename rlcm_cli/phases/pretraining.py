@@ -20,9 +20,10 @@ from rlcm_cli.core.denoising import add_noise, denoising_error
 from rlcm_cli.core.noise import derive_seed, seed_generator
 from rlcm_cli.errors import ConfigError
 from rlcm_cli.models.diffusion import DiffusionModel
+from rlcm_cli.phases.inputs import open_images
 from rlcm_cli.phases.loss_scale import LossScale
 from rlcm_cli.phases.team import Team
-from rlcm_cli.prompts.pairs import Pairs, open_pairs
+from rlcm_cli.prompts.pairs import Pairs
 
 
 def find_pairs(config: Config, model: DiffusionModel) -> Pairs | None:
@@ -37,12 +38,7 @@ def find_pairs(config: Config, model: DiffusionModel) -> Pairs | None:
             f"pretraining.source is set, and this model's policy is {model.policy}: a consistency model was not "
             "trained to denoise; leave it out (train.kl_weight also holds on to the base model)"
         )
-    return _open(config.pretraining)
-
-
-@functools.cache
-def _open(settings: PretrainingSettings) -> Pairs:
-    return open_pairs(str(settings.source), image_column=settings.image_column, caption_column=settings.caption_column)
+    return open_images(config.pretraining)
 
 
 def accumulate_pretraining(

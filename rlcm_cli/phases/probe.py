@@ -14,6 +14,7 @@ from rlcm_cli.models.diffusion import DiffusionModel
 from rlcm_cli.models.trained import TRAINED
 from rlcm_cli.models.weights import copy_weights
 from rlcm_cli.phases.gradient import LARGEST, Minibatch
+from rlcm_cli.phases.inputs import TaskPrompts
 from rlcm_cli.phases.objectives import choose_objective
 from rlcm_cli.phases.optimizer import clip_gradient, make_optimizer, optimizer_tensors
 from rlcm_cli.phases.pretraining import find_pairs
@@ -119,8 +120,10 @@ def _draw(
         "steps": steps,
     }
     small = config.model_copy(update={"sample": config.sample.model_copy(update=changes)})
+    # What is measured does not depend on the prompts, and a run's own are not at hand.
+    prompts = {task: TaskPrompts(("a cat", "a dog"), ()) for task in config.joint_tasks()}
     policy = TrainerState(number=0, optimizer_steps=0, model_digest=model.digest, policy_digest=model.digest)
-    manifest = plan_rollout(small, model, policy, iteration=0)
+    manifest = plan_rollout(small, prompts, model, policy, iteration=0)
     shard = assemble_shard(manifest, model, 0, list(draw_shard(manifest, model, 0)))
     conditioning, index = join_conditioning([shard])
     count = len(shard.trajectories)

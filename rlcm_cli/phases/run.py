@@ -10,9 +10,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from rlcm_cli.config import Config, PromptSettings, differences, parse_config
+from rlcm_cli.config import Config, differences, parse_config
 from rlcm_cli.errors import ConfigError, RunMismatchError
-from rlcm_cli.prompts import load_prompts, split_prompts
+from rlcm_cli.phases.inputs import TaskPrompts, begin_inputs, read_prompts, task_prompts
 from rlcm_cli.rewards import REWARDS, RewardSpec, is_code
 from rlcm_cli.store.atomic import TEMPORARY_SUFFIX
 from rlcm_cli.store.layout import RunLayout
@@ -29,6 +29,11 @@ class Run:
     layout: RunLayout
     config: Config
 
+    @functools.cached_property
+    def prompts(self) -> Mapping[str, TaskPrompts]:
+        """Prompts of each task, by its name. Raises as `task_prompts`."""
+        return task_prompts(self.layout, self.config)
+
     def reward_specs(self) -> dict[str, RewardSpec]:
         """Give the rewards that are trained on or watched, by name."""
         settings = self.config.reward_settings
@@ -43,12 +48,6 @@ class Run:
         tasks = self.config.joint_tasks()
         trained = [name for name, task in tasks.items() if reward in task.rewards]
         return trained or list(tasks)
-
-
-@functools.cache
-def prompt_sets(settings: PromptSettings) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Read the prompts of a configuration, once a process: (training, held out)."""
-    return split_prompts(load_prompts(settings.source), settings.held_out_fraction)
 
 
 @dataclass(frozen=True)
@@ -74,7 +73,8 @@ def check_run(root: Path, config: Config) -> Run:
     layout = RunLayout(root)
     run = Run(layout, config)
     # Looked at before the configuration: another worker may be publishing that now.
-    occupied = root.is_dir() and any(not entry.name.endswith(TEMPORARY_SUFFIX) for entry in root.iterdir())
+    entries = [entry.name for entry in root.iterdir()] if root.is_dir() else []
+    occupied = any(name != layout.inputs.name and not name.endswith(TEMPORARY_SUFFIX) for name in entries)
     if layout.config.exists():
         saved = _read_config(layout)
         if config.model.commit is None:  # whoever asks for a branch again means the commit that it was
@@ -91,8 +91,7 @@ def check_run(root: Path, config: Config) -> Run:
         raise ConfigError(f"{root}: is not empty and no run directory; choose another --run")
     check_rewards(run)
     if not layout.config.exists():  # later they are read where they are drawn; who scores need not have them
-        for task in config.joint_tasks().values():
-            prompt_sets(task.prompts)
+        read_prompts(config)
     return run
 
 
@@ -144,6 +143,7 @@ def create_run(root: Path, config: Config) -> Run:
     """Open a run directory for a configuration, making it where there is none. Raises as `check_run`."""
     run = check_run(root, config)
     if not run.layout.config.exists():
+        begin_inputs(run.layout, config)  # before the file that says that the run is there
         publish_config(run.layout, config.to_json(), _versions())
         check_run(root, config)  # another process may have been first, with other settings
     return run

@@ -18,8 +18,9 @@ from rlcm_cli.errors import NotFiniteError
 from rlcm_cli.models.diffusion import DiffusionModel
 from rlcm_cli.models.lora import folded_lora
 from rlcm_cli.phases.events import Advanced, Event, PhaseSkipped, PhaseStarted
+from rlcm_cli.phases.inputs import TaskPrompts
 from rlcm_cli.phases.policy import ensure_start, load_checkpoint
-from rlcm_cli.phases.run import Run, Worker, prompt_sets
+from rlcm_cli.phases.run import Run, Worker
 from rlcm_cli.phases.schedules import record_schedule, restore_schedule, training_schedule
 from rlcm_cli.prompts import draw_prompts
 from rlcm_cli.store.background import writing_behind
@@ -54,7 +55,7 @@ def sample(
     if iteration is None:
         iteration = latest_checkpoint(run.layout)
     state = load_checkpoint(run, model, run.config.sample.drawing_checkpoint(iteration))
-    planned = plan_rollout(run.config, model, state, iteration)
+    planned = plan_rollout(run.config, run.prompts, model, state, iteration)
     manifest = publish_manifest(run.layout.manifest(iteration), planned)
     mine = [number for number in missing_shards(run.layout, manifest) if worker.takes(number)]
     if not mine:
@@ -75,15 +76,20 @@ def sample(
                     writer.wait()
 
 
-def plan_rollout(config: Config, model: DiffusionModel, policy: TrainerState, iteration: int) -> RolloutManifest:
+def plan_rollout(
+    config: Config,
+    task_prompts: Mapping[str, TaskPrompts],
+    model: DiffusionModel,
+    policy: TrainerState,
+    iteration: int,
+) -> RolloutManifest:
     """Make the plan of an iteration that a policy draws: a pure function of its arguments."""
     settings = config.sample
     tasks = config.joint_tasks()
     counts = split_shares(settings.samples // settings.group_size, [task.share for task in tasks.values()])
     prompts: list[str] = []
-    for task, count in zip(tasks.values(), counts, strict=True):
-        training, _ = prompt_sets(task.prompts)
-        prompts += draw_prompts(training, config.seed, iteration * count, count)
+    for task, count in zip(tasks, counts, strict=True):
+        prompts += draw_prompts(task_prompts[task].training, config.seed, iteration * count, count)
     return RolloutManifest(
         iteration=iteration,
         tasks=tuple(tasks),

@@ -13,6 +13,7 @@ from rlcm_cli.config import Config
 from rlcm_cli.models.diffusion import DiffusionModel
 from rlcm_cli.models.trained import TRAINED
 from rlcm_cli.phases.gradient import Minibatch, UpdateMetrics, accumulate_gradient
+from rlcm_cli.phases.inputs import check_images
 from rlcm_cli.phases.last_step import PathwiseReward, accumulate_last_step, choose_pathwise
 from rlcm_cli.phases.objectives import ObjectiveParts, choose_objective
 from rlcm_cli.phases.pretraining import accumulate_pretraining, find_pairs
@@ -50,6 +51,7 @@ def prepare_lessons(
     if run.config.last_step.mode == "backprop":
         pathwise = choose_pathwise(rollout, run.config, load_scorers(run) if scorers is None else scorers)
     weights = objective.weigh(torch.from_numpy(advantages).float())
+    check_images(run.layout, run.config)
     return Lessons(rollout, objective, weights, pathwise, find_pairs(run.config, model))
 
 

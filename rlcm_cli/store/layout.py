@@ -21,6 +21,11 @@ class RunLayout:
         return self.root / "config.json"
 
     @property
+    def inputs(self) -> Path:
+        """Prompts that the run began with, and digests of its real images."""
+        return self.root / "inputs.json"
+
+    @property
     def metrics_jsonl(self) -> Path:
         """One line an iteration, derived from the metrics files."""
         return self.root / "metrics.jsonl"

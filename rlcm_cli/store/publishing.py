@@ -44,7 +44,7 @@ class Publisher:
 
     def _publish(self, names: list[str]) -> None:
         for publish, chosen in (
-            (self._publish_plain, [name for name in names if name == "config.json"]),
+            (self._publish_plain, [name for name in ("inputs.json", "config.json") if name in names]),
             (self._publish_checkpoint, _checkpoint_markers(names)),
             (self._publish_plain, [name for name in names if name.endswith("/manifest.json")]),
             (self._publish_record, [n for n in names if _is_receipt(n)]),
@@ -219,4 +219,5 @@ def _checkpoint_markers(names: list[str]) -> list[str]:
 
 def _is_loose(name: str) -> bool:
     """Tell whether a file is bound to no marker, as metrics are to their checkpoint: timings, pictures, reports."""
-    return PurePosixPath(name).parts[0] not in ("rollouts", "checkpoints", "evaluations", "metrics", "config.json")
+    bound = ("rollouts", "checkpoints", "evaluations", "metrics", "config.json", "inputs.json")
+    return PurePosixPath(name).parts[0] not in bound

@@ -73,8 +73,8 @@ class RemoteRun:
             path.with_suffix(".safetensors").unlink(missing_ok=True)
 
     def fetch_config(self) -> None:
-        """Fetch the configuration."""
-        self.agree(["config.json"])
+        """Fetch the configuration, and the prompts that the run began with."""
+        self.agree(["inputs.json", "config.json"])
 
     def fetch_checkpoints(self) -> int | None:
         """Give the checkpoints' numbers a folder each in the stage, empty but for those fetched; give the newest.

@@ -9,6 +9,7 @@ from model_helpers import attach_tiny, load_tiny, shake_lora
 from rlcm_cli.core.trajectory import join_trajectories
 from rlcm_cli.models.lora import base_model
 from rlcm_cli.phases.gradient import Minibatch, accumulate_gradient
+from rlcm_cli.phases.inputs import read_prompts
 from rlcm_cli.phases.objectives import choose_objective
 from rlcm_cli.phases.rollout import Rollout, join_conditioning
 from rlcm_cli.phases.sample import assemble_shard, draw_shard, plan_rollout
@@ -37,7 +38,7 @@ def draw_rollout(workers, config) -> Rollout:
     """Draw a whole plan, shard k by worker k mod N."""
     model = workers[0]
     policy = TrainerState(number=0, optimizer_steps=0, model_digest=model.digest, policy_digest="")
-    manifest = plan_rollout(config, model, policy, iteration=0)
+    manifest = plan_rollout(config, read_prompts(config), model, policy, iteration=0)
     shards = []
     for number in range(len(manifest.shards)):
         worker = workers[number % len(workers)]

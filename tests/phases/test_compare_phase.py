@@ -14,7 +14,9 @@ from rlcm_cli.phases.compare import choose_prompts, draw_samples, plan_samples
 from rlcm_cli.phases.drawing import find_lora, load_drawing_model, plan_drawing
 from rlcm_cli.phases.events import FileWritten
 from rlcm_cli.phases.generate import generate
-from rlcm_cli.phases.run import prompt_sets
+from rlcm_cli.phases.inputs import read_prompts
+from rlcm_cli.phases.run import Run
+from rlcm_cli.store.layout import RunLayout
 
 
 def pixels(folder):
@@ -54,12 +56,14 @@ def test_the_images_are_those_of_generate(tiny_lcm, tmp_path):
 
 def test_held_out_prompts_come_first_and_each_once(tiny_lcm):
     config = make_config(tiny_lcm)
-    training, held_out = prompt_sets(config.prompts)
-    assert choose_prompts(config) == [*held_out, *training][:8]
+    layout = RunLayout(tiny_lcm / "not-made")
+    (own,) = read_prompts(config).values()
+    assert choose_prompts(Run(layout, config)) == [*own.held_out, *own.training][:8]
     values = tiny_values(tiny_lcm)
     del values["rewards"]
     tasks = {name: {"rewards": {"compressibility": 1.0}} for name in ("a", "b")}
-    assert choose_prompts(parse_config({**values, "tasks": tasks})) == [*held_out, *training][:8]
+    joint = Run(layout, parse_config({**values, "tasks": tasks}))
+    assert choose_prompts(joint) == [*own.held_out, *own.training][:8]
 
 
 def test_a_run_without_checkpoints_cannot_be_drawn(tiny_lcm, tmp_path):

@@ -2,10 +2,10 @@ import pytest
 import torch
 from phase_runs import copy_run, finish, finished_run, make_config, make_loop, raw_bytes, shared_model
 
-from rlcm_cli.config import PromptSettings
 from rlcm_cli.errors import ForeignFileError
 from rlcm_cli.phases.evaluate import evaluate, plan_evaluation
-from rlcm_cli.phases.run import open_run, prompt_sets
+from rlcm_cli.phases.inputs import read_prompts
+from rlcm_cli.phases.run import open_run
 from rlcm_cli.phases.score import load_scorers
 from rlcm_cli.store.evaluations import publish_evaluation, read_evaluation
 from rlcm_cli.store.layout import RunLayout, receipt_path
@@ -39,8 +39,9 @@ def test_the_pictures_differ_by_the_policy_alone(tiny_lcm, tmp_path):
 @pytest.mark.parametrize(("prompts", "held_out"), [(3, 1), (9, 3), (45, 4), (1, 0), (2, 0)])
 def test_a_third_at_most_of_the_prompts_are_held_out_ones(tiny_lcm, prompts, held_out):
     config = make_config(tiny_lcm, evaluate={"prompts": prompts, "images_per_prompt": 2})
-    training, kept_out = prompt_sets(config.prompts)
-    plan = plan_evaluation(config)
+    (own,) = read_prompts(config).values()
+    training, kept_out = own.training, own.held_out
+    plan = plan_evaluation(config, {config.task: own})
     assert len(plan) == min(prompts, len(training) + held_out) * 2
     assert len({fixed.seed for fixed in plan}) == len(plan)
     for fixed in plan:
@@ -53,7 +54,8 @@ def test_a_third_at_most_of_the_prompts_are_held_out_ones(tiny_lcm, prompts, hel
 
 def test_no_held_out_prompt_is_ever_trained_on(tiny_lcm):
     layout = RunLayout(finished_run(tiny_lcm))
-    _, held_out = prompt_sets(PromptSettings())
+    (own,) = open_run(layout.root).prompts.values()
+    held_out = own.held_out
     drawn = {prompt for iteration in (0, 1) for prompt in read_manifest(layout.manifest(iteration)).prompts}
     assert len(drawn) == 16
     assert not drawn & set(held_out)

@@ -28,8 +28,9 @@ from rlcm_cli.core.advantages import per_prompt_advantages
 from rlcm_cli.errors import ConfigError
 from rlcm_cli.phases.evaluate import evaluate, plan_evaluation
 from rlcm_cli.phases.events import PhaseStarted, Warned
+from rlcm_cli.phases.inputs import read_prompts
 from rlcm_cli.phases.rollout import read_rollout
-from rlcm_cli.phases.run import Worker, create_run, open_run, prompt_sets
+from rlcm_cli.phases.run import Worker, create_run, open_run
 from rlcm_cli.phases.score import load_scorers, score
 from rlcm_cli.phases.train import train
 from rlcm_cli.store.checkpoint import LORA_FILE, digest_safetensors, read_statistics, read_trainer_state
@@ -93,7 +94,7 @@ def manifests(root):
 
 class TestPlan:
     def test_deals_groups_by_shares_and_prompts_by_tasks(self, root, config):
-        animals, vehicles = (set(prompt_sets(task.prompts)[0]) for task in config.tasks.values())
+        animals, vehicles = (set(prompts.training) for prompts in open_run(root).prompts.values())
         assert not animals & vehicles
         for manifest in manifests(root):
             assert manifest.tasks == ("animals", "vehicles")
@@ -108,7 +109,7 @@ class TestPlan:
         config = config.model_copy(update={"evaluate": config.evaluate.model_copy(update={"prompts": 2})})
         run = make_loop(folder / "passes", config)
         drawn = [prompt for n in range(3) for prompt in read_manifest(run.layout.manifest(n)).prompts[2:]]
-        training, held_out = prompt_sets(config.tasks["vehicles"].prompts)
+        training, held_out = run.prompts["vehicles"].training, run.prompts["vehicles"].held_out
         assert len(training) == 5
         assert sorted(drawn[:5]) == sorted(training)
         assert not set(drawn) & set(held_out)
@@ -275,11 +276,12 @@ class TestEvaluation:
         wide = config.model_copy(
             update={"evaluate": config.evaluate.model_copy(update={"prompts": 9, "images_per_prompt": 2})}
         )
-        plan = plan_evaluation(wide)
+        prompts = read_prompts(config)
+        plan = plan_evaluation(wide, prompts)
         assert [fixed.task for fixed in plan] == ["animals"] * 8 + ["vehicles"] * 8
         for fixed in plan:
-            training, held_out = prompt_sets(config.tasks[fixed.task].prompts)
-            assert fixed.prompt in (held_out if fixed.held_out else training)
+            own = prompts[fixed.task]
+            assert fixed.prompt in (own.held_out if fixed.held_out else own.training)
         for task in config.tasks:
             assert any(fixed.held_out for fixed in plan if fixed.task == task)
         assert len({fixed.seed for fixed in plan}) == 16
