@@ -6,11 +6,14 @@ import ast
 from collections.abc import Iterator
 from pathlib import Path
 
+TOOLKIT = __name__.partition(".")[0]
+
 
 def find_code_files(source: Path, root: Path, package: str | None = None) -> set[Path]:
     """List a source file and those that its import statements lead to, and theirs, within one folder.
 
-    Statements inside functions count; what `importlib` is given at run time is not found.
+    Statements inside functions count; what `importlib` is given at run time is not found. This toolkit itself is left
+    out, which may lie in the same folder: what it computes is told by the versions of its own rewards.
 
     Args:
         source: A Python file in or below `root`.
@@ -30,7 +33,7 @@ def find_code_files(source: Path, root: Path, package: str | None = None) -> set
         waiting += [
             module
             for name in names
-            if package is None or name[0] == package
+            if name[0] != TOOLKIT and (package is None or name[0] == package)
             for length in range(1, len(name) + 1)
             for module in (
                 root.joinpath(*name[:length], "__init__.py"),

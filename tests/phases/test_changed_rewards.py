@@ -200,7 +200,8 @@ class TestWhatTheCodeIs:
         monkeypatch.chdir(tmp_path)
         for path, text in {
             "alone.py": "def f(*_): ...",
-            "flat.py": "import os, helper\ndef f(*_):\n    from deep.er import thing",
+            "rlcm_cli/__init__.py": "",
+            "flat.py": "import os, helper, rlcm_cli\ndef f(*_):\n    from deep.er import thing",
             "helper.py": "import third",
             "third.py": "",
             "deep/er.py": "",
