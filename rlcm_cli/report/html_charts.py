@@ -131,7 +131,7 @@ def chart_costs(evidence: Evidence, most_points: int) -> list[Chart]:
     ]
     if speed and len(known) == len(PHASES):
         charts.append(
-            Chart("Throughput", "Images a second, drawn, scored and trained on.", line_spec("Throughput", speed))
+            Chart("Throughput", "Images per second, drawn, scored and trained on.", line_spec("Throughput", speed))
         )
     colours = dict(zip(PHASES, ("--run-1", "--run-3", "--run-2"), strict=True))
     values = [
@@ -154,7 +154,7 @@ def chart_costs(evidence: Evidence, most_points: int) -> list[Chart]:
         },
     }  # fmt: skip
     keys = [Key(name, f"var({colours[phase]})", "band") for name, phase in zip(names, known, strict=True)]
-    return [*charts, Chart("Time per phase", "Seconds an iteration, stacked.", spec, keys)]
+    return [*charts, Chart("Time per phase", "Seconds per iteration, stacked.", spec, keys)]
 
 
 def chart_spread(histogram: Histogram, colour: str) -> Chart:
@@ -196,7 +196,9 @@ def chart_spread(histogram: Histogram, colour: str) -> Chart:
             ],
         },
     }
-    return Chart("All iterations", "A column an iteration (of long runs several); dark: where most images are.", spec)
+    return Chart(
+        "All iterations", "One column per iteration (per several in long runs); dark: where most images are.", spec
+    )
 
 
 def chart_iteration(histogram: Histogram, colour: str) -> Chart:

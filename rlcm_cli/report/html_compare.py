@@ -99,7 +99,7 @@ def chart_comparison(runs: Sequence[Evidence]) -> list[Chart]:
     charts = []
     for (name, directory), of_reward in lines.items():
         title = name_reward(name) + (f" ({directory.rpartition('-')[2]})" if names.count(name) > 1 else "")
-        note = f"Mean of {WINDOW} iterations; a line a run, a colour a method."
+        note = f"Mean of {WINDOW} iterations; one line per run, one colour per method."
         charts.append(
             chart_runs(title, note, of_reward, [keys[m] for m in sorted({line.method for line in of_reward})])
         )

@@ -173,7 +173,7 @@ def _read_lines(layout: RunLayout) -> list[dict[str, Any] | None]:
     try:
         return [dict(json.loads(line)) for line in layout.metrics_jsonl.read_text(encoding="utf-8").splitlines()]
     except (ValueError, TypeError) as error:
-        raise CorruptFileError(f"{layout.metrics_jsonl}: is no list of metrics ({error})") from None
+        raise CorruptFileError(f"{layout.metrics_jsonl}: is not a list of metrics ({error})") from None
 
 
 def _read_rollouts(run: ReportedRun, trained: range, faults: _Faults) -> list[Rollout]:

@@ -163,7 +163,7 @@ def describe_training(evidence: Evidence) -> str:
         f"{what} of {withhold_text(config['model']['name'])}, trained by {train['objective'].upper()} for "
         f"{describe_goal(evidence)}, on the prompts of {', '.join(withhold_text(source) for source in sources)}: "
         f"{say_count(len(evidence.metrics), 'iteration')} of {say_count(sample['samples'], 'image')}, "
-        f"{say_count(sample['steps'], 'model call')} an image, seed {config['seed']}."
+        f"{say_count(sample['steps'], 'model call')} per image, seed {config['seed']}."
     )
 
 
