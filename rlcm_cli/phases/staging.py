@@ -75,6 +75,7 @@ def stage_training(remote: RemoteRun) -> None:
     newest = stage_newest(remote)
     if newest is None:
         return
+    _fetch_versions(remote)
     layout = remote.layout
     remote.fetch_files(layout.metrics(number) for number in range(1, newest + 1))
     layout.metrics_jsonl.unlink(missing_ok=True)  # derived from them at the next iteration
@@ -82,7 +83,6 @@ def stage_training(remote: RemoteRun) -> None:
     manifest = remote.fetch_rollout(newest, _all)
     if manifest is None:
         return
-    _fetch_versions(remote)
     wanted = {spec.directory for spec in open_run(layout.root).reward_specs().values()}
     stored = remote.store.folders(remote.stage.name(layout.rollout(newest) / "rewards"))
     later = {folder for folder in stored if split_scores_folder(folder)[0] in wanted}

@@ -20,8 +20,11 @@ from rlcm_cli.errors import (
     RunMismatchError,
 )
 from rlcm_cli.store import objects
+from rlcm_cli.store.evaluations import read_evaluation
+from rlcm_cli.store.layout import RunLayout
 from rlcm_cli.store.publishing import Publisher
 from rlcm_cli.store.remote import open_remote
+from rlcm_cli.store.run import read_metrics
 
 SHARD = "rollouts/000000/shard-0000{}-of-00002.safetensors"
 
@@ -73,6 +76,33 @@ def test_phases_on_three_machines_give_the_bytes_of_a_local_run(capsys, settings
     assert {file.name for file in copy.glob("timings/000001/*")} == {
         f"{phase}-0000{number}.json" for phase in ("sample", "score") for number in range(2)
     }
+
+
+def test_a_reward_that_changed_is_noticed_on_any_machine_and_its_scores_are_kept_apart(
+    capsys, settings, s3, remote, machine, tmp_path
+):
+    code = tmp_path / "mine.py"
+    text = "def mine(images, *_):\n    return images[:, 0].float().mean((1, 2))\n"
+    code.write_text(text)
+    name = f"{code}:mine"
+    loop = ["loop", "--run", remote, "--reward", name]
+    succeed(capsys, *loop, "--config", settings, "--iterations", 1, "-q")
+    succeed(capsys, "sample", "--run", remote, "-q")
+    code.write_text(text.replace("[:, 0]", "[:, 1]"))
+    machine("scorer")
+    refuse(capsys, RunMismatchError, "score", "--run", remote, "--allow-code", saying=(f"the code of reward {name}",))
+    succeed(capsys, "score", "--run", remote, "--allow-code", "--allow-changed-code", "-q")
+    machine("trainer")
+    succeed(capsys, "train", "--run", remote, "-q")
+    machine("another")
+    succeed(capsys, *loop, "--iterations", 3, "-q")
+    copy = RunLayout(download(s3, remote, tmp_path / "copy"))
+    revisions = [row["reward_revisions"][name] for row in read_metrics(copy)]
+    assert revisions[0] != revisions[1] == revisions[2]
+    for checkpoint, channel in ((0, 1), (3, 1)):
+        found = read_evaluation(copy, checkpoint)
+        assert found.revisions[name] == revisions[2]
+        assert found.rewards[name].tolist() == found.images[:, channel].float().mean((1, 2)).tolist()
 
 
 def test_machines_that_draw_with_the_policy_before_give_the_bytes_of_a_local_run(
