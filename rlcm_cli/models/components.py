@@ -97,21 +97,22 @@ def check_fit(name: str, parts: Mapping[str, Any]) -> None:
         if f"text_encoder{suffix}" in parts:
             _check_tokens(name, parts[f"tokenizer{suffix}"], parts[f"text_encoder{suffix}"], f"tokenizer{suffix}")
     unet, vae = parts["unet"].config, parts["vae"].config
+    _check_inputs(name, unet, pooled="text_encoder_2" in parts)
     size = unet.sample_size
     if not isinstance(size, int) or isinstance(size, bool) or size < 1:
         raise ModelError(
             f"{name}: sample_size of its unet is {size!r}, not a number of latents above 0; fix its config"
         )
-    if vae.latent_channels != unet.in_channels:
+    if vae.get("latent_channels") != unet.in_channels:
         raise ModelError(
-            f"{name}: its vae makes latents of {vae.latent_channels} channels, and its unet takes {unet.in_channels}; "
-            "use the vae that belongs to it"
+            f"{name}: its vae makes latents of {vae.get('latent_channels')} channels, and its unet takes "
+            f"{unet.in_channels}; use the vae that belongs to it"
         )
     _check_scale(name, vae)
     encoders = [parts[part].config for part in ("text_encoder", "text_encoder_2") if part in parts]
     width = sum(encoder.hidden_size for encoder in encoders)
-    taken = unet.cross_attention_dim
-    if unet.encoder_hid_dim is None and width not in (taken if isinstance(taken, Sequence) else [taken]):
+    taken = unet.encoder_hid_dim or unet.cross_attention_dim
+    if width not in (taken if isinstance(taken, Sequence) else [taken]):
         raise ModelError(
             f"{name}: its text encoder gives vectors of {width} numbers, and its unet takes {taken}; use the text "
             "encoder that belongs to it"
@@ -123,6 +124,25 @@ def check_fit(name: str, parts: Mapping[str, Any]) -> None:
                 f"{name}: its text_encoder_2 and sizes give {added} numbers, and its unet takes "
                 f"{unet.projection_class_embeddings_input_dim}; use the text encoder that belongs to it"
             )
+
+
+def _check_inputs(name: str, unet: Any, *, pooled: bool) -> None:
+    """Raise `ModelError` where a U-Net asks for more than latents, times and texts; `pooled`: SDXL's texts."""
+    wanted = {
+        "addition_embed_type": "text_time" if pooled else None,
+        "class_embed_type": None,
+        "num_class_embeds": None,
+    }
+    for key, value in wanted.items():
+        if unet.get(key) != value:
+            raise ModelError(
+                f"{name}: {key} of its unet is {unet.get(key)!r}, and {value!r} is what a pipeline with "
+                f"{'two text encoders' if pooled else 'one text encoder'} gives it; use a text-to-image pipeline"
+            )
+    if unet.encoder_hid_dim_type not in (None, "text_proj"):
+        raise ModelError(
+            f"{name}: its unet is conditioned on images ({unet.encoder_hid_dim_type}); use a text-to-image pipeline"
+        )
 
 
 def _check_scale(name: str, vae: Any) -> None:
@@ -150,10 +170,11 @@ def _check_tokens(name: str, tokenizer: Any, encoder: Any, part: str) -> None:
             f"{name}: its {part} has {len(tokenizer):,} tokens, and its text encoder knows {config.vocab_size:,}; use "
             "the tokenizer that belongs to it"
         )
-    if tokenizer.model_max_length > config.max_position_embeddings:
+    longest = getattr(config, "max_position_embeddings", None)
+    if longest is not None and tokenizer.model_max_length > longest:
         raise ModelError(
             f"{name}: its {part} cuts prompts to {tokenizer.model_max_length} tokens, and its text encoder takes "
-            f"{config.max_position_embeddings}; set model_max_length in {part}/tokenizer_config.json"
+            f"{longest}; set model_max_length in {part}/tokenizer_config.json"
         )
     end = getattr(config, "eos_token_id", None)
     pools = hasattr(encoder, "text_projection")

@@ -10,6 +10,7 @@ import torch
 
 from rlcm_cli.core.digests import digest_json, digest_tensors
 from rlcm_cli.models.conditioning import is_sdxl
+from rlcm_cli.models.libraries import quiet_libraries
 
 WITHOUT_EFFECT = {
     "architectures",
@@ -72,5 +73,6 @@ def _digest_tokenizer(tokenizer: Any) -> str:
     """Return the SHA-256 of a vocabulary, of how each of its words is cut, and of where a prompt ends."""
     vocabulary = dict(sorted(tokenizer.get_vocab().items()))
     words = [word.replace("</w>", " ") for word in vocabulary]
-    cut = tokenizer(words, add_special_tokens=True)["input_ids"]
+    with quiet_libraries():  # they warn of words that are longer than a prompt
+        cut = tokenizer(words, add_special_tokens=True)["input_ids"]
     return digest_json([vocabulary, cut, tokenizer.model_max_length, tokenizer.padding_side, tokenizer.pad_token_id])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -24,6 +25,11 @@ from rlcm_cli.models.lora import fuse_lora
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 SCHEDULERS: dict[PolicyKind, str] = {"lcm": "LCMScheduler", "ddim": "DDIMScheduler", "tcd": "TCDScheduler"}
 UNCLIPPED = {"clip_sample": False, "thresholding": False}
+KNOWN_PARTS = {
+    *("unet", "vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "scheduler"),
+    *("safety_checker", "feature_extractor", "image_encoder"),
+}
+"""Components that are loaded, and those that change no image of a prompt."""
 STABLE_DIFFUSION_SCHEDULE = {
     "beta_start": 0.00085,
     "beta_end": 0.012,
@@ -32,6 +38,8 @@ STABLE_DIFFUSION_SCHEDULE = {
     "steps_offset": 1,
 }
 """The schedule of all Stable Diffusion models, for folders that state none (early LCM_Dreamshaper_v7)."""
+
+_log = logging.getLogger(__name__)
 
 
 def load_model(
@@ -58,6 +66,8 @@ def load_model(
     parts = _read_parts(folder)
     parts.check(name)
     kind = resolve_policy(name, parts, policy, distilled_lora)
+    for part in parts.unused:
+        _log.warning("%s: its %s is not used", name, part)
     pipeline = _load_pipeline(folder, DTYPES[dtype], parts)
     _set_scheduler(name, pipeline, parts, kind)
     digest = digest_pipeline(pipeline)
@@ -128,6 +138,15 @@ class Parts:
     def is_sdxl(self) -> bool:
         """Whether there is a second text encoder."""
         return "text_encoder_2" in self.index
+
+    @property
+    def unused(self) -> list[str]:
+        """Components that would change an image, and that none of the pipelines here has a place for."""
+        return [
+            part
+            for part, stated in self.index.items()
+            if isinstance(stated, list) and _class_of(self.index, part) and part not in KNOWN_PARTS
+        ]
 
     @property
     def recommended_guidance(self) -> float:
