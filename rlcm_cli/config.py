@@ -62,6 +62,9 @@ Tracker = Literal["tensorboard", "wandb", "trackio", "mlflow", "all"]
 REPLACEABLE = ("runtime", "watch", "ray")
 """The sections that may change when a run is continued."""
 
+SPELLINGS = {"fp16": "float16", "half": "float16", "bf16": "bfloat16", "fp32": "float32", "float": "float32"}
+"""What other programs call a setting's values."""
+
 EMBEDDED_TABLE = "embedded"
 """What holds where the model is an embedded one, over the rest of the same file."""
 
@@ -830,6 +833,10 @@ def _describe(fault: Any) -> str:
         return message
     if fault["type"] == "missing":
         return f"'{key}' is missing"
+    if fault["type"] == "literal_error":
+        given, words = str(fault["input"]), re.findall(r"'([^']+)'", fault["ctx"]["expected"])
+        meant = SPELLINGS.get(given.lower())
+        message += f" (did you mean '{meant}'?)" if meant in words else _nearest(given, words)
     return f"'{key}' is {shorten(json.dumps(fault['input']))}: {message[0].lower()}{message[1:]}"
 
 

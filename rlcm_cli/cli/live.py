@@ -23,6 +23,7 @@ from rlcm_cli.report.progress import (
     read_progress,
     seconds_an_iteration,
     seconds_left,
+    seconds_still,
 )
 
 if TYPE_CHECKING:
@@ -180,6 +181,8 @@ def _bars(progress: RunProgress) -> RenderableType:
     left = seconds_left(progress, time.time())
     if progress.finished or progress.done >= progress.planned:
         note = "done"
+    elif seconds_still(progress, time.time()) is not None:
+        note = "stopped?"
     else:
         note = "" if left is None else f"about {format_duration(left)} left"
     table = Table.grid(padding=(0, 1), expand=True)
@@ -260,6 +263,10 @@ def _facts(progress: RunProgress) -> RenderableType:
     table.add_row("evaluated", f"checkpoints {drawn}" if drawn else NOTHING)
     if progress.changed is not None:
         table.add_row("changed", f"{format_duration(max(0.0, time.time() - progress.changed))} ago")
+    still = seconds_still(progress, time.time())
+    if still is not None:
+        usual = "" if each is None else f" (an iteration takes {format_duration(each)})"
+        table.add_row("stopped?", f"no change for {format_duration(still)}{usual}")
     return table
 
 

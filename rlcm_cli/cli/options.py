@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from rlcm_cli.cli import completion as c
+
 if TYPE_CHECKING:
     from rlcm_cli.cli.display import Display
     from rlcm_cli.config import Config
@@ -22,9 +24,25 @@ CONFIGURATION = "Configuration"
 OUTPUT = "Output"
 
 
-def setting(flag: str, metavar: str, help: str, default: str | bool = False) -> Any:  # noqa: A002
-    """Make an option that overrides a setting of the configuration; `default` is what the help says of none."""
-    return typer.Option(flag, metavar=metavar, help=help, rich_help_panel=CONFIGURATION, show_default=default)
+def setting(
+    flag: str,
+    metavar: str,
+    help: str,  # noqa: A002
+    default: str | bool = False,
+    complete: Callable[[str], list[str]] | None = None,
+) -> Any:
+    """Make an option that overrides a setting of the configuration.
+
+    `default` is what the help says of none; `complete` gives a shell the values that begin like what is typed.
+    """
+    return typer.Option(
+        flag,
+        metavar=metavar,
+        help=help,
+        rich_help_panel=CONFIGURATION,
+        show_default=default,
+        autocompletion=complete,
+    )
 
 
 TaskOption = Annotated[
@@ -34,6 +52,7 @@ TaskOption = Annotated[
         metavar="NAME",
         help="Preset to start from, `rlcm tasks` lists them; several are trained together.",
         show_default=False,
+        autocompletion=c.complete_task,
     ),
 ]
 
@@ -46,7 +65,9 @@ def _refuse_file(named: str | None) -> str | None:
 
 def _run_option(default: str | bool = False) -> Any:
     text = "Run directory, or its URL such as s3://BUCKET/RUN."
-    return typer.Option("--run", metavar="DIR", help=text, callback=_refuse_file, show_default=default)
+    return typer.Option(
+        "--run", metavar="DIR", help=text, callback=_refuse_file, show_default=default, autocompletion=c.complete_run
+    )
 
 
 RunOption = Annotated[str | None, _run_option("runs/TASK")]
@@ -66,15 +87,33 @@ ConfigOption = Annotated[
 ]
 SetOption = Annotated[
     list[str],
-    setting("--set", "KEY=VALUE", "A setting, such as train.learning_rate=3e-4; repeatable, over --config."),
+    setting(
+        "--set",
+        "KEY=VALUE",
+        "A setting, such as train.learning_rate=3e-4; repeatable, over --config.",
+        False,
+        c.complete_setting,
+    ),
 ]
 SetOfRunOption = Annotated[
     list[str],
-    setting("--set", "KEY=VALUE", "A setting that may change, such as reward_settings.NAME.KEY=1; repeatable."),
+    setting(
+        "--set",
+        "KEY=VALUE",
+        "A setting that may change, such as reward_settings.NAME.KEY=1; repeatable.",
+        False,
+        c.complete_setting,
+    ),
 ]
 SetOfPresetOption = Annotated[
     list[str],
-    setting("--set", "KEY=VALUE", "A setting over the preset, such as train.learning_rate=3e-4; repeatable."),
+    setting(
+        "--set",
+        "KEY=VALUE",
+        "A setting over the preset, such as train.learning_rate=3e-4; repeatable.",
+        False,
+        c.complete_setting,
+    ),
 ]
 PromptsOption = Annotated[
     str | None,
@@ -92,11 +131,18 @@ RewardOption = Annotated[
         "NAME[=WEIGHT]",
         "Train for this: a name of `rlcm rewards`, FILE.py:FUNCTION, or a server's address; repeatable.",
         "the preset's",
+        c.complete_reward,
     ),
 ]
 WatchOption = Annotated[
     list[str],
-    setting("--watch", "NAME", "Reward that is scored but not trained on; warns where it falls; repeatable."),
+    setting(
+        "--watch",
+        "NAME",
+        "Reward that is scored but not trained on; warns where it falls; repeatable.",
+        False,
+        c.complete_reward,
+    ),
 ]
 AllowCodeOption = Annotated[
     bool,
@@ -119,18 +165,44 @@ AllowChangedOption = Annotated[
 ]
 NoCacheOption = Annotated[bool, typer.Option("--no-cache", help="Score again what this machine has scored before.")]
 ModelOption = Annotated[
-    str | None, setting("--model", "NAME", "emoji-lcm or emoji-diffusion (embedded), a pipeline folder, or a hub id.")
+    str | None,
+    setting(
+        "--model",
+        "NAME",
+        "emoji-lcm or emoji-diffusion (embedded), a pipeline folder, or a hub id.",
+        False,
+        c.complete_model,
+    ),
 ]
 PolicyOption = Annotated[
     str | None,
-    setting("--policy", "NAME", "How images are sampled: lcm, ddim or tcd; auto: as the model says."),
+    setting(
+        "--policy",
+        "NAME",
+        "How images are sampled: lcm, ddim or tcd; auto: as the model says.",
+        False,
+        c.complete_words("model", "policy"),
+    ),
 ]
 ObjectiveOption = Annotated[
     str | None,
-    setting("--objective", "NAME", "What is made of the rewards: ppo, grpo, reinforce, rebel, rwr or rwr-sparse."),
+    setting(
+        "--objective",
+        "NAME",
+        "What is made of the rewards: ppo, grpo, reinforce, rebel, rwr or rwr-sparse.",
+        False,
+        c.complete_words("train", "objective"),
+    ),
 ]
 TrainOption = Annotated[
-    str | None, setting("--train", "WHAT", "What is trained: lora, an adapter; full, the U-Net itself.")
+    str | None,
+    setting(
+        "--train",
+        "WHAT",
+        "What is trained: lora, an adapter; full, the U-Net itself.",
+        False,
+        c.complete_words("train", "parameters"),
+    ),
 ]
 LastStepOption = Annotated[
     str | None,
@@ -138,26 +210,36 @@ LastStepOption = Annotated[
         "--last-step",
         "MODE",
         "An LCM's last call: deterministic, noise (an action too) or backprop (through the reward).",
+        False,
+        c.complete_words("last_step", "mode"),
     ),
 ]
-SamplesOption = Annotated[int | None, setting("--samples", "N", "Images an iteration.")]
-StepsOption = Annotated[int | None, setting("--steps", "H", "Model calls an image, 2 or more.")]
+SamplesOption = Annotated[int | None, setting("--samples", "N", "Images per iteration.")]
+StepsOption = Annotated[int | None, setting("--steps", "H", "Model calls per image, 2 or more.")]
 SeedOption = Annotated[int | None, setting("--seed", "N", "Seed of all randomness.")]
-DtypeOption = Annotated[str | None, setting("--dtype", "TYPE", "float32, float16 or bfloat16.")]
-DeviceOption = Annotated[str | None, setting("--device", "NAME", "auto, cpu, cuda, cuda:1 or mps.")]
+DtypeOption = Annotated[
+    str | None, setting("--dtype", "TYPE", "float32, float16 or bfloat16.", False, c.complete_words("model", "dtype"))
+]
+DeviceOption = Annotated[
+    str | None, setting("--device", "NAME", "auto, cpu, cuda, cuda:1 or mps.", False, c.complete_device)
+]
 MemoryBudgetOption = Annotated[
     str | None,
     setting(
         "--memory-budget", "SIZE", "Memory for tensors, such as 8GB: micro-batch and checkpointing are fitted to it."
     ),
 ]
-FromOption = Annotated[str | None, setting("--from", "PATH", "LoRA to start from: a run, a checkpoint or a file.")]
+FromOption = Annotated[
+    str | None, setting("--from", "PATH", "LoRA to start from: a run, a checkpoint or a file.", False, c.complete_run)
+]
 LogWithOption = Annotated[
     list[str],
     setting(
         "--log-with",
         "TRACKER",
         "Copy metrics and images to tensorboard, wandb, trackio, mlflow or all, in RUN/logs; repeatable.",
+        False,
+        c.complete_words("runtime", "log_with"),
     ),
 ]
 JsonOption = Annotated[
@@ -191,6 +273,7 @@ def resolve_run(
     With neither task nor file, an existing run's own configuration is the base of the other options.
     """
     from rlcm_cli.config import override_config, resolve_config
+    from rlcm_cli.errors import ConfigError
     from rlcm_cli.phases.run import open_run
     from rlcm_cli.toml_files import has_byte_order_mark
 
@@ -198,6 +281,10 @@ def resolve_run(
         flags = {**flags, **_adapter_flags(start)}
     if root is not None and not tasks and config_file is None and (root / "config.json").exists():
         return root, override_config(open_run(root).config, assignments=assignments, flags=flags)
+    if root is not None and not tasks and config_file is None:
+        raise ConfigError(
+            f"{root}: there is no run, and no task given to start one; use --task NAME (`rlcm tasks` lists them)"
+        )
     config = resolve_config(tasks, config_file=config_file, assignments=assignments, flags=flags)
     if config_file is not None and config_file.suffix != ".toml":
         from rlcm_cli.cli.consent import named_texts
@@ -253,7 +340,7 @@ def parse_rewards(options: Sequence[str]) -> dict[str, float] | None:
             name, value = (name, float(weight)) if equals else (text, 1.0)
         except ValueError:
             raise ConfigError(
-                f"--reward {text}: '{weight}' is no weight; write NAME or NAME=WEIGHT, for example "
+                f"--reward {text}: '{weight}' is not a weight; write NAME or NAME=WEIGHT, for example "
                 "--reward compressibility=0.2"
             ) from None
         if name in rewards:

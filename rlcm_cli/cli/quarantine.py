@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from rlcm_cli.cli import options as o
 from rlcm_cli.store.objects import is_url
 
 
@@ -14,7 +15,7 @@ def register(app: typer.Typer) -> None:
     """Add the command to the program."""
     app.command(
         "quarantine",
-        epilog="Example: rlcm quarantine runs/a/rollouts/000003/shard-00000-of-00001.safetensors",
+        epilog="Example: rlcm quarantine runs/a/checkpoints/000003",
     )(run)
 
 
@@ -22,9 +23,14 @@ def run(
     path: Annotated[
         str, typer.Argument(metavar="PATH", help="File or folder of a run that a check refused.", show_default=False)
     ],
+    as_json: o.JsonOption = False,
 ) -> None:
     """Move a damaged file of a run, with its receipt, out of the way, so that its phase makes it again."""
+    from rlcm_cli.cli.display import print_json
     from rlcm_cli.store.quarantine import quarantine, quarantine_remote
 
-    for moved in quarantine_remote(path) if is_url(path) else quarantine(Path(path)):
+    places = [str(moved) for moved in (quarantine_remote(path) if is_url(path) else quarantine(Path(path)))]
+    if as_json:
+        print_json({"moved_to": places})
+    for moved in places if not as_json else ():
         typer.echo(f"moved to {moved}")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rlcm_cli.cli import options as o
+from rlcm_cli.cli.completion import complete_run
 from rlcm_cli.cli.places import open_place
 
 if TYPE_CHECKING:
@@ -26,7 +27,13 @@ def register(app: typer.Typer) -> None:
 
 def run(
     named: Annotated[
-        list[str], typer.Argument(metavar="RUN", help="Run directories; several are compared.", show_default=False)
+        list[str],
+        typer.Argument(
+            metavar="RUN",
+            help="Run directories; several are compared.",
+            show_default=False,
+            autocompletion=complete_run,
+        ),
     ],
     out: Annotated[
         Path | None,

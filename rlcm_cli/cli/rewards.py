@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from rlcm_cli.cli import options as o
+from rlcm_cli.cli.completion import complete_reward
 
 
 def register(app: typer.Typer) -> None:
@@ -18,7 +19,12 @@ def register(app: typer.Typer) -> None:
 def run(
     name: Annotated[
         str | None,
-        typer.Argument(metavar="[NAME]", help="One reward, with its settings.", show_default="all"),
+        typer.Argument(
+            metavar="[NAME]",
+            help="One reward, with its settings.",
+            show_default="all",
+            autocompletion=complete_reward,
+        ),
     ] = None,
     as_json: o.JsonOption = False,
 ) -> None:

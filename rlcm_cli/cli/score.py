@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from rlcm_cli.cli import options as o
+from rlcm_cli.cli.completion import complete_reward
 from rlcm_cli.cli.places import open_place
 from rlcm_cli.cli.shares import follow_scoring
 from rlcm_cli.wording import command
@@ -27,6 +28,7 @@ def run(
             metavar="NAME",
             help="Score every stored rollout with this reward, whatever the run is trained for; repeatable.",
             show_default="the run's own, on what is not trained yet",
+            autocompletion=complete_reward,
         ),
     ] = [],  # noqa: B006
     iterations: Annotated[

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from rlcm_cli.cli import options as o
 from rlcm_cli.wording import command
 
 if TYPE_CHECKING:
@@ -50,7 +51,11 @@ def run(
     batch_wait: Annotated[
         float, typer.Option("--batch-wait", metavar="MS", min=0, help="Milliseconds a request waits for others.")
     ] = 5,
-    device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
+    device: Annotated[str, typer.Option("--device", metavar="NAME", help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
+    as_json: Annotated[
+        bool,
+        typer.Option("--json", help="Begin with one machine-readable line on stdout.", rich_help_panel=o.OUTPUT),
+    ] = False,
 ) -> None:
     """Serve rewards over HTTP, for runs on this machine or on others; Ctrl-C ends it."""
     from rlcm_cli.errors import ConfigError
@@ -63,6 +68,7 @@ def run(
         raise ConfigError(
             f"a reward server needs the package {error.name}, which is not installed; pip install 'rlcm[serve]'"
         ) from None
+    from rlcm_cli.cli.display import print_json
     from rlcm_cli.core.device import select_device
     from rlcm_cli.rewards.remote.protocol import TOKEN_VARIABLE
 
@@ -74,17 +80,22 @@ def run(
     app = server.build_app(rewards, token=token, limits=limits, device=place)
     with server.listen(host, port) as sock:
         root = f"http://{_reachable(host)}:{sock.getsockname()[1]}"
-        for served in rewards:
-            typer.echo(f"{root}/{served.name}: {served.spec.entry.description} (revision {served.revision})")
-        typer.echo("on the machine that trains:")
-        if token:
-            typer.echo(f"  export {TOKEN_VARIABLE}=…   # the token in this machine's {variable}")
-        typer.echo(f"  curl {root}/health")
-        typer.echo(f"  {command('loop', '--task', 'compression', '--reward', f'{root}/{rewards[0].name}')}")
+        described = {f"{root}/{served.name}": served for served in rewards}
+        if as_json:
+            print_json({"rewards": {url: served.revision for url, served in described.items()}})
+        else:
+            for url, served in described.items():
+                typer.echo(f"{url}: {served.spec.entry.description} (revision {served.revision})")
+            typer.echo("on the machine that trains:")
+            if token:
+                typer.echo(f"  export {TOKEN_VARIABLE}=…   # the token in this machine's {variable}")
+            typer.echo(f"  curl {root}/health")
+            typer.echo(f"  {command('loop', '--task', 'compression', '--reward', next(iter(described)))}")
         # A program that starts this one waits for these lines.
         typer.get_text_stream("stdout").flush()
         server.serve(app, sock)
-    typer.echo("stopped; the requests that were under way are answered")
+    if not as_json:
+        typer.echo("stopped; the requests that were under way are answered")
 
 
 def parse_rewards(names: list[str], assignments: list[str]) -> list[RewardSpec]:

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from rlcm_cli.cli import options as o
+from rlcm_cli.cli.completion import complete_task
 from rlcm_cli.cli.streams import print_data
 
 
@@ -19,7 +20,12 @@ def register(app: typer.Typer) -> None:
 def run(
     words: Annotated[
         list[str],
-        typer.Argument(metavar="[list] | [show] NAME", help="A preset's name prints it as TOML.", show_default="list"),
+        typer.Argument(
+            metavar="[list] | [show] NAME",
+            help="A preset's name prints it as TOML.",
+            show_default="list",
+            autocompletion=complete_task,
+        ),
     ] = [],  # noqa: B006
     as_json: o.JsonOption = False,
 ) -> None:

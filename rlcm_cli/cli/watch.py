@@ -7,10 +7,12 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from rlcm_cli.cli import options as o
+from rlcm_cli.cli.completion import complete_run
 from rlcm_cli.cli.places import open_place
 from rlcm_cli.errors import MissingFileError
 from rlcm_cli.wording import command
@@ -28,28 +30,61 @@ def register(app: typer.Typer) -> None:
 
 
 def run(
-    named: Annotated[str, typer.Argument(metavar="RUN", help="Run directory, or its URL.", show_default=False)],
+    named: Annotated[
+        str,
+        typer.Argument(
+            metavar="RUN",
+            help="Run directory, or its URL.",
+            show_default=False,
+            autocompletion=complete_run,
+        ),
+    ],
     every: Annotated[
         float, typer.Option("--every", metavar="SECONDS", min=0.1, help="How often its files are looked at.")
     ] = 3.0,
-    once: Annotated[bool, typer.Option("--once", help="Print how far the run is now, and leave.")] = False,
+    once: Annotated[bool, typer.Option("--once", help="Print how far the run is now, and exit.")] = False,
+    as_json: o.JsonOption = False,
 ) -> None:
-    """Show how far a run is, on whatever machine it works, by its files; leaves when the run is done.
+    """Show how far a run is, on whatever machine it works, by its files; exits when the run is done.
 
-    It needs no model and changes nothing: Ctrl-C ends the view and not the run. Piped, it prints a line an iteration.
+    It needs no model and changes nothing: Ctrl-C ends the view and not the run. Piped, it prints a line per iteration.
     """
     from rich.console import Console
 
+    from rlcm_cli.cli.display import print_json
     from rlcm_cli.cli.live import RunView
 
     console = Console(highlight=False)
     look = partial(read_watched, named)
-    if once:
+    if as_json:
+        *_, last = [look(None)] if once else repeat(look, every)
+        print_json(to_values(last))
+    elif once:
         console.print(RunView(look(None)))
     elif console.is_terminal:
         watch_screen(console, repeat(look, every))
     else:
         watch_lines(repeat(look, every))
+
+
+def to_values(progress: RunProgress) -> dict[str, Any]:
+    """Return how far a run is as plain values: what the view shows, of the newest iteration the metrics."""
+    from rlcm_cli.report.progress import seconds_an_iteration, seconds_left, seconds_still
+
+    now = time.time()
+    return {
+        "iterations": progress.done,
+        "iterations_planned": progress.planned,
+        "phase": progress.phase.name if progress.phase else None,
+        "finished": progress.finished,
+        "stopped": seconds_still(progress, now) is not None,
+        "seconds_since_change": None if progress.changed is None else now - progress.changed,
+        "seconds_per_iteration": seconds_an_iteration(progress.rows),
+        "seconds_left": seconds_left(progress, now),
+        "evaluated": list(progress.evaluated),
+        "warnings": list(progress.warnings),
+        "metrics": dict(progress.rows[-1]) if progress.rows else None,
+    }
 
 
 def read_watched(named: str, before: RunProgress | None) -> RunProgress:

@@ -20,8 +20,10 @@ def select_device(device: str) -> torch.device:
         chosen = torch.device(device)
         torch.empty(0, device=chosen)
     except (RuntimeError, AssertionError):
+        meant = " (did you mean 'cuda'?)" if device.lower() in ("gpu", "nvidia") else ""
         raise ModelError(
-            f"device '{device}' is not there for this torch ({torch.__version__}); use --device cpu, or auto"
+            f"device '{device}' is not available in this PyTorch build ({torch.__version__}){meant}; use "
+            "--device cpu, or auto"
         ) from None
     return chosen
 

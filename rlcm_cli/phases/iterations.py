@@ -11,6 +11,7 @@ from rlcm_cli.phases.watch import best_checkpoints, find_hacking, trained_progre
 from rlcm_cli.store.checkpoint import latest_checkpoint
 from rlcm_cli.store.reward_versions import changed_rewards, comparable_rows
 from rlcm_cli.store.run import prune_checkpoints, prune_rollouts, read_metrics
+from rlcm_cli.store.timings import note_planned
 
 
 def run_iterations(
@@ -30,6 +31,8 @@ def run_iterations(
     """
     layout, runtime, watch, sampling = run.layout, run.config.runtime, run.config.watch, run.config.sample
     first_iteration = latest_checkpoint(layout)
+    if prunes:
+        note_planned(layout, first_iteration, runtime.iterations)
     if 0 in layout.checkpoints():
         yield from evaluate(0)
     # Metrics are published before their checkpoint, so that one without it is of an iteration yet to be done.

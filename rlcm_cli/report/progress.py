@@ -14,10 +14,17 @@ from rlcm_cli.errors import MissingFileError
 from rlcm_cli.store.layout import RunLayout, receipt_path
 from rlcm_cli.store.manifest import RolloutManifest, read_manifest
 from rlcm_cli.store.shards import is_published, read_json
+from rlcm_cli.store.timings import read_planned
 
 RECENT = 10
 """Newest iterations by whose duration the time that is left is estimated."""
 PHASES = ("sample", "score", "train")
+LEAST_STILL = 120.0
+"""Seconds without a new file that say nothing yet."""
+STILL_ITERATIONS = 5
+"""Iterations in whose time a run that works has surely written a file; an evaluation takes that of several."""
+LONG_STILL = 1800.0
+"""Seconds, where it is not known how long an iteration takes: a large model is loaded and evaluated first."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +94,8 @@ def read_progress(
     newest = checkpoints[-1] if checkpoints else None
     rows = _read_rows(layout, newest or 0, () if before is None else before.rows)
     names = [name for task in _tasks(config) for name in task["rewards"]]
-    iterations = int(config["runtime"]["iterations"])
+    # What the newest call asked for, which the configuration of the run need not say.
+    iterations = read_planned(layout, newest or 0) or int(config["runtime"]["iterations"])
     manifest = None if newest is None else _read_plan(layout, newest)
     return RunProgress(
         title=title,
@@ -96,7 +104,7 @@ def read_progress(
         watched=tuple(name for name in config["watch"]["rewards"] if name not in names),
         tasks=tuple(config["tasks"]),
         rows=rows,
-        phase=_find_phase(layout, config, newest, manifest, evaluated),
+        phase=_find_phase(layout, config, newest, manifest, evaluated, iterations),
         evaluated=evaluated,
         warnings=_read_warnings(layout),
         changed=_last_change(layout, newest),
@@ -111,6 +119,19 @@ def seconds_an_iteration(rows: Sequence[Mapping[str, Any]]) -> float | None:
         return statistics.median_low(end - start for start, end in pairwise(ends))
     phases = [float(row[f"{phase}_seconds"]) for row in rows[-1:] for phase in PHASES if f"{phase}_seconds" in row]
     return sum(phases) if phases else None
+
+
+def seconds_still(progress: RunProgress, now: float) -> float | None:
+    """Return for how long a run has written nothing, where that is so long that it has probably stopped; else None.
+
+    `now`: in seconds since the epoch, by the clock of the machine that writes the run's files.
+    """
+    if progress.changed is None or progress.finished:
+        return None
+    each = seconds_an_iteration(progress.rows)
+    patience = LONG_STILL if each is None else max(LEAST_STILL, STILL_ITERATIONS * each)
+    still = now - progress.changed
+    return still if still > patience else None
 
 
 def seconds_left(progress: RunProgress, now: float) -> float | None:
@@ -154,12 +175,13 @@ def _find_phase(
     newest: int | None,
     manifest: RolloutManifest | None,
     evaluated: Sequence[int],
+    iterations: int,
 ) -> PhaseProgress | None:
     """Tell what the iteration after the newest checkpoint lacks."""
     if newest is None:
         return PhaseProgress("start")
     if manifest is None:
-        ends = newest == 0 or newest >= config["runtime"]["iterations"]
+        ends = newest == 0 or newest >= iterations
         if ends and newest in evaluated and newest:
             return None
         return PhaseProgress("evaluate" if ends and newest not in evaluated else "sample")

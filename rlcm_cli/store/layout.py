@@ -71,6 +71,10 @@ class RunLayout:
         """How long a phase took for one unit of work."""
         return self.root / "timings" / f"{iteration:06d}" / f"{phase}-{shard:05d}.json"
 
+    def planned(self, iteration: int) -> Path:
+        """How many iterations the loop wanted that went on with an iteration."""
+        return self.root / "timings" / f"{iteration:06d}" / "loop.json"
+
     @property
     def logs(self) -> Path:
         """What experiment trackers write."""

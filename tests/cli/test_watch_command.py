@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ from rlcm_cli.errors import MissingFileError
 from rlcm_cli.report.progress import RunProgress
 from rlcm_cli.store.layout import RunLayout
 from rlcm_cli.store.run import publish_metrics
+from rlcm_cli.store.timings import note_planned
 
 
 @pytest.fixture
@@ -81,3 +84,39 @@ def test_hacking_is_told_and_ends_a_run_that_it_stops(layout):
     assert not progress.finished
     write_evaluation(layout, 6)
     assert read_watched(str(layout.root), progress).finished
+
+
+def age(layout: RunLayout, seconds: float) -> None:
+    """Make every file of a run that much older."""
+    for place in [layout.root, *layout.root.rglob("*")]:
+        os.utime(place, (time.time() - seconds,) * 2)
+
+
+def test_a_run_that_has_not_changed_for_long_looks_stopped(capsys, layout, monkeypatch):
+    monkeypatch.chdir(layout.root.parent)
+    for seconds, stopped in ((60, False), (3600, True)):
+        age(layout, seconds)
+        shown = succeed(capsys, "watch", layout.root.name, "--once").out
+        assert ("stopped?" in shown) == stopped
+        assert ("no change for 60 min (an iteration takes" in shown) == stopped
+        assert (" left" in shown) == (not stopped)
+        told = succeed(capsys, "watch", layout.root.name, "--once", "--json").json_line()
+        assert (told["iterations"], told["iterations_planned"], told["stopped"]) == (4, 6, stopped)
+        assert told["metrics"]["iteration"] == 3
+
+
+def test_a_run_that_is_done_is_not_called_stopped(capsys, layout):
+    finish(layout)
+    age(layout, 10**6)
+    assert "stopped?" not in succeed(capsys, "watch", layout.root, "--once").out
+    told = succeed(capsys, "watch", layout.root, "--json", "--every", "0.1").json_line()
+    assert (told["finished"], told["stopped"], told["iterations"]) == (True, False, 6)
+
+
+def test_the_iterations_are_those_that_the_newest_call_asked_for(layout):
+    note_planned(layout, 0, 3)
+    note_planned(layout, 2, 4)
+    progress = read_watched(str(layout.root), None)
+    assert (progress.done, progress.planned) == (4, 4)
+    assert progress.phase is not None
+    assert progress.phase.name == "evaluate"
