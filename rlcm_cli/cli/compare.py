@@ -188,10 +188,11 @@ def show(table: Mapping[str, Any]) -> None:
 
 
 def _head(table: Mapping[str, Any]) -> str:
-    window = table["smoothed_over_iterations"]
+    windows = {window for method in table["methods"] for window in method["windows"]}
     parts = [f"reward: {table['reward']}"]
-    if window > 1:
-        parts.append(f"first, best and final are means of {window} iterations")
+    if max(windows) > 1:
+        said = " to ".join(map(str, sorted({min(windows), max(windows)})))
+        parts.append(f"first, best and final are means of {said} iterations")
     if any(len(method["seeds"]) > 1 for method in table["methods"]):
         parts.append("of several seeds the mean of their own values (lowest to highest)")
     return "; ".join(parts)

@@ -8,16 +8,17 @@ from dataclasses import dataclass
 import torch
 
 from rlcm_cli.report.compare_contenders import Contender
+from rlcm_cli.report.html_summary import estimate_part
 from rlcm_cli.store.evaluations import Evaluation, comparable_evaluations, read_evaluation
 
 
 @dataclass(frozen=True)
 class Ends:
-    """Mean rewards of the evaluated images of a run's first and last checkpoint."""
+    """Mean rewards of the evaluated images of a run's first and last checkpoint, as a report of the run has them."""
 
     checkpoints: tuple[int, int]
-    seeds: tuple[float, float]
-    """Over all images, whose seeds are held out."""
+    seeds: tuple[float, float] | None
+    """Over images of training prompts, whose seeds are held out; None where there are none."""
     prompts: tuple[float, float] | None
     """Over those of prompts that are kept out of training; None where there are none."""
 
@@ -39,16 +40,18 @@ def read_ends(contender: Contender, component: str | None) -> Ends | None:
     names = {name for rewards in weights.values() for name in rewards}
     if not names <= first.rewards.keys() & last.rewards.keys():
         return None
-    (before, before_prompts), (after, after_prompts) = (_average(found, weights) for found in (first, last))
-    return Ends(
-        (numbers[0], numbers[-1]),
-        (before, after),
-        None if before_prompts is None or after_prompts is None else (before_prompts, after_prompts),
+    seeds, prompts = (
+        tuple(_average(found, weights, held_out=held_out) for found in (first, last)) for held_out in (False, True)
     )
+    return Ends((numbers[0], numbers[-1]), _both(*seeds), _both(*prompts))
 
 
-def _average(evaluation: Evaluation, weights: Mapping[str, Mapping[str, float]]) -> tuple[float, float | None]:
-    """Average the weighted sum over all images, and over those of held-out prompts.
+def _both(before: float | None, after: float | None) -> tuple[float, float] | None:
+    return None if before is None or after is None else (before, after)
+
+
+def _average(evaluation: Evaluation, weights: Mapping[str, Mapping[str, float]], *, held_out: bool) -> float | None:
+    """Average the weighted sum over the images of training prompts, or of those kept out of training.
 
     Images of a task that does not have the reward are left out.
     """
@@ -57,6 +60,5 @@ def _average(evaluation: Evaluation, weights: Mapping[str, Mapping[str, float]])
         rows = [row for row, of_image in enumerate(evaluation.tasks) if of_image == task]
         parts = [weight * evaluation.rewards[name][rows].double() for name, weight in rewards.items()]
         total[rows] = torch.stack(parts).sum(0)
-    held_out = total[evaluation.held_out]
-    seen = not held_out.isnan().all()  # which is true of none at all, too
-    return total.nanmean().item(), held_out.nanmean().item() if seen else None
+    found = estimate_part(evaluation, total, held_out=held_out)
+    return None if found is None else found.mean

@@ -130,7 +130,8 @@ def _draw_method(axis: Axes, method: Method, number: int, cost: str, scale: floa
 
 
 def _explain(comparison: Comparison) -> str:
-    window, several = comparison.window, any(len(method.runs) > 1 for method in comparison.methods)
+    window = max(levels.window for method in comparison.methods for levels in method.levels)
+    several = any(len(method.runs) > 1 for method in comparison.methods)
     parts = [f"mean of {window} iterations, at the start of fewer" if window > 1 else "mean of an iteration"]
     if several:
         parts += ["line: mean over seeds", "band: lowest to highest seed"]

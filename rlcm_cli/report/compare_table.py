@@ -75,6 +75,7 @@ def _tabulate_method(method: Method, comparison: Comparison) -> dict[str, Any]:
         "runs": [run.name for run in method.runs],
         "seeds": [run.seed for run in method.runs],
         "iterations": len(method.mean.rewards),
+        "windows": [levels.window for levels in method.levels],
         "first": _spread([levels.first for levels in method.levels]),
         "best": _spread([levels.best for levels in method.levels]),
         "final": _spread([levels.final for levels in method.levels]),
@@ -104,18 +105,18 @@ def _tabulate_ends(evaluations: Sequence[Ends | None]) -> dict[str, Any] | None:
     ends = [found for found in evaluations if found is not None]
     if len(ends) < len(evaluations):
         return None
-    prompts = [found.prompts for found in ends if found.prompts is not None]
     return {
         "checkpoints": [list(found.checkpoints) for found in ends],
-        "held_out_seeds": {
-            when: _spread([found.seeds[index] for found in ends]) for index, when in enumerate(("before", "after"))
-        },
-        "held_out_prompts": {
-            when: _spread([pair[index] for pair in prompts]) for index, when in enumerate(("before", "after"))
-        }
-        if len(prompts) == len(ends)
-        else None,
+        "held_out_seeds": _tabulate_pairs([found.seeds for found in ends]),
+        "held_out_prompts": _tabulate_pairs([found.prompts for found in ends]),
     }
+
+
+def _tabulate_pairs(pairs: Sequence[tuple[float, float] | None]) -> dict[str, Any] | None:
+    known = [pair for pair in pairs if pair is not None]
+    if len(known) < len(pairs):
+        return None
+    return {when: _spread([pair[index] for pair in known]) for index, when in enumerate(("before", "after"))}
 
 
 def _spread(values: Sequence[float]) -> dict[str, float]:

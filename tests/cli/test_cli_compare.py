@@ -53,6 +53,12 @@ def test_the_table_has_a_column_a_method(capsys, runs, tmp_path):
     ]
 
 
+def test_the_heading_says_how_many_iterations_are_averaged_in_these_runs(capsys, runs, tmp_path):
+    """The runs have 4 iterations, so that the 5 that are asked for by default would be all of them."""
+    told = succeed(capsys, "compare", runs[2], "--out", tmp_path).out
+    assert told.startswith("reward: compressibility; first, best and final are means of 2 iterations\n")
+
+
 def test_json_is_the_file_s_content_and_holds_no_path_of_the_machine(capsys, runs, tmp_path):
     told = succeed(capsys, "compare", *runs, "--out", tmp_path / "out", "--json").json_line()
     assert told.pop("files") == [str(tmp_path / "out/compare.json"), str(tmp_path / "out/compare.png")]

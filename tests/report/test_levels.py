@@ -4,6 +4,7 @@ import re
 
 import pytest
 from compared_runs import write_run
+from reported_runs import REWARD, write_reported
 
 from rlcm_cli.cli.compare import open_contender
 from rlcm_cli.cli.report import open_reported
@@ -11,6 +12,7 @@ from rlcm_cli.report.compare import compare_runs
 from rlcm_cli.report.compare_table import tabulate
 from rlcm_cli.report.html import render_report
 from rlcm_cli.report.html_run import read_run
+from rlcm_cli.report.html_summary import find_changes
 from rlcm_cli.report.levels import Levels, find_levels, say_level, smooth
 
 
@@ -47,6 +49,17 @@ def test_report_and_comparison_tell_the_same_of_the_same_run(tmp_path, count):
     row = page[page.index('<td class="run">') :]
     cells = re.findall(r'<td class="n" data-value="[^"]*">([^<]*)</td>', row[: row.index("</tr>")])
     assert cells[-3:] == told
+
+
+def test_report_and_comparison_tell_the_same_of_held_out_images(tmp_path):
+    layout = write_reported(tmp_path / "run")
+    run = open_reported(layout.root, "run")
+    (method,) = tabulate(compare_runs([open_contender(layout.root)]))["methods"]
+    changes = {change.held_out: change for change in find_changes(read_run(run, "run")) if change.reward == REWARD}
+    for held_out, name in ((False, "held_out_seeds"), (True, "held_out_prompts")):
+        told = method["evaluated"][name]
+        assert told["before"]["mean"] == changes[held_out].before.mean
+        assert told["after"]["mean"] == changes[held_out].after.mean
 
 
 def add_values(file, values):
