@@ -39,8 +39,8 @@ class DiffusionModel:
     device: torch.device
     dtype: torch.dtype
     digest: str
-    """SHA-256 over all that makes an image of a prompt and noise: weights as loaded, a distilled LoRA's, and the
-    scheduler's settings."""
+    """SHA-256 over all that makes an image of a prompt and noise: weights as loaded, a distilled LoRA's, the settings
+    of every component, and the tokenizers."""
     adapter_digest: str | None = None
     """Digest of the LoRA or U-Net file whose weights are in the U-Net."""
     commit: str | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -24,6 +25,17 @@ WITHOUT_EFFECT = {
 }
 """Entries of a text encoder's configuration that do not change what a frozen one computes."""
 
+PROBES = (
+    "",
+    "a photo of a Cat, 4K!",
+    "  two\twords\n",
+    "café Cafe\u0301 İstanbul",
+    "猫 と 犬",
+    "don't we've 1234",
+    "😀 &amp; <b>",
+)
+"""Texts on which tokenizers of one vocabulary differ: case, spaces, accents, contractions, digits, other scripts."""
+
 
 def modules_of(pipeline: Any) -> dict[str, torch.nn.Module]:
     """Return the modules of a pipeline by name."""
@@ -35,7 +47,7 @@ def digest_pipeline(pipeline: Any) -> str:
     """Return the SHA-256 over all that makes an image of a prompt and noise.
 
     That is every weight as loaded, the settings of each component that differ from its class's defaults, so that a
-    newer library with new settings gives the same digest, and how the tokenizers cut their vocabularies' words.
+    newer library with new settings gives the same digest, and how the tokenizers cut texts.
     """
     modules = modules_of(pipeline)
     weights = {
@@ -70,9 +82,14 @@ def _plain(value: Any) -> Any:
 
 
 def _digest_tokenizer(tokenizer: Any) -> str:
-    """Return the SHA-256 of a vocabulary, of how each of its words is cut, and of where a prompt ends."""
+    """Return the SHA-256 of a vocabulary, its merges, how some texts are cut, and where a prompt ends."""
     vocabulary = dict(sorted(tokenizer.get_vocab().items()))
-    words = [word.replace("</w>", " ") for word in vocabulary]
-    with quiet_libraries():  # they warn of words that are longer than a prompt
-        cut = tokenizer(words, add_special_tokens=True)["input_ids"]
-    return digest_json([vocabulary, cut, tokenizer.model_max_length, tokenizer.padding_side, tokenizer.pad_token_id])
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    merges = json.loads(backend.to_str())["model"].get("merges", []) if backend is not None else []
+    with quiet_libraries():
+        cut = tokenizer(list(PROBES))["input_ids"]
+    # Files of other ages have a merge as a text or as a pair.
+    pairs = [merge if isinstance(merge, str) else " ".join(merge) for merge in merges]
+    return digest_json(
+        [vocabulary, pairs, cut, tokenizer.model_max_length, tokenizer.padding_side, tokenizer.pad_token_id]
+    )
