@@ -80,7 +80,9 @@ def run(
         bool,
         typer.Option("--draw", help="Also draw prompts and seeds with each method's first run, at several steps."),
     ] = False,
-    device: Annotated[str, typer.Option("--device", help="For --draw: auto, cpu, cuda, cuda:1, mps.")] = "auto",
+    device: Annotated[
+        str, typer.Option("--device", metavar="NAME", help="For --draw: auto, cpu, cuda, cuda:1, mps.")
+    ] = "auto",
     quiet: o.QuietOption = False,
     as_json: o.JsonOption = False,
 ) -> None:

@@ -28,14 +28,23 @@ def register(app: typer.Typer) -> None:
 
 
 def run(
-    prompts: Annotated[list[str], typer.Option("--prompt", help="What to draw; repeatable.", show_default=False)] = [],  # noqa: B006
+    prompts: Annotated[
+        list[str], typer.Option("--prompt", metavar="TEXT", help="What to draw; repeatable.", show_default=False)
+    ] = [],  # noqa: B006
     prompts_from: Annotated[
         str | None,
-        typer.Option("--prompts", help="Prompts from a file, a built-in set or a dataset.", show_default=False),
+        typer.Option(
+            "--prompts", metavar="SOURCE", help="Prompts from a file, a built-in set or a dataset.", show_default=False
+        ),
     ] = None,
     loras: Annotated[
         list[str],
-        typer.Option("--lora", help="A run, a checkpoint, a LoRA file or a hub id; repeatable.", show_default=False),
+        typer.Option(
+            "--lora",
+            metavar="RUN",
+            help="A run, a checkpoint, a LoRA file or a hub id; repeatable.",
+            show_default=False,
+        ),
     ] = [],  # noqa: B006
     scale: Annotated[
         str | None,
@@ -51,7 +60,7 @@ def run(
         typer.Option(
             "--steps",
             metavar="H[,H]",
-            help="Model calls an image, 1 or more; several, as 1,2,4,8.",
+            help="Model calls per image, 1 or more; several, as 1,2,4,8.",
             show_default="the LoRA's, or 4, of ddim 50 or 20",
         ),
     ] = None,
@@ -60,26 +69,39 @@ def run(
     ] = False,
     model: Annotated[
         str | None,
-        typer.Option("--model", help="Embedded name, folder or hub id.", show_default="the LoRA's, or emoji-lcm"),
+        typer.Option(
+            "--model", metavar="NAME", help="Embedded name, folder or hub id.", show_default="the LoRA's, or emoji-lcm"
+        ),
     ] = None,
     policy: Annotated[
         str | None,
-        typer.Option("--policy", help="lcm, ddim or tcd.", show_default="the LoRA's, or as the model says"),
+        typer.Option(
+            "--policy", metavar="NAME", help="lcm, ddim or tcd.", show_default="the LoRA's, or as the model says"
+        ),
     ] = None,
     guidance: Annotated[
         float | None,
-        typer.Option("--guidance", help="Guidance scale, as in diffusers.", show_default="the LoRA's, or the model's"),
+        typer.Option(
+            "--guidance",
+            metavar="X",
+            help="Guidance scale, as in diffusers.",
+            show_default="the LoRA's, or the model's",
+        ),
     ] = None,
     eta: Annotated[
         float | None,
-        typer.Option("--eta", help="Of ddim: how much noise each step draws.", show_default="the LoRA's, or 0"),
+        typer.Option(
+            "--eta", metavar="X", help="Of ddim: how much noise each step draws.", show_default="the LoRA's, or 0"
+        ),
     ] = None,
     gamma: Annotated[
         float | None,
-        typer.Option("--gamma", help="Of tcd: stochasticity, 0 to 1.", show_default="the LoRA's, or 0.3"),
+        typer.Option("--gamma", metavar="X", help="Of tcd: stochasticity, 0 to 1.", show_default="the LoRA's, or 0.3"),
     ] = None,
-    count: Annotated[int, typer.Option("--count", min=1, help="Images a prompt.")] = 1,
-    seed: Annotated[int | None, typer.Option("--seed", help="Image i has this seed + i.", show_default="0")] = None,
+    count: Annotated[int, typer.Option("--count", metavar="N", min=1, help="Images per prompt.")] = 1,
+    seed: Annotated[
+        int | None, typer.Option("--seed", metavar="N", help="Image i has this seed + i.", show_default="0")
+    ] = None,
     from_image: Annotated[
         Path | None,
         typer.Option(
@@ -102,13 +124,15 @@ def run(
         Path | None,
         typer.Option(
             "--out",
+            metavar="DIR",
             help="Folder for the images.",
             file_okay=False,
-            show_default=f"{OUT}; {OUT_AGAIN} with --from-image",
+            show_default=f"{OUT}, or {OUT}-2 and so on where that is taken; {OUT_AGAIN} with --from-image",
         ),
     ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that are in the way.")] = False,
     dtype: o.DtypeOption = None,
-    device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
+    device: Annotated[str, typer.Option("--device", metavar="NAME", help="auto, cpu, cuda, cuda:1 or mps.")] = "auto",
     quiet: o.QuietOption = False,
     as_json: o.JsonOption = False,
 ) -> None:
@@ -121,7 +145,7 @@ def run(
     o.announce(model or next(iter(loras), None) or EMBEDDED_MODEL, quiet=quiet, as_json=as_json)
 
     from rlcm_cli.cli.display import Display
-    from rlcm_cli.phases.generate import generate_plan
+    from rlcm_cli.phases.generate import choose_folder, generate_plan
     from rlcm_cli.phases.request import Request, plan_request
     from rlcm_cli.prompts import load_prompts
 
@@ -140,7 +164,7 @@ def run(
             batch=batch,
         )
     )
-    folder = out or Path(OUT_AGAIN if from_image else OUT)
+    folder = choose_folder(plan, out, Path(OUT_AGAIN if from_image else OUT), overwrite=overwrite)
     display = Display(quiet=quiet, as_json=as_json)
     speeds: list[Speed] = []
 
@@ -152,6 +176,7 @@ def run(
     display.finish(
         {
             "out": str(folder),
+            "files": [str(file) for file in plan.written(folder)],
             "images": speed.images,
             "seconds": speed.seconds,
             "images_per_second": speed.rate,
@@ -173,7 +198,7 @@ def parse_numbers(flag: str, text: str | None, kind: type[NumberT]) -> list[Numb
         except ValueError:
             name, example = ("whole number", "1,2,4") if kind is int else ("number", "0,0.5,1")
             raise ConfigError(
-                f"{flag} {text}: '{part}' is no {name}; write one, or several as {flag} {example}"
+                f"{flag} {text}: '{part}' is not a {name}; write one, or several as {flag} {example}"
             ) from None
         numbers.append(number)
     return list(dict.fromkeys(numbers))

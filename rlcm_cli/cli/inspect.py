@@ -13,6 +13,7 @@ import typer
 from rlcm_cli.cli import options as o
 from rlcm_cli.cli.places import open_place
 from rlcm_cli.store.objects import is_url
+from rlcm_cli.wording import count
 
 NEWEST_SHOWN = 5
 
@@ -24,7 +25,8 @@ def register(app: typer.Typer) -> None:
 
 def run(
     named: Annotated[
-        str, typer.Argument(metavar="PATH", help="A run, a checkpoint, a shard or a LoRA file.", show_default=False)
+        str,
+        typer.Argument(metavar="PATH", help="A run, a checkpoint, a shard, a LoRA file or a PNG.", show_default=False),
     ],
     verify: Annotated[
         bool, typer.Option("--verify", help="Check every digest of a run; exit with 4 if a file is damaged.")
@@ -67,9 +69,9 @@ def run(
     with open_place(run_named, fetch) as place:
         path = place.existing / inside
         if images is not None:
-            _export(path, images, iteration)
+            _export(path, images, iteration, as_json=as_json)
             return
-        described = describe(path)
+        described = _describe_picture(path) if _is_picture(path) else describe(path)
         if verify:
             if described["kind"] != "run":
                 raise ConfigError(f"{path}: --verify checks a whole run; other files are checked as they are read")
@@ -82,12 +84,29 @@ def run(
             for fault in described.get("faults", []):  # whole lines, whose remedies can be copied
                 typer.echo(f"fault: {fault}")
             if verify and not described["faults"]:
-                typer.echo("no fault: every digest is right")
+                typer.echo("all checksums match")
         if described.get("faults"):
             raise typer.Exit(StoreError.exit_code)
 
 
-def _export(path: Path, folder: Path, iteration: int | None) -> None:
+def _is_picture(path: Path) -> bool:
+    return path.suffix.lower() == ".png" and path.is_file()
+
+
+def _describe_picture(path: Path) -> dict[str, Any]:
+    """Tell what a PNG says of itself: of one that `rlcm generate` has drawn, how it was made."""
+    from PIL import Image
+
+    from rlcm_cli.phases.provenance import read_texts
+
+    texts = read_texts(path)
+    with Image.open(path) as picture:
+        size = f"{picture.width} × {picture.height} pixels"
+    return {"kind": "picture", "size": size, **(texts or {"metadata": "none: it does not say how it was made"})}
+
+
+def _export(path: Path, folder: Path, iteration: int | None, *, as_json: bool) -> None:
+    from rlcm_cli.cli.display import print_json
     from rlcm_cli.errors import MissingFileError
     from rlcm_cli.report.images import export_images
     from rlcm_cli.store.layout import RunLayout
@@ -97,7 +116,11 @@ def _export(path: Path, folder: Path, iteration: int | None) -> None:
         raise MissingFileError(f"{path}: holds no rollout with images; --images takes a run directory")
     newest = layout.iterations()[-1]
     *pictures, table = export_images(layout, folder, newest if iteration is None else iteration)
-    typer.echo(f"{folder}: {len(pictures)} images; prompts, seeds and rewards are in {table.name}")
+    if as_json:
+        print_json({"out": str(folder), "files": [str(file) for file in (*pictures, table)]})
+    else:
+        images = count(len(pictures), "image")
+        typer.echo(f"{folder}: {images}; prompts, seeds and rewards are in {table.name}")
 
 
 def _rows(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

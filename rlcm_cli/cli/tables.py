@@ -43,7 +43,10 @@ def print_rows(
 
 
 def _as_it_is(cell: str | Text) -> Text:
-    """Return a cell in which brackets are no markup."""
+    """Return a cell in which brackets are no markup, and no control character reaches the terminal."""
     from rich.text import Text
 
-    return cell if isinstance(cell, Text) else Text(cell)
+    if isinstance(cell, Text):
+        return cell
+    shown = (sign if sign.isprintable() or sign == "\n" else repr(sign)[1:-1] for sign in cell)
+    return Text("".join(shown))

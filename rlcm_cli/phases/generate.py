@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -16,10 +17,11 @@ from rlcm_cli.errors import ConfigError
 from rlcm_cli.models.diffusion import DiffusionModel
 from rlcm_cli.phases.drawing import Drawing, Easel, Shot
 from rlcm_cli.phases.events import Advanced, Event, FileWritten, PhaseStarted, Warned
-from rlcm_cli.phases.provenance import describe
+from rlcm_cli.phases.provenance import describe, describe_sheet
 from rlcm_cli.phases.sample import REDUCTION, draw_batch
 from rlcm_cli.phases.schedules import drawing_schedule
 from rlcm_cli.store.pictures import arrange_sheet, to_picture, write_png
+from rlcm_cli.wording import count
 
 SHEET = "sheet.png"
 SHEET_COLUMNS = 8
@@ -45,6 +47,10 @@ class Plan:
     def images(self) -> int:
         """Number of images."""
         return sum(len(drawing.shots) for drawing in self.drawings)
+
+    def written(self, folder: Path) -> list[Path]:
+        """Return every file that the plan makes in a folder, the sheet last."""
+        return [*(folder / name for files in self.files for name in files), folder / SHEET]
 
 
 @dataclass(frozen=True)
@@ -85,6 +91,27 @@ def slug(text: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:40]
 
 
+def choose_folder(plan: Plan, asked: Path | None, usual: Path, *, overwrite: bool) -> Path:
+    """Choose where a plan's files go, so that none is lost: `asked`, or `usual` or the next number of it that is free.
+
+    Raises `ConfigError` where a file is in the way in the folder that is asked for, unless it may be overwritten.
+    """
+    if overwrite:
+        return asked or usual
+    if asked is None:
+        numbered = (usual.with_name(f"{usual.name}-{number}") for number in itertools.count(2))
+        return next(folder for folder in itertools.chain([usual], numbered) if not _in_the_way(plan, folder))
+    there = _in_the_way(plan, asked)
+    if there:
+        more = f" and {len(there) - 1} more" if len(there) > 1 else ""
+        raise ConfigError(f"{there[0]}{more} already exists; choose another folder with --out, or add --overwrite")
+    return asked
+
+
+def _in_the_way(plan: Plan, folder: Path) -> list[Path]:
+    return [file for file in plan.written(folder) if file.exists()]
+
+
 def generate(drawing: Drawing, model: DiffusionModel, folder: Path, count: int = 1) -> Generator[Event, None, Speed]:
     """Draw the images of one drawing, with its model as loaded, into a folder: a PNG each, and `sheet.png`."""
     return _generate(plan_plainly(drawing, count), lambda _: model, folder)
@@ -119,10 +146,9 @@ def _generate(plan: Plan, set_up: Callable[[Drawing], DiffusionModel], folder: P
                 drawn[-1].append(image)
             yield Advanced(len(batch))
             started = time.perf_counter()
-    write_png(folder / SHEET, plan.arrange(drawn))
+    write_png(folder / SHEET, plan.arrange(drawn), describe_sheet([name for files in plan.files for name in files]))
     speed = Speed(plan.images, seconds)
-    count = f"{plan.images} images" if plan.images > 1 else "1 image"
-    yield FileWritten(folder / SHEET, f"contact sheet of {count} in {folder} ({speed})")
+    yield FileWritten(folder / SHEET, f"contact sheet of {count(plan.images, 'image')} in {folder} ({speed})")
     return speed
 
 
@@ -154,7 +180,7 @@ def _split(drawing: Drawing) -> Iterator[tuple[Sequence[Shot], Sequence[int]]]:
 
 
 def _spare_sources(plan: Plan, folder: Path) -> None:
-    written = {(folder / name).resolve() for files in plan.files for name in files} | {(folder / SHEET).resolve()}
+    written = {file.resolve() for file in plan.written(folder)}
     for source in plan.sources:
         if source.resolve() in written:
             raise ConfigError(f"{source}: would be written over; choose another folder with --out")

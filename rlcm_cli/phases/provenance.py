@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -78,11 +78,32 @@ def describe(drawing: Drawing, model: DiffusionModel, shot: Shot, place_in_batch
     return info
 
 
+def describe_sheet(files: Sequence[str]) -> PngInfo:
+    """Write down which pictures a sheet shows, in chunks of a PNG; each of them says how it was made."""
+    info = PngInfo()
+    info.add_itxt("sheet_of", "\n".join(files))
+    info.add_itxt("software", f"{SOFTWARE}{__version__}")
+    return info
+
+
+def read_texts(file: Path, told: str = "") -> dict[str, str]:
+    """Read the text chunks of a PNG, of whatever program. Raises `ConfigError`; `told` comes first in its line."""
+    try:
+        with Image.open(file, formats=["PNG"]) as picture:
+            return {str(key): str(value) for key, value in picture.info.items() if isinstance(value, str)}
+    except FileNotFoundError:
+        raise ConfigError(f"{told}{file}: no such file") from None
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        raise ConfigError(f"{told}{file}: is not a PNG; name one that `rlcm generate` has drawn") from None
+
+
 def read_provenance(file: Path) -> Provenance:
     """Read how a picture of `rlcm generate` was made. Raises `ConfigError` for any other file."""
-    told = _read_texts(file)
+    told = read_texts(file, "--from-image ")
     if not told.get("software", "").startswith(SOFTWARE) or "prompt" not in told:
-        raise ConfigError(f"--from-image {file}: says not how it was made; name a PNG that `rlcm generate` has drawn")
+        raise ConfigError(
+            f"--from-image {file}: has no generation metadata; name a PNG that `rlcm generate` has drawn"
+        )
     try:
         policy = next((kind for kind in OF_POLICY if kind == told["policy"]), None)
         row, size = (int(part) for part in told["batch"].split("/"))
@@ -120,16 +141,6 @@ def read_provenance(file: Path) -> Provenance:
         raise ConfigError(
             f"--from-image {file}: what it says of itself cannot be ({error}); give the settings as options"
         ) from None
-
-
-def _read_texts(file: Path) -> dict[str, str]:
-    try:
-        with Image.open(file, formats=["PNG"]) as picture:
-            return {str(key): str(value) for key, value in picture.info.items() if isinstance(value, str)}
-    except FileNotFoundError:
-        raise ConfigError(f"--from-image {file}: no such file") from None
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-        raise ConfigError(f"--from-image {file}: is no PNG; name one that `rlcm generate` has drawn") from None
 
 
 def _parse(key: str, text: str) -> Any:

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from command_line import LORA_FILE, refuse, succeed, write_settings
+from command_line import LORA_FILE, refuse, snapshot, succeed, write_settings
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from rlcm_cli.cli.app import main
 from rlcm_cli.errors import ConfigError, MissingFileError, ModelError
@@ -164,7 +165,8 @@ def test_json_names_the_pictures_folder_and_count(capsys, tiny_lcm, tmp_path):
     outcome = succeed(capsys, "generate", "--model", tiny_lcm, "--prompt", "cat", "--out", tmp_path, "--json")
     told = outcome.json_line()
     seconds, rate, each = (told.pop(key) for key in ("seconds", "images_per_second", "seconds_per_image"))
-    assert told == {"files": [str(tmp_path / "sheet.png")], "out": str(tmp_path), "images": 1}
+    files = [str(tmp_path / name) for name in ("00000-cat-0.png", "sheet.png")]
+    assert told == {"files": files, "out": str(tmp_path), "images": 1}
     assert seconds == each == pytest.approx(1 / rate)
     assert 0 < seconds < 60
 
@@ -216,3 +218,39 @@ def test_a_number_out_of_range_is_refused_before_anything_is_drawn(capsys, tiny_
     error = ModelError if "--device" in arguments else ConfigError
     refuse(capsys, error, *asked, *arguments, saying=saying)
     assert not (tmp_path / "out").exists()
+
+
+def test_images_are_never_replaced_unless_that_is_asked_for(capsys, monkeypatch, tiny_lcm, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    command = ["generate", "--model", tiny_lcm, "--prompt", "cat", "--steps", "1"]
+    folders = [succeed(capsys, *command, "--json").json_line()["out"] for _ in range(3)]
+    assert folders == ["outputs", "outputs-2", "outputs-3"]
+    before = snapshot(tmp_path)
+    saying = ("outputs/00000-cat-0.png and 1 more already exists", "--out", "--overwrite")
+    refuse(capsys, ConfigError, *command, "--out", "outputs", "--count", "2", saying=saying)
+    refuse(capsys, ConfigError, *command, "--prompt", "dog", "--seed", "7", "--out", "outputs", saying=("sheet.png",))
+    assert snapshot(tmp_path) == before
+    succeed(capsys, *command, "--guidance", "3", "--out", "outputs", "--overwrite")
+    after = snapshot(tmp_path)
+    assert after.keys() == before.keys()
+    assert {file for file in after if after[file] != before[file]} == {"outputs/00000-cat-0.png", "outputs/sheet.png"}
+
+
+def test_inspect_shows_how_a_picture_and_its_sheet_were_made(capsys, tiny_lcm, tmp_path):
+    succeed(capsys, "generate", "--model", tiny_lcm, "--prompt", "a [red] cat", "--seed", "5", "--out", tmp_path / "a")
+    told = succeed(capsys, "inspect", tmp_path / "a" / "00000-a-red-cat-5.png", "--json").json_line()
+    assert (told["kind"], told["size"]) == ("picture", "16 × 16 pixels")
+    assert (told["prompt"], told["seed"], told["policy"]) == ("a [red] cat", "5", "lcm")
+    assert "a [red] cat" in succeed(capsys, "inspect", tmp_path / "a" / "00000-a-red-cat-5.png").out
+    assert succeed(capsys, "inspect", tmp_path / "a" / "sheet.png", "--json").json_line()["sheet_of"] == (
+        "00000-a-red-cat-5.png"
+    )
+    info = PngInfo()
+    info.add_text("comment", "\x1b[31mred")
+    Image.new("RGB", (3, 2)).save(tmp_path / "other.png", pnginfo=info)
+    shown = succeed(capsys, "inspect", tmp_path / "other.png").out
+    assert "\\x1b[31mred" in shown
+    Image.new("RGB", (3, 2)).save(tmp_path / "plain.png")
+    assert "does not say how it was made" in succeed(capsys, "inspect", tmp_path / "plain.png").out
+    (tmp_path / "text.png").write_text("no picture")
+    refuse(capsys, ConfigError, "inspect", tmp_path / "text.png", saying=("text.png: is not a PNG",))

@@ -162,15 +162,15 @@ def test_what_rlcm_did_not_draw_is_refused(capsys, picture, tmp_path):
     other.add_text("parameters", "a cat\nSteps: 20, Sampler: Euler a")
     Image.new("RGB", (8, 8)).save(tmp_path / "other.png", pnginfo=other)
     for file, words in {
-        "plain.png": "says not how it was made",
-        "other.png": "says not how it was made",
-        "photo.jpg": "is no PNG",
-        "text.png": "is no PNG",
+        "plain.png": "has no generation metadata",
+        "other.png": "has no generation metadata",
+        "photo.jpg": "is not a PNG",
+        "text.png": "is not a PNG",
         "gone.png": "no such file",
     }.items():
         refuse(capsys, ConfigError, "generate", "--from-image", tmp_path / file, saying=(file, words))
     sheet = picture.with_name("sheet.png")
-    refuse(capsys, ConfigError, "generate", "--from-image", sheet, saying=("says not how it was made",))
+    refuse(capsys, ConfigError, "generate", "--from-image", sheet, saying=("has no generation metadata",))
 
 
 @pytest.mark.parametrize(

@@ -96,10 +96,10 @@ def test_two_axes_are_rows_and_columns_and_the_base_of_all_loras_is_drawn_once(c
     ("arguments", "saying"),
     [
         (["--lora", "first", "--lora", "second", "--scale", "0,1", "--steps", "1,2"], ("--steps", "two axes")),
-        (["--lora", "first", "--scale", "0,x"], ("--scale 0,x", "'x' is no number", "0,0.5,1")),
-        (["--lora", "first", "--scale", "nan"], ("'nan' is no number",)),
+        (["--lora", "first", "--scale", "0,x"], ("--scale 0,x", "'x' is not a number", "0,0.5,1")),
+        (["--lora", "first", "--scale", "nan"], ("'nan' is not a number",)),
         (["--steps", "2.5"], ("--steps 2.5", "whole number", "1,2,4")),
-        (["--steps", "2,"], ("'' is no whole number",)),
+        (["--steps", "2,"], ("'' is not a whole number",)),
         (["--steps", "2,51"], ("51", "at most 50")),
         (["--scale", "0.5"], ("--scale", "name one with --lora")),
         (["--compare-base"], ("--compare-base", "name one with --lora")),
