@@ -35,7 +35,7 @@ from rlcm_cli.cli import (
     train,
     watch,
 )
-from rlcm_cli.cli.streams import fault_of, prepare_streams, silence
+from rlcm_cli.cli.streams import clean, fault_of, prepare_streams, silence
 from rlcm_cli.errors import RlcmError
 from rlcm_cli.wording import expand_home
 
@@ -202,7 +202,7 @@ def _noting_interrupts() -> Iterator[list[int]]:
 def _complain(message: str) -> None:
     if _speaks_for_its_job():
         try:
-            print(f"rlcm: {message}", file=sys.stderr, flush=True)
+            print(clean(f"rlcm: {message}"), file=sys.stderr, flush=True)
         except OSError:  # nobody can be told, and the exit status says enough
             silence(sys.stderr)
 
@@ -212,7 +212,7 @@ class _Remarks(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         if os.environ.get("RANK", "0") == "0":  # each process of a job loads the same files
-            print(f"warning: {record.getMessage()}", file=sys.stderr, flush=True)
+            print(clean(f"warning: {record.getMessage()}"), file=sys.stderr, flush=True)
 
 
 def _show_remarks() -> None:

@@ -13,6 +13,7 @@ import typer
 
 from rlcm_cli.cli import options as o
 from rlcm_cli.cli.places import open_place
+from rlcm_cli.cli.streams import say
 
 if TYPE_CHECKING:
     from rlcm_cli.cli.display import Display
@@ -114,8 +115,8 @@ def run(
         if not as_json:
             show(table)
             for note in table["notes"]:
-                typer.echo(f"note: {note}")
-            typer.echo(f"{out}: {', '.join(file.name for file in files)}")
+                say(f"note: {note}")
+            say(f"{out}: {', '.join(file.name for file in files)}")
         display.finish({**table, "files": [str(file) for file in files]})
 
 
@@ -165,10 +166,10 @@ def open_contender(root: Path, label: str = "") -> Contender:
 
 def show(table: Mapping[str, Any]) -> None:
     """Print the numbers: a column a method, of several seeds the lowest and the highest below the mean."""
-    from rich.console import Console
     from rich.table import Table
 
     from rlcm_cli.cli.tables import print_rows
+    from rlcm_cli.cli.terminal import open_console
 
     shown = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0))
     shown.add_column(no_wrap=True)
@@ -176,9 +177,9 @@ def show(table: Mapping[str, Any]) -> None:
         shown.add_column(method["label"], justify="right", overflow="fold")
     for name, cells in _lines(table):
         shown.add_row(name, *cells)
-    console = Console(markup=False, highlight=False)
+    console = open_console(markup=False, highlight=False)
     if not console.is_terminal:  # no window's width to keep to, and rich would fold at 80
-        console = Console(markup=False, highlight=False, width=WIDTH_OF_A_FILE)
+        console = open_console(markup=False, highlight=False, width=WIDTH_OF_A_FILE)
     console.print(_head(table))
     unbounded = console.options.update(width=WIDTH_OF_A_FILE)
     if console.measure(shown, options=unbounded).maximum <= console.width:

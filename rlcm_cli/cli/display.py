@@ -8,7 +8,6 @@ import time
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -21,6 +20,7 @@ from rich.progress import (
 
 from rlcm_cli.cli.headline import shorten_names
 from rlcm_cli.cli.streams import print_data
+from rlcm_cli.cli.terminal import open_console
 from rlcm_cli.report.progress import PHASES
 from rlcm_cli.wording import count
 
@@ -35,7 +35,7 @@ class Display:
 
     def __init__(self, *, quiet: bool, as_json: bool, iterations: int | None = None, silent: bool = False) -> None:
         # Where the last line is for a machine, people read the other stream. Of several processes, one prints.
-        self.console = Console(stderr=as_json, highlight=False, quiet=silent)
+        self.console = open_console(stderr=as_json, highlight=False, quiet=silent)
         # A window breaks lines between words; a file gets whole lines.
         self.console.soft_wrap = not self.console.is_terminal
         self.quiet = quiet

@@ -26,14 +26,14 @@ def run(
     """Look at this machine: what works, what is missing, what to do; exit with 1 if something needed is broken."""
     from dataclasses import asdict
 
-    from rich.console import Console
     from rich.text import Text
 
     from rlcm_cli.cli.display import print_json
     from rlcm_cli.cli.tables import print_rows
+    from rlcm_cli.cli.terminal import open_console
     from rlcm_cli.phases.doctor import examine
 
-    console = Console(highlight=False)
+    console = open_console(highlight=False)
     findings = []
     for finding in examine(runs):
         findings.append(finding)

@@ -12,6 +12,7 @@ import typer
 
 from rlcm_cli.cli import options as o
 from rlcm_cli.cli.places import open_place
+from rlcm_cli.cli.streams import say
 from rlcm_cli.store.objects import is_url
 from rlcm_cli.wording import count
 
@@ -53,10 +54,9 @@ def run(
     as_json: o.JsonOption = False,
 ) -> None:
     """Tell what a run or a file of it holds."""
-    from rich.console import Console
-
     from rlcm_cli.cli.display import print_json
     from rlcm_cli.cli.tables import print_rows
+    from rlcm_cli.cli.terminal import open_console
     from rlcm_cli.errors import ConfigError, StoreError
     from rlcm_cli.phases.staging import stage_inspection
     from rlcm_cli.store.inspection import describe, verify_run
@@ -80,11 +80,11 @@ def run(
             print_json(described)
         else:
             rows = list(_rows({key: value for key, value in described.items() if key != "faults"}))
-            print_rows(Console(markup=False, highlight=False), rows)
+            print_rows(open_console(markup=False, highlight=False), rows)
             for fault in described.get("faults", []):  # whole lines, whose remedies can be copied
-                typer.echo(f"fault: {fault}")
+                say(f"fault: {fault}")
             if verify and not described["faults"]:
-                typer.echo("all checksums match")
+                say("all checksums match")
         if described.get("faults"):
             raise typer.Exit(StoreError.exit_code)
 
@@ -120,7 +120,7 @@ def _export(path: Path, folder: Path, iteration: int | None, *, as_json: bool) -
         print_json({"out": str(folder), "files": [str(file) for file in (*pictures, table)]})
     else:
         images = count(len(pictures), "image")
-        typer.echo(f"{folder}: {images}; prompts, seeds and rewards are in {table.name}")
+        say(f"{folder}: {images}; prompts, seeds and rewards are in {table.name}")
 
 
 def _rows(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from rlcm_cli.cli import completion as c
+from rlcm_cli.cli.streams import say
 
 if TYPE_CHECKING:
     from rlcm_cli.cli.display import Display
@@ -255,7 +256,7 @@ def announce(what: str, *, quiet: bool, as_json: bool) -> None:
     """Say at once what is loaded, before the libraries are imported that take seconds themselves."""
     # Of several processes of a job, one speaks.
     if not quiet and not as_json and os.environ.get("RANK", "0") == "0":
-        typer.echo(f"loading {''.join(letter if letter.isprintable() else '�' for letter in what)} …")
+        say(f"loading {''.join(letter if letter.isprintable() else '�' for letter in what)} …")
         sys.stdout.flush()
 
 
@@ -292,7 +293,7 @@ def resolve_run(
 
         refuse_unnamed(config, named_texts(assignments, list(flags.values())), f"--config {config_file}")
     if config_file is not None and config_file.is_file() and has_byte_order_mark(config_file):
-        typer.echo(f"note: {config_file} begins with a byte order mark, which other readers of TOML refuse", err=True)
+        say(f"note: {config_file} begins with a byte order mark, which other readers of TOML refuse", err=True)
     return root or Path("runs") / config.task, config
 
 

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from rlcm_cli.cli import options as o
+from rlcm_cli.cli.streams import say
 from rlcm_cli.store.objects import is_url
 
 
@@ -33,4 +34,4 @@ def run(
     if as_json:
         print_json({"moved_to": places})
     for moved in places if not as_json else ():
-        typer.echo(f"moved to {moved}")
+        say(f"moved to {moved}")

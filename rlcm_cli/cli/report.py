@@ -12,6 +12,7 @@ import typer
 from rlcm_cli.cli import options as o
 from rlcm_cli.cli.completion import complete_run
 from rlcm_cli.cli.places import open_place
+from rlcm_cli.cli.streams import say
 
 if TYPE_CHECKING:
     from rlcm_cli.report.html_run import ReportedRun
@@ -62,7 +63,7 @@ def run(
     if as_json:
         print_json({"report": str(path), "bytes": size})
     elif not quiet:
-        typer.echo(f"{path}: {format_size(size)}; open it in a browser")
+        say(f"{path}: {format_size(size)}; open it in a browser")
 
 
 def fetch_rewards(remote: RemoteRun) -> None:

@@ -29,10 +29,9 @@ def run(
     as_json: o.JsonOption = False,
 ) -> None:
     """List the rewards: what each measures, its range, what it needs, and whether it can run here now."""
-    from rich.console import Console
-
     from rlcm_cli.cli.display import print_json
     from rlcm_cli.cli.tables import print_rows
+    from rlcm_cli.cli.terminal import open_console
     from rlcm_cli.rewards import REWARDS
     from rlcm_cli.toml_files import write_key
 
@@ -40,7 +39,7 @@ def run(
     if as_json:
         print_json({"rewards": described})
         return
-    console = Console(markup=False, highlight=False)
+    console = open_console(markup=False, highlight=False)
     if name:
         entries = {key: value for key, value in described[0].items() if key != "settings"}
         entries |= {f"setting {setting}": default for setting, default in described[0]["settings"].items()}

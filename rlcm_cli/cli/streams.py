@@ -8,8 +8,16 @@ import os
 import sys
 from typing import TextIO
 
+import typer
+
 SUBSTITUTES = {"±": "+/-", "×": "x", "−": "-", "–": "-", "—": "-", "…": "...", "→": "->", "λ": "lambda"}
 ERRORS = "rlcm.substitute"
+# All but tab and new line; 0x9B is ESC [ in one character; the last two ranges reorder what stands beside them.
+COMMANDING = {*range(9), *range(0x0B, 0x20), *range(0x7F, 0xA0), *range(0x202A, 0x202F), *range(0x2066, 0x206A)}
+"""Code points of control characters."""
+SHOWN = dict.fromkeys(COMMANDING, "�")
+ESCAPED = {point: f"\\u{point:04x}" for point in COMMANDING if point >= 0x7F}
+"""In JSON and TOML, whose writers escape the others."""
 
 
 def prepare_streams() -> None:
@@ -41,9 +49,19 @@ def substitute(error: UnicodeError) -> tuple[str, int]:
     ), error.end
 
 
+def clean(text: str) -> str:
+    """Return a text with "�" for each control character but tab and new line: text from files may hold any."""
+    return text if text.isprintable() else text.translate(SHOWN)
+
+
+def say(text: str, *, err: bool = False) -> None:
+    """Print a line, cleaned."""
+    typer.echo(clean(text), err=err)
+
+
 def print_data(text: str) -> None:
-    """Print a text that a program reads, as UTF-8 whatever the encoding of stdout is."""
-    stream = sys.stdout
+    """Print JSON or TOML that a program reads, as UTF-8 whatever the encoding of stdout is."""
+    stream, text = sys.stdout, text.translate(ESCAPED)
     if isinstance(stream, io.TextIOWrapper) and codecs.lookup(stream.encoding).name != "utf-8":
         stream.flush()
         stream.buffer.write(text.encode("utf-8", "backslashreplace"))

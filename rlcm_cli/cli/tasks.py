@@ -30,10 +30,9 @@ def run(
     as_json: o.JsonOption = False,
 ) -> None:
     """List the presets, or print one as TOML to start a configuration from."""
-    from rich.console import Console
-
     from rlcm_cli.cli.display import print_json
     from rlcm_cli.cli.tables import print_rows
+    from rlcm_cli.cli.terminal import open_console
     from rlcm_cli.config import task_names, task_text
     from rlcm_cli.errors import ConfigError
 
@@ -43,7 +42,7 @@ def run(
             if as_json:
                 print_json({"tasks": [{"name": name, "summary": summary} for name, summary in presets]})
                 return
-            console = Console(markup=False, highlight=False)
+            console = open_console(markup=False, highlight=False)
             if console.is_terminal:
                 print_rows(console, presets)
             else:

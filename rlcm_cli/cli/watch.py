@@ -14,6 +14,7 @@ import typer
 from rlcm_cli.cli import options as o
 from rlcm_cli.cli.completion import complete_run
 from rlcm_cli.cli.places import open_place
+from rlcm_cli.cli.streams import say
 from rlcm_cli.errors import MissingFileError
 from rlcm_cli.wording import command
 
@@ -49,12 +50,11 @@ def run(
 
     It needs no model and changes nothing: Ctrl-C ends the view and not the run. Piped, it prints a line per iteration.
     """
-    from rich.console import Console
-
     from rlcm_cli.cli.display import print_json
     from rlcm_cli.cli.live import RunView
+    from rlcm_cli.cli.terminal import open_console
 
-    console = Console(highlight=False)
+    console = open_console(highlight=False)
     look = partial(read_watched, named)
     if as_json:
         *_, last = [look(None)] if once else repeat(look, every)
@@ -159,10 +159,10 @@ def watch_lines(readings: Iterator[RunProgress]) -> None:
     done, warned = 0, set[str]()
     for progress in readings:
         for number, row in enumerate(progress.rows[done:], done + 1):
-            typer.echo(describe_iteration(number, progress.planned, row))
+            say(describe_iteration(number, progress.planned, row))
         done = progress.done
         for message in progress.warnings:
             if message not in warned:
                 warned.add(message)
-                typer.echo(message)
+                say(message)
         sys.stdout.flush()

@@ -59,10 +59,15 @@ def export_images(layout: RunLayout, folder: Path, iteration: int) -> Iterator[P
     columns = list(dict.fromkeys(key for row in rows for key in row))
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, columns)
-    writer.writeheader()
-    writer.writerows(rows)
+    writer.writerow({column: _guard(column) for column in columns})
+    writer.writerows({column: _guard(value) for column, value in row.items()} for row in rows)
     replace_bytes(folder / INDEX, text.getvalue().encode())
     yield folder / INDEX
+
+
+def _guard(cell: Any) -> Any:
+    """Return a cell that no spreadsheet computes: it takes a text that starts like a formula for one."""
+    return f"'{cell}" if isinstance(cell, str) and cell.lstrip()[:1] in ("=", "+", "-", "@") and cell.strip() else cell
 
 
 def _slug(prompt: str) -> str:
