@@ -67,10 +67,10 @@ def run(
         typer.Option("--hub", metavar="OWNER/NAME", help="Also upload it to the hub.", show_default=False),
     ] = None,
     public: Annotated[
-        bool, typer.Option("--public", help="Let everybody see the hub's repository; else it is private.")
+        bool, typer.Option("--public", help="Make the hub's repository public; else it is private.")
     ] = False,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Take the place of an export, here or on the hub.")
+        bool, typer.Option("--overwrite", help="Replace an existing export, here or on the hub.")
     ] = False,
     model: Annotated[
         str | None,

@@ -38,6 +38,7 @@ from rlcm_cli.phases.probe import Probe
 from rlcm_cli.phases.sample import REDUCTION, draw_batch
 from rlcm_cli.phases.schedules import training_schedule
 from rlcm_cli.rewards import Reward
+from rlcm_cli.wording import count
 
 REPEATS = 3
 """Fewest times that a piece of work is measured."""
@@ -244,7 +245,7 @@ def describe_device(device: torch.device) -> str:
     """Name a device for people."""
     if device.type == "cuda":
         return f"{device} ({torch.cuda.get_device_name(device)})"
-    return f"{device} ({torch.get_num_threads()} threads)" if device.type == "cpu" else str(device)
+    return f"{device} ({count(torch.get_num_threads(), 'thread')})" if device.type == "cpu" else str(device)
 
 
 def peak_memory(device: torch.device) -> int:

@@ -42,7 +42,7 @@ from rlcm_cli.store.checkpoint import (
 )
 from rlcm_cli.store.reward_versions import changed_rewards
 from rlcm_cli.store.run import publish_metrics, read_last_metrics
-from rlcm_cli.wording import command
+from rlcm_cli.wording import command, count
 
 RATIO_TOLERANCE = {"float32": 2e-6, "tf32": 2e-3, "float16": 2e-3, "bfloat16": 2e-2}
 """Largest |ratio − 1| before the first update that rounding explains, for the mean reduction."""
@@ -93,8 +93,8 @@ def train(
     flat = flat_prompts(rollout, run.config)
     if flat:
         yield Warned(
-            f"iteration {iteration + 1}: all images of a prompt have the same reward, for {len(flat)} prompts "
-            f"(such as '{flat[0]}'): they teach nothing"
+            f"iteration {iteration + 1}: all images of a prompt have the same reward, for "
+            f"{count(len(flat), 'prompt')} (such as '{flat[0]}'): they teach nothing"
         )
     lessons, rate = prepare_lessons(run, model, rollout, advantages, scorers), rate_of(settings, iteration)
     left_out = tell_pathwise(run.config, lessons.pathwise) if lessons.pathwise and iteration == 0 else None

@@ -172,7 +172,7 @@ class TestRewardsThatCannotBe:
         events = finish(train(run, model))
         (warning,) = [event.message for event in events if isinstance(event, Warned)]
         flat = read_manifest(run.layout.manifest(0)).prompts[1]
-        assert f"for 1 prompts (such as '{flat}')" in warning
+        assert f"for 1 prompt (such as '{flat}')" in warning
         assert events[-1].metrics["flat_prompts"] == 1
 
 
