@@ -50,6 +50,8 @@ def run(
     as_json: o.JsonOption = False,
 ) -> None:
     """Write one HTML file on a run or several: curves, images through training, samples, prompts, settings."""
+    o.announce(", ".join(named), quiet=quiet, as_json=as_json)
+
     from rlcm_cli.cli.display import format_size, print_json
     from rlcm_cli.report.html import write_report
 
