@@ -27,6 +27,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from rlcm_cli.config_following import find_following
 from rlcm_cli.errors import ConfigError
 from rlcm_cli.toml_files import DEEPEST, parse_value, read_settings
 from rlcm_cli.wording import expand_home, shorten
@@ -581,14 +582,25 @@ def resolve_config(
     assignments: Sequence[str] = (),
     flags: Mapping[str, Any] | None = None,
 ) -> Config:
-    """Build the configuration of a run from its layers.
+    """Build the configuration of a run from its layers. See `resolve_settings`."""
+    return resolve_settings(tasks, config_file=config_file, assignments=assignments, flags=flags)[0]
+
+
+def resolve_settings(
+    tasks: Sequence[str],
+    *,
+    config_file: Path | None = None,
+    assignments: Sequence[str] = (),
+    flags: Mapping[str, Any] | None = None,
+) -> tuple[Config, list[str]]:
+    """Build the configuration of a run from its layers, and tell in a line each what followed from what was set.
 
     `tasks` names presets; none is the one that `config_file` names. Of several, which are trained together, the
     first gives all settings but prompts and rewards, which each keeps. `assignments` are `key=value` strings
     with dotted keys and TOML values (a bare word is a string); `flags` maps dotted keys to values, None
     meaning "not given". Raises `ConfigError` for whatever does not fit, naming the key and where it was written.
     """
-    file_layer = read_settings(config_file) if config_file else {}
+    file_layer, line = read_settings(config_file) if config_file else {}, _explicit([], assignments, flags)
     in_file = file_layer.get("task")
     if isinstance(in_file, str) and _is_whole(file_layer):
         if tasks and list(tasks) != [in_file]:
@@ -596,14 +608,21 @@ def resolve_config(
                 f"--config {config_file}: is a whole configuration, of task {in_file}; leave --task out, or name a "
                 "file with only the settings that you change"
             )
-        whole = parse_config(_drop_weightless(_explicit([file_layer], assignments, flags)))
+        values, told = _follow(_explicit([file_layer], assignments, flags), file_layer, {}, line)
+        whole = parse_config(_drop_weightless(values))
         own = ModelSettings.model_construct(**file_layer.get("model", {}))  # what is changed in it may be wrong in it
-        return whole.model_copy(update={"model": keep_commit(own, whole.model)})
+        return whole.model_copy(update={"model": keep_commit(own, whole.model)}), told
     names = list(dict.fromkeys(tasks)) or ([in_file] if isinstance(in_file, str) else [])
     if not names:
         raise ConfigError("no task given; use --task NAME (`rlcm tasks` lists them) or a `task` key in --config")
+    # The model decides whether a preset's embedded layer holds.
+    model_in_file = {key: value for key, value in file_layer.items() if key == "model"}
+    model_choice = [assignment for assignment in assignments if assignment.startswith("model.")]
+    preset = _layered(names[0], model_in_file, model_choice, {"model.name": (flags or {}).get("model.name")})
+    file = _merge(_layers_of_file(file_layer, preset))
     if len(names) == 1:
-        return parse_config(_drop_weightless({**_layered(names[0], file_layer, assignments, flags), "task": names[0]}))
+        values, told = _follow(_layered(names[0], file_layer, assignments, flags), preset, file, line)
+        return parse_config(_drop_weightless({**values, "task": names[0]})), told
     if (flags or {}).get("prompts.source") is not None:
         raise ConfigError(
             "--prompts stands for the prompts of one task, and several are given; set those of one by "
@@ -614,17 +633,32 @@ def resolve_config(
             "--reward stands for the rewards of one task, and several are given; set those of one by "
             "--set tasks.NAME.rewards={...}"
         )
-    # The model decides whether a preset's embedded layer holds.
-    model_in_file = {key: value for key, value in file_layer.items() if key == "model"}
-    model_choice = [assignment for assignment in assignments if assignment.startswith("model.")]
     members = {name: _layered(name, model_in_file, model_choice, flags) for name in names}
     together = {key: value for key, value in members[names[0]].items() if key not in OF_A_TASK}
     together["reward_settings"] = _merge([member.get("reward_settings", {}) for member in members.values()])
     together["tasks"] = {
         name: {key: member[key] for key in OF_A_TASK if key in member} for name, member in members.items()
     }
-    values = _explicit([together, file_layer], assignments, flags)
-    return parse_config(_drop_weightless({**values, "task": "+".join(names)}))
+    values, told = _follow(_explicit([together, file_layer], assignments, flags), preset, file, line)
+    return parse_config(_drop_weightless({**values, "task": "+".join(names)})), told
+
+
+def _follow(
+    values: dict[str, Any], preset: Mapping[str, Any], file: Mapping[str, Any], line: Mapping[str, Any]
+) -> tuple[dict[str, Any], list[str]]:
+    """Set what follows from a user's own settings over those of a preset, and tell it."""
+    following = find_following(preset, file, line)
+    for key, value, _ in following:
+        _assign(values, key, value)
+    return values, [told for _, _, told in following]
+
+
+def _layers_of_file(file_layer: Mapping[str, Any], preset: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Give the layers of a file that hold for the model of a preset."""
+    always, embedded = _split_embedded(file_layer)
+    model = preset.get("model", {})
+    name = model.get("name", EMBEDDED_MODEL) if isinstance(model, dict) else EMBEDDED_MODEL
+    return [always, embedded] if name in EMBEDDED_MODELS else [always]
 
 
 def _drop_weightless(values: dict[str, Any]) -> dict[str, Any]:

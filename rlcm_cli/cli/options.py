@@ -273,7 +273,7 @@ def resolve_run(
 
     With neither task nor file, an existing run's own configuration is the base of the other options.
     """
-    from rlcm_cli.config import override_config, resolve_config
+    from rlcm_cli.config import override_config, resolve_settings
     from rlcm_cli.errors import ConfigError
     from rlcm_cli.phases.run import open_run
     from rlcm_cli.toml_files import has_byte_order_mark
@@ -286,7 +286,9 @@ def resolve_run(
         raise ConfigError(
             f"{root}: there is no run, and no task given to start one; use --task NAME (`rlcm tasks` lists them)"
         )
-    config = resolve_config(tasks, config_file=config_file, assignments=assignments, flags=flags)
+    config, told = resolve_settings(tasks, config_file=config_file, assignments=assignments, flags=flags)
+    for line in told:
+        say(f"note: {line}", err=True)
     if config_file is not None and config_file.suffix != ".toml":
         from rlcm_cli.cli.consent import named_texts
         from rlcm_cli.phases.inputs import refuse_unnamed

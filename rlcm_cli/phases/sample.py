@@ -17,7 +17,7 @@ from rlcm_cli.core.trajectory import Trajectories, join_trajectories
 from rlcm_cli.errors import NotFiniteError
 from rlcm_cli.models.diffusion import DiffusionModel
 from rlcm_cli.models.lora import folded_lora
-from rlcm_cli.phases.events import Advanced, Event, PhaseSkipped, PhaseStarted
+from rlcm_cli.phases.events import Advanced, Event, PhaseSkipped, PhaseStarted, Warned
 from rlcm_cli.phases.inputs import TaskPrompts
 from rlcm_cli.phases.policy import ensure_start, load_checkpoint
 from rlcm_cli.phases.run import Run, Worker
@@ -61,6 +61,12 @@ def sample(
     if not mine:
         yield PhaseSkipped("sample", iteration, "all shards are there")
         return
+    if iteration == 0 and 0 in mine and is_guided_twice(model, manifest.schedule.guidance_scale):
+        yield Warned(
+            f"sample.guidance_scale is {manifest.schedule.guidance_scale:g}, and the policy {model.policy} draws with "
+            "weights that few steps were distilled into, guidance mostly among them: more than 2 is too much for "
+            "most, and takes twice the model calls; 1 is none"
+        )
     total = sum(manifest.shards[number][1] - manifest.shards[number][0] for number in mine)
     yield PhaseStarted("sample", iteration, total, "images")
     with writing_behind() as writer:
@@ -74,6 +80,11 @@ def sample(
                 writer.submit(functools.partial(publish_shard, run.layout, manifest, number, shard))
                 if number == mine[-1]:
                     writer.wait()
+
+
+def is_guided_twice(model: DiffusionModel, guidance_scale: float) -> bool:
+    """Tell whether weights that were distilled for few steps are guided by two predictions, and strongly."""
+    return model.policy != "ddim" and not model.guided_by_embedding and guidance_scale > 2
 
 
 def plan_rollout(

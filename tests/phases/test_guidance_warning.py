@@ -1,0 +1,35 @@
+"""Strong guidance of weights that were distilled for few steps is told, once a run."""
+
+from pathlib import Path
+
+import pytest
+from conftest import tiny_values
+from phase_runs import finish
+from plain_diffusion import build_plain_diffusion
+
+from rlcm_cli.config import parse_config
+from rlcm_cli.phases.events import Warned
+from rlcm_cli.phases.policy import load_policy_model
+from rlcm_cli.phases.run import Worker, create_run
+from rlcm_cli.phases.sample import sample
+
+
+@pytest.fixture(scope="module")
+def plain(tiny_lcm, tmp_path_factory) -> Path:
+    return build_plain_diffusion(tmp_path_factory.mktemp("plain") / "sd", tiny_lcm)
+
+
+@pytest.mark.parametrize(
+    ("policy", "guidance_scale", "told"),
+    [("lcm", 8.0, True), ("tcd", 8.0, True), ("lcm", 2.0, False), ("ddim", 8.0, False), ("own", 8.0, False)],
+)
+def test_it_is_told_where_guidance_takes_two_predictions(plain, tiny_lcm, tmp_path, policy, guidance_scale, told):
+    # A latent consistency model takes its guidance as an embedding, which it was trained with.
+    model = {"name": str(tiny_lcm)} if policy == "own" else {"name": str(plain), "policy": policy}
+    values = tiny_values(plain, sample={"guidance_scale": guidance_scale, "steps": 2})
+    config = parse_config({**values, "model": model})
+    run, loaded = create_run(tmp_path / "run", config), load_policy_model(config)
+    events = [event for number in (0, 1) for event in finish(sample(run, loaded, Worker(number, 2)))]
+    found = [event.message for event in events if isinstance(event, Warned)]
+    assert len(found) == told
+    assert all(message.startswith("sample.guidance_scale is 8, and the policy") for message in found)

@@ -1,0 +1,92 @@
+"""Settings that follow others: only where the user said nothing of them, and never without a word."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from rlcm_cli.cli.options import resolve_run
+from rlcm_cli.config import Config, resolve_settings, task_names
+from rlcm_cli.errors import ConfigError
+
+LORA = "model.distilled_lora=owner/lcm-lora"
+
+
+def resolve(task: str, *assignments: str, file: Path | None = None, **flags: object) -> tuple[Config, list[str]]:
+    given = {key.replace("__", "."): value for key, value in flags.items()}
+    return resolve_settings([task], config_file=file, assignments=assignments, flags=given)
+
+
+@pytest.mark.parametrize("task", task_names())
+@pytest.mark.parametrize("samples", [16, 32, 48, 400])
+@pytest.mark.parametrize("model", [None, "papers/model"])
+def test_any_number_of_samples_works_with_every_preset(task, samples, model):
+    before, _ = resolve(task, model__name=model)
+    config, told = resolve(task, sample__samples=samples, model__name=model)
+    size = config.train.minibatch_size
+    assert config.sample.samples % size == 0
+    assert size % config.sample.group_size == 0
+    if size != before.train.minibatch_size:
+        assert [line.partition(",")[0] for line in told] == [f"train.minibatch_size is {size}"]
+    else:
+        assert told == []
+
+
+def test_an_iteration_keeps_its_optimizer_steps_where_it_can():
+    # Two on the embedded model.
+    assert resolve("ddpo-compression", "sample.samples=32")[0].train.minibatch_size == 16
+    assert resolve("ddpo-compression", "sample.samples=33")[0].train.minibatch_size == 33
+    _, told = resolve("ddpo-compression", sample__samples=32)
+    assert told == ["train.minibatch_size is 16, not 32: it follows sample.samples 32"]
+
+
+def test_pairs_are_not_torn(tmp_path):
+    file = tmp_path / "mine.toml"
+    file.write_text("[train]\nminibatch_size = 16\n")
+    # Four steps of 16 become three: the next number that gives each a multiple of the 2 images of a prompt.
+    config, _ = resolve("rebel-compression", file=file, sample__samples=12)
+    assert config.train.minibatch_size == 4
+
+
+def test_what_the_user_says_of_both_is_what_counts(tmp_path):
+    assert resolve("compression", "train.minibatch_size=8", sample__samples=16)[1] == []
+    with pytest.raises(ConfigError, match=r"train\.minibatch_size is 64, more than the 32 samples"):
+        resolve("compression", "train.minibatch_size=64", sample__samples=32)
+    file = tmp_path / "mine.toml"
+    file.write_text("[sample]\nsamples = 32\n[train]\nminibatch_size = 8\n")
+    assert resolve("compression", file=file)[0].train.minibatch_size == 8
+    # A number on the command line stands over both of a file.
+    config, told = resolve("compression", file=file, sample__samples=16)
+    assert (config.train.minibatch_size, len(told)) == (4, 1)
+    file.write_text("[sample]\nsamples = 32\n")
+    assert resolve("compression", file=file)[0].train.minibatch_size == 32
+    assert resolve("compression")[1] == []
+
+
+def test_a_distilled_lora_is_drawn_without_the_guidance_of_a_preset():
+    config, told = resolve("compression", LORA, model__name="owner/sd")
+    assert config.sample.guidance_scale == 1.0
+    assert len(told) == 1
+    assert told[0].startswith("sample.guidance_scale is 1, not the preset's 8.0: ")
+    assert resolve("compression", model__name="owner/sd")[0].sample.guidance_scale == 8.0
+
+
+def test_guidance_that_the_user_chose_is_kept(tmp_path):
+    asked = resolve("compression", LORA, "sample.guidance_scale=2.0", model__name="owner/sd")
+    file = tmp_path / "mine.toml"
+    file.write_text("[sample]\nguidance_scale = 2.0\n")
+    written = resolve("compression", LORA, file=file, model__name="owner/sd")
+    for config, told in (asked, written):
+        assert (config.sample.guidance_scale, told) == (2.0, [])
+
+
+def test_tasks_that_are_trained_together_follow_as_one_does():
+    config, told = resolve_settings(["compression", "aesthetic"], flags={"sample.samples": 16})
+    assert (config.train.minibatch_size, len(told)) == (16, 1)
+
+
+def test_a_command_tells_what_followed(capsys):
+    flags = {"sample.samples": 16}
+    resolve_run(None, tasks=["compression"], config_file=None, assignments=[], start=None, flags=flags)
+    assert capsys.readouterr().err == "note: train.minibatch_size is 16, not 64: it follows sample.samples 16\n"
