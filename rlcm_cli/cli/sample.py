@@ -71,7 +71,7 @@ def run(
         from rlcm_cli.cli.display import Display
         from rlcm_cli.phases.policy import start_run
         from rlcm_cli.phases.run import check_run, parse_worker
-        from rlcm_cli.phases.sample import sample
+        from rlcm_cli.phases.sample import sample, tell_cut_prompts
         from rlcm_cli.phases.team import check_team, join_team
 
         share = parse_worker(worker)
@@ -86,6 +86,7 @@ def run(
         if dropped:
             display.say(dropped)
         display.follow(check_team(team, config.sample.shards))
+        display.follow(tell_cut_prompts(loaded, the_run.all_prompts()))
         display.follow(place.follow(sample(the_run, loaded, team.divide(share))))
         team.wait()
         team.leave()

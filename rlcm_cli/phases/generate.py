@@ -18,7 +18,7 @@ from rlcm_cli.models.diffusion import DiffusionModel
 from rlcm_cli.phases.drawing import Drawing, Easel, Shot
 from rlcm_cli.phases.events import Advanced, Event, FileWritten, PhaseStarted, Warned
 from rlcm_cli.phases.provenance import describe, describe_sheet
-from rlcm_cli.phases.sample import REDUCTION, draw_batch
+from rlcm_cli.phases.sample import REDUCTION, draw_batch, tell_cut_prompts
 from rlcm_cli.phases.schedules import drawing_schedule
 from rlcm_cli.store.pictures import arrange_sheet, to_picture, write_png
 from rlcm_cli.wording import count
@@ -132,6 +132,7 @@ def _generate(plan: Plan, set_up: Callable[[Drawing], DiffusionModel], folder: P
             drawing_schedule(drawing.sample, model)
     if plan.model_digest not in (None, model.digest):
         yield Warned("the model's files are others than those that the picture was drawn with, by their digests")
+    yield from tell_cut_prompts(model, (shot.prompt for drawing in plan.drawings for shot in drawing.shots))
     yield PhaseStarted("generate", 0, plan.images, "images")
     seconds = 0.0
     drawn: list[list[Tensor]] = []

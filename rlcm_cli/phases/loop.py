@@ -14,7 +14,7 @@ from rlcm_cli.phases.events import CostEstimated, Event
 from rlcm_cli.phases.iterations import run_iterations
 from rlcm_cli.phases.policy import ensure_start
 from rlcm_cli.phases.run import Run
-from rlcm_cli.phases.sample import sample
+from rlcm_cli.phases.sample import sample, tell_cut_prompts
 from rlcm_cli.phases.schedules import training_schedule
 from rlcm_cli.phases.score import Scorer, score
 from rlcm_cli.phases.team import Team
@@ -37,6 +37,7 @@ def loop(
     ensure_start(run, model)
     left = run.config.runtime.iterations - latest_checkpoint(run.layout)
     if left > 0:
+        yield from tell_cut_prompts(model, run.all_prompts())
         yield estimate_cost(run, model, left, team)
 
     def iterate() -> Iterator[Event]:

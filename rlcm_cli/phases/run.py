@@ -34,6 +34,10 @@ class Run:
         """Prompts of each task, by its name. Raises as `task_prompts`."""
         return task_prompts(self.layout, self.config)
 
+    def all_prompts(self) -> list[str]:
+        """Return the prompts of all tasks, to train on and held out."""
+        return [prompt for own in self.prompts.values() for prompt in (*own.training, *own.held_out)]
+
     def reward_specs(self) -> dict[str, RewardSpec]:
         """Give the rewards that are trained on or watched, by name."""
         settings = self.config.reward_settings

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +15,7 @@ from rlcm_cli.core.noise import derive_seed, draw_noise
 from rlcm_cli.core.schedule import Schedule, sample_trajectories
 from rlcm_cli.core.trajectory import Trajectories, join_trajectories
 from rlcm_cli.errors import NotFiniteError
+from rlcm_cli.models.conditioning import count_cut_prompts
 from rlcm_cli.models.diffusion import DiffusionModel
 from rlcm_cli.models.lora import folded_lora
 from rlcm_cli.phases.events import Advanced, Event, PhaseSkipped, PhaseStarted, Warned
@@ -161,6 +162,18 @@ def draw_batch(
         raise NotFiniteError(f"{named}{also}: {error}", error.rows) from None
     on_cpu = Trajectories(trajectories.latents_BSCHW.cpu(), trajectories.log_probs_BA.cpu(), trajectories.timesteps_A2)
     return Drawn(on_cpu, images)
+
+
+def tell_cut_prompts(model: DiffusionModel, prompts: Iterable[str]) -> Iterator[Event]:
+    """Yield a warning where the text encoder does not read some of the prompts to their end."""
+    distinct = list(dict.fromkeys(prompts))
+    cut, longest = count_cut_prompts(model.pipeline, distinct)
+    if cut:
+        verb = "is" if cut == 1 else "are"
+        yield Warned(
+            f"{cut} of {len(distinct):,} prompts {verb} longer than the {longest} tokens that the text encoder "
+            f"reads, and {verb} cut there"
+        )
 
 
 def draw_shard(manifest: RolloutManifest, model: DiffusionModel, number: int) -> Iterator[Drawn]:

@@ -2,6 +2,9 @@ import pytest
 import torch
 from model_helpers import GUIDANCE, draw, draw_with_diffusers, edit_json, load_tiny
 
+from rlcm_cli.models.conditioning import count_cut_prompts
+from rlcm_cli.phases.sample import tell_cut_prompts
+
 PROMPTS, SEEDS = ["cat", "a dog on blue", "cat"], [5, 2**62 + 1, 7]
 
 
@@ -97,3 +100,14 @@ def test_the_sizes_are_those_of_the_pipeline(model):
     assert model.latent_shape == (4, 8, 8)
     assert draw(model, ["cat"], [0]).images.shape == (1, 3, model.image_size, model.image_size)
     assert torch.equal(model.alphas_cumprod, model.pipeline.scheduler.alphas_cumprod)
+
+
+def test_a_prompt_longer_than_the_encoder_reads_is_counted_and_says_nothing_else(model, capfd, caplog):
+    longest = model.pipeline.tokenizer.model_max_length
+    long, short = "very " * longest + "long cat", "a cat"
+    assert count_cut_prompts(model.pipeline, [long, short, long + "!"]) == (2, longest)
+    model.encode_prompts([long, long + " indeed"])
+    assert "".join(capfd.readouterr()) + caplog.text == ""
+    (event,) = tell_cut_prompts(model, [short, long, long])
+    assert event.message.startswith(f"1 of 2 prompts is longer than the {longest} tokens that the text encoder reads")
+    assert not list(tell_cut_prompts(model, [short]))
