@@ -15,7 +15,7 @@ pytest.importorskip("vl_convert", reason="the report's charts need the extra `re
 
 def test_the_report_goes_into_the_run(capsys, tmp_path):
     layout = write_reported(tmp_path / "run")
-    said = succeed(capsys, "report", layout.root).out
+    said = succeed(capsys, "report", layout.root).out.removeprefix(f"loading {layout.root} …\n")
     assert said.startswith(f"{layout.root / 'report.html'}: ")
     page = (layout.root / "report.html").read_text(encoding="utf-8")
     assert page.startswith("<!doctype html>")

@@ -476,7 +476,7 @@ def test_a_path_that_is_no_hub_id_is_not_asked_for(name):
 
 @pytest.mark.parametrize("device", ["warp", "cuda:99", ""])
 def test_a_device_that_is_not_there(tiny_lcm, device):
-    assert_refused(tiny_lcm, f"device '{device}' is not there.*--device cpu", device=device)
+    assert_refused(tiny_lcm, f"device '{device}' is not available.*--device cpu", device=device)
 
 
 def test_auto_takes_a_device_that_works():
