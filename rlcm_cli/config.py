@@ -227,8 +227,9 @@ class TrainSettings(Section):
     """Of ppo and grpo."""
     rebel_lr: PositiveFloat = 1.0
     """Of rebel: the advantage that a trajectory's log-ratio of 1 stands for."""
-    rwr_beta: PositiveFloat = 0.2
-    """Of rwr: weights are proportional to exp(beta · advantage), so it depends on the unit of the advantages."""
+    rwr_beta: PositiveFloat = 2.0
+    """Of rwr: weights are proportional to exp(beta · advantage), so it depends on the unit of the advantages. The
+    default is for a variance of 1, where the published 0.2, which is of rewards in kB, weighs all nearly alike."""
     rwr_share: Annotated[float, Field(gt=0, le=1)] = 0.1
     """Of rwr-sparse: share of the samples, the best, that is kept."""
     advantage_clip: NonNegativeFloat = 10.0

@@ -68,7 +68,7 @@ METHODS = {
         30,
     ),
     "rebel": Method(("--set=train.objective=rebel", "--set=sample.group_size=2"), 20, 30),
-    "rwr": Method(("--set=train.objective=rwr",), 20, 30),
+    "rwr": Method(("--set=train.objective=rwr", "--set=train.rwr_beta=0.2"), 20, 30),
     "rwr-sparse": Method(("--set=train.objective=rwr-sparse",), 20, 30),
 }
 

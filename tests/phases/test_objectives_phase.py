@@ -13,6 +13,7 @@ from rlcm_cli.models.lora import lora_parameters
 from rlcm_cli.phases.gradient import Minibatch, accumulate_gradient, draw_minibatches
 from rlcm_cli.phases.loop import loop
 from rlcm_cli.phases.objectives import choose_objective
+from rlcm_cli.phases.optimizer import clip_gradient
 from rlcm_cli.phases.policy import load_policy_model
 from rlcm_cli.phases.rollout import read_rollout
 from rlcm_cli.phases.run import create_run, open_run
@@ -198,7 +199,7 @@ def test_the_weights_of_rwr_have_mean_1_over_a_round(tiny_lcm, objective):
     assert (weights >= 0).all()
     assert weights.argmax() == advantages.argmax() or objective == "rwr-sparse"
     if objective == "rwr":
-        torch.testing.assert_close((weights / weights[0]).log(), 0.2 * (advantages - advantages[0]))
+        torch.testing.assert_close((weights / weights[0]).log(), 2.0 * (advantages - advantages[0]))
     else:
         best = advantages.topk(16).indices
         assert sorted(weights.nonzero().flatten().tolist()) == sorted(best.tolist())
@@ -209,6 +210,24 @@ def test_advantages_are_clipped(tiny_lcm, objective):
     weigh = choose_objective(configure(tiny_lcm, objective, advantage_clip=2.0).train).weigh
     wide, clipped = torch.tensor([-50.0, 1.0, 7.0, 0.0]), torch.tensor([-2.0, 1.0, 2.0, 0.0])
     assert torch.equal(weigh(wide), weigh(clipped))
+
+
+@pytest.mark.parametrize("objective", ["ppo", "rebel", "rwr"])
+def test_a_clip_of_0_clips_nothing(tiny_lcm, objective):
+    weigh = choose_objective(configure(tiny_lcm, objective, advantage_clip=0, rwr_beta=0.2).train).weigh
+    wide = torch.tensor([-50.0, 1.0, 7.0, 0.0])
+    # Of rwr the published softmax of 0.2 x the reward as it is.
+    expected = 4 * torch.softmax(0.2 * wide, 0) if objective == "rwr" else wide
+    torch.testing.assert_close(weigh(wide), expected)
+
+
+def test_a_norm_of_0_shortens_no_gradient(tiny_lcm):
+    parameter = torch.nn.Parameter(torch.zeros(2))
+    for largest, expected in ((0, [3e3, 4e3]), (5, [3.0, 4.0])):
+        parameter.grad = torch.tensor([3e3, 4e3])
+        settings = configure(tiny_lcm, "ppo", max_grad_norm=largest).train
+        assert clip_gradient([parameter], settings) == pytest.approx(5e3)
+        assert parameter.grad.tolist() == pytest.approx(expected)
 
 
 def test_rebel_ranks_actions_by_reward(tiny_lcm, tmp_path):
