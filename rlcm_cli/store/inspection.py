@@ -12,6 +12,7 @@ from safetensors import safe_open
 from rlcm_cli.core.lora_file import PARTS, UNET, read_lora
 from rlcm_cli.errors import ConfigError, MissingFileError, StoreError
 from rlcm_cli.store.checkpoint import UNET_FILE, digest_safetensors, find_weights, read_tensors, read_trainer_state
+from rlcm_cli.store.inputs import read_inputs
 from rlcm_cli.store.layout import RunLayout, receipt_path
 from rlcm_cli.store.manifest import RolloutManifest, read_manifest
 from rlcm_cli.store.rollouts import check_plan, missing_shards
@@ -39,7 +40,7 @@ def describe(path: Path) -> dict[str, Any]:
 
 def verify_run(layout: RunLayout) -> list[str]:
     """Check every digest and plan of a run; give one line a fault. Pruned shards are no fault."""
-    faults = []
+    faults = _fault_of(partial(read_inputs, layout))
     trained = (layout.checkpoints() or [0])[-1]
     for number in layout.checkpoints():
         faults += _fault_of(partial(read_trainer_state, layout, number))

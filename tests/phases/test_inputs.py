@@ -22,6 +22,7 @@ from rlcm_cli.phases.inputs import (
     split_tasks,
 )
 from rlcm_cli.phases.run import create_run, open_run
+from rlcm_cli.store.inspection import verify_run
 from rlcm_cli.store.layout import RunLayout
 
 FIRST = ("a cat", "a dog", "a fox")
@@ -71,7 +72,8 @@ class TestHeldOut:
 class TestPrompts:
     def test_are_those_that_the_run_began_with(self, tiny_lcm, tmp_path):
         source = write_prompts(tmp_path, *FIRST)
-        create_run(tmp_path / "run", of_file(tiny_lcm, source))
+        run = create_run(tmp_path / "run", of_file(tiny_lcm, source))
+        assert not verify_run(run.layout)
         write_prompts(tmp_path, "another")
         assert open_run(tmp_path / "run").prompts["compression"].training == FIRST
         Path(source).unlink()
@@ -132,6 +134,8 @@ class TestPrompts:
         run.layout.inputs.write_text(json.dumps(record))
         with pytest.raises(CorruptFileError, match=r"inputs.json: was changed or is damaged"):
             _ = open_run(tmp_path / "run").prompts
+        (fault,) = verify_run(run.layout)
+        assert "inputs.json: was changed or is damaged" in fault
 
     def test_a_configuration_from_elsewhere_names_no_file(self, tiny_lcm):
         config = make_config(tiny_lcm, prompts={"source": "/etc/passwd"}, pretraining={"source": "/home"})
