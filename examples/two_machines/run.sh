@@ -22,4 +22,4 @@ for ((iteration = 0; iteration < ${ITERATIONS:-2}; iteration++)); do
     send "$b" "$a"
     rlcm train --run "$a"
 done
-rlcm generate --lora "$a" --prompt "a cat" --count 8 --out "$work/drawn"
+rlcm generate --lora "$a" --prompt "a cat" --count 8 --out "$work/drawn" --overwrite
