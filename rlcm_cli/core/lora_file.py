@@ -189,6 +189,9 @@ def read_settings(metadata: Mapping[str, str], part: str, place: str) -> PartSet
         values = {key.removeprefix(f"{part}."): v for key, v in values.items() if key.startswith(f"{part}.")}
         if not values:
             return None
+        for key in ("target_modules", "exclude_modules", "layers_pattern"):
+            if isinstance(values.get(key), str):
+                _check_expression(values[key])
         targets = values.get("target_modules")
         settings = PartSettings(
             rank=_number(values["r"], int),
@@ -198,7 +201,7 @@ def read_settings(metadata: Mapping[str, str], part: str, place: str) -> PartSet
             rslora=bool(values.get("use_rslora")),
             target_modules=tuple(sorted(map(str, targets))) if isinstance(targets, list) else None,
         )
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
         raise ModelError(
             f"{place}: its metadata '{METADATA_KEY}' states no rank and alpha that can be read "
             f"({type(error).__name__}: {str(error)[:100]}); save the LoRA again with a pipeline's save_lora_weights"
@@ -220,11 +223,19 @@ def _number(value: Any, *kinds: type) -> Any:
 def _pattern(value: Any) -> dict[str, float]:
     pattern = dict(value or {})
     for key, number in pattern.items():
-        # peft takes them for regular expressions, of which a file could bring one that never ends.
-        if not re.fullmatch(r"\^?[\w.]+\$?", key):
-            raise ValueError(f"the pattern {key[:40]} is no module's name")
+        _check_expression(key)
         _number(number, int, float)
     return pattern
+
+
+def _check_expression(text: str) -> None:
+    """Raise `ValueError` for a regular expression that could take for ever, since peft evaluates those of a file."""
+    try:
+        re.compile(text)
+    except re.error:
+        raise ValueError(f"{text[:40]} is no regular expression") from None
+    if len(text) > 300 or len(re.findall(r"[*+{]", text)) > 3 or re.search(r"\)[*+{?]", text):
+        raise ValueError(f"the pattern {text[:40]} is too intricate")
 
 
 def _matching(pattern: Mapping[str, float], name: str, otherwise: float) -> float:

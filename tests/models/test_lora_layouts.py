@@ -158,7 +158,7 @@ def test_diffusers_patterns_give_a_module_its_own_rank_and_alpha(model, tmp_path
         "r": 4,
         "lora_alpha": 8,
         "rank_pattern": {m.name: 2 for m in modules if m.rank == 2},
-        "alpha_pattern": {f"^{own}": 3, "to_q": 2, "attn2.to_k": 1},
+        "alpha_pattern": {f"^{own}": 3, "to_q": 2, r".*attn2\.to_k": 1},
     }
     load_foreign_lora(model, str(save_diffusers(modules, tmp_path / "x.safetensors", **settings)), 1.0)
 
@@ -275,6 +275,10 @@ def test_what_is_not_only_a_lora(model, tmp_path, suffix, kind):
         {"init_lora_weights": "pissa"},
         {"megatron_config": {"a": 1}, "megatron_core": "megatron.core.evil"},
         {"alpha_pattern": {"(a+)+$": 2}},
+        {"alpha_pattern": {"(": 2}},
+        {"target_modules": "(.*)*to_q"},
+        {"exclude_modules": ".*a.*b.*c.*d"},
+        {"r": 10**400},
         {"lora_alpha": "8"},
         {"r": None},
         {"rank_pattern": [1]},
