@@ -7,6 +7,7 @@
     │   └── NotFiniteError         3   … because it gives NaN or infinity for an image
     ├── StoreError                 4   a file of a run that cannot be used
     │   ├── MissingFileError       4   … because it is not there
+    │   ├── UnreadableFileError    4   … because the system does not let it be read
     │   ├── CorruptFileError       4   … because its bytes are not those that were published
     │   ├── ForeignFileError       4   … because it belongs to another run, plan or program
     │   ├── FormatVersionError     4   … because a newer version wrote it
@@ -65,6 +66,10 @@ class StoreError(RlcmError):
 
 class MissingFileError(StoreError):
     """A file that a phase needs and that nobody has published yet."""
+
+
+class UnreadableFileError(StoreError):
+    """A file that the system does not let be read: its permissions, or a fault of the disk."""
 
 
 class CorruptFileError(StoreError):

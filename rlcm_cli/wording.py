@@ -9,6 +9,8 @@ from rlcm_cli.errors import ConfigError
 
 LONGEST = 80
 """Characters of what a user typed that an error repeats."""
+LONGEST_LINE = 2_000
+"""Characters of a message; names and values that others chose may be of any length."""
 
 
 def count(number: int, noun: str, plural: str | None = None) -> str:
@@ -40,3 +42,19 @@ def expand_home(text: str) -> str:
     if expanded == text and text.partition("/")[0] == "~":
         raise ConfigError(f"{text}: this user has no home folder (HOME is not set); write the path in full")
     return expanded
+
+
+def to_line(text: str) -> str:
+    """Return a message as one line that a terminal only prints.
+
+    Names of files, runs and prompts may hold anything: control characters would move the cursor or colour the
+    terminal, and half a surrogate pair cannot be written. They become escapes.
+    """
+    line = "".join(letter if letter.isprintable() else _escape(letter) for letter in text)
+    if len(line) > LONGEST_LINE:
+        line = f"{line[: LONGEST_LINE * 2 // 3]} … {line[-LONGEST_LINE // 3 :]}"
+    return line
+
+
+def _escape(letter: str) -> str:
+    return letter.encode("unicode_escape", "surrogatepass").decode("ascii")

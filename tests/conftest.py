@@ -11,6 +11,7 @@ os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import gc
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -141,6 +142,20 @@ def tiny_lcm(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_lcm_copy(tiny_lcm: Path, tmp_path: Path) -> Path:
     """A copy of the tiny pipeline's folder, to break."""
     return Path(shutil.copytree(tiny_lcm, tmp_path / "tiny-lcm-copy"))
+
+
+def edit_config(root: Path, edit: Callable[[dict[str, Any]], object]) -> None:
+    """Change a run's configuration as if it had been made so: with the identity that fits it, in the metrics, too."""
+    from rlcm_cli.core.digests import digest_json
+    from rlcm_cli.store.identity import identify_run
+
+    record = json.loads((root / "config.json").read_text())
+    edit(record["config"])
+    run = identify_run(record["config"])
+    (root / "config.json").write_text(json.dumps({**record, "run": run}))
+    for file in (root / "metrics").glob("*.json"):
+        metrics = {key: value for key, value in json.loads(file.read_text()).items() if key != "digest"} | {"run": run}
+        file.write_text(json.dumps({**metrics, "digest": digest_json(metrics)}))
 
 
 def tiny_values(model: Path, **sections: Any) -> dict[str, Any]:

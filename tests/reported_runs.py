@@ -16,6 +16,7 @@ from rlcm_cli.core.trajectory import Trajectories
 from rlcm_cli.report.html_run import Evidence, read_run
 from rlcm_cli.rewards import RewardSpec
 from rlcm_cli.store.evaluations import Evaluation, publish_evaluation
+from rlcm_cli.store.identity import read_run_identity
 from rlcm_cli.store.layout import RunLayout
 from rlcm_cli.store.manifest import PolicyIdentity, RolloutManifest, ScheduleRecord, publish_manifest, split_groups
 from rlcm_cli.store.rollouts import RolloutShard, publish_rewards, publish_shard
@@ -99,6 +100,7 @@ def make_metrics(iteration: int, trained: Collection[str] = (REWARD,)) -> dict[s
 def write_rollout(layout: RunLayout, iteration: int, prompts: Sequence[str] = PROMPTS) -> None:
     """Write a rollout of one shard, with its rewards."""
     manifest = RolloutManifest(
+        run=read_run_identity(layout),
         iteration=iteration,
         tasks=("compression",),
         run_seed=5,
@@ -133,8 +135,10 @@ def write_rollout(layout: RunLayout, iteration: int, prompts: Sequence[str] = PR
     )
     publish_shard(layout, manifest, 0, shard)
     values = torch.tensor([reward_of(iteration, sample) for sample in range(SAMPLES)])
-    publish_rewards(layout, manifest, 0, RewardSpec(REWARD).directory, {"name": REWARD}, index, values)
-    publish_rewards(layout, manifest, 0, RewardSpec(WATCHED).directory, {"name": WATCHED}, index, -values)
+    for name, given in ((REWARD, values), (WATCHED, -values)):
+        spec = RewardSpec(name)
+        identity = {"name": name, "settings": spec.resolved, "digest": spec.digest, "revision": "1"}
+        publish_rewards(layout, manifest, 0, spec.directory, identity, index, given)
 
 
 def write_evaluation(layout: RunLayout, checkpoint: int, prompts: Sequence[str] = PROMPTS) -> None:

@@ -36,14 +36,26 @@ from rlcm_cli.cli import (
     watch,
 )
 from rlcm_cli.cli.streams import clean, fault_of, prepare_streams, silence
-from rlcm_cli.errors import RlcmError
-from rlcm_cli.wording import expand_home
+from rlcm_cli.errors import RlcmError, StoreError
+from rlcm_cli.wording import expand_home, to_line
 
 INTERRUPTED = 130
 OUTPUT_CLOSED = 1
 FAILED_AFTER_ANOTHER = 1
 UNWRITABLE = {errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF}
 """Error numbers of a stream whose reader has left, or whose disk is full or gone."""
+OF_THE_SYSTEM = (
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EIO,
+    errno.ESTALE,
+    errno.ELOOP,
+    errno.ENAMETOOLONG,
+)
+"""Faults of a disk or of permissions: whoever meets one, and wherever, it is not a bug of ours."""
 
 # click's: newer typers carry a click of their own, so that `import click` would give another class.
 UsageError: type[Any] = typer.BadParameter.__bases__[0]
@@ -104,7 +116,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line: an `RlcmError` is one line and its exit code, any other exception a traceback."""
     prepare_streams()
     _show_remarks()
-    with _noting_interrupts() as interrupts:
+    with _noting_interrupts() as interrupts, _telling_of_termination():
         try:
             status = _run(argv)
         except Exception:
@@ -149,7 +161,9 @@ def _run(argv: Sequence[str] | None) -> int:
     except (typer.Abort, KeyboardInterrupt):
         return INTERRUPTED
     except OSError as error:
-        return _end_without_output(error)
+        if debug:
+            raise
+        return _end_by_the_system(error)
     return int(status or 0)  # newer typers turn Ctrl-C into INTERRUPTED by themselves
 
 
@@ -170,17 +184,24 @@ def expand_paths(arguments: Sequence[str]) -> list[str]:
     return expanded
 
 
-def _end_without_output(error: OSError) -> int:
-    """Return the exit status where a standard stream cannot be written; raise the error where both can."""
-    if error.errno not in UNWRITABLE:
+def _end_by_the_system(error: OSError) -> int:
+    """Return the exit status where a standard stream cannot be written, or a disk or permissions are at fault.
+
+    Raises any other error again.
+    """
+    # What fails with the name of a file is no stream, which would get an empty line to find out.
+    if error.errno in UNWRITABLE and error.filename is None:
+        faulty = next((stream for stream in (sys.stdout, sys.stderr) if fault_of(stream) is not None), None)
+        if faulty is not None:
+            silence(faulty)
+            if not isinstance(error, BrokenPipeError):  # a reader that has left, `head` say, has seen what it wanted
+                _complain(f"cannot print: {error.strerror}")
+            return OUTPUT_CLOSED
+    if error.errno not in OF_THE_SYSTEM:
         raise error
-    faulty = next((stream for stream in (sys.stdout, sys.stderr) if fault_of(stream) is not None), None)
-    if faulty is None:
-        raise error
-    silence(faulty)
-    if not isinstance(error, BrokenPipeError):  # a reader that has left, `head` say, has seen what it wanted
-        _complain(f"cannot print: {error.strerror}")
-    return OUTPUT_CLOSED
+    place = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes) else ""
+    _complain(f"{place}{error.strerror}; check the permissions, and the disk that it is on")
+    return StoreError.exit_code
 
 
 @contextlib.contextmanager
@@ -199,10 +220,34 @@ def _noting_interrupts() -> Iterator[list[int]]:
         signal.signal(signal.SIGINT, previous)
 
 
+@contextlib.contextmanager
+def _telling_of_termination() -> Iterator[None]:
+    """Say on SIGTERM, as Slurm sends it before a job's time is up, that nothing is lost, and end by it as ever.
+
+    Where a launcher has started several processes it sends the signal, and they meet it by themselves.
+    """
+    own = os.getpid()
+
+    def tell(number: int, frame: FrameType | None) -> None:
+        if os.getpid() == own:  # not in a child that was forked
+            os.write(2, b"rlcm: terminated; nothing is lost: run the same command again to go on\n")
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
+
+    if "WORLD_SIZE" in os.environ:
+        yield
+        return
+    previous = signal.signal(signal.SIGTERM, tell)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
 def _complain(message: str) -> None:
     if _speaks_for_its_job():
         try:
-            print(clean(f"rlcm: {message}"), file=sys.stderr, flush=True)
+            print(clean(f"rlcm: {to_line(message)}"), file=sys.stderr, flush=True)
         except OSError:  # nobody can be told, and the exit status says enough
             silence(sys.stderr)
 

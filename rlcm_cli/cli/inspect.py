@@ -30,7 +30,10 @@ def run(
         typer.Argument(metavar="PATH", help="A run, a checkpoint, a shard, a LoRA file or a PNG.", show_default=False),
     ],
     verify: Annotated[
-        bool, typer.Option("--verify", help="Check every digest of a run; exit with 4 if a file is damaged.")
+        bool,
+        typer.Option(
+            "--verify", help="Check every file of a run; exit with 4 if one is damaged, missing or another run's."
+        ),
     ] = False,
     images: Annotated[
         Path | None,
@@ -59,9 +62,11 @@ def run(
     from rlcm_cli.cli.terminal import open_console
     from rlcm_cli.errors import ConfigError, StoreError
     from rlcm_cli.phases.staging import stage_inspection
-    from rlcm_cli.store.inspection import describe, verify_run
+    from rlcm_cli.store.inspection import describe
     from rlcm_cli.store.layout import RunLayout
     from rlcm_cli.store.remote import split_url
+    from rlcm_cli.store.verification import verify_run
+    from rlcm_cli.wording import to_line
 
     shown = None if images is None else [] if iteration is None else [iteration]
     run_named, inside = split_url(named) if is_url(named) else (named, "")
@@ -71,20 +76,26 @@ def run(
         if images is not None:
             _export(path, images, iteration, as_json=as_json)
             return
-        described = _describe_picture(path) if _is_picture(path) else describe(path)
+        if verify and not RunLayout(path).config.exists():
+            raise ConfigError(f"{path}: --verify checks a whole run; other files are checked as they are read")
+        faults = verify_run(RunLayout(path)) if verify else []
+        try:
+            described = _describe_picture(path) if _is_picture(path) else describe(path)
+        except StoreError:
+            if not faults:  # which say it, and more
+                raise
+            described = {"kind": "run"}
         if verify:
-            if described["kind"] != "run":
-                raise ConfigError(f"{path}: --verify checks a whole run; other files are checked as they are read")
-            described["faults"] = [place.tell(fault) for fault in verify_run(RunLayout(path))]
+            described["faults"] = [place.tell(fault) for fault in faults]
         if as_json:
             print_json(described)
         else:
-            rows = list(_rows({key: value for key, value in described.items() if key != "faults"}))
-            print_rows(open_console(markup=False, highlight=False), rows)
+            told = {key: value for key, value in described.items() if key != "faults"}
+            print_rows(open_console(markup=False, highlight=False), list(_rows(told)))
             for fault in described.get("faults", []):  # whole lines, whose remedies can be copied
-                say(f"fault: {fault}")
+                say(f"fault: {to_line(fault)}")
             if verify and not described["faults"]:
-                say("all checksums match")
+                say("no fault: every file is there, and all checksums match")
         if described.get("faults"):
             raise typer.Exit(StoreError.exit_code)
 
@@ -154,7 +165,7 @@ def _plain(value: Any) -> str:
             return "none yet"
         case float():
             return f"{value:.4f}"
-        case [int(), *_] if value == list(range(value[0], value[-1] + 1)):
+        case [int(), *_] if len(value) == value[-1] - value[0] + 1 and sorted(value) == value:
             return f"{value[0]} to {value[-1]}" if len(value) > 1 else str(value[0])
         case list() | tuple():
             return ", ".join(map(str, value)) or "none"

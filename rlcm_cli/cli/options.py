@@ -315,9 +315,9 @@ def settle_sources(
 def reopen_run(root: Path, *, assignments: Sequence[str] = (), flags: Mapping[str, Any] | None = None) -> Run:
     """Open a run that is there, with some of the settings changed that may change; None means "not given"."""
     from rlcm_cli.config import override_config
-    from rlcm_cli.phases.run import check_run, open_run
+    from rlcm_cli.phases.run import create_run, open_run
 
-    return check_run(root, override_config(open_run(root).config, assignments=assignments, flags=flags))
+    return create_run(root, override_config(open_run(root).config, assignments=assignments, flags=flags))
 
 
 def print_config(config: Config, *, as_json: bool) -> None:

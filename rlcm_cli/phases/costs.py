@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 from rlcm_cli.config import Config
 from rlcm_cli.models.diffusion import DiffusionModel
 from rlcm_cli.phases.rollout import Rollout
@@ -38,9 +40,15 @@ def _forwards_a_call(model: DiffusionModel, rollout: Rollout) -> int:
     return 1 + (not model.guided_by_embedding and rollout.manifest.schedule.guidance_scale > 1)
 
 
+def read_phase_times(layout: RunLayout, manifest: RolloutManifest) -> dict[str, list[dict[str, float]]]:
+    """Read how long each shard was sampled and scored, by phase. Raises the errors of `read_timings`."""
+    return {
+        phase: read_timings(layout, manifest.iteration, phase, len(manifest.shards)) for phase in ("sample", "score")
+    }
+
+
 def phase_seconds(
-    layout: RunLayout,
-    manifest: RolloutManifest,
+    times: Mapping[str, Sequence[Mapping[str, float]]],
     train_cpu_seconds: float,
     team: Team = Team(),  # noqa: B008
 ) -> dict[str, float]:
@@ -48,11 +56,8 @@ def phase_seconds(
 
     The seconds are those of the shards that this process has in its team: on the clock what its phases took, and of
     a single process that of all shards, also where several machines drew them at once. The processor time is of all
-    processes, `train_cpu_seconds` included.
+    processes, `train_cpu_seconds` included. `times`: of `read_phase_times`.
     """
-    times = {
-        phase: read_timings(layout, manifest.iteration, phase, len(manifest.shards)) for phase in ("sample", "score")
-    }
     own = team.divide()
     found = {
         f"{phase}_seconds": sum(time["seconds"] for shard, time in enumerate(of_shards) if own.takes(shard))

@@ -23,8 +23,9 @@ from rlcm_cli.phases.score import Scorer
 from rlcm_cli.phases.team import Team
 from rlcm_cli.prompts import draw_prompts
 from rlcm_cli.store.evaluations import Evaluation, publish_evaluation, publish_rescored, read_evaluation
+from rlcm_cli.store.reading import REMEDY
 from rlcm_cli.store.score_cache import digest_images
-from rlcm_cli.store.shards import REMEDY, is_published
+from rlcm_cli.store.shards import is_published
 
 
 def evaluate(

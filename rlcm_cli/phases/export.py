@@ -42,7 +42,7 @@ from rlcm_cli.phases.run import Run, open_run
 from rlcm_cli.phases.sample import REDUCTION, draw_batch
 from rlcm_cli.phases.schedules import drawing_schedule
 from rlcm_cli.store.adapters import find_adapter
-from rlcm_cli.store.atomic import publish_folder, remove_folder
+from rlcm_cli.store.atomic import explain_safetensors, publish_folder, remove_folder
 from rlcm_cli.store.checkpoint import (
     AVERAGE_FOLDER,
     UNET_FILE,
@@ -248,7 +248,8 @@ def export(
     wanted = yield from _draw(source, model)
     arguments = _call_arguments(source, model)
     with publish_folder(out) as folder:
-        weights = _write_checked(model, form, folder, DTYPES[dtype], title, modules)
+        with explain_safetensors():
+            weights = _write_checked(model, form, folder, DTYPES[dtype], title, modules)
         pipeline = _read_back(source, form, weights, model.device)
         drawn = []
         for prompt, seed in zip(prompts, _seeds(prompts), strict=True):
@@ -276,7 +277,6 @@ def export(
         )
         (folder / RECORD_FILE).write_text(_record(exported), encoding="utf-8")
         describe(exported, folder)
-        _share(folder)
         if out.exists():
             remove_folder(out)
     yield FileWritten(out, f"{_name_format(form)}; {verification}")
@@ -401,13 +401,6 @@ def _record(exported: Exported) -> str:
         "software": f"rlcm {__version__}",
     }
     return json.dumps(record, indent=2) + "\n"
-
-
-def _share(folder: Path) -> None:
-    """Let everybody read the weights who may read the record: safetensors writes files for their owner alone."""
-    mode = (folder / RECORD_FILE).stat().st_mode
-    for file in folder.rglob("*.safetensors"):
-        file.chmod(mode)
 
 
 def _seeds(prompts: Sequence[str]) -> list[int]:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 
 import torch
 
 from rlcm_cli.models.diffusion import DiffusionModel
 from rlcm_cli.phases.costs import BACKWARD_FORWARDS
 from rlcm_cli.phases.evaluate import evaluate, plan_evaluation
-from rlcm_cli.phases.events import CostEstimated, Event
+from rlcm_cli.phases.events import CostEstimated, Event, Warned
 from rlcm_cli.phases.iterations import run_iterations
 from rlcm_cli.phases.policy import ensure_start
 from rlcm_cli.phases.run import Run
@@ -38,7 +40,9 @@ def loop(
     left = run.config.runtime.iterations - latest_checkpoint(run.layout)
     if left > 0:
         yield from tell_cut_prompts(model, run.all_prompts())
-        yield estimate_cost(run, model, left, team)
+        estimate = estimate_cost(run, model, left, team)
+        yield estimate
+        yield from warn_of_space(run.layout.root, estimate)
 
     def iterate() -> Iterator[Event]:
         yield from sample(run, model, team.divide())
@@ -52,6 +56,17 @@ def loop(
     yield from run_iterations(
         run, iterate, lambda checkpoint: evaluate(run, model, scorers, checkpoint, team), prunes=team.leads
     )
+
+
+def warn_of_space(root: Path, estimate: CostEstimated) -> Iterator[Warned]:
+    """Warn where the disk of a run has less space than its iterations are estimated to take."""
+    free = shutil.disk_usage(root).free
+    if free < estimate.disk_bytes:
+        yield Warned(
+            f"{root}: the disk has {free / 1e6:,.0f} MB left, and the run is estimated to take "
+            f"{estimate.disk_bytes / 1e6:,.0f} MB; free some space, or bound the run with --keep-rollouts and "
+            "--keep-checkpoints"
+        )
 
 
 @torch.no_grad()

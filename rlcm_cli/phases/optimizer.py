@@ -72,16 +72,33 @@ def restore_optimizer(
     parameters: Mapping[str, torch.nn.Parameter],
     tensors: Mapping[str, Tensor],
 ) -> None:
-    """Put the tensors of `optimizer_tensors` back."""
+    """Put the tensors of `optimizer_tensors` back.
+
+    Raises `ValueError` where they are not the state of such an optimizer of these parameters.
+    """
     for key, tensor in tensors.items():
         quantity, _, name = key.partition("/")
+        if name not in parameters:
+            raise ValueError(f"it has a state of {name[:80]!r}, which is not trained")
         parameter = parameters[name]
+        _check_state(key, quantity, tensor, parameter)
         value: Any = tensor
         if quantity != "step":  # torch counts on the host
             value = tensor.to(parameter.device)
         elif tensor.dtype == torch.int64:
             value = int(tensor)
         optimizer.state[parameter][quantity] = value
+
+
+def _check_state(key: str, quantity: str, tensor: Tensor, parameter: torch.nn.Parameter) -> None:
+    if quantity == "step" and tensor.ndim:
+        raise ValueError(f"{key[:80]} is no count")
+    if quantity in ("exp_avg", "exp_avg_sq") and (tensor.shape, tensor.dtype) != (parameter.shape, parameter.dtype):
+        raise ValueError(f"{key[:80]} has another shape or dtype than its parameter")
+    if tensor.is_floating_point() and not tensor.isfinite().all():
+        raise ValueError(f"{key[:80]} is not finite")
+    if quantity in ("exp_avg_sq", "step") and (tensor < 0).any():
+        raise ValueError(f"{key[:80]} is negative")
 
 
 def _to_tensor(value: Tensor | int) -> Tensor:

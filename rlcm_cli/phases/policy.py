@@ -32,7 +32,7 @@ from rlcm_cli.store.checkpoint import (
     read_trainer_state,
     read_weights,
 )
-from rlcm_cli.store.shards import REMEDY
+from rlcm_cli.store.reading import REMEDY
 from rlcm_cli.wording import command
 
 

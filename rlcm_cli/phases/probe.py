@@ -122,7 +122,7 @@ def _draw(
     small = config.model_copy(update={"sample": config.sample.model_copy(update=changes)})
     # What is measured does not depend on the prompts, and a run's own are not at hand.
     prompts = {task: TaskPrompts(("a cat", "a dog"), ()) for task in config.joint_tasks()}
-    policy = TrainerState(number=0, optimizer_steps=0, model_digest=model.digest, policy_digest=model.digest)
+    policy = TrainerState(run="", number=0, optimizer_steps=0, model_digest=model.digest, policy_digest=model.digest)
     manifest = plan_rollout(small, prompts, model, policy, iteration=0)
     shard = assemble_shard(manifest, model, 0, list(draw_shard(manifest, model, 0)))
     conditioning, index = join_conditioning([shard])

@@ -29,8 +29,8 @@ from rlcm_cli.phases.sample import sample
 from rlcm_cli.phases.score import Scorer, load_scorers, score
 from rlcm_cli.phases.train import train
 from rlcm_cli.store.checkpoint import latest_checkpoint
+from rlcm_cli.store.run import read_metrics_row
 from rlcm_cli.store.score_cache import ScoreCache, default_cache
-from rlcm_cli.store.shards import read_json
 
 RESULTS = (Warned, IterationTrained, Evaluated)
 """Events that tell more than that work goes on: those that a task gives back."""
@@ -86,7 +86,7 @@ def train_iteration(errand: Errand, iteration: int) -> list[Event]:
     """Train the checkpoint that follows an iteration, unless it is there."""
     run, model = _open_with_model(errand)
     if latest_checkpoint(run.layout) > iteration:  # this task's process was lost between publishing and replying
-        return [IterationTrained(iteration + 1, read_json(run.layout.metrics(iteration + 1)))]
+        return [IterationTrained(iteration + 1, read_metrics_row(run.layout, iteration + 1))]
     scorers = _open_with_scorers(errand)[1] if run.config.last_step.mode == "backprop" else None
     return _finish(train(run, model, scorers))
 

@@ -17,8 +17,8 @@ from rlcm_cli.phases.run import Run
 from rlcm_cli.phases.schedules import restore_schedule
 from rlcm_cli.store.checkpoint import TrainerState, read_trainer_state
 from rlcm_cli.store.manifest import RolloutManifest, read_manifest
+from rlcm_cli.store.reading import REMEDY
 from rlcm_cli.store.rollouts import RolloutShard, missing_shards, read_scores, read_shard
-from rlcm_cli.store.shards import REMEDY
 from rlcm_cli.wording import command
 
 

@@ -16,7 +16,7 @@ from rlcm_cli.phases.inputs import TaskPrompts, begin_inputs, read_prompts, task
 from rlcm_cli.rewards import REWARDS, RewardSpec, is_code
 from rlcm_cli.store.atomic import TEMPORARY_SUFFIX
 from rlcm_cli.store.layout import RunLayout
-from rlcm_cli.store.run import publish_config, read_config
+from rlcm_cli.store.run import publish_config, read_config, sweep
 from rlcm_cli.wording import command
 
 RECORDED_PACKAGES = ("rlcm", "torch", "diffusers", "transformers", "peft", "safetensors", "numpy", "pillow")
@@ -144,12 +144,16 @@ def identify(config: Config) -> dict[str, Any]:
 
 
 def create_run(root: Path, config: Config) -> Run:
-    """Open a run directory for a configuration, making it where there is none. Raises as `check_run`."""
+    """Open a run directory for a configuration, making it where there is none. Raises as `check_run`.
+
+    What killed processes have left half-written in it is removed.
+    """
     run = check_run(root, config)
     if not run.layout.config.exists():
         begin_inputs(run.layout, config)  # before the file that says that the run is there
         publish_config(run.layout, config.to_json(), _versions())
         check_run(root, config)  # another process may have been first, with other settings
+    sweep(run.layout)
     return run
 
 

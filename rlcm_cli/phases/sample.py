@@ -103,6 +103,7 @@ def plan_rollout(
     for task, count in zip(tasks, counts, strict=True):
         prompts += draw_prompts(task_prompts[task].training, config.seed, iteration * count, count)
     return RolloutManifest(
+        run=policy.run,
         iteration=iteration,
         tasks=tuple(tasks),
         run_seed=config.seed,

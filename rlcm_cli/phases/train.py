@@ -13,12 +13,12 @@ from torch import Tensor
 
 from rlcm_cli.config import TrainSettings
 from rlcm_cli.core.ema import average_weights
-from rlcm_cli.errors import ConfigError, MissingFileError, TrainingError
+from rlcm_cli.errors import ConfigError, ForeignFileError, MissingFileError, TrainingError
 from rlcm_cli.models.diffusion import DiffusionModel
 from rlcm_cli.models.trained import TRAINED, TrainedWeights
 from rlcm_cli.models.weights import exchanged_weights
 from rlcm_cli.phases.advantages import compute_advantages, flat_prompts, forget_rewards, reward_metrics
-from rlcm_cli.phases.costs import count_forwards, drawing_forwards, phase_seconds
+from rlcm_cli.phases.costs import count_forwards, drawing_forwards, phase_seconds, read_phase_times
 from rlcm_cli.phases.events import Advanced, Event, IterationTrained, PhaseSkipped, PhaseStarted, Warned
 from rlcm_cli.phases.gradient import LARGEST, UpdateMetrics, draw_minibatches
 from rlcm_cli.phases.last_step import tell_pathwise
@@ -34,14 +34,16 @@ from rlcm_cli.phases.team import Team
 from rlcm_cli.phases.update import Lessons, accumulate_own_step, accumulate_update, prepare_lessons
 from rlcm_cli.store.checkpoint import (
     AVERAGE_FOLDER,
+    OPTIMIZER_FILE,
     latest_checkpoint,
     publish_checkpoint,
     read_average,
     read_optimizer,
     read_statistics,
 )
+from rlcm_cli.store.reading import REMEDY
 from rlcm_cli.store.reward_versions import changed_rewards
-from rlcm_cli.store.run import publish_metrics, read_last_metrics
+from rlcm_cli.store.run import publish_metrics, read_last_metrics, read_metrics_row
 from rlcm_cli.wording import command, count
 
 RATIO_TOLERANCE = {"float32": 2e-6, "tf32": 2e-3, "float16": 2e-3, "bfloat16": 2e-2}
@@ -82,6 +84,9 @@ def train(
     clock, processor = time.perf_counter(), time.process_time()
     state = load_checkpoint(run, model, iteration)
     rollout = read_rollout(run, model, state, off_policy=off_policy)
+    times = read_phase_times(layout, rollout.manifest)
+    if layout.metrics(iteration + 1).exists():  # before the work: those of another run are not to be replaced
+        read_metrics_row(layout, iteration + 1)
     changed = changed_rewards(read_last_metrics(layout, iteration), {"reward_revisions": rollout.revisions})
     if changed:
         yield Warned(
@@ -103,7 +108,7 @@ def train(
     trained = TRAINED[settings.parameters]
     parameters = trained.parameters(model)
     optimizer = make_optimizer(parameters, settings, rate)
-    restore_optimizer(optimizer, parameters, read_optimizer(layout, iteration))
+    continue_optimizer(run, optimizer, parameters, iteration)
     student = Student(model, parameters, optimizer, start_average(run, model, trained, iteration))
     on_policy = not off_policy and run.config.sample.drawing_checkpoint(iteration) == iteration
     no_signal = find_no_signal(rollout, advantages, lessons, run.config)
@@ -134,7 +139,7 @@ def train(
         "micro_batch_size": run.config.runtime.micro_batch_size,
         "gradient_checkpointing": run.config.runtime.gradient_checkpointing,
         "train_seconds": time.perf_counter() - clock,
-        **phase_seconds(layout, rollout.manifest, cpu_seconds, team),
+        **phase_seconds(times, cpu_seconds, team),
         "finished_at": time.time(),
     }
     if team.leads:
@@ -271,6 +276,19 @@ def _check_weights(student: Student, before: Mapping[str, Tensor], iteration: in
             f"iteration {iteration + 1}: {student.steps} optimizer steps changed no weight (rate {rate:.3g}): "
             "the gradient does not reach what is trained, or the rate is too small for the weights' dtype"
         )
+
+
+def continue_optimizer(
+    run: Run, optimizer: torch.optim.Optimizer, parameters: Mapping[str, torch.nn.Parameter], iteration: int
+) -> None:
+    """Give the optimizer the state that a checkpoint has of it. Raises `ForeignFileError` where it does not fit."""
+    try:
+        restore_optimizer(optimizer, parameters, read_optimizer(run.layout, iteration))
+    except ValueError as error:
+        path = run.layout.checkpoint(iteration)
+        raise ForeignFileError(
+            f"{path / OPTIMIZER_FILE}: is no state of this run's optimizer: {error}; {REMEDY.format(path=path)}"
+        ) from None
 
 
 def start_average(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -16,9 +15,10 @@ from rlcm_cli.report.html_private import withhold_sentence
 from rlcm_cli.store.evaluations import Evaluation, comparable_evaluations, read_evaluation
 from rlcm_cli.store.layout import RunLayout
 from rlcm_cli.store.manifest import RolloutManifest, read_manifest
+from rlcm_cli.store.reading import LARGEST_JSON, describe_fault, parse_json, read_bytes
 from rlcm_cli.store.reward_versions import comparable_rows, newest_scores
 from rlcm_cli.store.rollouts import missing_rewards, read_rewards
-from rlcm_cli.store.shards import read_json
+from rlcm_cli.store.run import read_metrics_row, read_versions
 from rlcm_cli.wording import command
 
 Found = TypeVar("Found")
@@ -115,7 +115,7 @@ def read_run(run: ReportedRun, label: str) -> Evidence:
             f"{layout.root}: holds no readable metrics, evaluations or rewards, so there is nothing to report; go on "
             f"with `{command('loop', '--run', layout.root)}`" + (f" ({faults.lines[0]})" if faults.lines else "")
         )
-    record = faults.attempt(partial(read_json, layout.config)) or {}
+    versions = faults.attempt(partial(read_versions, layout)) or {}
     found = comparable_evaluations([evaluation for evaluation in evaluations if evaluation is not None])
     if not metrics:
         faults.lines.append("There are no metrics, so there are no curves of the training.")
@@ -124,7 +124,7 @@ def read_run(run: ReportedRun, label: str) -> Evidence:
     return Evidence(
         label=label,
         run=run,
-        versions=dict(record.get("versions", {})),
+        versions=versions,
         metrics=metrics,
         rollouts=rollouts,
         evaluations=found,
@@ -156,9 +156,9 @@ class _Faults:
 
 def _read_metrics(layout: RunLayout, trained: set[str], faults: _Faults) -> list[Mapping[str, Any]]:
     """Read the metrics file by file, so that a damaged one costs its iteration alone; else what is derived of them."""
-    files = sorted((layout.root / "metrics").glob("*.json"))
-    rows = [faults.attempt(partial(read_json, file)) for file in files]
-    if not files and layout.metrics_jsonl.exists():
+    numbers = layout.measured()
+    rows = [faults.attempt(partial(read_metrics_row, layout, number)) for number in numbers]
+    if not numbers and layout.metrics_jsonl.exists():
         rows = faults.attempt(lambda: _read_lines(layout)) or []
     found = [row for row in rows if row is not None]
     whole: list[Mapping[str, Any]] = [
@@ -170,10 +170,14 @@ def _read_metrics(layout: RunLayout, trained: set[str], faults: _Faults) -> list
 
 
 def _read_lines(layout: RunLayout) -> list[dict[str, Any] | None]:
+    lines = read_bytes(layout.metrics_jsonl, LARGEST_JSON).splitlines()
     try:
-        return [dict(json.loads(line)) for line in layout.metrics_jsonl.read_text(encoding="utf-8").splitlines()]
-    except (ValueError, TypeError) as error:
-        raise CorruptFileError(f"{layout.metrics_jsonl}: is not a list of metrics ({error})") from None
+        return [dict(parse_json(line)) for line in lines]
+    except TypeError:
+        raise CorruptFileError(f"{layout.metrics_jsonl}: is not a list of metrics") from None
+    except ValueError as error:
+        fault = describe_fault(error)
+        raise CorruptFileError(f"{layout.metrics_jsonl}: is not a list of metrics ({fault})") from None
 
 
 def _read_rollouts(run: ReportedRun, trained: range, faults: _Faults) -> list[Rollout]:

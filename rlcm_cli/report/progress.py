@@ -13,7 +13,8 @@ from typing import Any
 from rlcm_cli.errors import MissingFileError
 from rlcm_cli.store.layout import RunLayout, receipt_path
 from rlcm_cli.store.manifest import RolloutManifest, read_manifest
-from rlcm_cli.store.shards import is_published, read_json
+from rlcm_cli.store.run import read_metrics_row
+from rlcm_cli.store.shards import is_published
 from rlcm_cli.store.timings import read_planned
 
 RECENT = 10
@@ -159,7 +160,7 @@ def _read_rows(layout: RunLayout, newest: int, known: Sequence[Mapping[str, Any]
     rows = list(known[:newest])
     with suppress(MissingFileError):  # on a file system that shows files late
         for number in range(len(rows) + 1, newest + 1):
-            rows.append(read_json(layout.metrics(number)))
+            rows.append(read_metrics_row(layout, number))
     return tuple(rows)
 
 

@@ -16,7 +16,7 @@ import secrets
 import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from accelerate import PartialState
@@ -29,6 +29,7 @@ from accelerate.tracking import (
     get_available_trackers,
 )
 from accelerate.utils import clear_environment
+from pydantic import Field
 
 from rlcm_cli.errors import ConfigError
 from rlcm_cli.report.html_private import withhold, withhold_text
@@ -36,7 +37,8 @@ from rlcm_cli.store.atomic import replace_bytes
 from rlcm_cli.store.evaluations import Evaluation, read_evaluation
 from rlcm_cli.store.layout import RunLayout
 from rlcm_cli.store.pictures import arrange_sheet
-from rlcm_cli.store.shards import read_json
+from rlcm_cli.store.reading import Record, read_object
+from rlcm_cli.store.run import read_metrics_row
 
 PROJECT = "rlcm"
 EVERY_ONE = "all"
@@ -150,7 +152,7 @@ class RunTrackers:
         # An evaluation follows the iteration that made its checkpoint: some trackers admit no step before their last.
         for number in sorted({*rows, *evaluations}):
             if number in rows:
-                tracker.log(name_metrics(read_json(layout.metrics(number))), step=number)
+                tracker.log(name_metrics(read_metrics_row(layout, number)), step=number)
                 logged.checkpoint = number
             if number in evaluations:
                 evaluation = read_evaluation(layout, number)
@@ -169,15 +171,23 @@ def begin_state() -> None:
         PartialState(cpu=True)
 
 
+class _LoggedRecord(Record):
+    """The file of a `Logged`."""
+
+    id: Annotated[str, Field(pattern=r"^[\w-]{1,64}$")]
+    checkpoint: Annotated[int, Field(ge=0)]
+    evaluations: tuple[int, ...]
+
+
 def read_logged(layout: RunLayout, name: str) -> Logged:
     """Read how much of a run a tracker has; what is above the newest checkpoint will be made anew."""
     path = layout.tracked(name)
     if not path.exists():
         return Logged(id=secrets.token_hex(4))
-    record = read_json(path)
+    record = read_object(path, _LoggedRecord, "record of a tracker", f"remove it, and {name} gets the run once more")
     newest = (layout.checkpoints() or [0])[-1]
-    evaluations = [number for number in record["evaluations"] if number <= newest]
-    return Logged(str(record["id"]), min(int(record["checkpoint"]), newest), evaluations)
+    evaluations = [number for number in record.evaluations if number <= newest]
+    return Logged(record.id, min(record.checkpoint, newest), evaluations)
 
 
 def write_logged(layout: RunLayout, name: str, logged: Logged) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,10 +10,11 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 from rlcm_cli.core.lora_file import METADATA_KEY, UNET, PartSettings, read_settings
-from rlcm_cli.errors import ModelError
-from rlcm_cli.store.checkpoint import LORA_FILE, find_weights, latest_checkpoint
+from rlcm_cli.errors import CorruptFileError, MissingFileError, ModelError
+from rlcm_cli.store.checkpoint import LORA_FILE, MARKER_FILE, find_weights, latest_checkpoint, read_trainer_state
 from rlcm_cli.store.layout import RunLayout
 from rlcm_cli.store.objects import is_url
+from rlcm_cli.store.reading import open_file
 from rlcm_cli.store.remote import fetch_adapter
 
 
@@ -32,6 +34,7 @@ def find_adapter(place: str) -> Path | None:
     """
     path = fetch_adapter(place) if is_url(place) else Path(place)
     if path.is_file():
+        _check_checkpoint_of(path)
         return path
     if not path.is_dir():
         return None
@@ -41,8 +44,17 @@ def find_adapter(place: str) -> Path | None:
     file = find_weights(path)
     # A whole pipeline has a U-Net as well, which nobody trained.
     if file is not None and not (path / "model_index.json").is_file():
+        _check_checkpoint_of(file)
         return file
     raise ModelError(f"{place}: holds no LoRA; name a run, a checkpoint folder with {LORA_FILE}, or a LoRA file")
+
+
+def _check_checkpoint_of(file: Path) -> None:
+    """Check the checkpoint that weights are of, where they lie in one of a run. Raises as `read_trainer_state`."""
+    for folder in file.absolute().parents[:3]:  # in the folder of an average that of a U-Net is the third
+        number = re.fullmatch(r"\d{6,9}", folder.name, re.ASCII)
+        if number and folder.parent.name == "checkpoints" and (folder / MARKER_FILE).exists():
+            read_trainer_state(RunLayout(folder.parent.parent), int(number[0]))
 
 
 def read_adapter_settings(path: Path) -> AdapterSettings:
@@ -89,7 +101,7 @@ def _find_fault(stated: PartSettings, names: Sequence[str]) -> str | None:
 def _read_header(path: Path) -> tuple[list[str], dict[str, str]]:
     """Return the names of the tensors, and the metadata."""
     try:
-        with safe_open(path, framework="np") as opened:
+        with open_file(path, "name a LoRA file"), safe_open(path, framework="np") as opened:
             return list(opened.keys()), opened.metadata() or {}
-    except (OSError, SafetensorError):
+    except (OSError, SafetensorError, MissingFileError, CorruptFileError):
         raise ModelError(f"{path}: is no readable safetensors file; name a LoRA file") from None

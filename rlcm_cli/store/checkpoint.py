@@ -6,7 +6,7 @@ ema/                               the same of the weights' moving average, wher
 optimizer.safetensors              Adam's moments; one metadata key
 prompt_statistics.json             component → prompt → newest rewards
 trainer.json                       `TrainerState`
-complete.json                      digest of each file above, written last
+complete.json                      digest and size of each file above, written last
 
 Where the U-Net itself is trained, `unet/`, as diffusers writes it, stands in the place of the LoRA. Checkpoint 0 has
 none then, for its gigabytes are those of the base model: it is the checkpoint whose policy digest is the model's.
@@ -14,26 +14,25 @@ none then, for its gigabytes are those of the base model: it is the checkpoint w
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import json
-import os
 import re
-from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Any
 
 import safetensors
 import safetensors.torch
-from pydantic import ValidationError
+from pydantic import AfterValidator, ConfigDict, Field
 from torch import Tensor
 
 from rlcm_cli.core.advantages import PromptStatistics
 from rlcm_cli.core.digests import canonical_json, digest_tensors
-from rlcm_cli.errors import CorruptFileError, MissingFileError
-from rlcm_cli.store.atomic import publish_folder
+from rlcm_cli.errors import CorruptFileError, ForeignFileError, MissingFileError
+from rlcm_cli.store.atomic import explain_safetensors, publish_folder
+from rlcm_cli.store.identity import check_owner, read_run_identity
 from rlcm_cli.store.layout import FORMAT_VERSION, RunLayout
-from rlcm_cli.store.manifest import Record
-from rlcm_cli.store.shards import METADATA_KEY, REMEDY, read_json
+from rlcm_cli.store.reading import REMEDY, Record, open_file, parse_object, parse_record, read_json, read_object
+from rlcm_cli.store.shards import METADATA_KEY
 from rlcm_cli.wording import command
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
@@ -50,12 +49,37 @@ class TrainerState(Record):
     """What a checkpoint is of."""
 
     format_version: int = FORMAT_VERSION
-    number: int
+    run: str
+    """Identity of the run."""
+    number: Annotated[int, Field(ge=0)]
     """Iterations trained."""
-    optimizer_steps: int
+    optimizer_steps: Annotated[int, Field(ge=0)]
     model_digest: str
     policy_digest: str
     """Of the file of the trained weights; `model_digest` where there is none."""
+
+
+def _check_name(name: str) -> str:
+    path = PurePosixPath(name)
+    if path.is_absolute() or not path.parts or {"..", "."} & {*name.split("/")} or re.search(r"[\\:\x00-\x1f]", name):
+        raise ValueError("is no name of a file in the folder")
+    return name
+
+
+class Marker(Record):
+    """Digest and size of each other file of a checkpoint."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    format_version: int
+    files: dict[Annotated[str, AfterValidator(_check_name)], str]
+    bytes: dict[str, Annotated[int, Field(ge=0)]]
+
+
+class Statistics(Record):
+    """The content of `prompt_statistics.json`, as a record: component → prompt → newest rewards."""
+
+    components: dict[str, dict[str, tuple[Annotated[float, Field(allow_inf_nan=False)], ...]]]
 
 
 def publish_checkpoint(
@@ -71,11 +95,11 @@ def publish_checkpoint(
     """Publish a checkpoint; `write_weights` puts one of `WEIGHT_FILES`, or none, into the folder that it is given.
 
     What else it puts there is of the checkpoint too. Where another process published it first, that one stays: the
-    same plan gives the same content.
+    same plan gives the same content. Raises `MissingFileError` where the run directory is gone.
     """
-    path = layout.checkpoint(number)
+    path, run = layout.checkpoint(number), read_run_identity(layout)
     with publish_folder(path) as folder:
-        with _explained_by_the_system():
+        with explain_safetensors():
             write_weights(folder)
             safetensors.torch.save_file(
                 {name: tensor.detach().cpu().contiguous() for name, tensor in optimizer.items()},
@@ -86,6 +110,7 @@ def publish_checkpoint(
         files = [file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()]
         digests = {name: _digest(folder / name) for name in files}
         state = TrainerState(
+            run=run,
             number=number,
             optimizer_steps=optimizer_steps,
             model_digest=model_digest,
@@ -93,49 +118,84 @@ def publish_checkpoint(
         )
         (folder / TRAINER_FILE).write_text(canonical_json(state.model_dump()), encoding="utf-8")
         digests[TRAINER_FILE] = _digest(folder / TRAINER_FILE)
-        marker = {"format_version": FORMAT_VERSION, "files": digests}
+        sizes = {name: (folder / name).stat().st_size for name in digests}
+        marker = {"format_version": FORMAT_VERSION, "files": digests, "bytes": sizes}
         (folder / MARKER_FILE).write_text(canonical_json(marker), encoding="utf-8")
     return read_trainer_state(layout, number)
 
 
 def read_trainer_state(layout: RunLayout, number: int) -> TrainerState:
-    """Check a checkpoint's digests and read what it is of.
+    """Read what a checkpoint is of, and check what draws images with it: its weights, and their average.
 
-    Raises `MissingFileError`, `CorruptFileError` or `FormatVersionError`.
+    Raises `MissingFileError`, `CorruptFileError`, `FormatVersionError` or `UnreadableFileError`, and
+    `ForeignFileError` for the checkpoint of another run or number.
     """
+    path = layout.checkpoint(number)
+    remedy = REMEDY.format(path=path)
+    # What is read is checked, also what nobody published.
+    weights = [file for folder in (path, path / AVERAGE_FOLDER) if (file := find_weights(folder))]
+    marker = read_marker(layout, number)
+    published = [name for name in marker.files if PurePosixPath(name).name in _WEIGHT_NAMES]
+    _check_files(path, marker, {*published, TRAINER_FILE, *(file.relative_to(path).as_posix() for file in weights)})
+    state = read_object(path / TRAINER_FILE, TrainerState, "trainer state", remedy)
+    check_owner(state.run, layout, path, remedy)
+    if state.number != number:
+        raise ForeignFileError(f"{path}: is checkpoint {state.number}; {remedy}")
+    if weights and weights[0].parent != path / AVERAGE_FOLDER:
+        name = weights[0].relative_to(path).as_posix()
+        if marker.files[name] != state.policy_digest:
+            raise CorruptFileError(f"{path / TRAINER_FILE}: states the digest of other weights; {remedy}")
+    if find_weights(path) is None and state.policy_digest != state.model_digest:
+        raise CorruptFileError(f"{path}: lacks its trained weights; {remedy}")
+    return state
+
+
+def check_checkpoint(layout: RunLayout, number: int) -> None:
+    """Check every file of a checkpoint. Raises as `read_trainer_state`."""
+    read_trainer_state(layout, number)
+    marker = read_marker(layout, number)
+    _check_files(layout.checkpoint(number), marker, {*marker.files, *_ALWAYS})
+    read_optimizer(layout, number)
+    read_statistics(layout, number)
+
+
+def read_marker(layout: RunLayout, number: int) -> Marker:
+    """Read the digests of a checkpoint's files. Raises `MissingFileError` or `CorruptFileError`."""
     path = layout.checkpoint(number)
     if not path.is_dir():
         raise MissingFileError(
             f"{path}: no such checkpoint; `{command('inspect', layout.root)}` lists those there are"
         )
+    remedy = REMEDY.format(path=path)
     try:
-        files = read_json(path / MARKER_FILE).get("files")
-    except (MissingFileError, CorruptFileError):
+        return read_object(path / MARKER_FILE, Marker, "marker of a checkpoint", remedy)
+    except MissingFileError:
         # A checkpoint is whole or not there, so the remedy is for its folder, not for the file.
-        raise CorruptFileError(
-            f"{path / MARKER_FILE}: is gone or no JSON object; {REMEDY.format(path=path)}"
-        ) from None
-    if not isinstance(files, dict):
-        files = {}
-    # What is read is checked, also what nobody published.
-    weights = [file for folder in (path, path / AVERAGE_FOLDER) if (file := find_weights(folder))]
-    for name in sorted({*files, *_ALWAYS, *(file.relative_to(path).as_posix() for file in weights)}):
-        recorded = files.get(name)
-        if recorded is None or recorded != _digest(path / name):
-            raise CorruptFileError(f"{path / name}: is not the file that was published; {REMEDY.format(path=path)}")
-    try:
-        state = TrainerState.model_validate(read_json(path / TRAINER_FILE))
-    except ValidationError:
-        raise CorruptFileError(f"{path / TRAINER_FILE}: is no trainer state; {REMEDY.format(path=path)}") from None
-    if find_weights(path) is None and state.policy_digest != state.model_digest:
-        raise CorruptFileError(f"{path}: lacks its trained weights; {REMEDY.format(path=path)}")
-    return state
+        raise CorruptFileError(f"{path / MARKER_FILE}: is gone or no JSON object; {remedy}") from None
+
+
+def parse_marker(content: bytes, path: Path) -> Marker:
+    """Check the content of a marker, of the checkpoint at a path. Raises `CorruptFileError`."""
+    remedy = REMEDY.format(path=path)
+    values = parse_object(content, path / MARKER_FILE, remedy)
+    return parse_record(values, Marker, path / MARKER_FILE, "marker of a checkpoint", remedy)
 
 
 def damaged_files(folder: Path) -> list[str]:
     """List the files that a checkpoint's marker names and that are not as they were published."""
-    files = read_json(folder / MARKER_FILE)["files"]
-    return [name for name, recorded in files.items() if recorded != _digest(folder / name)]
+    marker = read_object(folder / MARKER_FILE, Marker, "marker of a checkpoint", REMEDY.format(path=folder))
+    return [name for name in marker.files if not _is_published(folder, marker, name)]
+
+
+def _check_files(path: Path, marker: Marker, names: Iterable[str]) -> None:
+    for name in sorted(names):
+        if not _is_published(path, marker, name):
+            raise CorruptFileError(f"{path / name}: is not the file that was published; {REMEDY.format(path=path)}")
+
+
+def _is_published(path: Path, marker: Marker, name: str) -> bool:
+    recorded = marker.files.get(name)
+    return recorded is not None and recorded == _digest(path / name, marker.bytes.get(name, -1))
 
 
 def find_weights(folder: Path) -> Path | None:
@@ -159,17 +219,22 @@ def read_average(layout: RunLayout, number: int) -> dict[str, Tensor] | None:
 
 
 def read_optimizer(layout: RunLayout, number: int) -> dict[str, Tensor]:
-    """Read the optimizer's tensors of a checkpoint that was checked as above."""
-    return read_tensors(layout.checkpoint(number) / OPTIMIZER_FILE)
+    """Read the optimizer's tensors of a checkpoint. Raises `CorruptFileError` where they are not as published."""
+    path = layout.checkpoint(number)
+    _check_files(path, read_marker(layout, number), [OPTIMIZER_FILE])
+    return read_tensors(path / OPTIMIZER_FILE)
 
 
 def read_statistics(layout: RunLayout, number: int) -> dict[str, PromptStatistics]:
-    """Read the prompt statistics, by component of the reward, of a checkpoint that was checked as above."""
-    text = (layout.checkpoint(number) / STATISTICS_FILE).read_text(encoding="utf-8")
-    return {
-        component: {prompt: tuple(rewards) for prompt, rewards in of_prompts.items()}
-        for component, of_prompts in json.loads(text).items()
-    }
+    """Read the prompt statistics of a checkpoint by component of the reward.
+
+    Raises `CorruptFileError` where they are not as published.
+    """
+    path = layout.checkpoint(number)
+    _check_files(path, read_marker(layout, number), [STATISTICS_FILE])
+    file = path / STATISTICS_FILE
+    values: dict[str, Any] = {"components": read_json(file)}
+    return dict(parse_record(values, Statistics, file, "prompt statistics", REMEDY.format(path=path)).components)
 
 
 def latest_checkpoint(layout: RunLayout) -> int:
@@ -185,44 +250,43 @@ def digest_safetensors(path: Path) -> str:
     """Digest a safetensors file over its tensors and canonical metadata.
 
     safetensors writes several metadata keys in random order, so the bytes of diffusers' LoRA files are not
-    canonical. Raises `CorruptFileError`.
+    canonical. Raises `CorruptFileError`, and the errors of `open_file`.
     """
-    try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            return digest_tensors({name: file.get_tensor(name) for name in file.keys()}, file.metadata())  # noqa: SIM118
-    except safetensors.SafetensorError as error:
-        raise CorruptFileError(f"{path}: is no readable safetensors file ({error})") from None
+    with open_file(path, _NO_TENSORS):
+        try:
+            with safetensors.safe_open(path, framework="pt") as file:
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                metadata = file.metadata()
+        except _UNREADABLE as error:
+            raise CorruptFileError(f"{path}: is no readable safetensors file ({error})") from None
+        return digest_tensors(tensors, metadata)
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Read all tensors of a safetensors file. Raises `CorruptFileError`."""
-    try:
-        return safetensors.torch.load_file(path)
-    except safetensors.SafetensorError as error:
-        raise CorruptFileError(f"{path}: is no readable safetensors file ({error})") from None
+    """Read all tensors of a safetensors file. Raises `CorruptFileError`, and the errors of `open_file`."""
+    with open_file(path, _NO_TENSORS):
+        try:
+            return safetensors.torch.load_file(path)
+        except _UNREADABLE as error:
+            raise CorruptFileError(f"{path}: is no readable safetensors file ({error})") from None
 
 
+_NO_TENSORS = "name a safetensors file"
+# Besides its own error, safetensors lets through what torch says of an extent.
+_UNREADABLE = (safetensors.SafetensorError, TypeError, OverflowError)
 _ALWAYS = (OPTIMIZER_FILE, STATISTICS_FILE, TRAINER_FILE)
+_WEIGHT_NAMES = tuple(PurePosixPath(name).name for name in WEIGHT_FILES)
 
 
-def _digest(file: Path) -> str | None:
-    """Digest a file of a checkpoint; None where it is not there or unreadable."""
+def _digest(file: Path, size: int | None = None) -> str | None:
+    """Digest a file of a checkpoint; None where it is not there, is no file, or has another size."""
     try:
-        if file.name in (LORA_FILE, Path(UNET_FILE).name):
-            return digest_safetensors(file)
-        with file.open("rb") as stream:
+        with open_file(file) as stream:
+            if size is not None and size != stream.seek(0, 2):
+                return None
+            if file.name in _WEIGHT_NAMES:
+                return digest_safetensors(file)
+            stream.seek(0)
             return hashlib.file_digest(stream, "sha256").hexdigest()
-    except (FileNotFoundError, CorruptFileError):
+    except (MissingFileError, CorruptFileError):
         return None
-
-
-@contextlib.contextmanager
-def _explained_by_the_system() -> Iterator[None]:
-    """Turn the error with which safetensors reports a full disk into the `OSError` that it was."""
-    try:
-        yield
-    except safetensors.SafetensorError as error:
-        found = re.search(r"os error (\d+)", str(error))
-        if not found:
-            raise
-        raise OSError(int(found[1]), os.strerror(int(found[1]))) from None

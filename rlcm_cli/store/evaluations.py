@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 
 from rlcm_cli.errors import ForeignFileError
+from rlcm_cli.store.identity import check_owner, read_run_identity
 from rlcm_cli.store.layout import RunLayout
-from rlcm_cli.store.shards import REMEDY, is_published, publish_record, read_receipt, read_record
+from rlcm_cli.store.reading import REMEDY
+from rlcm_cli.store.shards import is_published, publish_record, read_receipt, read_record
 
 REWARD = "reward."
 
@@ -38,7 +40,7 @@ class Evaluation:
 
 
 def publish_evaluation(layout: RunLayout, evaluation: Evaluation) -> None:
-    """Publish the evaluation of a checkpoint."""
+    """Publish the evaluation of a checkpoint. Raises `MissingFileError` where the run directory is gone."""
     prompts, tasks = (list(dict.fromkeys(names)) for names in (evaluation.prompts, evaluation.tasks))
     tensors = {
         "images": evaluation.images,
@@ -49,6 +51,7 @@ def publish_evaluation(layout: RunLayout, evaluation: Evaluation) -> None:
         **{REWARD + name: values for name, values in evaluation.rewards.items()},
     }
     fields = {
+        "run": read_run_identity(layout),
         "checkpoint": evaluation.checkpoint,
         "policy_digest": evaluation.policy_digest,
         "prompts": prompts,
@@ -59,13 +62,23 @@ def publish_evaluation(layout: RunLayout, evaluation: Evaluation) -> None:
 
 
 def read_evaluation(layout: RunLayout, checkpoint: int) -> Evaluation:
-    """Read the evaluation of a checkpoint, with the rewards that it was given last. Raises those of `read_record`."""
-    tensors, fields = read_record(layout.evaluation(checkpoint), "evaluation")
-    rewards, revisions = _rewards(tensors), dict(fields.get("revisions", {}))
+    """Read the evaluation of a checkpoint, with the rewards that it was given last.
+
+    Raises the errors of `read_record`, and `ForeignFileError` for that of another run or checkpoint.
+    """
+    path = layout.evaluation(checkpoint)
+    tensors, fields = read_record(path, "evaluation")
+    check_owner(fields["run"], layout, path)
+    if fields["checkpoint"] != checkpoint:
+        raise ForeignFileError(
+            f"{path}: is the evaluation of checkpoint {fields['checkpoint']}; {REMEDY.format(path=path)}"
+        )
+    rewards, revisions = _rewards(tensors), dict(fields["revisions"])
     for number in range(1, _count_rescored(layout, checkpoint) + 1):
         path = layout.rescored_evaluation(checkpoint, number)
         again, about = read_record(path, "rescored")
-        if about.get("evaluation_sha256") != read_receipt(layout.evaluation(checkpoint)).sha256:
+        of_images = about["evaluation_sha256"] == read_receipt(layout.evaluation(checkpoint)).sha256
+        if not of_images or again["seed"].tolist() != tensors["seed"].tolist():
             raise ForeignFileError(
                 f"{path}: scores other images than the evaluation beside it; {REMEDY.format(path=path)}"
             )

@@ -11,7 +11,7 @@ from rlcm_cli.core.digests import digest_json
 from rlcm_cli.errors import CorruptFileError
 from rlcm_cli.store.atomic import replace_bytes
 from rlcm_cli.store.layout import FORMAT_VERSION, RunLayout
-from rlcm_cli.store.shards import REMEDY, read_json
+from rlcm_cli.store.reading import REMEDY, read_json
 
 
 @dataclass(frozen=True)

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from safetensors import safe_open
 
 from rlcm_cli.core.lora_file import PARTS, UNET, read_lora
-from rlcm_cli.errors import ConfigError, MissingFileError, StoreError
+from rlcm_cli.errors import ConfigError, MissingFileError
 from rlcm_cli.store.checkpoint import UNET_FILE, digest_safetensors, find_weights, read_tensors, read_trainer_state
-from rlcm_cli.store.inputs import read_inputs
 from rlcm_cli.store.layout import RunLayout, receipt_path
-from rlcm_cli.store.manifest import RolloutManifest, read_manifest
-from rlcm_cli.store.rollouts import check_plan, missing_shards
+from rlcm_cli.store.manifest import read_manifest
+from rlcm_cli.store.rollouts import missing_shards
 from rlcm_cli.store.run import read_config, read_metrics
 from rlcm_cli.store.shards import is_published, read_receipt, read_record
 
@@ -36,43 +33,6 @@ def describe(path: Path) -> dict[str, Any]:
     if path.suffix == ".safetensors":
         return _describe_weights(path)
     raise ConfigError(f"{path}: is no run, checkpoint, shard or LoRA file")
-
-
-def verify_run(layout: RunLayout) -> list[str]:
-    """Check every digest and plan of a run; give one line a fault. Pruned shards are no fault."""
-    faults = _fault_of(partial(read_inputs, layout))
-    trained = (layout.checkpoints() or [0])[-1]
-    for number in layout.checkpoints():
-        faults += _fault_of(partial(read_trainer_state, layout, number))
-    for iteration in layout.iterations():
-        folder = layout.rollout(iteration)
-        manifest = partial(read_manifest, layout.manifest(iteration))
-        damaged = _fault_of(manifest)
-        faults += damaged
-        for receipt in sorted([*folder.glob("shard-*.json"), *folder.glob("rewards/*/shard-*.json")]):
-            record = receipt.with_suffix(".safetensors")
-            if iteration < trained and not record.exists():
-                continue
-            faults += _fault_of(partial(_check_record, record, None if damaged else manifest()))
-    for number in layout.evaluations():
-        folder = layout.evaluation(number).parent
-        for receipt in [receipt_path(layout.evaluation(number)), *sorted(folder.glob("rescored-*.json"))]:
-            faults += _fault_of(partial(_check_record, receipt.with_suffix(".safetensors"), None))
-    return faults
-
-
-def _check_record(path: Path, manifest: RolloutManifest | None) -> None:
-    _, fields = read_record(path, read_receipt(path).kind)
-    if manifest:
-        check_plan(fields, manifest, path)
-
-
-def _fault_of(check: Callable[[], object]) -> list[str]:
-    try:
-        check()
-    except StoreError as error:
-        return [str(error)]
-    return []
 
 
 def _describe_run(layout: RunLayout) -> dict[str, Any]:
@@ -107,7 +67,10 @@ def _describe_run(layout: RunLayout) -> dict[str, Any]:
 
 def _describe_checkpoint(path: Path) -> dict[str, Any]:
     layout = RunLayout(path.resolve().parent.parent)
-    state = read_trainer_state(layout, int(path.resolve().name))
+    name = path.resolve().name
+    if not name.isdecimal() or layout.checkpoint(int(name[:9])).name != name:
+        raise ConfigError(f"{path}: is a checkpoint under another name; give it its number, such as 000001")
+    state = read_trainer_state(layout, int(name))
     weights = find_weights(path)
     described = {"adapter": _describe_weights(weights)} if weights else {}
     return {"kind": "checkpoint", **state.model_dump(exclude={"format_version"}), **described}

@@ -76,6 +76,11 @@ class RunLayout:
         return self.root / "timings" / f"{iteration:06d}" / "loop.json"
 
     @property
+    def pruned(self) -> Path:
+        """What was removed on purpose."""
+        return self.root / "pruned.json"
+
+    @property
     def logs(self) -> Path:
         """What experiment trackers write."""
         return self.root / "logs"
@@ -83,6 +88,10 @@ class RunLayout:
     def tracked(self, tracker: str) -> Path:
         """How much of the run an experiment tracker was given."""
         return self.logs / f"{tracker}.json"
+
+    def measured(self) -> list[int]:
+        """Checkpoints whose update left metrics, ascending."""
+        return _numbered(self.root / "metrics", ".json")
 
     def iterations(self) -> list[int]:
         """Iterations that have a plan, ascending."""
@@ -109,7 +118,9 @@ def receipt_path(path: Path) -> Path:
     return path.with_suffix(".json")
 
 
-def _numbered(folder: Path) -> list[int]:
+def _numbered(folder: Path, suffix: str = "") -> list[int]:
+    """Numbers of the entries that are named by one, with at least six digits. Others are not of the format."""
     if not folder.is_dir():
         return []
-    return sorted(int(entry.name) for entry in folder.iterdir() if re.fullmatch(r"\d{6,}", entry.name))
+    names = (entry.name.removesuffix(suffix) for entry in folder.iterdir() if entry.name.endswith(suffix))
+    return sorted(int(name) for name in names if re.fullmatch(r"\d{6}|[1-9]\d{6,8}", name, re.ASCII))

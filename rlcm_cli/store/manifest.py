@@ -7,31 +7,29 @@ from collections.abc import Collection, Sequence
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import Field, model_validator
 
 from rlcm_cli.core.digests import canonical_json, sha256
-from rlcm_cli.errors import CorruptFileError, ForeignFileError
+from rlcm_cli.errors import ForeignFileError, MissingFileError
 from rlcm_cli.store.atomic import publish_bytes
-from rlcm_cli.store.layout import FORMAT_VERSION
-from rlcm_cli.store.shards import REMEDY, read_json
+from rlcm_cli.store.identity import check_owner
+from rlcm_cli.store.layout import FORMAT_VERSION, RunLayout
+from rlcm_cli.store.reading import REMEDY, Record, read_object
 
 ROUNDING = 1e-3
 """Of a schedule made from a float32 ᾱ: a root of a difference near 0 keeps half of its digits."""
-
-
-class Record(BaseModel):
-    """A frozen JSON object of the run directory."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+Count = Annotated[int, Field(ge=0, lt=2**40)]
+Positive = Annotated[int, Field(ge=1, lt=2**40)]
+Timestep = Annotated[int, Field(ge=-(2**40), lt=2**40)]
 
 
 class PolicyIdentity(Record):
     """The policy that drew the samples."""
 
     kind: Literal["lcm", "ddim", "tcd"]
-    checkpoint: int
+    checkpoint: Count
     digest: str
     """Of the LoRA's tensors and metadata."""
 
@@ -42,11 +40,11 @@ class ScheduleRecord(Record):
     Next latents ~ N(of_latents · latents + of_output · model output, std²); a call with a std of 0 is no action.
     """
 
-    timesteps: tuple[int, ...]
-    next_timesteps: tuple[int, ...]
+    timesteps: tuple[Timestep, ...]
+    next_timesteps: tuple[Timestep, ...]
     of_latents: tuple[float, ...]
     of_output: tuple[float, ...]
-    std: tuple[float, ...]
+    std: tuple[Annotated[float, Field(ge=0)], ...]
     guidance_scale: float
 
     def agrees_with(self, other: ScheduleRecord) -> bool:
@@ -62,12 +60,27 @@ class ScheduleRecord(Record):
             )
         )
 
+    @property
+    def transitions(self) -> list[list[int]]:
+        """(timestep, next timestep) of each action."""
+        actions = sum(std > 0 for std in self.std)
+        return [[now, then] for now, then in zip(self.timesteps, self.next_timesteps, strict=True)][:actions]
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        columns = (self.timesteps, self.next_timesteps, self.of_latents, self.of_output, self.std)
+        if not self.std or len({len(column) for column in columns}) > 1:
+            raise ValueError("its columns do not have the same length")
+        return self
+
 
 class RolloutManifest(Record):
     """A rollout's plan; a pure function of the configuration, the iteration and the checkpoint."""
 
     format_version: int = FORMAT_VERSION
-    iteration: int
+    run: str
+    """Identity of the run that it is a plan of."""
+    iteration: Count
     tasks: tuple[str, ...]
     run_seed: int
     model_digest: str
@@ -77,13 +90,24 @@ class RolloutManifest(Record):
     reduction: Literal["mean", "sum"]
     prompts: tuple[str, ...]
     """One a group; group g is the samples g · group_size … (g + 1) · group_size − 1."""
-    group_tasks: tuple[int, ...]
+    group_tasks: tuple[Count, ...]
     """Task of each group, an index into `tasks`."""
-    group_size: int
-    shards: tuple[tuple[int, int], ...]
+    group_size: Positive
+    shards: tuple[tuple[Count, Count], ...]
     """[start, stop) of each shard, in samples."""
-    batch_size: int
+    batch_size: Positive
     """Samples of a model call; each shard is cut into batches from its start."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if len(self.group_tasks) != len(self.prompts) or not {*self.group_tasks} <= {*range(len(self.tasks))}:
+            raise ValueError("not every group has a prompt and a task")
+        edges = [0, *(stop for _, stop in self.shards)]
+        in_turn = all((start, stop) == pair for (start, stop), pair in zip(self.shards, pairwise(edges), strict=True))
+        whole = all(edge % self.group_size == 0 for edge in edges) and edges == sorted(edges)
+        if not (self.prompts and in_turn and whole and edges[-1] == len(self.prompts) * self.group_size):
+            raise ValueError("its shards do not hold each group once")
+        return self
 
     def encode(self) -> bytes:
         """Give the canonical bytes."""
@@ -146,10 +170,20 @@ def publish_manifest(path: Path, manifest: RolloutManifest) -> RolloutManifest:
 
 
 def read_manifest(path: Path) -> RolloutManifest:
-    """Read a plan. Raises `MissingFileError`, `CorruptFileError` or `FormatVersionError`."""
-    values = read_json(path)
+    """Read a plan from its place in a run.
+
+    Raises `MissingFileError`, `CorruptFileError` or `FormatVersionError`, and `ForeignFileError` for the plan of
+    another run or iteration.
+    """
+    remedy = REMEDY.format(path=path.parent)
+    layout = RunLayout(path.parents[2])
     try:
-        manifest = RolloutManifest.model_validate_json(canonical_json(values))
-    except ValidationError:
-        raise CorruptFileError(f"{path}: is no rollout manifest; {REMEDY.format(path=path.parent)}") from None
+        manifest = read_object(path, RolloutManifest, "rollout manifest", remedy)
+    except MissingFileError:
+        raise MissingFileError(
+            f"{path}: not there; `rlcm inspect {layout.root}` lists the rollouts, `rlcm sample` makes the next one"
+        ) from None
+    if path != layout.manifest(manifest.iteration):
+        raise ForeignFileError(f"{path}: is the plan of iteration {manifest.iteration}; {remedy}")
+    check_owner(manifest.run, layout, path, remedy)
     return manifest

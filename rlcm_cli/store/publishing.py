@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -12,10 +11,11 @@ from pathlib import PurePosixPath
 
 from rlcm_cli.errors import CorruptFileError, ForeignFileError, StoreError
 from rlcm_cli.store.atomic import replace_bytes
-from rlcm_cli.store.checkpoint import MARKER_FILE, damaged_files
+from rlcm_cli.store.checkpoint import MARKER_FILE, damaged_files, parse_marker
 from rlcm_cli.store.layout import receipt_path
+from rlcm_cli.store.reading import REMEDY
 from rlcm_cli.store.remote import RemoteRun, fits
-from rlcm_cli.store.shards import REMEDY, encode_receipt, read_receipt, restore_receipt
+from rlcm_cli.store.shards import encode_receipt, read_receipt, restore_receipt
 
 PAUSE = 0.5
 """Seconds between two looks for new files, at least."""
@@ -139,7 +139,7 @@ class Publisher:
             metrics = layout.metrics(number)
             if metrics.exists():
                 self._put_file(stage.name(metrics))
-            for file in json.loads(content)["files"]:
+            for file in parse_marker(content, marker.parent).files:
                 store.replace(f"{folder}/{file}", marker.parent / file)
             store.create(name, content)
         self.remote.fetch_checkpoint(number)  # ours, or that of a trainer who was first

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from rlcm_cli.errors import ConfigError, MissingFileError
+from rlcm_cli.store.atomic import set_aside
 from rlcm_cli.store.layout import RunLayout, receipt_path
 from rlcm_cli.store.remote import open_remote, split_url
 
@@ -21,26 +23,19 @@ def find_run(path: Path) -> RunLayout:
 def quarantine(path: Path) -> list[Path]:
     """Move a file or folder of a run, with its receipt, into the run's `quarantine/`; give the new places.
 
-    Nothing is deleted and nothing overwritten. Raises `ConfigError` or `MissingFileError`.
+    Nothing is deleted and nothing overwritten. Raises `ConfigError`, `MissingFileError` or `StorageFullError`.
     """
-    layout = find_run(path)
-    resolved = path.resolve()
-    _check_place(path, resolved.relative_to(layout.root).parts)
+    if path.is_symlink() and not (path / "config.json").is_file():  # the link is moved, not what it points to
+        layout, named = find_run(path.parent), path.parent.resolve() / path.name
+    else:
+        layout, named = find_run(path), path.resolve()
+    inside = named.relative_to(layout.root)
+    _check_place(path, inside.parts)
     # The receipt goes first: from then on the record is not there for any reader.
-    sources = [file for file in (receipt_path(resolved), resolved) if file.exists()]
+    sources = [file for file in (receipt_path(inside), inside) if os.path.lexists(layout.root / file)]
     if not sources:
         raise MissingFileError(f"{path}: not there, so there is nothing to move")
-    moved = []
-    for source in dict.fromkeys(sources):
-        target = layout.quarantine / source.relative_to(layout.root)
-        attempt = 0
-        while target.exists():
-            attempt += 1
-            target = target.with_name(f"{source.name}.{attempt}")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        source.rename(target)
-        moved.append(target)
-    return moved
+    return [set_aside(layout.root / source, layout.quarantine / source) for source in dict.fromkeys(sources)]
 
 
 def quarantine_remote(url: str) -> list[str]:

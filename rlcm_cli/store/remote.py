@@ -11,7 +11,6 @@ beyond the last one listed.
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 import shutil
 from collections.abc import Callable, Iterable
@@ -20,11 +19,12 @@ from pathlib import Path, PurePosixPath
 
 from rlcm_cli.errors import CorruptFileError, ForeignFileError, MissingFileError
 from rlcm_cli.store.atomic import publish_folder, remove_folder, replace_bytes
-from rlcm_cli.store.checkpoint import MARKER_FILE, damaged_files
+from rlcm_cli.store.checkpoint import MARKER_FILE, damaged_files, parse_marker
 from rlcm_cli.store.layout import RunLayout, receipt_path
 from rlcm_cli.store.manifest import RolloutManifest, read_manifest
 from rlcm_cli.store.objects import ObjectStore, check_url, open_store
-from rlcm_cli.store.shards import REMEDY, Receipt, read_receipt
+from rlcm_cli.store.reading import REMEDY
+from rlcm_cli.store.shards import Receipt, read_receipt
 from rlcm_cli.store.stage import Stage, open_stage
 
 DOWNLOADS = 3
@@ -254,10 +254,7 @@ class RemoteRun:
 
     def _fetch_folder(self, number: int, marker: bytes, folder: Path) -> None:
         place = self.layout.checkpoint(number)
-        try:
-            names = list(json.loads(marker)["files"])
-        except (ValueError, KeyError, TypeError):
-            raise CorruptFileError(f"{place / MARKER_FILE}: is no marker; {REMEDY.format(path=place)}") from None
+        names = list(parse_marker(marker, place).files)
         (folder / MARKER_FILE).write_bytes(marker)
         damaged = names
         for _ in range(DOWNLOADS):

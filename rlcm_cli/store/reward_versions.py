@@ -15,14 +15,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import Field
 
 from rlcm_cli.core.digests import canonical_json, sha256
 from rlcm_cli.errors import ForeignFileError
 from rlcm_cli.store.atomic import publish_bytes
 from rlcm_cli.store.layout import FORMAT_VERSION, RunLayout
-from rlcm_cli.store.manifest import Record
-from rlcm_cli.store.shards import REMEDY, read_json
+from rlcm_cli.store.reading import REMEDY, Record, read_object
 
 _LATER = re.compile(r"-v(\d+)-[0-9a-f]{8}$")
 
@@ -31,7 +30,7 @@ class RewardVersion(Record):
     """One version of a reward."""
 
     format_version: int = FORMAT_VERSION
-    number: int
+    number: int = Field(ge=0, lt=10**6)
     reward: str
     """Its name."""
     revision: str
@@ -51,12 +50,9 @@ def current_version(layout: RunLayout, directory: str) -> RewardVersion | None:
     """Read the newest version of a reward; None where nothing was scored yet. Raises the errors of `read_json`."""
     newest = None
     for file in sorted(versions_folder(layout, directory).glob("*.json")):
-        try:
-            newest = RewardVersion.model_validate_json(canonical_json(read_json(file)))
-        except ValidationError as error:
-            raise ForeignFileError(
-                f"{file}: is not the version of a reward ({error.error_count()} faults); {REMEDY.format(path=file)}"
-            ) from None
+        newest = read_object(file, RewardVersion, "version of a reward")
+        if file.stem != f"{newest.number:06d}":
+            raise ForeignFileError(f"{file}: is version {newest.number} of a reward; {REMEDY.format(path=file)}")
     return newest
 
 

@@ -12,10 +12,12 @@ from torch import Tensor
 
 from rlcm_cli.core.trajectory import Trajectories
 from rlcm_cli.errors import ForeignFileError, MissingFileError, RewardError
+from rlcm_cli.store.identity import read_run_identity
 from rlcm_cli.store.layout import RunLayout
 from rlcm_cli.store.manifest import RolloutManifest
+from rlcm_cli.store.reading import REMEDY
 from rlcm_cli.store.reward_versions import newest_scores, split_scores_folder
-from rlcm_cli.store.shards import REMEDY, is_published, publish_record, read_receipt, read_record
+from rlcm_cli.store.shards import is_published, publish_record, read_receipt, read_record
 from rlcm_cli.wording import command
 
 CONDITIONING = "conditioning."
@@ -46,7 +48,8 @@ class RolloutShard:
 
 
 def publish_shard(layout: RunLayout, manifest: RolloutManifest, number: int, shard: RolloutShard) -> None:
-    """Publish a shard of a plan."""
+    """Publish a shard of a plan. Raises `MissingFileError` where the run directory is gone."""
+    read_run_identity(layout)
     trajectories = shard.trajectories
     tensors = {
         "latents": trajectories.latents_BSCHW,
@@ -80,6 +83,15 @@ def read_shard(layout: RunLayout, manifest: RolloutManifest, number: int) -> Rol
         raise ForeignFileError(
             f"{path}: does not hold the samples {start} to {stop - 1} of its plan; {REMEDY.format(path=path)}"
         )
+    told = [
+        [fields["prompts"][prompt], fields["tasks"][task]]
+        for prompt, task in zip(tensors["prompt_index"].tolist(), tensors["task_index"].tolist(), strict=True)
+    ]
+    planned = [[manifest.prompt_of(sample), manifest.tasks[manifest.task_of(sample)]] for sample in range(start, stop)]
+    if told != planned or tensors["timesteps"].tolist() != manifest.schedule.transitions:
+        raise ForeignFileError(
+            f"{path}: has other prompts, tasks or timesteps than its plan; {REMEDY.format(path=path)}"
+        )
     return RolloutShard(
         Trajectories(tensors["latents"], tensors["log_probs"], tensors["timesteps"]),
         tensors["images"],
@@ -101,6 +113,7 @@ def publish_rewards(
     values: Tensor,
 ) -> None:
     """Publish the rewards of a shard's samples: int64 [B], float32 [B], bound to the shard's digest."""
+    read_run_identity(layout)
     shards = len(manifest.shards)
     receipt = read_receipt(layout.shard(manifest.iteration, number, shards))
     fields = {"plan": manifest.digest, "shard_sha256": receipt.sha256, "reward": dict(reward)}
@@ -152,7 +165,7 @@ def read_scores(
                 f"{path}: not there; score the rollout first with `{command('score', '--run', layout.root)}`"
             )
         tensors, fields = read_record(path, "rewards")
-        check_plan(fields, manifest, path)
+        check_rewards_place(fields, manifest, path)
         shard = read_receipt(layout.shard(manifest.iteration, number, shards))
         if fields.get("shard_sha256") != shard.sha256:
             raise ForeignFileError(f"{path}: scores another shard than the one there; {REMEDY.format(path=path)}")
@@ -164,7 +177,7 @@ def read_scores(
             )
         if not torch.isfinite(tensors["reward"]).all():
             raise RewardError(f"{path}: holds a NaN or infinite reward; {REMEDY.format(path=path)}")
-        revisions.setdefault(str(fields["reward"].get("revision", "")), path)
+        revisions.setdefault(fields["reward"]["revision"], path)
         values[samples] = tensors["reward"]
     if len(revisions) > 1:
         raise ForeignFileError(
@@ -188,7 +201,7 @@ def read_shard_rewards(layout: RunLayout, manifest: RolloutManifest, number: int
         path = layout.reward_shard(manifest.iteration, folder.name, number, shards)
         if is_published(path):
             tensors, fields = read_record(path, "rewards")
-            check_plan(fields, manifest, path)
+            check_rewards_place(fields, manifest, path)
             samples = tensors["sample_index"].tolist()
             rewards[split_scores_folder(folder.name)[0]] = dict(zip(samples, tensors["reward"].tolist(), strict=True))
     return rewards
@@ -221,3 +234,12 @@ def check_plan(fields: Mapping[str, Any], manifest: RolloutManifest, path: Path)
     """Raise `ForeignFileError` unless a record's fields bind it to a plan."""
     if fields.get("plan") != manifest.digest:
         raise ForeignFileError(f"{path}: belongs to another plan than its manifest; {REMEDY.format(path=path)}")
+
+
+def check_rewards_place(fields: Mapping[str, Any], manifest: RolloutManifest, path: Path) -> None:
+    """Raise `ForeignFileError` unless the fields of rewards bind them to a plan and to the folder that they lie in."""
+    check_plan(fields, manifest, path)
+    if split_scores_folder(path.parent.name)[0].rpartition("-")[2] != fields["reward"]["digest"]:
+        raise ForeignFileError(
+            f"{path}: holds what another reward, {fields['reward']['name'][:200]}, gave; {REMEDY.format(path=path)}"
+        )

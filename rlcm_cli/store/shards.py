@@ -7,10 +7,14 @@ those of RFC 2119.
  2. The receipt is published after the record. Without a receipt a record is not there.
  3. A receipt is a JSON object: `format_version`, `kind`, `sha256` and `bytes` of the record file, `rows`
     (samples in the record). A reader MUST compare size and SHA-256 before it uses a record.
+    Whatever lies in the place of a file may not be one, or be of any size: a reader MUST NOT wait for it.
  4. The `__metadata__` of a record has exactly one key, `rlcm`, whose value is canonical JSON (sorted keys,
     no spaces, UTF-8): `format_version`, `kind` and the fields below.
- 5. A reader MUST refuse a `format_version` above its own, another `kind`, and a record whose `plan` is not
-    the digest of the manifest in whose folder it lies.
+ 5. A reader MUST refuse a `format_version` above its own, another `kind`, a record whose `plan` is not the
+    digest of the manifest in whose folder it lies, and a file whose `run` or number is not that of its place.
+    `run` is stated by `config.json`: the SHA-256 of the canonical JSON of its `config` without the sections that
+    may change, `runtime`, `watch` and `ray`, and without `evaluate.every`. Plans, checkpoints, evaluations and
+    metrics repeat it, because a copied folder, or a configuration that was edited, shows in nothing else.
  6. `manifest.json` of a rollout is canonical JSON; `plan` is the SHA-256 of its bytes. Shard k holds the
     samples of `shards[k]` = [start, stop). A group (the `group_size` images of one prompt that were drawn
     together) never crosses a shard.
@@ -29,57 +33,52 @@ those of RFC 2119.
         conditioning_index.X [B]          int64    row of `conditioning.X` of each sample
 
  8. Kind `rewards`: `rewards/<slug>-<digest>/` in the rollout's folder, one record a shard under the shard's
-    name; fields `plan`, `shard_sha256` (the scored shard), `reward` (`name`, `settings`, `digest` of both, and
-    `revision`, a digest of the weights, code or service that scored, the same in all shards). Tensors
-    `sample_index` int64 [B] and `reward` float32 [B], finite. A reward that only some of the tasks are trained
-    for scores their samples alone. `rewards/<slug>-<digest>-vN-XXXXXXXX/` holds the same of a later version of
-    what is behind the reward: `store/reward_versions.py`.
- 9. Kind `evaluation`: `evaluations/NNNNNN/evaluation.safetensors`; fields `checkpoint`, `policy_digest`,
-    `prompts`, `tasks`. Tensors `images`, `prompt_index`, `task_index`, `seed` as above, `held_out` uint8 [B]
-    (prompt kept out of training), `reward.NAME` float32 [B], NaN where the sample's task does not have it;
-    field `revisions`: NAME → `revision` as above. Kind `rescored`: `rescored-NNNNN.safetensors` beside it, from
-    1; tensors `seed` and `reward.NAME` by later versions of rewards, in the place of those above; fields
-    `checkpoint`, `evaluation_sha256` (the scored images) and `revisions`.
+    name; fields `plan`, `shard_sha256` (the scored shard), `reward` (`name`, `settings`, `digest` of both, which
+    the folder's name repeats, and `revision`, a digest of the weights, code or service that scored, the same
+    in all shards). Tensors `sample_index` int64 [B] and `reward` float32 [B], finite. A reward that only some of
+    the tasks are trained for scores their samples alone. `rewards/<slug>-<digest>-vN-XXXXXXXX/` holds the same of
+    a later version of what is behind the reward: `store/reward_versions.py`.
+ 9. Kind `evaluation`: `evaluations/NNNNNN/evaluation.safetensors`; fields `run`, `checkpoint`,
+    `policy_digest`, `prompts`, `tasks`. Tensors `images`, `prompt_index`, `task_index`, `seed` as above,
+    `held_out` uint8 [B] (prompt kept out of training), `reward.NAME` float32 [B], NaN where the sample's task
+    does not have it; field `revisions`: NAME → `revision` as above. Kind `rescored`: `rescored-NNNNN.safetensors`
+    beside it, from 1; tensors `seed` and `reward.NAME` by later versions of rewards, in the place of those above;
+    fields `checkpoint`, `evaluation_sha256` (the scored images) and `revisions`.
 10. Records are immutable. A record that fails a check MUST NOT be used and MUST NOT be deleted: it MAY be
     moved to `quarantine/`, after which the phase makes it again.
-11. Checkpoints are folders that appear by one rename; `complete.json`, written last, holds their digests.
-12. Names that begin with a dot and end in `.tmp` are not part of the format.
+11. Checkpoints are folders that appear by one rename; `complete.json`, written last, holds `files`, the digest of
+    each file (of trained weights over their tensors), and `bytes`, the size of each. `trainer.json` states `run`
+    and `number`.
+12. `metrics/NNNNNN.json` states `run`, `checkpoint` (NNNNNN), `iteration` (one less), and `digest`, the SHA-256 of
+    the canonical JSON of all its other members, since nothing else holds a digest of it.
+13. What was removed on purpose is listed in `pruned.json`: `rollouts` and `checkpoints`, their numbers.
+14. Names that begin with a dot and end in `.tmp` are not part of the format.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import mmap
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import safetensors
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from rlcm_cli.core.digests import canonical_json, sha256
-from rlcm_cli.errors import CorruptFileError, ForeignFileError, FormatVersionError, MissingFileError
+from rlcm_cli.errors import CorruptFileError, ForeignFileError, MissingFileError
 from rlcm_cli.store.atomic import publish_bytes, replace_file
 from rlcm_cli.store.layout import FORMAT_VERSION, receipt_path
-from rlcm_cli.wording import command
+from rlcm_cli.store.reading import REMEDY, check_version, open_file, parse_json, read_object
+from rlcm_cli.store.specification import Kind, TensorInfo, find_fault, find_wrong_value
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-Kind = Literal["rollout", "rewards", "evaluation", "rescored"]
 METADATA_KEY = "rlcm"
-
-
-class Remedy:
-    """What to do about a damaged file, filled in as a template; its command is quoted for a shell."""
-
-    def format(self, *, path: Path) -> str:
-        """Return the remedy for a file or folder."""
-        return f"move it away with `{command('quarantine', path)}` and run the phase again"
-
-
-REMEDY = Remedy()
+LARGEST_HEADER = 64 << 20
+"""Bytes of the header of a safetensors file; that of an iteration's shard has some kilobytes."""
 
 
 class Receipt(BaseModel):
@@ -90,8 +89,8 @@ class Receipt(BaseModel):
     format_version: int
     kind: Kind
     sha256: str
-    bytes: int
-    rows: int
+    bytes: int = Field(ge=0)
+    rows: int = Field(ge=0)
 
 
 def publish_record(path: Path, kind: Kind, tensors: Mapping[str, Tensor], fields: Mapping[str, Any]) -> Receipt:
@@ -125,7 +124,7 @@ def restore_receipt(path: Path) -> tuple[Receipt, dict[str, Any]] | None:
 
     try:
         data = path.read_bytes()
-        fields = _read_header(data, path)
+        fields, _ = _read_header(data, path)
         tensors = safetensors.torch.load(data)  # refuses a file that was cut
         receipt = Receipt(
             format_version=fields["format_version"],
@@ -145,7 +144,7 @@ def encode_receipt(receipt: Receipt) -> bytes:
 
 
 def _is_record_of(receipt: Receipt, path: Path) -> bool:
-    with path.open("rb") as file:
+    with open_file(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest() == receipt.sha256
 
 
@@ -156,67 +155,60 @@ def is_published(path: Path) -> bool:
 
 def read_receipt(path: Path) -> Receipt:
     """Read the receipt of a record. Raises `MissingFileError`, `CorruptFileError` or `FormatVersionError`."""
-    receipt = receipt_path(path)
-    values = read_json(receipt)
-    try:
-        return Receipt.model_validate(values)
-    except ValidationError:
-        raise CorruptFileError(f"{receipt}: is no receipt; {REMEDY.format(path=path)}") from None
+    return read_object(receipt_path(path), Receipt, "receipt", REMEDY.format(path=path))
 
 
 def read_record(path: Path, kind: Kind) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Read a record's tensors and metadata fields, after the checks of rules 3 to 5 (the plan is the caller's).
 
-    Raises `MissingFileError`, `CorruptFileError`, `ForeignFileError` or `FormatVersionError`.
+    They are those that its kind has, by name, dtype and shape, and its indices point to something. Raises
+    `MissingFileError`, `CorruptFileError`, `ForeignFileError`, `FormatVersionError` or `UnreadableFileError`.
     """
-    receipt = read_receipt(path)
+    receipt, remedy = read_receipt(path), REMEDY.format(path=path)
     try:
-        size = path.stat().st_size
-    except FileNotFoundError:
+        fields, infos = _check_file(path, receipt)
+    except MissingFileError:
         raise MissingFileError(
-            f"{path}: has a receipt but is gone; if it was pruned, its iteration is done, else "
-            + REMEDY.format(path=path)
+            f"{path}: has a receipt but is gone; if it was pruned, its iteration is done, else {remedy}"
         ) from None
-    if size != receipt.bytes:
-        raise CorruptFileError(
-            f"{path}: has {size} bytes, its receipt says {receipt.bytes}: truncated or overwritten; "
-            + REMEDY.format(path=path)
-        )
-    # Mapped, not read: of large shards the copies into fresh memory cost more than the checksum.
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        if hashlib.sha256(data).hexdigest() != receipt.sha256:
-            raise CorruptFileError(
-                f"{path}: its SHA-256 is not the receipt's: a flipped bit or an edit; {REMEDY.format(path=path)}"
-            )
-        fields = _read_header(data, path)
-    _check_version(fields.get("format_version"), path)
+    check_version(fields.get("format_version"), path)
     if fields.get("kind") != kind:
         raise ForeignFileError(
-            f"{path}: holds a record of kind {fields.get('kind')!r}, not {kind!r}; {REMEDY.format(path=path)}"
+            f"{path}: holds a record of kind {str(fields.get('kind'))[:40]!r}, not {kind!r}; {remedy}"
         )
-    with safetensors.safe_open(path, framework="pt") as record:
-        tensors = {name: record.get_tensor(name) for name in record.keys()}  # noqa: SIM118
+    fault = find_fault(kind, fields, infos)
+    if fault is None:
+        try:
+            with safetensors.safe_open(path, framework="pt") as record:
+                tensors = {name: record.get_tensor(name) for name in record.keys()}  # noqa: SIM118
+        except (safetensors.SafetensorError, OSError) as error:
+            raise CorruptFileError(f"{path}: is no readable safetensors file ({error}); {remedy}") from None
+        fault = find_wrong_value(kind, fields, tensors)
+    if fault is not None:
+        raise ForeignFileError(f"{path}: is no {kind} record: {fault}; {remedy}")
     if _rows(tensors) != receipt.rows:
         raise CorruptFileError(
-            f"{receipt_path(path)}: counts {receipt.rows} samples, the record holds {_rows(tensors)}; "
-            + REMEDY.format(path=path)
+            f"{receipt_path(path)}: counts {receipt.rows} samples, the record holds {_rows(tensors)}; {remedy}"
         )
     return tensors, fields
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object of the run directory and check its `format_version`, where it has one."""
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise MissingFileError(f"{path}: not there") from None
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise CorruptFileError(f"{path}: is no JSON ({error}); {REMEDY.format(path=path)}") from None
-    if not isinstance(values, dict):
-        raise CorruptFileError(f"{path}: holds no JSON object; {REMEDY.format(path=path)}")
-    if "format_version" in values:
-        _check_version(values["format_version"], path)
-    return values
+def _check_file(path: Path, receipt: Receipt) -> tuple[dict[str, Any], dict[str, TensorInfo]]:
+    """Compare a record with its receipt, and read its header."""
+    remedy = REMEDY.format(path=path)
+    with open_file(path) as file:
+        size = file.seek(0, 2)
+        if size != receipt.bytes:
+            raise CorruptFileError(
+                f"{path}: has {size} bytes, its receipt says {receipt.bytes}: truncated or overwritten; {remedy}"
+            )
+        if not size:  # which cannot be mapped
+            raise ForeignFileError(f"{path}: is no record of this toolkit: it is empty; {remedy}")
+        # Mapped, not read: of large shards the copies into fresh memory cost more than the checksum.
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            if hashlib.sha256(data).hexdigest() != receipt.sha256:
+                raise CorruptFileError(f"{path}: its SHA-256 is not the receipt's: a flipped bit or an edit; {remedy}")
+            return _read_header(data, path)
 
 
 def _rows(tensors: Mapping[str, Tensor]) -> int:
@@ -224,24 +216,23 @@ def _rows(tensors: Mapping[str, Tensor]) -> int:
     return len(tensors["sample_index" if "sample_index" in tensors else "seed"])
 
 
-def _read_header(data: bytes | mmap.mmap, path: Path) -> dict[str, Any]:
+def _read_header(data: bytes | mmap.mmap, path: Path) -> tuple[dict[str, Any], dict[str, TensorInfo]]:
+    """Read the fields of a record, and what its header says of each tensor."""
+    remedy = REMEDY.format(path=path)
     try:
         size = int.from_bytes(data[:8], "little")
-        metadata = json.loads(data[8 : 8 + size]).get("__metadata__", {})
-        fields = json.loads(metadata[METADATA_KEY])
-    except (ValueError, KeyError, AttributeError):
+        if size > min(LARGEST_HEADER, len(data)):
+            raise ValueError("longer than the file")
+        header = parse_json(data[8 : 8 + size])
+        fields = parse_json(header.pop("__metadata__", {})[METADATA_KEY])
+        infos = {
+            name: TensorInfo(str(entry["dtype"]), tuple(int(extent) for extent in entry["shape"]))
+            for name, entry in header.items()
+        }
+    except (ValueError, KeyError, AttributeError, TypeError):
         raise ForeignFileError(
-            f"{path}: is no record of this toolkit (no '{METADATA_KEY}' metadata); {REMEDY.format(path=path)}"
+            f"{path}: is no record of this toolkit (no '{METADATA_KEY}' metadata); {remedy}"
         ) from None
     if not isinstance(fields, dict):
-        raise ForeignFileError(f"{path}: its '{METADATA_KEY}' metadata is no object; {REMEDY.format(path=path)}")
-    return fields
-
-
-def _check_version(version: object, path: Path) -> None:
-    if type(version) is not int or version < 1:
-        raise ForeignFileError(f"{path}: states no format version; {REMEDY.format(path=path)}")
-    if version > FORMAT_VERSION:
-        raise FormatVersionError(
-            f"{path}: has format version {version}, this rlcm reads up to {FORMAT_VERSION}; install a newer rlcm"
-        )
+        raise ForeignFileError(f"{path}: its '{METADATA_KEY}' metadata is no object; {remedy}")
+    return fields, infos

@@ -4,13 +4,30 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import time
 from collections.abc import Iterator
 
-from rlcm_cli.errors import MissingFileError
+from pydantic import Field
+
+from rlcm_cli.errors import CorruptFileError, MissingFileError
 from rlcm_cli.store.atomic import publish_bytes, replace_bytes
+from rlcm_cli.store.identity import read_run_identity
 from rlcm_cli.store.layout import RunLayout
-from rlcm_cli.store.shards import read_json
+from rlcm_cli.store.reading import Record, read_object
+
+
+class Planned(Record):
+    """How many iterations a loop wants in all."""
+
+    iterations: int = Field(ge=0)
+
+
+class Timing(Record):
+    """What a phase took for a shard."""
+
+    seconds: float = Field(ge=0, allow_inf_nan=False)
+    cpu_seconds: float = Field(ge=0, allow_inf_nan=False)
 
 
 @contextlib.contextmanager
@@ -21,6 +38,7 @@ def timing(layout: RunLayout, iteration: int, phase: str, shard: int) -> Iterato
     """
     clock, processor = time.perf_counter(), time.process_time()
     yield
+    read_run_identity(layout)
     record = {"seconds": time.perf_counter() - clock, "cpu_seconds": time.process_time() - processor}
     publish_bytes(layout.timing(iteration, phase, shard), json.dumps(record).encode())
 
@@ -32,10 +50,11 @@ def note_planned(layout: RunLayout, iteration: int, iterations: int) -> None:
 
 def read_planned(layout: RunLayout, iteration: int) -> int | None:
     """Read how many iterations the newest loop wants that went on with an iteration up to this one; None: unknown."""
-    for number in range(iteration, -1, -1):
-        with contextlib.suppress(MissingFileError):
-            wanted = read_json(layout.planned(number)).get("iterations")
-            return wanted if isinstance(wanted, int) else None
+    named = (file.parent.name for file in (layout.root / "timings").glob("*/loop.json"))
+    numbers = [int(name) for name in named if re.fullmatch(r"\d{6,9}", name, re.ASCII)]
+    for number in sorted((number for number in numbers if number <= iteration), reverse=True):
+        with contextlib.suppress(MissingFileError, CorruptFileError):
+            return read_object(layout.planned(number), Planned, "number of iterations").iterations
     return None
 
 
@@ -44,5 +63,5 @@ def read_timings(layout: RunLayout, iteration: int, phase: str, shards: int) -> 
     files = [layout.timing(iteration, phase, shard) for shard in range(shards)]
     if not all(file.exists() for file in files):
         return []
-    records = [read_json(file) for file in files]
-    return [{key: float(record[key]) for key in ("seconds", "cpu_seconds")} for record in records]
+    advice = "remove it: nothing but the time that an iteration took is known from it"
+    return [read_object(file, Timing, "timing", advice).model_dump() for file in files]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import re
 import shlex
 import shutil
@@ -21,6 +23,8 @@ from rlcm_cli.errors import (
     StalePolicyError,
     StoreError,
 )
+from rlcm_cli.store.checkpoint import publish_checkpoint, read_trainer_state
+from rlcm_cli.store.layout import RunLayout
 
 ROLLOUT = "rollouts/000000"
 SHARD = f"{ROLLOUT}/shard-00000-of-00002.safetensors"
@@ -173,8 +177,18 @@ def test_a_file_of_a_newer_version_asks_for_a_newer_rlcm(capsys, run, file):
 
 
 def test_a_rollout_of_another_policy_is_stale_unless_off_policy_is_asked_for(capsys, run, other):
-    shutil.rmtree(run / "rollouts")
-    shutil.copytree(other / "rollouts", run / "rollouts")
+    layout = RunLayout(run)
+    state = read_trainer_state(layout, 0)
+    shutil.rmtree(layout.checkpoint(0))
+    publish_checkpoint(
+        layout,
+        0,
+        write_weights=lambda folder: shutil.copy(other / "checkpoints/000000" / LORA_FILE, folder),
+        model_digest=state.model_digest,
+        optimizer={},
+        optimizer_steps=0,
+        statistics={},
+    )
     before = snapshot(run)
     refuse(capsys, StalePolicyError, "train", "--run", run, saying=("another policy", "--off-policy"))
     assert snapshot(run) == before
@@ -182,16 +196,95 @@ def test_a_rollout_of_another_policy_is_stale_unless_off_policy_is_asked_for(cap
     assert checkpoints(run) == [0, 1]
 
 
-def test_a_run_on_other_weights_under_the_same_name_is_refused(capsys, run, tiny_lcm_copy):
+def test_a_run_on_other_weights_under_the_same_name_is_refused(capsys, tmp_path, tiny_lcm_copy):
     from safetensors.torch import load_file, save_file
 
-    record = json.loads((run / "config.json").read_text())
-    record["config"]["model"]["name"] = str(tiny_lcm_copy)
-    (run / "config.json").write_text(json.dumps(record))
+    run = tmp_path / "run"
+    succeed(capsys, "sample", "--config", write_settings(tmp_path, tiny_lcm_copy), "--run", run)
     weights = tiny_lcm_copy / "unet/diffusion_pytorch_model.safetensors"
     tensors = load_file(weights)
     save_file({name: tensor + 0.01 for name, tensor in tensors.items()}, weights, metadata={"format": "pt"})
     refuse(capsys, ForeignFileError, "train", "--run", run, saying=("another base model", "start a new run"))
+
+
+@pytest.mark.parametrize("folder", ["rollouts", "checkpoints/000000"])
+def test_a_folder_of_another_run_is_refused(capsys, run, other, folder):
+    shutil.rmtree(run / folder)
+    shutil.copytree(other / folder, run / folder)
+    before = snapshot(run)
+    refuse(capsys, ForeignFileError, "train", "--run", run, saying=("belongs to another run", "`rlcm quarantine"))
+    assert snapshot(run) == before
+
+
+@pytest.mark.parametrize("command", ["sample", "score", "train", "evaluate", "loop", "inspect"])
+def test_a_configuration_that_was_edited_is_refused(capsys, run, command):
+    record = json.loads((run / "config.json").read_text())
+    record["config"]["train"]["learning_rate"] = 0.5
+    (run / "config.json").write_text(json.dumps(record))
+    before = snapshot(run)
+    named = (run,) if command == "inspect" else ("--run", run)
+    refuse(capsys, ForeignFileError, command, *named, saying=(str(run / "config.json"), "edited", "put them back"))
+    assert snapshot(run) == before
+
+
+def test_settings_that_may_change_may_be_edited(capsys, run):
+    record = json.loads((run / "config.json").read_text())
+    record["config"]["runtime"]["iterations"] = 9
+    record["config"]["evaluate"]["every"] = 5
+    (run / "config.json").write_text(json.dumps(record))
+    succeed(capsys, "train", "--run", run)
+
+
+def test_names_in_messages_move_no_cursor(capsys, run):
+    odd = run.rename(run.with_name("\x1b[31mrun\n"))
+    (odd / "config.json").write_text("{")
+    outcome = rlcm(capsys, "inspect", odd)
+    assert outcome.status == CorruptFileError.exit_code
+    (line,) = outcome.err.splitlines()
+    assert "\\x1b[31mrun\\n/config.json: is no JSON" in line
+    assert "\x1b" not in outcome.err
+
+
+@pytest.mark.parametrize("command", ["inspect", "watch", "report", "generate"])
+def test_a_run_that_may_not_be_read_is_one_line(capsys, run, tmp_path, monkeypatch, command):
+    open_file, denied = os.open, str(run / "config.json")
+
+    def deny(path, *arguments, **options):
+        if str(path) == denied:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), denied)
+        return open_file(path, *arguments, **options)
+
+    monkeypatch.setattr(os, "open", deny)
+    arguments = {
+        "inspect": (run,),
+        "watch": ("--once", run),
+        "report": (run, "--out", tmp_path / "report.html"),
+        "generate": ("--lora", run, "--prompt", "cat", "--out", tmp_path / "out"),
+    }
+    refuse(capsys, StoreError, command, *arguments[command], saying=(denied, "Permission denied"))
+
+
+def test_a_folder_that_may_not_be_read_is_one_line(capsys, run, monkeypatch):
+    list_folder, denied = Path.iterdir, run / "checkpoints"
+
+    def deny(self):
+        if self == denied:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(self))
+        return list_folder(self)
+
+    monkeypatch.setattr(Path, "iterdir", deny)
+    refuse(capsys, StoreError, "inspect", run, saying=(str(run / "checkpoints"), "Permission denied"))
+
+
+def test_what_only_training_needs_is_not_read_to_draw(capsys, run, tmp_path):
+    for name in ("optimizer.safetensors", "prompt_statistics.json"):
+        (run / "checkpoints/000000" / name).unlink()
+    model = json.loads((run / "config.json").read_text())["config"]["model"]["name"]
+    options = ("--steps", 2, "--guidance", 4, "--out", tmp_path / "out", "--model", model)
+    succeed(capsys, "generate", "--lora", run, "--prompt", "cat", *options)
+    shutil.rmtree(run / "rollouts")
+    succeed(capsys, "sample", "--run", run)
+    refuse(capsys, StoreError, "train", "--run", run, saying=("score the rollout first",))
 
 
 @pytest.mark.parametrize("place", ["", "checkpoints/000009"])

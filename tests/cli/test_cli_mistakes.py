@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from command_line import LORA_FILE, checkpoints, refuse, rlcm, snapshot, succeed, write_settings
+from conftest import edit_config
 
 from rlcm_cli.errors import ConfigError, MissingFileError, ModelError, RewardError, RlcmError, RunMismatchError
 from rlcm_cli.rewards.registry import REWARDS, RewardEntry
@@ -187,9 +188,7 @@ def test_a_seed_cannot_change_on_resume_without_a_task_either(capsys, settings, 
 
 def test_a_config_of_a_run_that_is_damaged_is_named(capsys, settings, run):
     succeed(capsys, "sample", "--config", settings, "--run", run)
-    record = json.loads((run / "config.json").read_text())
-    record["config"]["sample"]["steps"] = "three"
-    (run / "config.json").write_text(json.dumps(record))
+    edit_config(run, lambda config: config["sample"].update(steps="three"))
     refuse(capsys, ConfigError, "train", "--run", run, saying=(str(run / "config.json"), "sample.steps"))
 
 

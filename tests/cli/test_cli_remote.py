@@ -21,6 +21,7 @@ from rlcm_cli.errors import (
 )
 from rlcm_cli.store import objects
 from rlcm_cli.store.evaluations import read_evaluation
+from rlcm_cli.store.identity import identify_run
 from rlcm_cli.store.layout import RunLayout
 from rlcm_cli.store.publishing import Publisher
 from rlcm_cli.store.remote import open_remote
@@ -295,6 +296,7 @@ def test_a_run_that_another_machine_starts_with_other_settings_is_refused(
             started.append(True)
             theirs = json.loads(self.remote.layout.config.read_text())
             theirs["config"]["seed"] = 77
+            theirs["run"] = identify_run(theirs["config"])
             s3.pipe_file(key(remote, "config.json"), json.dumps(theirs).encode())
         original(self)
 
@@ -364,7 +366,7 @@ def test_a_checkpoint_that_names_a_file_outside_is_refused(capsys, settings, s3,
     machine("two")
     outcome = rlcm(capsys, "sample", "--run", remote)
     assert outcome.status == 4
-    assert "is no name of a file of a run" in outcome.err
+    assert "is no name of a file in the folder" in outcome.err
     assert not list(tmp_path.rglob("evil"))
 
 

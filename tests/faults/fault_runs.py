@@ -19,11 +19,11 @@ from fork_server import fork_server
 
 from rlcm_cli.core.digests import canonical_json, sha256
 from rlcm_cli.store.checkpoint import digest_safetensors
-from rlcm_cli.store.inspection import verify_run
 from rlcm_cli.store.layout import RunLayout
+from rlcm_cli.store.verification import verify_run
 
 LONGEST = 120  # seconds that a command may take on a loaded machine
-TIMES = ("sample_seconds", "score_seconds", "train_seconds", "cpu_seconds", "finished_at")
+TIMES = ("sample_seconds", "score_seconds", "train_seconds", "cpu_seconds", "finished_at", "digest")
 NOT_OF_THE_RUN = ("quarantine", "timings")
 DERIVED = ("metrics", "metrics.jsonl", "rewards.png", "before_after.png")
 SETTINGS = """

@@ -24,8 +24,8 @@ from fault_runs import (
     succeed,
 )
 
-from rlcm_cli.store.inspection import verify_run
 from rlcm_cli.store.layout import RunLayout
+from rlcm_cli.store.verification import verify_run
 
 pytestmark = on_forking_systems
 

@@ -37,7 +37,7 @@ def configure(config, *, batch_size=4, shards=1, dtype="float32"):
 def draw_rollout(workers, config) -> Rollout:
     """Draw a whole plan, shard k by worker k mod N."""
     model = workers[0]
-    policy = TrainerState(number=0, optimizer_steps=0, model_digest=model.digest, policy_digest="")
+    policy = TrainerState(run="", number=0, optimizer_steps=0, model_digest=model.digest, policy_digest="")
     manifest = plan_rollout(config, read_prompts(config), model, policy, iteration=0)
     shards = []
     for number in range(len(manifest.shards)):
@@ -54,6 +54,7 @@ def draw_rollout(workers, config) -> Rollout:
         prompts=[prompt for shard in shards for prompt in shard.sample_prompts()],
         tasks=["compression"] * SAMPLES,
         components={},
+        revisions={},
         rewards=torch.zeros(SAMPLES),
     )
 

@@ -30,7 +30,7 @@ from rlcm_cli.store.layout import receipt_path
 from rlcm_cli.store.score_cache import ScoreCache
 from rlcm_cli.store.shards import is_published
 
-TIMES = ("sample_seconds", "score_seconds", "train_seconds", "cpu_seconds", "finished_at")
+TIMES = ("sample_seconds", "score_seconds", "train_seconds", "cpu_seconds", "finished_at", "digest")
 NOT_OF_THE_RUN = ("quarantine", "timings")
 
 

@@ -46,6 +46,11 @@ def expect(tensors, name, dtype, *shape):
     return found
 
 
+config = json.loads((RUN / "config.json").read_text(encoding="utf-8"))
+fixed = {key: value for key, value in config["config"].items() if key not in {"runtime", "watch", "ray"}}
+fixed["evaluate"] = {key: value for key, value in fixed["evaluate"].items() if key != "every"}
+IDENTITY = hashlib.sha256(canonical(fixed).encode()).hexdigest()
+assert config["run"] == IDENTITY  # rule 5
 counted = {"rollout": 0, "rewards": 0, "evaluation": 0}
 for folder in sorted((RUN / "rollouts").iterdir()):
     assert re.fullmatch(r"\d{6}", folder.name)
@@ -54,6 +59,7 @@ for folder in sorted((RUN / "rollouts").iterdir()):
     assert manifest_bytes == canonical(manifest).encode()  # rule 6
     assert manifest["format_version"] == 1
     assert manifest["iteration"] == int(folder.name)
+    assert manifest["run"] == IDENTITY
     plan = hashlib.sha256(manifest_bytes).hexdigest()
     size, shards = manifest["group_size"], manifest["shards"]
     assert [start for start, _ in shards] == [0, *[stop for _, stop in shards[:-1]]]
@@ -129,7 +135,9 @@ for folder in sorted((RUN / "rollouts").iterdir()):
 
 for folder in sorted((RUN / "evaluations").iterdir()):  # rule 9
     receipt, fields, tensors = read(folder / "evaluation.safetensors", "evaluation")
-    assert set(fields) == {"format_version", "kind", "checkpoint", "policy_digest", "prompts", "tasks", "revisions"}
+    named = {"format_version", "kind", "run", "checkpoint", "policy_digest", "prompts", "tasks", "revisions"}
+    assert set(fields) == named
+    assert fields["run"] == IDENTITY  # rule 5
     assert fields["checkpoint"] == int(folder.name)
     B = receipt["rows"]
     assert expect(tensors, "images", "uint8", B, 3, *tensors["images"].shape[2:]).any()
@@ -149,11 +157,21 @@ for folder in sorted((RUN / "evaluations").iterdir()):  # rule 9
     counted["evaluation"] += 1
 
 for folder in sorted((RUN / "checkpoints").iterdir()):  # rule 11
-    files = json.loads((folder / "complete.json").read_text())["files"]
+    marker = json.loads((folder / "complete.json").read_text())
+    files = marker["files"]
     assert set(files) == {file.name for file in folder.iterdir()} - {"complete.json"}
+    assert marker["bytes"] == {name: (folder / name).stat().st_size for name in files}
+    trainer = json.loads((folder / "trainer.json").read_text())
+    assert (trainer["run"], trainer["number"]) == (IDENTITY, int(folder.name))
     for name, digest in files.items():
         if name != "pytorch_lora_weights.safetensors":  # digested over its tensors: its bytes are not canonical
             assert hashlib.sha256((folder / name).read_bytes()).hexdigest() == digest
+
+for file in sorted((RUN / "metrics").glob("*")):  # rule 12
+    metrics = json.loads(file.read_text(encoding="utf-8"))
+    assert metrics.pop("digest") == hashlib.sha256(canonical(metrics).encode()).hexdigest()
+    number = int(file.stem)
+    assert (metrics["run"], metrics["checkpoint"], metrics["iteration"]) == (IDENTITY, number, number - 1)
 
 assert not [name for name in sys.modules if name.partition(".")[0] in {"rlcm_cli", "torch"}]
 print(json.dumps(counted))

@@ -111,7 +111,8 @@ def test_the_average_does_not_touch_what_is_sampled_and_trained(averaged, tiny_l
     config = make_config(tiny_lcm, train={"minibatch_size": 4}, runtime={"iterations": 3})
     plain = make_loop(tmp_path / "run", config)
     for number in (0, 3):
-        assert read_trainer_state(plain.layout, number) == read_trainer_state(averaged.layout, number)
+        states = [read_trainer_state(run.layout, number) for run in (plain, averaged)]
+        assert states[0].policy_digest == states[1].policy_digest
     ours, theirs = (read_optimizer(run.layout, 3) for run in (averaged, plain))
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)

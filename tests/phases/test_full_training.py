@@ -26,8 +26,9 @@ from rlcm_cli.phases.sample import sample
 from rlcm_cli.phases.score import load_scorers, score
 from rlcm_cli.phases.train import train
 from rlcm_cli.store.checkpoint import MARKER_FILE, UNET_FILE, digest_safetensors, read_optimizer, read_trainer_state
-from rlcm_cli.store.inspection import describe, verify_run
+from rlcm_cli.store.inspection import describe
 from rlcm_cli.store.layout import RunLayout
+from rlcm_cli.store.verification import verify_run
 
 FULL = {"parameters": "full", "learning_rate": 1e-5, "kl_weight": 0.1, "ema_decay": 0.5, "minibatch_size": 4}
 

@@ -3,6 +3,7 @@ import subprocess
 import sys
 
 import pytest
+from conftest import edit_config
 from phase_runs import copy_run, finished_run, make_config, raw_bytes
 
 from rlcm_cli.config import Config
@@ -154,9 +155,7 @@ def test_a_configuration_of_the_future_is_refused(tiny_config, tmp_path):
 
 def test_a_configuration_with_an_unknown_key_names_the_file(tiny_config, tmp_path):
     run = create_run(tmp_path, tiny_config)
-    record = json.loads(run.layout.config.read_text())
-    record["config"]["train"]["optimism"] = 1
-    run.layout.config.write_text(json.dumps(record))
+    edit_config(run.layout.root, lambda config: config["train"].update(optimism=1))
     with pytest.raises(ConfigError, match=r"config\.json: unknown key 'train\.optimism'"):
         open_run(tmp_path)
 

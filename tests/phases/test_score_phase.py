@@ -1,6 +1,5 @@
 """Scoring: any stored rollout, again and again, by anyone, with any reward, and never twice for nothing."""
 
-import json
 import shutil
 
 import pytest
@@ -106,12 +105,10 @@ class TestAFinishedRollout:
         (tmp_path / "prompts.txt").write_text("cat\ndog\ncow\nhen\nfox\nowl\n")
         config = make_config(tiny_lcm, prompts={"source": str(tmp_path / "prompts.txt")}, runtime={"iterations": 1})
         made = make_loop(tmp_path / "run", config)
-        (tmp_path / "prompts.txt").unlink()  # another machine has neither prompts nor model
+        (tmp_path / "prompts.txt").unlink()  # another machine has no prompts
         elsewhere = tmp_path / "elsewhere"
         shutil.copytree(made.layout.root / "rollouts", elsewhere / "rollouts")
-        record = json.loads(made.layout.config.read_text())
-        record["config"]["model"]["name"] = "a/model-that-is-not-here"
-        (elsewhere / "config.json").write_text(json.dumps(record))
+        shutil.copy(made.layout.config, elsewhere)
         shutil.rmtree(elsewhere / "rollouts/000000/rewards")
 
         there = watching(open_run(elsewhere), "incompressibility")

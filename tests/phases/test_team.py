@@ -18,7 +18,7 @@ from plain_diffusion import build_plain_diffusion
 
 from rlcm_cli.errors import ConfigError, WorkerLostError
 from rlcm_cli.phases import team as team_module
-from rlcm_cli.phases.costs import phase_seconds
+from rlcm_cli.phases.costs import phase_seconds, read_phase_times
 from rlcm_cli.phases.run import Worker, create_run, open_run, parse_worker
 from rlcm_cli.phases.team import Team, check_team, is_first_to_complain, join_team
 from rlcm_cli.store.checkpoint import read_weights
@@ -156,7 +156,8 @@ class TestDivision:
     def test_seconds_are_those_of_the_leaders_shards(self, driven, tmp_path):
         run = open_run(driven[1] / "straight")
         manifest = read_manifest(run.layout.manifest(0))
-        own, whole = phase_seconds(run.layout, manifest, 1.0, Team(0, 2)), phase_seconds(run.layout, manifest, 1.0)
+        times = read_phase_times(run.layout, manifest)
+        own, whole = phase_seconds(times, 1.0, Team(0, 2)), phase_seconds(times, 1.0)
         assert 0 < own["sample_seconds"] < whole["sample_seconds"]
         assert own["cpu_seconds"] == whole["cpu_seconds"] > 1.0
 

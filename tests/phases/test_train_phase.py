@@ -113,7 +113,8 @@ class TestRewardsThatCannotBe:
         (spec,) = run.reward_specs().values()
         remove_record(path := run.layout.reward_shard(0, spec.directory, 1, 2))
         values = torch.tensor([0.0, 1.0, 2.0, math.nan])
-        publish_rewards(run.layout, manifest, 1, spec.directory, {}, torch.arange(4, 8), values)
+        identity = {"name": spec.name, "settings": spec.resolved, "digest": spec.digest, "revision": "1"}
+        publish_rewards(run.layout, manifest, 1, spec.directory, identity, torch.arange(4, 8), values)
         message = refuses_to_train(RewardError, run, model)
         assert message.startswith(f"{path}: holds a NaN")
         quarantine(path)

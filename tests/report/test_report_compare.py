@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from compared_runs import write_evaluation, write_run
+from conftest import edit_config
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -17,6 +18,8 @@ from rlcm_cli.report.compare_curves import Curve, average_curves, find_crossing,
 from rlcm_cli.report.compare_picture import COLOURS, DASHES, choose_unit, count_columns, draw_comparison
 from rlcm_cli.report.compare_samples import Strip, write_samples
 from rlcm_cli.report.compare_table import check_folder, tabulate, write_table
+from rlcm_cli.store.layout import RunLayout
+from rlcm_cli.store.run import publish_metrics, read_metrics_row
 
 SLOW = {"train": {"learning_rate": 2e-4}}
 TWO_REWARDS = {"compressibility": 1.0, "recognition": 2.0}
@@ -347,9 +350,7 @@ class TestWhatIsOfAKind:
         def joint(name: str, share: float) -> Path:
             tasks = {"a": {"rewards": {"compressibility": 1.0}, "share": share}, "b": {"rewards": {"sharpness": 1.0}}}
             root = write_run(tmp_path / name, [0.0, 1.0])
-            record = json.loads((root / "config.json").read_text())
-            record["config"].update(tasks=tasks, rewards={})
-            (root / "config.json").write_text(json.dumps(record))
+            edit_config(root, lambda config: config.update(tasks=tasks, rewards={}))
             return root
 
         equal, other = joint("equal", 1.0), joint("other", 3.0)
@@ -364,8 +365,9 @@ class TestWhatIsOfAKind:
         ):
             compare(run, component="sharpness")
         late = write_run(tmp_path / "late", [0.0, 1.0], watched={"sharpness": [0.0, 1.0]})
-        first = late / "metrics/000001.json"
-        first.write_text(json.dumps({**json.loads(first.read_text()), "watched": {}}))
+        row = read_metrics_row(RunLayout(late), 1)
+        (late / "metrics/000001.json").unlink()
+        publish_metrics(RunLayout(late), 1, {**row, "watched": {}})
         with pytest.raises(ConfigError, match="did not score it in iteration 1"):
             compare(late, component="sharpness")
 

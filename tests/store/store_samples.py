@@ -16,6 +16,7 @@ from rlcm_cli.core.lora_file import METADATA_KEY
 from rlcm_cli.core.trajectory import Trajectories
 from rlcm_cli.store.checkpoint import LORA_FILE, publish_checkpoint
 from rlcm_cli.store.evaluations import Evaluation, publish_evaluation
+from rlcm_cli.store.identity import identify_run
 from rlcm_cli.store.layout import RunLayout, receipt_path
 from rlcm_cli.store.manifest import PolicyIdentity, RolloutManifest, ScheduleRecord, publish_manifest, split_groups
 from rlcm_cli.store.rollouts import RolloutShard, publish_rewards, publish_shard
@@ -23,11 +24,15 @@ from rlcm_cli.store.run import publish_config, publish_metrics
 
 SAMPLES, GROUP_SIZE, SHARDS, STATES = 8, 2, 2, 3
 REWARD = "odd-0123456789ab"
+IDENTITY = {"name": "odd", "settings": {}, "digest": "0123456789ab", "revision": "1"}
+"""Of the reward."""
+CONFIG = {"task": "compression", "seed": 5, "model": {"name": "tiny"}}
 LORA_METADATA = {"unet.r": 2, "unet.lora_alpha": 4, "unet.target_modules": ["to_q", "to_k"]}
 
 
 def make_manifest(iteration: int = 0, **changes: Any) -> RolloutManifest:
     values: dict[str, Any] = {
+        "run": identify_run(CONFIG),
         "iteration": iteration,
         "tasks": ("compression",),
         "run_seed": 5,
@@ -73,6 +78,15 @@ def make_shard(manifest: RolloutManifest, number: int) -> RolloutShard:
     )
 
 
+def publish_run(layout: RunLayout) -> None:
+    publish_config(layout, json.dumps(CONFIG), {"rlcm": "0"})
+
+
+def make_row(iteration: int) -> dict[str, Any]:
+    """Give the least that metrics have."""
+    return {"iteration": iteration, "checkpoint": iteration + 1, "reward_mean": 0.5 + iteration}
+
+
 def write_lora(folder: Path, value: float = 1.0, metadata: dict[str, Any] | None = None) -> None:
     shapes = {"A": (2, 3), "B": (3, 2)}
     tensors = {f"unet.to_q.lora_{part}.weight": torch.full(shape, value) for part, shape in shapes.items()}
@@ -81,6 +95,7 @@ def write_lora(folder: Path, value: float = 1.0, metadata: dict[str, Any] | None
 
 
 def write_checkpoint(layout: RunLayout, number: int, value: float = 1.0) -> None:
+    publish_run(layout)
     publish_checkpoint(
         layout,
         number,
@@ -93,12 +108,13 @@ def write_checkpoint(layout: RunLayout, number: int, value: float = 1.0) -> None
 
 
 def write_rollout(layout: RunLayout, manifest: RolloutManifest) -> None:
+    publish_run(layout)
     publish_manifest(layout.manifest(manifest.iteration), manifest)
     for number in range(len(manifest.shards)):
         shard = make_shard(manifest, number)
         publish_shard(layout, manifest, number, shard)
         values = shard.sample_index.float() / 10
-        publish_rewards(layout, manifest, number, REWARD, {"name": "odd"}, shard.sample_index, values)
+        publish_rewards(layout, manifest, number, REWARD, IDENTITY, shard.sample_index, values)
 
 
 def write_run(root: Path, iterations: int = 1) -> RunLayout:
@@ -118,11 +134,11 @@ def _run_files(iterations: int) -> dict[str, bytes]:
 
 
 def _publish_run(layout: RunLayout, iterations: int) -> None:
-    publish_config(layout, '{"task": "compression", "seed": 5, "model": {"name": "tiny"}}', {"rlcm": "0"})
+    publish_run(layout)
     write_checkpoint(layout, 0)
     for iteration in range(iterations):
         write_rollout(layout, make_manifest(iteration))
-        publish_metrics(layout, iteration + 1, {"iteration": iteration, "reward_mean": 0.5 + iteration})
+        publish_metrics(layout, iteration + 1, make_row(iteration))
         write_checkpoint(layout, iteration + 1, 2.0 + iteration)
     evaluation = Evaluation(
         checkpoint=0,

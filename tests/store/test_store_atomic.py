@@ -7,9 +7,17 @@ from pathlib import Path
 
 import pytest
 
-from rlcm_cli.errors import StorageFullError
+from rlcm_cli.errors import StorageFullError, StoreError
 from rlcm_cli.store import atomic
-from rlcm_cli.store.atomic import publish_bytes, publish_folder, remove_folder, replace_bytes
+from rlcm_cli.store.atomic import (
+    publish_bytes,
+    publish_folder,
+    remove_folder,
+    remove_stale,
+    replace_bytes,
+    replace_file,
+    set_aside,
+)
 
 OLD, NEW = b"old" * 1000, b"new" * 1000
 
@@ -152,7 +160,7 @@ class TestPublishFolder:
 
     def test_a_file_in_its_place_is_an_error(self, tmp_path):
         (tmp_path / "folder").write_bytes(OLD)
-        with pytest.raises(OSError, match="folder"):
+        with pytest.raises(StoreError, match="folder: not written"):
             publish_one_file_folder(tmp_path / "folder", NEW)
         assert (tmp_path / "folder").read_bytes() == OLD
 
@@ -205,6 +213,9 @@ class TestDisk:
             def __exit__(self, *arguments):
                 self.stream.close()
 
+            def fileno(self):
+                return self.stream.fileno()
+
             def write(self, data):
                 self.stream.write(data[: len(data) // 2])
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -230,3 +241,96 @@ class TestDisk:
         with pytest.raises(StorageFullError):
             write(tmp_path / "file", NEW)
         assert os.listdir(tmp_path) == []
+
+
+class TestLeftovers:
+    def left_behind(self, folder: Path, write: str) -> Path:
+        """Have a process die in the middle of writing."""
+        script = (
+            "import os, signal, sys, pathlib\n"
+            "from test_store_atomic import WRITERS\n"
+            "os.link = os.replace = os.rename = lambda *arguments: os.kill(os.getpid(), signal.SIGKILL)\n"
+            "WRITERS[sys.argv[1]](pathlib.Path(sys.argv[2]), b'half')\n"
+        )
+        command = [sys.executable, "-c", script, write, folder / "thing"]
+        subprocess.run(command, cwd=Path(__file__).parent, check=False)
+        (left,) = folder.iterdir()
+        return left
+
+    @pytest.mark.parametrize("write", ["publish_bytes", "publish_folder"])
+    def test_what_a_killed_process_left_is_removed(self, write, tmp_path):
+        left = self.left_behind(tmp_path, write)
+        assert remove_stale(tmp_path) == [left]
+        assert os.listdir(tmp_path) == []
+
+    def test_what_a_living_process_writes_stays(self, tmp_path):
+        with publish_folder(tmp_path / "folder") as folder, replace_file(tmp_path / "file") as file:
+            (folder / "half").write_bytes(NEW)
+            file.write_bytes(NEW)
+            assert remove_stale(tmp_path) == []
+        assert (tmp_path / "folder" / "half").read_bytes() == (tmp_path / "file").read_bytes() == NEW
+
+    @pytest.mark.parametrize("write", [publish_bytes, replace_bytes])
+    def test_a_file_is_locked_until_it_has_its_name(self, write, tmp_path, monkeypatch):
+        flush, removed = os.fsync, []
+
+        def sweep_meanwhile(descriptor):
+            removed.extend(remove_stale(tmp_path))
+            flush(descriptor)
+
+        monkeypatch.setattr(os, "fsync", sweep_meanwhile)
+        write(tmp_path / "file", NEW)
+        assert removed == []
+        assert (tmp_path / "file").read_bytes() == NEW
+
+    def test_a_file_of_the_user_with_such_an_ending_stays(self, tmp_path):
+        for name in ("notes.tmp", ".hidden.tmp", ".x.77-abc.tmp", ".file.theirs.tmp"):
+            (tmp_path / name).write_bytes(OLD)
+        assert remove_stale(tmp_path) == []
+        assert len(os.listdir(tmp_path)) == 4
+
+    @pytest.mark.parametrize(("days", "stays"), [(0, True), (2, False)])
+    def test_without_locks_only_what_has_not_changed_for_a_day_is_removed(self, days, stays, tmp_path, monkeypatch):
+        left = tmp_path / ".000001.77-abcdef01.tmp"
+        left.mkdir()
+        then = left.stat().st_mtime - days * 24 * 3600
+        os.utime(left, (then, then))
+        monkeypatch.setattr(atomic.fcntl, "flock", fail_with(errno.ENOLCK))
+        remove_stale(tmp_path)
+        assert left.exists() is stays
+
+
+@pytest.mark.parametrize(("mask", "mode"), [(0o022, 0o644), (0o002, 0o664), (0o077, 0o600)])
+def test_files_of_a_folder_have_the_mode_of_the_umask(mask, mode, tmp_path):
+    before = os.umask(mask)
+    try:
+        with publish_folder(tmp_path / "folder") as folder:
+            (folder / "inner").mkdir()
+            for name in ("secret", "inner/secret"):
+                (folder / name).write_bytes(NEW)
+                (folder / name).chmod(0o600)
+    finally:
+        os.umask(before)
+    for name in ("secret", "inner/secret"):
+        assert (tmp_path / "folder" / name).stat().st_mode & 0o777 == mode
+
+
+def test_a_link_to_a_place_that_is_gone_is_named_with_its_target(tmp_path):
+    (tmp_path / "runs").symlink_to(tmp_path / "scratch" / "runs")
+    for write in WRITERS.values():
+        with pytest.raises(StoreError, match=r"runs is a link to .*scratch/runs, which is not there"):
+            write(tmp_path / "runs" / "a" / "file", NEW)
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="a file system in which nothing can be made")
+def test_a_place_in_which_nothing_can_be_made_is_one_line():
+    with pytest.raises(StoreError, match=r"^/proc/x/file: not written .*No such file"):
+        publish_bytes(Path("/proc/x/file"), NEW)
+
+
+def test_what_is_set_aside_overwrites_nothing(tmp_path):
+    for content in (b"1", b"2", b"3"):
+        (tmp_path / "file").write_bytes(content)
+        set_aside(tmp_path / "file", tmp_path / "aside" / "file")
+    kept = {path.name: path.read_bytes() for path in (tmp_path / "aside").iterdir()}
+    assert kept == {"file": b"1", "file.1": b"2", "file.2": b"3"}

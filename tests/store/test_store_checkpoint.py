@@ -1,13 +1,23 @@
 import errno
 import json
+import math
 import os
 
 import pytest
 import safetensors
 import torch
-from store_samples import contents, write_checkpoint, write_lora, write_rollout, write_run
+from store_samples import (
+    contents,
+    edit_json,
+    make_row,
+    publish_run,
+    write_checkpoint,
+    write_lora,
+    write_rollout,
+    write_run,
+)
 
-from rlcm_cli.errors import CorruptFileError, MissingFileError, StorageFullError
+from rlcm_cli.errors import CorruptFileError, ForeignFileError, MissingFileError, StorageFullError
 from rlcm_cli.store.checkpoint import (
     LORA_FILE,
     MARKER_FILE,
@@ -21,7 +31,7 @@ from rlcm_cli.store.checkpoint import (
 )
 from rlcm_cli.store.layout import RunLayout, receipt_path
 from rlcm_cli.store.manifest import read_manifest
-from rlcm_cli.store.run import prune_checkpoints, prune_rollouts, publish_metrics, read_metrics
+from rlcm_cli.store.run import prune_checkpoints, prune_rollouts, publish_metrics, read_metrics, read_pruned
 
 
 @pytest.fixture
@@ -88,6 +98,8 @@ def test_a_checkpoint_that_another_process_published_stays(layout):
 
 
 def test_a_disk_that_is_full_for_safetensors_is_full_for_us(layout):
+    publish_run(layout)
+
     def write(folder):
         raise safetensors.SafetensorError(
             f"Error while serializing: I/O error: No space left on device (os error {errno.ENOSPC})"
@@ -101,6 +113,8 @@ def test_a_disk_that_is_full_for_safetensors_is_full_for_us(layout):
 
 
 def test_another_fault_of_safetensors_is_left_as_it_is(layout):
+    publish_run(layout)
+
     def write(folder):
         raise safetensors.SafetensorError("odd")
 
@@ -128,7 +142,8 @@ class TestPruning:
         assert removed == [layout.shard(i, number, 2) for i in (0, 1) for number in (0, 1)]
         after = contents(tmp_path)
         assert {tmp_path / name for name in before.keys() - after.keys()} == set(removed)
-        assert all(before[name] == data for name, data in after.items())
+        assert all(before[name] == data for name, data in after.items() if name != layout.pruned.name)
+        assert read_pruned(layout).rollouts == (0, 1)
         assert all(receipt_path(shard).exists() for shard in removed)
         assert prune_rollouts(layout, keep=2, trained=4) == []
 
@@ -147,6 +162,7 @@ class TestPruning:
         assert sorted(os.listdir(tmp_path / "checkpoints")) == ["000000", "000004", "000005"]
         assert prune_checkpoints(layout, keep=2) == []
         assert prune_checkpoints(layout, keep=9) == []
+        assert read_pruned(layout).checkpoints == (1, 2, 3)
 
     def test_leaves_the_metrics(self, tmp_path):
         layout = write_run(tmp_path, iterations=3)
@@ -156,9 +172,13 @@ class TestPruning:
 
 
 class TestMetrics:
+    @pytest.fixture(autouse=True)
+    def _run(self, layout):
+        publish_run(layout)
+
     def test_the_lines_are_those_of_the_files_in_their_order(self, layout):
         for number in (1, 2, 3):
-            publish_metrics(layout, number, {"iteration": number - 1})
+            publish_metrics(layout, number, make_row(number - 1))
         lines = [json.loads(line) for line in layout.metrics_jsonl.read_text().splitlines()]
         assert lines == read_metrics(layout)
         assert [line["iteration"] for line in lines] == [0, 1, 2]
@@ -166,13 +186,46 @@ class TestMetrics:
     @pytest.mark.parametrize("damage", ["lost", "short", "long"])
     def test_the_lines_are_derived_anew_where_they_do_not_fit(self, layout, damage):
         for number in (1, 2, 3):
-            publish_metrics(layout, number, {"iteration": number - 1})
+            publish_metrics(layout, number, make_row(number - 1))
         lines = layout.metrics_jsonl.read_text().splitlines(keepends=True)
         if damage == "lost":
             layout.metrics_jsonl.unlink()
         else:
             layout.metrics_jsonl.write_text("".join(lines[:1] if damage == "short" else lines * 2))
-        publish_metrics(layout, 3, {"iteration": 2, "again": True})
+        publish_metrics(layout, 3, make_row(2))
         found = [json.loads(line) for line in layout.metrics_jsonl.read_text().splitlines()]
         assert [line["iteration"] for line in found] == [0, 1, 2]
-        assert found[-1]["again"]
+        assert found == read_metrics(layout)
+
+    def test_those_of_an_update_that_is_done_again_are_not_replaced(self, layout):
+        publish_metrics(layout, 1, {**make_row(0), "train_seconds": 1.0})
+        before = contents(layout.root)
+        publish_metrics(layout, 1, {**make_row(0), "train_seconds": 2.0})
+        assert contents(layout.root) == before
+
+    def test_those_that_differ_in_more_than_times_are_kept_in_quarantine(self, layout):
+        publish_metrics(layout, 1, make_row(0))
+        before = layout.metrics(1).read_bytes()
+        publish_metrics(layout, 1, {**make_row(0), "reward_mean": 7.0})
+        assert read_metrics(layout)[0]["reward_mean"] == 7.0
+        assert (layout.quarantine / "metrics" / "000001.json").read_bytes() == before
+
+    def test_those_of_another_run_are_not_replaced(self, layout):
+        publish_metrics(layout, 1, make_row(0))
+        edit_json(layout.metrics(1), run="another")
+        before = contents(layout.root)
+        with pytest.raises(ForeignFileError, match=r"metrics/000001\.json: belongs to another run .*rlcm quarantine"):
+            publish_metrics(layout, 1, make_row(0))
+        assert contents(layout.root) == before
+
+    @pytest.mark.parametrize("changes", [{"reward_mean": 0.75}, {"digest": None}, {"more": 1}])
+    def test_an_edited_value_is_found(self, layout, changes):
+        publish_metrics(layout, 1, make_row(0))
+        edit_json(layout.metrics(1), **changes)
+        with pytest.raises(CorruptFileError, match="is not as it was published"):
+            read_metrics(layout)
+
+    def test_a_number_that_is_not_finite_is_null(self, layout):
+        publish_metrics(layout, 1, {**make_row(0), "loss": math.nan, "rewards": {"odd": math.inf}})
+        (row,) = read_metrics(layout)
+        assert (row["loss"], row["rewards"]) == (None, {"odd": None})

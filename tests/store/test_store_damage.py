@@ -5,7 +5,17 @@ import shutil
 
 import pytest
 import torch
-from store_samples import REWARD, contents, edit_json, flip_bit, forge_record, make_manifest, write_rollout, write_run
+from store_samples import (
+    IDENTITY,
+    REWARD,
+    contents,
+    edit_json,
+    flip_bit,
+    forge_record,
+    make_manifest,
+    write_rollout,
+    write_run,
+)
 
 from rlcm_cli.core.digests import sha256
 from rlcm_cli.errors import (
@@ -17,7 +27,7 @@ from rlcm_cli.errors import (
     RlcmError,
     StoreError,
 )
-from rlcm_cli.store.checkpoint import MARKER_FILE, TRAINER_FILE, read_trainer_state
+from rlcm_cli.store.checkpoint import MARKER_FILE, TRAINER_FILE, check_checkpoint, read_trainer_state
 from rlcm_cli.store.evaluations import read_evaluation
 from rlcm_cli.store.layout import receipt_path
 from rlcm_cli.store.manifest import read_manifest
@@ -156,7 +166,7 @@ def test_the_rewards_of_another_shard(layout, sidecar):
 def test_rewards_of_other_samples_than_the_shards(layout, sidecar):
     sidecar.unlink()
     receipt_path(sidecar).unlink()
-    publish_rewards(layout, MANIFEST, 0, REWARD, {}, torch.tensor([0, 1, 2, 2]), torch.ones(4))
+    publish_rewards(layout, MANIFEST, 0, REWARD, IDENTITY, torch.tensor([0, 1, 2, 2]), torch.ones(4))
     assert refused(ForeignFileError, layout).startswith(f"{sidecar}: does not score the 4 samples of its shard")
 
 
@@ -164,7 +174,7 @@ def test_rewards_of_other_samples_than_the_shards(layout, sidecar):
 def test_rewards_that_are_not_finite(layout, sidecar, value):
     sidecar.unlink()
     receipt_path(sidecar).unlink()
-    publish_rewards(layout, MANIFEST, 0, REWARD, {}, torch.arange(4), torch.tensor([0, 1, 2, value]))
+    publish_rewards(layout, MANIFEST, 0, REWARD, IDENTITY, torch.arange(4), torch.tensor([0, 1, 2, value]))
     message = refused(RewardError, layout)
     assert message.startswith(f"{sidecar}: holds a NaN or infinite reward")
     assert quarantine_advice(sidecar) in message
@@ -251,7 +261,7 @@ def test_a_configuration_that_is_none(layout):
 
 class TestCheckpoint:
     def state(self, layout):
-        return read_trainer_state(layout, 1)
+        return check_checkpoint(layout, 1)
 
     @pytest.mark.parametrize("name", ["pytorch_lora_weights.safetensors", "optimizer.safetensors", TRAINER_FILE])
     @pytest.mark.parametrize("place", [0.0, 0.3, 1.0])

@@ -7,10 +7,12 @@ from store_samples import LORA_METADATA, flip_bit, forge_record, make_manifest, 
 from rlcm_cli.errors import ConfigError, CorruptFileError, MissingFileError, ModelError
 from rlcm_cli.store.adapters import find_adapter, read_adapter_settings
 from rlcm_cli.store.checkpoint import LORA_FILE, digest_safetensors
-from rlcm_cli.store.inspection import describe, verify_run
+from rlcm_cli.store.inspection import describe
 from rlcm_cli.store.layout import receipt_path
 from rlcm_cli.store.quarantine import quarantine
 from rlcm_cli.store.run import prune_checkpoints, prune_rollouts
+from rlcm_cli.store.shards import read_record, restore_receipt
+from rlcm_cli.store.verification import verify_run
 
 
 @pytest.fixture
@@ -111,7 +113,9 @@ class TestVerifyRun:
         assert [fault.partition(": ")[0] for fault in verify_run(layout)] == [str(path) for path in damaged]
 
     def test_a_shard_of_another_plan_is_a_fault(self, layout):
-        forge_record(layout.shard(0, 0, 2), {"format_version": 1, "kind": "rollout", "plan": "another"})
+        _, fields = restore_receipt(layout.shard(0, 0, 2))
+        tensors, _ = read_record(layout.shard(0, 0, 2), "rollout")
+        forge_record(layout.shard(0, 0, 2), {**fields, "plan": "another"}, tensors)
         (fault,) = verify_run(layout)
         assert "belongs to another plan" in fault
 
