@@ -64,13 +64,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import safetensors
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from rlcm_cli.core.digests import canonical_json, sha256
 from rlcm_cli.errors import CorruptFileError, ForeignFileError, MissingFileError
 from rlcm_cli.store.atomic import publish_bytes, replace_file
 from rlcm_cli.store.layout import FORMAT_VERSION, receipt_path
-from rlcm_cli.store.reading import REMEDY, check_version, open_file, parse_json, read_object
+from rlcm_cli.store.reading import REMEDY, Record, check_version, open_file, parse_json, read_object
 from rlcm_cli.store.specification import Kind, TensorInfo, find_fault, find_wrong_value
 
 if TYPE_CHECKING:
@@ -81,10 +81,8 @@ LARGEST_HEADER = 64 << 20
 """Bytes of the header of a safetensors file; that of an iteration's shard has some kilobytes."""
 
 
-class Receipt(BaseModel):
+class Receipt(Record):
     """What was published, for a reader to hold the file against."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore", strict=True)
 
     format_version: int
     kind: Kind
