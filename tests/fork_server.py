@@ -44,6 +44,11 @@ class Finished:
     err: str
 
 
+def launch(script: Path, arguments: Sequence[object], folder: Path) -> Finished:
+    """Run a script in a process, and wait for it. Its output goes to a new `folder`."""
+    return _finish(_start(script, arguments, folder, os.environ), folder)
+
+
 def launch_together(
     script: Path, arguments: Sequence[object], folder: Path, environment: Mapping[str, str] | None = None
 ) -> list[Finished]:
@@ -55,16 +60,22 @@ def launch_together(
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
     team = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    words = [str(argument) for argument in arguments]
-    started = []
+    outputs = [folder / f"rank-{rank}" for rank in range(2)]
+    processes = []
     for rank in range(2):
-        outputs = folder / f"rank-{rank}"
-        outputs.mkdir(parents=True)
         own = {**os.environ, **(environment or {}), **team, "RANK": str(rank), "LOCAL_RANK": str(rank)}
-        process = fork_server().Process(target=_run_script, args=(script, words, own, outputs), daemon=True)
-        process.start()
-        started.append((process, outputs))
-    return [_finish(process, outputs) for process, outputs in started]
+        processes.append(_start(script, arguments, outputs[rank], own))
+    return [_finish(process, output) for process, output in zip(processes, outputs, strict=True)]
+
+
+def _start(
+    script: Path, arguments: Sequence[object], outputs: Path, environment: Mapping[str, str]
+) -> multiprocessing.process.BaseProcess:
+    outputs.mkdir(parents=True)
+    words = [str(argument) for argument in arguments]
+    process = fork_server().Process(target=_run_script, args=(script, words, dict(environment), outputs))
+    process.start()
+    return process
 
 
 def _run_script(script: Path, words: Sequence[str], environment: Mapping[str, str], outputs: Path) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from command_line import succeed, tensor_files, write_settings
+from fork_server import launch
 from object_stores import download
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="the driver forks")
@@ -27,11 +28,9 @@ def command(stage, *arguments, **more):
     return {"arguments": [*map(str, arguments), "-q"], "environment": environment, **more}
 
 
-def drive(*rounds):
-    result = subprocess.run(
-        [sys.executable, DRIVER, json.dumps(rounds)], capture_output=True, text=True, check=False, timeout=250
-    )
-    assert result.returncode == 0, result.stderr
+def drive(folder, *rounds):
+    result = launch(DRIVER, [json.dumps(rounds)], folder)
+    assert result.status == 0, result.err
 
 
 def receipt_address(s3, remote, number):
@@ -55,11 +54,12 @@ def test_a_killed_worker_is_started_again_on_another_machine(capsys, settings, s
 
     sample = ("sample", "--run", remote, "--config", settings, "--worker")
     killed = command(tmp_path / "b", *sample, "1/2", kill_when=receipt_address(s3, remote, 1))
-    drive([command(tmp_path / "a", *sample, "0/2"), killed])
+    drive(tmp_path / "first", [command(tmp_path / "a", *sample, "0/2"), killed])
     before = shards_of(s3, remote)
     assert 3 <= len(before) < SHARDS, "the worker was to be killed in the middle"
     time.sleep(1)  # the times are whole seconds
     drive(
+        tmp_path / "second",
         [command(tmp_path / "c", *sample, "1/2")],
         [command(tmp_path / stage, "score", "--run", remote, "--worker", f"{k}/2") for k, stage in enumerate("ac")],
         [command(tmp_path / "d", "train", "--run", remote)],
@@ -73,7 +73,10 @@ def test_a_killed_worker_is_started_again_on_another_machine(capsys, settings, s
 def test_two_workers_with_all_shards_at_once(capsys, settings, s3, remote, machine, tmp_path):
     local = tmp_path / "local"
     succeed(capsys, "sample", "--run", local, "--config", settings, "-q")
-    drive([command(tmp_path / stage, "sample", "--run", remote, "--config", settings) for stage in "ab"])
+    drive(
+        tmp_path / "both",
+        [command(tmp_path / stage, "sample", "--run", remote, "--config", settings) for stage in "ab"],
+    )
     assert tensor_files(download(s3, remote, tmp_path / "copy")) == tensor_files(local)
     machine("c")
     succeed(capsys, "score", "--run", remote, "-q")
