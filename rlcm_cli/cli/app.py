@@ -247,7 +247,7 @@ def _telling_of_termination() -> Iterator[None]:
 def _complain(message: str) -> None:
     if _speaks_for_its_job():
         try:
-            print(clean(f"rlcm: {to_line(message)}"), file=sys.stderr, flush=True)
+            print(f"rlcm: {to_line(message)}", file=sys.stderr, flush=True)
         except OSError:  # nobody can be told, and the exit status says enough
             silence(sys.stderr)
 

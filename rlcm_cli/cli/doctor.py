@@ -41,7 +41,7 @@ def run(
             advice = f" → {finding.advice}" if finding.advice else ""
             row = (
                 Text(f"{finding.status:<7}", STYLES[finding.status]),
-                f"{finding.topic:<15}",
+                f"{finding.topic:<17}",
                 finding.found + advice,
             )
             if console.is_terminal:

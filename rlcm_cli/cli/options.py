@@ -13,6 +13,7 @@ import typer
 
 from rlcm_cli.cli import completion as c
 from rlcm_cli.cli.streams import say
+from rlcm_cli.wording import to_line
 
 if TYPE_CHECKING:
     from rlcm_cli.cli.display import Display
@@ -256,7 +257,7 @@ def announce(what: str, *, quiet: bool, as_json: bool) -> None:
     """Say at once what is loaded, before the libraries are imported that take seconds themselves."""
     # Of several processes of a job, one speaks.
     if not quiet and not as_json and os.environ.get("RANK", "0") == "0":
-        say(f"loading {''.join(letter if letter.isprintable() else '�' for letter in what)} …")
+        say(f"loading {to_line(what)} …")
         sys.stdout.flush()
 
 

@@ -20,10 +20,12 @@ def find(monkeypatch):
 
 
 def test_each_finding_is_a_line_with_what_to_do(capsys, find):
-    find(FINE, ODD)
+    longest = Finding("extra tensorboard", "ok", "2.21.0")
+    find(FINE, ODD, longest)
     assert succeed(capsys, "doctor").out.splitlines() == [
-        "ok      python           3.11",
-        "note    extra ray        absent: ray is not installed → if you want it, pip install 'rlcm[ray]'",
+        "ok      python            3.11",
+        "note    extra ray         absent: ray is not installed → if you want it, pip install 'rlcm[ray]'",
+        "ok      extra tensorboard 2.21.0",
     ]
 
 

@@ -170,7 +170,8 @@ def test_what_is_there_stays_unless_it_is_an_export_and_may_go(capsys, run, tmp_
 
 def test_the_folder_is_named_after_the_run_unless_named(capsys, run, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert succeed(capsys, "export", run).out.startswith("exports/run-diffusers: diffusers LoRA; the 4 images")
+    (line,) = succeed(capsys, "export", run).out.removeprefix(f"loading {run} …\n").splitlines()
+    assert line.startswith("exports/run-diffusers: diffusers LoRA; the 4 images")
     assert (tmp_path / "exports/run-diffusers" / LORA_FILE).is_file()
 
 

@@ -21,7 +21,7 @@ def test_a_run_is_made_and_drawn_with(capsys, settings, tiny_lcm, tmp_path):
     (picture,) = out.glob("*cat*.png")
     with Image.open(picture) as image:
         assert (image.text["model"], image.text["steps"]) == (tiny_lcm.name, "3")
-    asked = ["generate", "--lora", run, "--prompt", "cat", "--out", out]
+    asked = ["generate", "--lora", run, "--prompt", "cat", "--out", tmp_path / "other"]
     refuse(
         capsys, ModelError, *asked, "--model", "emoji-lcm", saying=("unet/", "another than the model's", "same base")
     )

@@ -12,7 +12,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from rlcm_cli.cli.app import main
-from rlcm_cli.errors import ConfigError, ModelError
+from rlcm_cli.errors import ConfigError, CorruptFileError, ModelError
 
 REWARD = "def score(images, prompts, metadata):\n    return images[:, 0].float().mean((1, 2))\n"
 
@@ -130,18 +130,26 @@ def test_a_lora_that_moved_is_pointed_to(capsys, home, picture, tmp_path, monkey
 
 
 def test_a_lora_that_is_another_by_now_is_told(capsys, home, picture, tmp_path, monkeypatch):
-    place = tmp_path / f"runs/mine/checkpoints/000001/{LORA_FILE}"
-    shutil.copytree(home / "runs/mine", tmp_path / "runs/mine")
-    content = bytearray(place.read_bytes())
-    content[-1] ^= 1
-    place.write_bytes(content)
-    picture = picture.resolve()
+    run, picture = tmp_path / "runs/mine", picture.resolve()
+    succeed(capsys, "loop", "--config", home / "settings.toml", "--seed", "1", "--run", run, "--quiet")
+    place = run / f"checkpoints/000001/{LORA_FILE}"
     monkeypatch.chdir(tmp_path)
     asked = ["generate", "--from-image", picture, "--out", tmp_path / "out"]
     refuse(capsys, ModelError, *asked, saying=("another by now", "runs/mine", "digest", "point to it with --lora"))
     outcome = succeed(capsys, *asked, "--lora", place)
     assert "warning" in outcome.out
     assert "another LoRA" in outcome.out
+
+
+def test_a_lora_that_is_damaged_is_told(capsys, home, picture, tmp_path, monkeypatch):
+    place = shutil.copytree(home / "runs/mine", tmp_path / "runs/mine") / f"checkpoints/000001/{LORA_FILE}"
+    content = bytearray(place.read_bytes())
+    content[-1] ^= 1
+    place.write_bytes(content)
+    picture = picture.resolve()
+    monkeypatch.chdir(tmp_path)
+    asked = ["generate", "--from-image", picture, "--out", tmp_path / "out"]
+    refuse(capsys, CorruptFileError, *asked, saying=(str(place), "is not the file that was published", "quarantine"))
 
 
 def test_a_model_folder_that_is_not_here_is_pointed_to(capsys, tiny_lcm, tmp_path, monkeypatch):

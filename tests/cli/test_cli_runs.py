@@ -125,7 +125,8 @@ def test_a_loop_tells_people_what_it_does(capsys, settings, tmp_path):
 
 def test_a_quiet_loop_prints_the_two_evaluations_alone(capsys, settings, tmp_path):
     outcome = succeed(capsys, "loop", "--config", settings, "--run", tmp_path / "run", "--quiet")
-    assert [line[: len("checkpoint 0")] for line in outcome.out.splitlines()] == ["checkpoint 0", "checkpoint 2"]
+    said = [line.partition(":")[0] for line in outcome.out.splitlines()]
+    assert said == ["held-out evaluation, checkpoint 0", "held-out evaluation, checkpoint 2"]
     assert outcome.err == ""
 
 

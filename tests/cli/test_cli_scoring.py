@@ -96,7 +96,7 @@ def test_a_reward_is_a_name_and_a_weight(texts, rewards):
 
 @pytest.mark.parametrize("text", ["aesthetic=much", "aesthetic=", "aesthetic=1,5", "my/file.py:warmth=x"])
 def test_a_weight_that_is_none_is_refused_with_an_example(text):
-    with pytest.raises(ConfigError, match=r"is no weight; write NAME or NAME=WEIGHT, for example"):
+    with pytest.raises(ConfigError, match=r"is not a weight; write NAME or NAME=WEIGHT, for example"):
         parse_rewards([text])
 
 

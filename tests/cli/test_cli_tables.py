@@ -81,6 +81,7 @@ def test_a_comparison_that_does_not_fit_is_a_table_a_method(capsys, monkeypatch)
             "label": f"method-{number}",
             "seeds": [1, 2],
             "iterations": 4,
+            "windows": [1, 1],
             **dict.fromkeys(("first", "best", "final"), spread),
             "evaluated": None,
             "reach": {},

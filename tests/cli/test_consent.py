@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 from command_line import refuse, succeed, write_settings
+from conftest import edit_config
 
 from rlcm_cli.cli.consent import Given, named_texts, permit
 from rlcm_cli.config import override_config, resolve_config
@@ -66,10 +68,8 @@ def run(capsys, tiny_lcm, tmp_path):
 
 
 def edit(run, **settings):
-    """Change a run's configuration, as somebody may who sends it."""
-    record = json.loads((run / "config.json").read_text())
-    record["config"].update(settings)
-    (run / "config.json").write_text(json.dumps(record))
+    """Change a run's configuration and its digest, as somebody may who sends it."""
+    edit_config(run, lambda config: config.update(settings))
 
 
 def judged(address, **settings):
@@ -113,6 +113,9 @@ def test_a_host_in_a_file_for_config_needs_leave_too(capsys, tiny_lcm, tmp_path,
 def test_another_variable_than_the_default_has_to_be_named(capsys, run, listener):
     address, seen = listener
     edit(run, **judged(address, api_key_env="AWS_SECRET_ACCESS_KEY"))
+    for folder in ("checkpoints", "rollouts"):  # which state the run as it was
+        shutil.rmtree(run / folder)
+    succeed(capsys, "sample", "--run", run)
     words = ("AWS_SECRET_ACCESS_KEY", "--set 'reward_settings.vqa.api_key_env=AWS_SECRET_ACCESS_KEY'")
     refuse(capsys, ConfigError, "score", "--run", run, "--allow-host", address, saying=words)
     assert seen == []

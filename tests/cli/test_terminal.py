@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import string
 
 import pytest
 from command_line import rlcm, succeed, write_settings
@@ -14,6 +15,7 @@ from rich.text import Text
 from rlcm_cli.cli.display import print_json
 from rlcm_cli.cli.streams import say
 from rlcm_cli.cli.terminal import open_console
+from rlcm_cli.wording import to_line
 
 HOSTILE = "a\x1b]0;x\x07\x9b2Jb\u202ec\rd\x7fe"
 CLEAN = "a�]0;x��2Jb�c�d�e"
@@ -41,8 +43,10 @@ def test_lines_and_consoles_are_cleaned(capsys):
 def test_errors_are_cleaned(capsys):
     outcome = rlcm(capsys, "generate", "--lora", f"x{HOSTILE}", "--prompt", "cat")
     assert outcome.status == 2
-    assert f"x{CLEAN}" in outcome.err
-    assert "\x9b" not in outcome.err
+    shown = to_line(f"x{HOSTILE}")
+    assert outcome.out == f"loading {shown} …\n"
+    assert f"--lora {shown}: " in outcome.err
+    assert not {*HOSTILE} - {*string.printable} & {*outcome.err, *outcome.out}
 
 
 def test_json_escapes_what_a_terminal_obeys(capsys):
