@@ -7,6 +7,7 @@ configuration names, which may come from elsewhere, is never read.
 from __future__ import annotations
 
 import functools
+import json
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
@@ -14,6 +15,7 @@ from rlcm_cli.config import Config, PretrainingSettings
 from rlcm_cli.errors import ConfigError, MissingFileError, RunMismatchError
 from rlcm_cli.prompts import PROMPT_SETS, load_prompts, split_prompts
 from rlcm_cli.prompts.pairs import Pairs, open_pairs
+from rlcm_cli.store.identity import identify_run, read_run_identity
 from rlcm_cli.store.inputs import Inputs, publish_inputs, read_inputs
 from rlcm_cli.store.layout import RunLayout
 
@@ -70,9 +72,14 @@ def prompt_sources(config: Config) -> list[str]:
 
 
 def begin_inputs(layout: RunLayout, config: Config) -> None:
-    """Read the sources of a run that is being made, and write down what it begins with. Raises `ConfigError`."""
+    """Read the sources of a run that is being made or lacks its inputs, and write down what it begins with.
+
+    Raises `ConfigError`.
+    """
     prompts = {source: load_prompts(source) for source in prompt_sources(config)}
-    publish_inputs(layout, Inputs(prompts, _digest_images(config)))
+    made = layout.config.exists()
+    run = read_run_identity(layout) if made else identify_run(json.loads(config.to_json()))
+    publish_inputs(layout, Inputs(prompts, _digest_images(config)), run)
 
 
 def task_prompts(layout: RunLayout, config: Config) -> dict[str, TaskPrompts]:

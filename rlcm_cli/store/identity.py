@@ -1,8 +1,8 @@
 """Which run a file belongs to.
 
 A run is what its configuration computes: the digest of the settings that are fixed for good. `config.json` states it,
-and each plan, checkpoint, evaluation and metrics file repeats it, so that a file of another run is told, and so is a
-configuration that was edited after the run had begun.
+and the inputs and each plan, checkpoint, evaluation and metrics file repeat it, so that a file of another run is told,
+and so is a configuration that was edited after the run had begun.
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ from typing import Any
 from rlcm_cli.core.digests import digest_json
 from rlcm_cli.errors import CorruptFileError
 from rlcm_cli.store.atomic import replace_bytes
+from rlcm_cli.store.identity import check_owner
 from rlcm_cli.store.layout import FORMAT_VERSION, RunLayout
 from rlcm_cli.store.reading import REMEDY, read_json
 
@@ -24,9 +25,10 @@ class Inputs:
     """Source of real images → SHA-256 of images and captions; empty where nothing tells them from others."""
 
 
-def publish_inputs(layout: RunLayout, inputs: Inputs) -> None:
-    """Write down what a run begins with, before its configuration says that it is there."""
+def publish_inputs(layout: RunLayout, inputs: Inputs, run: str) -> None:
+    """Write down what a run, by its identity, begins with, before its configuration says that it is there."""
     values = {
+        "run": run,
         "prompts": {source: list(prompts) for source, prompts in inputs.prompts.items()},
         "images": inputs.images,
     }
@@ -37,16 +39,17 @@ def publish_inputs(layout: RunLayout, inputs: Inputs) -> None:
 
 
 def read_inputs(layout: RunLayout) -> Inputs | None:
-    """Read what a run began with; None: it was begun by a version that did not write it down.
+    """Read what a run began with; None: the file is not there.
 
-    Raises `CorruptFileError`.
+    Raises the errors of `read_json`, `CorruptFileError`, and `ForeignFileError` for those of another run.
     """
     if not layout.inputs.exists():
         return None
     record = read_json(layout.inputs)
-    values: dict[str, Any] = {name: record.get(name) for name in ("prompts", "images")}
+    values: dict[str, Any] = {name: record.get(name) for name in ("run", "prompts", "images")}
     if not _is_whole(values) or record.get("sha256") != digest_json(values):
         raise CorruptFileError(f"{layout.inputs}: was changed or is damaged; {REMEDY.format(path=layout.inputs)}")
+    check_owner(values["run"], layout, layout.inputs)
     prompts, images = values["prompts"], values["images"]
     return Inputs({source: tuple(texts) for source, texts in prompts.items()}, dict(images))
 
@@ -54,7 +57,8 @@ def read_inputs(layout: RunLayout) -> Inputs | None:
 def _is_whole(values: Mapping[str, Any]) -> bool:
     prompts, images = values["prompts"], values["images"]
     return (
-        isinstance(prompts, dict)
+        isinstance(values["run"], str)
+        and isinstance(prompts, dict)
         and isinstance(images, dict)
         and all(isinstance(digest, str) for digest in images.values())
         and all(

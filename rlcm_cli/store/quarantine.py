@@ -15,8 +15,11 @@ def find_run(path: Path) -> RunLayout:
     """Find the run that a path lies in. Raises `ConfigError` where it lies in none."""
     resolved = path.resolve()
     for folder in (resolved, *resolved.parents):
-        if (folder / "config.json").is_file() and ((folder / "checkpoints").is_dir() or folder == resolved):
-            return RunLayout(folder)
+        layout = RunLayout(folder)
+        # A model's folder has a config.json, too.
+        is_run = (folder / "checkpoints").is_dir() or layout.inputs.is_file()
+        if layout.config.is_file() and (is_run or folder == resolved):
+            return layout
     raise ConfigError(f"{path}: lies in no run directory (no config.json in any folder above it)")
 
 

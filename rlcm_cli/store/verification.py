@@ -37,7 +37,7 @@ def verify_run(layout: RunLayout) -> list[str]:
     pruned = Pruned() if damaged else read_pruned(layout)
     newest = _newest(layout)
     faults += damaged
-    faults += _fault_of(partial(read_inputs, layout))
+    faults += _verify_inputs(layout)
     faults += _verify_checkpoints(layout, newest, pruned)
     faults += _verify_metrics(layout, newest)
     planned = layout.iterations()
@@ -48,6 +48,13 @@ def verify_run(layout: RunLayout) -> list[str]:
     for folder in _entries(layout.root / REWARDS):
         faults += _fault_of(partial(current_version, layout, folder.name))
     return faults + list(_find_misplaced(layout))
+
+
+def _verify_inputs(layout: RunLayout) -> list[str]:
+    path = layout.inputs
+    if path.exists() or not layout.config.exists() or _is_set_aside(layout, path):
+        return _fault_of(partial(read_inputs, layout))
+    return [f"{path}: is gone, though each run has it from its start; copy it from a backup"]
 
 
 def _newest(layout: RunLayout) -> int:

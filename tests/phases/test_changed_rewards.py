@@ -21,7 +21,6 @@ from rlcm_cli.rewards.contract import RewardEntry
 from rlcm_cli.rewards.custom import code_files, digest_code
 from rlcm_cli.store.checkpoint import read_statistics
 from rlcm_cli.store.evaluations import comparable_evaluations, publish_rescored, read_evaluation
-from rlcm_cli.store.inspection import verify_run
 from rlcm_cli.store.layout import RunLayout
 from rlcm_cli.store.manifest import read_manifest
 from rlcm_cli.store.reward_versions import claim_version, comparable_rows, current_version, split_scores_folder
@@ -29,6 +28,7 @@ from rlcm_cli.store.rollouts import read_scores, read_shard
 from rlcm_cli.store.run import read_metrics
 from rlcm_cli.store.score_cache import ScoreCache
 from rlcm_cli.store.shards import read_record
+from rlcm_cli.store.verification import verify_run
 
 RED = "def mine(images, prompts, metadata):\n    return images[:, 0].float().mean((1, 2))\n"
 GREEN = RED.replace("[:, 0]", "[:, 1]") + "# green\n"

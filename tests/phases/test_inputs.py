@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from phase_runs import make_config
 from PIL import Image
 
 from rlcm_cli.config import Config, parse_config, resolve_config
-from rlcm_cli.errors import ConfigError, CorruptFileError, MissingFileError, RunMismatchError
+from rlcm_cli.errors import ConfigError, CorruptFileError, ForeignFileError, MissingFileError, RunMismatchError
 from rlcm_cli.phases.evaluate import plan_evaluation
 from rlcm_cli.phases.inputs import (
     begin_inputs,
@@ -22,8 +23,9 @@ from rlcm_cli.phases.inputs import (
     split_tasks,
 )
 from rlcm_cli.phases.run import create_run, open_run
-from rlcm_cli.store.inspection import verify_run
 from rlcm_cli.store.layout import RunLayout
+from rlcm_cli.store.quarantine import quarantine
+from rlcm_cli.store.verification import verify_run
 
 FIRST = ("a cat", "a dog", "a fox")
 
@@ -136,6 +138,25 @@ class TestPrompts:
             _ = open_run(tmp_path / "run").prompts
         (fault,) = verify_run(run.layout)
         assert "inputs.json: was changed or is damaged" in fault
+
+    def test_those_of_another_run_are_refused(self, tiny_lcm, tmp_path):
+        runs = [create_run(tmp_path / f"run-{seed}", make_config(tiny_lcm, seed=seed)) for seed in (0, 1)]
+        shutil.copy(runs[1].layout.inputs, runs[0].layout.inputs)
+        with pytest.raises(ForeignFileError, match=r"inputs.json: belongs to another run .*`rlcm quarantine"):
+            _ = open_run(tmp_path / "run-0").prompts
+        (fault,) = verify_run(runs[0].layout)
+        assert fault.startswith(f"{runs[0].layout.inputs}: belongs to another run")
+        quarantine(runs[0].layout.inputs)
+        assert not verify_run(runs[0].layout)
+        settle_inputs(runs[0].layout, runs[0].config, ())
+        assert open_run(tmp_path / "run-0").prompts == open_run(tmp_path / "run-1").prompts
+        assert not verify_run(runs[0].layout)
+
+    def test_that_are_gone_are_told(self, tiny_lcm, tmp_path):
+        run = create_run(tmp_path / "run", make_config(tiny_lcm))
+        run.layout.inputs.unlink()
+        (fault,) = verify_run(run.layout)
+        assert fault.startswith(f"{run.layout.inputs}: is gone")
 
     def test_a_configuration_from_elsewhere_names_no_file(self, tiny_lcm):
         config = make_config(tiny_lcm, prompts={"source": "/etc/passwd"}, pretraining={"source": "/home"})

@@ -128,11 +128,9 @@ def try_one(root: Path, mutation: Mutation, model: Path, due: str) -> Iterator[s
 def must_be_found(root: Path, mutation: Mutation) -> bool:
     """Tell whether a change leaves something that is not as a sound run has it."""
     # Without its receipt a record is not there, as rule 2 has it: of the iteration that is due it is yet to be made,
-    # and rewards may be watched for a part of a run. Runs of the first versions have no inputs.json.
+    # and rewards may be watched for a part of a run.
     unpublished = mutation.kind == "gone" and (
-        mutation.place.startswith("rollouts/000001/")
-        or "/rewards/" in mutation.place
-        or mutation.place == "inputs.json"
+        mutation.place.startswith("rollouts/000001/") or "/rewards/" in mutation.place
     )
     changed = digests(root) != ORIGINAL_DIGESTS  # a checkpoint 0 has an optimizer without state, whatever its seed
     return changed and not unpublished and name_kind(mutation.place) not in UNSEALED

@@ -27,6 +27,7 @@ from rlcm_cli.phases.run import Worker, create_run
 from rlcm_cli.phases.sample import sample
 from rlcm_cli.phases.score import load_scorers, score
 from rlcm_cli.phases.train import train
+from rlcm_cli.store.layout import FORMAT_VERSION
 
 ZERO, ONE = Worker(0, 2), Worker(1, 2)
 
@@ -147,9 +148,14 @@ def test_pruning_during_the_loop_changes_no_result(tiny_lcm, tmp_path):
         *(f"rollouts/000000/shard-{k:05d}-of-00002.safetensors" for k in (0, 1)),
         *(name for name in expected if name.startswith("checkpoints/000001/")),
     }
-    assert {name: expected[name] for name in found if name != "config.json"} == {
-        name: digest for name, digest in found.items() if name != "config.json"
+    assert found.keys() - expected.keys() == {"pruned.json"}
+    assert json.loads((root / "pruned.json").read_text()) == {
+        "format_version": FORMAT_VERSION,
+        "rollouts": [0],
+        "checkpoints": [1],
     }
+    results = found.keys() - {"config.json", "pruned.json"}
+    assert {name: expected[name] for name in results} == {name: found[name] for name in results}
     again = raw_bytes(root)
     make_loop(root, make_config(tiny_lcm))  # a pruned run is a finished one
     assert raw_bytes(root) == again

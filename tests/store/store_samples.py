@@ -17,6 +17,7 @@ from rlcm_cli.core.trajectory import Trajectories
 from rlcm_cli.store.checkpoint import LORA_FILE, publish_checkpoint
 from rlcm_cli.store.evaluations import Evaluation, publish_evaluation
 from rlcm_cli.store.identity import identify_run
+from rlcm_cli.store.inputs import Inputs, publish_inputs
 from rlcm_cli.store.layout import RunLayout, receipt_path
 from rlcm_cli.store.manifest import PolicyIdentity, RolloutManifest, ScheduleRecord, publish_manifest, split_groups
 from rlcm_cli.store.rollouts import RolloutShard, publish_rewards, publish_shard
@@ -79,6 +80,7 @@ def make_shard(manifest: RolloutManifest, number: int) -> RolloutShard:
 
 
 def publish_run(layout: RunLayout) -> None:
+    publish_inputs(layout, Inputs({"prompts": ("a cat",)}, {}), identify_run(CONFIG))
     publish_config(layout, json.dumps(CONFIG), {"rlcm": "0"})
 
 
