@@ -12,7 +12,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from rlcm_cli.config import Config, PretrainingSettings
-from rlcm_cli.errors import ConfigError, MissingFileError, RunMismatchError
+from rlcm_cli.errors import ConfigError, ForeignFileError, MissingFileError, RunMismatchError
 from rlcm_cli.prompts import PROMPT_SETS, load_prompts, split_prompts
 from rlcm_cli.prompts.pairs import Pairs, open_pairs
 from rlcm_cli.store.identity import identify_run, read_run_identity
@@ -72,14 +72,23 @@ def prompt_sources(config: Config) -> list[str]:
 
 
 def begin_inputs(layout: RunLayout, config: Config) -> None:
-    """Read the sources of a run that is being made or lacks its inputs, and write down what it begins with.
+    """Read the sources of a run that is being made, and write down what it begins with. Raises `ConfigError`."""
+    inputs, run = _take_inputs(config), identify_run(json.loads(config.to_json()))
+    if layout.config.exists() and read_run_identity(layout) != run:
+        return  # while the sources were read, another process was first, with other settings
+    publish_inputs(layout, inputs, run)
 
-    Raises `ConfigError`.
-    """
-    prompts = {source: load_prompts(source) for source in prompt_sources(config)}
-    made = layout.config.exists()
-    run = read_run_identity(layout) if made else identify_run(json.loads(config.to_json()))
-    publish_inputs(layout, Inputs(prompts, _digest_images(config)), run)
+
+def _take_inputs(config: Config) -> Inputs:
+    return Inputs({source: load_prompts(source) for source in prompt_sources(config)}, _digest_images(config))
+
+
+def keep_inputs(layout: RunLayout, config: Config) -> None:
+    """Write down what a run that was just made begins with again, where a process that came second wrote its own."""
+    try:
+        read_inputs(layout)
+    except ForeignFileError:
+        begin_inputs(layout, config)
 
 
 def task_prompts(layout: RunLayout, config: Config) -> dict[str, TaskPrompts]:
@@ -112,7 +121,7 @@ def settle_inputs(layout: RunLayout, config: Config, named: Collection[str]) -> 
     if inputs is None:
         unnamed = [source for source in sources if source not in named and source not in PROMPT_SETS]
         if not unnamed and (images is None or images in named):
-            begin_inputs(layout, config)
+            publish_inputs(layout, _take_inputs(config), read_run_identity(layout))
         return
     for source in sources:
         if source in named and source in inputs.prompts and not source.startswith("hf:"):

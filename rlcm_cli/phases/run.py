@@ -12,7 +12,7 @@ from typing import Any
 
 from rlcm_cli.config import Config, differences, parse_config
 from rlcm_cli.errors import ConfigError, RunMismatchError
-from rlcm_cli.phases.inputs import TaskPrompts, begin_inputs, read_prompts, task_prompts
+from rlcm_cli.phases.inputs import TaskPrompts, begin_inputs, keep_inputs, read_prompts, task_prompts
 from rlcm_cli.rewards import REWARDS, RewardSpec, is_code
 from rlcm_cli.store.atomic import TEMPORARY_SUFFIX
 from rlcm_cli.store.layout import RunLayout
@@ -153,6 +153,7 @@ def create_run(root: Path, config: Config) -> Run:
         begin_inputs(run.layout, config)  # before the file that says that the run is there
         publish_config(run.layout, config.to_json(), _versions())
         check_run(root, config)  # another process may have been first, with other settings
+        keep_inputs(run.layout, config)
     sweep(run.layout)
     return run
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import re
 import runpy
 import shutil
@@ -17,10 +19,18 @@ from command_line import LORA_FILE, checkpoints, refuse, rlcm, succeed, write_se
 from fake_hub import TOKEN, serving
 from huggingface_hub import constants
 from PIL import Image
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from rlcm_cli.cli.app import main
-from rlcm_cli.errors import ConfigError, CorruptFileError, MissingFileError, ModelError, RemoteStoreError
+from rlcm_cli.errors import (
+    ConfigError,
+    CorruptFileError,
+    MissingFileError,
+    ModelError,
+    RemoteStoreError,
+    StorageFullError,
+)
 from rlcm_cli.phases import export as phase
 from rlcm_cli.store.checkpoint import digest_safetensors
 
@@ -196,6 +206,22 @@ def test_a_wrong_export_is_an_error_and_is_not_left_there(capsys, run, tmp_path,
         monkeypatch.setattr(phase, "compare_files", lambda *arguments: None)
     asked = ["export", run, "--format", "kohya", "--out", tmp_path / "out"]
     refuse(capsys, ModelError, *asked, saying=("not written", fault))
+    assert list(tmp_path.iterdir()) == []
+
+
+def lack_space(*arguments: object, **settings: object) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def lack_space_as_safetensors(*arguments: object, **settings: object) -> None:
+    raise SafetensorError(f"Error while serializing: I/O error: No space left on device (os error {errno.ENOSPC})")
+
+
+@pytest.mark.parametrize("write", [lack_space, lack_space_as_safetensors])
+def test_a_full_disk_is_one_line_and_leaves_nothing(capsys, run, tmp_path, monkeypatch, write):
+    monkeypatch.setattr(phase, "write_kohya", write)
+    asked = ["export", run, "--format", "kohya", "--out", tmp_path / "out"]
+    refuse(capsys, StorageFullError, *asked, saying=(f"{tmp_path / 'out'}: not written, the disk is full",))
     assert list(tmp_path.iterdir()) == []
 
 

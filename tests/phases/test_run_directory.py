@@ -9,8 +9,11 @@ from phase_runs import copy_run, finished_run, make_config, raw_bytes
 from rlcm_cli.config import Config
 from rlcm_cli.errors import ConfigError, CorruptFileError, FormatVersionError, RunMismatchError
 from rlcm_cli.phases import run as run_module
+from rlcm_cli.phases.inputs import begin_inputs
 from rlcm_cli.phases.policy import start_run
 from rlcm_cli.phases.run import Worker, create_run, open_run, parse_worker
+from rlcm_cli.prompts import load_prompts
+from rlcm_cli.store.inputs import read_inputs
 from rlcm_cli.store.quarantine import quarantine
 
 
@@ -99,6 +102,21 @@ def test_of_two_processes_the_first_fixes_the_configuration(tiny_lcm, tiny_confi
         with pytest.raises(RunMismatchError, match="seed: 1 → 0"):
             create_run(tmp_path, tiny_config)
     assert open_run(tmp_path).config.seed == seed
+
+
+def test_what_a_process_that_came_second_began_with_does_not_stay(tiny_lcm, tiny_config, tmp_path, monkeypatch):
+    publish, second = run_module.publish_config, make_config(tiny_lcm, prompts={"source": "imagenet_animals"})
+
+    def be_joined(layout, config_json, versions):
+        begin_inputs(layout, second)
+        publish(layout, config_json, versions)
+
+    monkeypatch.setattr(run_module, "publish_config", be_joined)
+    layout = create_run(tmp_path, tiny_config).layout
+    expected = {"simple_animals": load_prompts("simple_animals")}
+    assert read_inputs(layout).prompts == expected
+    begin_inputs(layout, second)
+    assert read_inputs(layout).prompts == expected
 
 
 def test_of_processes_that_start_together_only_those_of_the_first_go_on(tiny_lcm, tmp_path):

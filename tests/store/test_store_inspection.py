@@ -1,3 +1,5 @@
+import shutil
+
 import pytest
 import torch
 from safetensors import safe_open
@@ -111,6 +113,35 @@ class TestVerifyRun:
         for path in damaged:
             flip_bit(path, path.stat().st_size - 1)
         assert [fault.partition(": ")[0] for fault in verify_run(layout)] == [str(path) for path in damaged]
+
+    @pytest.mark.parametrize(
+        ("place", "fault"),
+        [
+            ("checkpoints/000001", "is gone, though what follows it is there"),
+            ("rollouts/000000/shard-00001-of-00002.safetensors", "has a receipt but is gone"),
+            ("rollouts/000000/shard-00001-of-00002.json", "is gone, though its iteration was trained"),
+            ("rollouts/000000", "is gone, though its iteration was trained"),
+            ("metrics/000001.json", "is gone, though its iteration was trained"),
+            ("inputs.json", "is gone, though each run has it"),
+        ],
+    )
+    def test_what_is_missing_is_one_line(self, layout, place, fault):
+        path = layout.root / place
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+        told = path / "manifest.json" if place == "rollouts/000000" else path
+        (line,) = verify_run(layout)
+        assert line.startswith(f"{told}: {fault}")
+
+    def test_what_is_not_made_yet_is_no_fault(self, layout):
+        shutil.rmtree(layout.checkpoint(2))
+        layout.metrics(2).unlink()
+        for file in (layout.shard(1, 1, 2), receipt_path(layout.shard(1, 1, 2))):
+            file.unlink()
+        shutil.rmtree(layout.reward_shard(1, "odd-0123456789ab", 1, 2).parent)
+        assert verify_run(layout) == []
 
     def test_a_shard_of_another_plan_is_a_fault(self, layout):
         _, fields = restore_receipt(layout.shard(0, 0, 2))
