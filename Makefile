@@ -1,6 +1,9 @@
 # make run    set up, then fine-tune the embedded model for compression
 # make test   set up, then the default tests; the HTML report is tried in Chromium where that is installed
-#             (Debian: apt-get install chromium chromium-driver), else its browser tests say that they are skipped
+#             (Debian: apt-get install chromium chromium-driver), else its browser tests say that they are skipped,
+#             which is a failure where CI is set
+#             as on another processor: make test OMP_NUM_THREADS=4, ATEN_CPU_CAPABILITY=default make test (no AVX),
+#             PYTEST_ADDOPTS=--perturb-schedules make test (other last bits of float32 products and roots)
 # make … TORCH_INDEX=URL   take torch from another package index too, such as PyTorch's own for CPU builds
 VENV ?= .venv
 ifeq ($(OS),Windows_NT)
