@@ -145,7 +145,7 @@ def tiny_lcm_copy(tiny_lcm: Path, tmp_path: Path) -> Path:
 
 
 def edit_config(root: Path, edit: Callable[[dict[str, Any]], object]) -> None:
-    """Change a run's configuration as if it had been made so: with the identity that fits it, in the metrics, too."""
+    """Change a run's configuration as if it had been made so: its identity fits it, in inputs and metrics, too."""
     from rlcm_cli.core.digests import digest_json
     from rlcm_cli.store.identity import identify_run
 
@@ -153,6 +153,11 @@ def edit_config(root: Path, edit: Callable[[dict[str, Any]], object]) -> None:
     edit(record["config"])
     run = identify_run(record["config"])
     (root / "config.json").write_text(json.dumps({**record, "run": run}))
+    inputs = root / "inputs.json"
+    if inputs.exists():
+        values = json.loads(inputs.read_text())
+        own = {name: run if name == "run" else values[name] for name in ("run", "prompts", "images")}
+        inputs.write_text(json.dumps({**values, **own, "sha256": digest_json(own)}))
     for file in (root / "metrics").glob("*.json"):
         metrics = {key: value for key, value in json.loads(file.read_text()).items() if key != "digest"} | {"run": run}
         file.write_text(json.dumps({**metrics, "digest": digest_json(metrics)}))
