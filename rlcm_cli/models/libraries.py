@@ -6,6 +6,7 @@ import contextlib
 import logging
 import warnings
 from collections.abc import Iterator
+from types import ModuleType
 
 
 @contextlib.contextmanager
@@ -14,25 +15,32 @@ def quiet_libraries() -> Iterator[None]:
     import diffusers.utils.logging as diffusers_logging
     import transformers.utils.logging as transformers_logging
 
-    loggings = (diffusers_logging, transformers_logging)
-    levels = [library.get_verbosity() for library in loggings]
+    # Loaders of diffusers log the whole text of an error, and then raise it.
+    wanted = {diffusers_logging: logging.CRITICAL, transformers_logging: logging.ERROR}
+    levels = {library: library.get_verbosity() for library in wanted}
     # peft imports it where it is installed, and some processors miss a kernel there that nothing here uses.
     other = logging.getLogger("bitsandbytes")
     others_level = other.level
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        for library in loggings:
-            library.set_verbosity_error()
+        for library, level in wanted.items():
+            _set_verbosity(library, level)
             library.disable_progress_bar()
-        # Its loaders log the whole text of an error, and then raise it.
-        diffusers_logging.set_verbosity(logging.CRITICAL)
-        other.setLevel(logging.ERROR)
+        if others_level != logging.ERROR:
+            other.setLevel(logging.ERROR)
         try:
             yield
         finally:
-            for library, level in zip(loggings, levels, strict=True):
-                library.set_verbosity(level)
-            other.setLevel(others_level)
+            for library, level in levels.items():
+                _set_verbosity(library, level)
+            if others_level != logging.ERROR:
+                other.setLevel(others_level)
+
+
+def _set_verbosity(library: ModuleType, level: int) -> None:
+    # Within another quiet block there is nothing to set, and to set a level empties the caches of all loggers.
+    if library.get_verbosity() != level:
+        library.set_verbosity(level)
 
 
 def summarise(error: Exception) -> str:
