@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 import torch
 from object_stores import machine, remote, s3  # noqa: F401
+from perturbed.perturbation import perturb_schedules
 
 from rlcm_cli.config import Config, parse_config
 
@@ -52,24 +53,9 @@ def pytest_configure(config: pytest.Config) -> None:
     os.fsync = lambda _: None
     if config.getoption("--perturb-schedules"):
         perturb_schedules()
-
-
-def perturb_schedules() -> None:
-    """Give every ᾱ and every float32 root other last bits, until the process ends."""
-
-    def perturb(values: torch.Tensor) -> torch.Tensor:
-        if values.dtype != torch.float32 or values.ndim > 1 or values.requires_grad:
-            return values
-        towards = (torch.arange(values.numel()) % 3 - 1).view_as(values)
-        exact = (values == 0) | (values == 1) | (towards == 0)  # 0 and 1 are exact on every processor
-        return torch.where(exact, values, torch.nextafter(values, towards * torch.inf))
-
-    def perturbed(function: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
-        return lambda *arguments, **settings: perturb(function(*arguments, **settings))
-
-    torch.cumprod = perturbed(torch.cumprod)
-    torch.Tensor.cumprod = perturbed(torch.Tensor.cumprod)
-    torch.Tensor.sqrt = perturbed(torch.Tensor.sqrt)
+        # … in the processes that a test starts, too.
+        paths = [str(Path(__file__).parent / "perturbed"), os.environ.get("PYTHONPATH", "")]
+        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -1,0 +1,5 @@
+"""Python imports this first where this folder is in PYTHONPATH: in the processes that a perturbed test starts."""
+
+from perturbation import perturb_schedules
+
+perturb_schedules()
