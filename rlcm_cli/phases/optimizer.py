@@ -13,6 +13,9 @@ from rlcm_cli.config import TrainSettings
 from rlcm_cli.core.learning_rate import learning_rate
 from rlcm_cli.errors import ConfigError
 
+ADAM_STATE = frozenset({"step", "exp_avg", "exp_avg_sq"})
+"""What torch's AdamW keeps of each parameter that has had a gradient."""
+
 
 def find_optimizer(name: str) -> Callable[..., torch.optim.Optimizer]:
     """Give the class of an optimizer. Raises `ConfigError` where its package is not there."""
@@ -88,6 +91,11 @@ def restore_optimizer(
         elif tensor.dtype == torch.int64:
             value = int(tensor)
         optimizer.state[parameter][quantity] = value
+    needed = ADAM_STATE if isinstance(optimizer, torch.optim.AdamW) else frozenset()
+    for name, parameter in parameters.items():
+        lacking = needed.difference(state) if (state := optimizer.state.get(parameter)) else ()
+        if lacking:
+            raise ValueError(f"it lacks {min(lacking)}/{name[:80]}")
 
 
 def _check_state(key: str, quantity: str, tensor: Tensor, parameter: torch.nn.Parameter) -> None:

@@ -150,7 +150,13 @@ def read_object(path: Path, kind: type[AnyRecord], what: str, remedy: str | None
 def parse_record(
     values: dict[str, Any], kind: type[AnyRecord], path: Path, what: str, remedy: str | None = None
 ) -> AnyRecord:
-    """Check the values of a JSON file. Raises `CorruptFileError`, which names the first value that cannot be."""
+    """Check the values of a JSON file.
+
+    Raises `CorruptFileError`, which names the first value that cannot be, and the errors of `check_version` for what
+    should state its version.
+    """
+    if "format_version" in kind.model_fields:
+        check_version(values.get("format_version"), path)
     try:
         return kind.model_validate_json(json.dumps(values))
     except ValidationError as error:

@@ -47,7 +47,7 @@ def verify_run(layout: RunLayout) -> list[str]:
         faults += _fault_of(partial(read_evaluation, layout, number))
     for folder in _entries(layout.root / REWARDS):
         faults += _fault_of(partial(current_version, layout, folder.name))
-    return faults + list(_find_misplaced(layout))
+    return faults + list(_find_misplaced(layout, newest))
 
 
 def _verify_inputs(layout: RunLayout) -> list[str]:
@@ -58,12 +58,12 @@ def _verify_inputs(layout: RunLayout) -> list[str]:
 
 
 def _newest(layout: RunLayout) -> int:
-    """Find the last iteration that a checkpoint, or what only a checkpoint leads to, tells to be trained."""
+    """Return the last checkpoint that is there or that something else tells of; -1: there was none yet."""
     drawers = [read_manifest(layout.manifest(number)).policy.checkpoint for number in _sound_plans(layout)]
     made = [*layout.checkpoints(), *layout.evaluations(), *drawers]
     # A checkpoint whose number no metrics lead to is not of this run, and says nothing of what is missing.
     highest = max([*layout.measured(), *layout.iterations(), 0])
-    return max([number for number in made if number <= highest], default=0)
+    return max([number for number in made if number <= highest], default=-1)
 
 
 def _sound_plans(layout: RunLayout) -> list[int]:
@@ -142,7 +142,7 @@ def _check_rewards(layout: RunLayout, manifest: RolloutManifest, path: Path, sou
         raise _foreign(path, "scores another shard than the one there")
 
 
-def _find_misplaced(layout: RunLayout) -> Iterator[str]:
+def _find_misplaced(layout: RunLayout, newest: int) -> Iterator[str]:
     """Find what lies where the format has something else, or nothing."""
     numbered = {
         "checkpoints": {layout.checkpoint(number).name for number in layout.checkpoints()},
@@ -154,8 +154,7 @@ def _find_misplaced(layout: RunLayout) -> Iterator[str]:
         folder = layout.root / name
         for path in _entries(folder):
             if path.name not in known:
-                empty = path.is_dir() and not _entries(path)
-                if not empty:
+                if not _is_unfinished(layout, path, newest):
                     yield _misplaced(path)
             elif name == "rollouts":
                 yield from _find_misplaced_shards(layout, int(path.name))
@@ -164,6 +163,12 @@ def _find_misplaced(layout: RunLayout) -> Iterator[str]:
                 rescored = [*path.glob("rescored-?????.json"), *path.glob("rescored-?????.safetensors")]
                 own = (record, receipt_path(record), *rescored)
                 yield from (_misplaced(file) for file in _entries(path) if file not in own)
+
+
+def _is_unfinished(layout: RunLayout, folder: Path, newest: int) -> bool:
+    """Return whether a killed process may have left it so: empty, or the newest evaluation without its receipt."""
+    unfinished = layout.evaluation(max(newest, 0))
+    return folder.is_dir() and all(file == unfinished for file in _entries(folder))
 
 
 def _find_misplaced_shards(layout: RunLayout, iteration: int) -> Iterator[str]:
@@ -182,8 +187,11 @@ def _find_misplaced_shards(layout: RunLayout, iteration: int) -> Iterator[str]:
                 if not of_reward.is_dir():
                     yield _misplaced(of_reward)
                     continue
-                yield from (_misplaced(file) for file in _entries(of_reward) if file.name not in names)
-        elif path.name not in names and path != layout.manifest(iteration):
+                for file in _entries(of_reward):
+                    if file.name not in names or not file.exists():
+                        yield _misplaced(file)
+        # A link that leads nowhere lies there, and is no file that is yet to be made.
+        elif not path.exists() or (path.name not in names and path != layout.manifest(iteration)):
             yield _misplaced(path)
 
 

@@ -10,6 +10,8 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+sys.path.insert(1, str(Path(__file__).parents[1]))
+
 from fault_runs import ITERATION, SEQUENCE, check_left, command, contents, identities, make_undisturbed, start, succeed
 
 from rlcm_cli.errors import StorageFullError

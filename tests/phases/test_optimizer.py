@@ -13,7 +13,13 @@ from rlcm_cli.config import TrainSettings, parse_config
 from rlcm_cli.errors import ConfigError
 from rlcm_cli.phases import optimizer as optimizer_module
 from rlcm_cli.phases.loop import loop
-from rlcm_cli.phases.optimizer import find_optimizer, make_optimizer, optimizer_tensors, restore_optimizer
+from rlcm_cli.phases.optimizer import (
+    ADAM_STATE,
+    find_optimizer,
+    make_optimizer,
+    optimizer_tensors,
+    restore_optimizer,
+)
 from rlcm_cli.phases.policy import start_run
 from rlcm_cli.phases.score import load_scorers
 from rlcm_cli.store.checkpoint import read_optimizer
@@ -116,6 +122,18 @@ def test_the_settings_reach_the_optimizer():
     settings = TrainSettings(adam_beta1=0.8, adam_beta2=0.9, adam_epsilon=1e-6, weight_decay=0.1)
     (group,) = make_optimizer(fresh(), settings, 0.5).param_groups
     assert [group[name] for name in ("lr", "betas", "eps", "weight_decay")] == [0.5, (0.8, 0.9), 1e-6, 0.1]
+
+
+@pytest.mark.parametrize("quantity", sorted(ADAM_STATE))
+def test_a_state_that_is_not_whole_is_refused(quantity):
+    parameters, again = fresh(), fresh()
+    optimizer = torch.optim.AdamW(parameters.values())
+    step(parameters, optimizer, 0)
+    name = next(iter(parameters))
+    tensors = optimizer_tensors(optimizer, parameters)
+    del tensors[f"{quantity}/{name}"]
+    with pytest.raises(ValueError, match=f"^it lacks {quantity}/{name}$"):
+        restore_optimizer(torch.optim.AdamW(again.values()), again, tensors)
 
 
 def test_without_its_package_the_8_bit_optimizer_is_refused_before_a_run_is_made(tiny_lcm, tmp_path, monkeypatch):

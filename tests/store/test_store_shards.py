@@ -190,6 +190,15 @@ def test_a_worker_on_another_processor_takes_the_published_plan(layout):
             publish_manifest(path, other)
 
 
+def test_a_plan_without_its_version_is_refused(layout):
+    path = layout.manifest(0)
+    values = json.loads(path.read_text())
+    del values["format_version"]
+    path.write_text(json.dumps(values))
+    with pytest.raises(ForeignFileError, match="states no format version"):
+        read_manifest(path)
+
+
 def test_read_record_refuses_another_kind(layout):
     with pytest.raises(ForeignFileError, match="holds a record of kind 'rollout', not 'rewards'"):
         read_record(layout.shard(0, 0, 2), "rewards")
