@@ -155,16 +155,17 @@ def parse_record(
     Raises `CorruptFileError`, which names the first value that cannot be, and the errors of `check_version` for what
     should state its version.
     """
-    if "format_version" in kind.model_fields:
-        check_version(values.get("format_version"), path)
     try:
-        return kind.model_validate_json(json.dumps(values))
+        record = kind.model_validate_json(json.dumps(values))
     except ValidationError as error:
         found = error.errors(include_url=False, include_input=False, include_context=False)[0]
         place = ".".join(str(part) for part in found["loc"])[:80]
         fault = f"{place}: {found['msg']}" if place else found["msg"]
         advice = REMEDY.format(path=path) if remedy is None else remedy
         raise CorruptFileError(f"{path}: is no {what} ({fault[:200]}); {advice}") from None
+    if "format_version" in kind.model_fields:
+        check_version(values.get("format_version"), path)
+    return record
 
 
 def check_version(version: object, path: Path) -> None:

@@ -153,7 +153,7 @@ class TestVerifyRun:
     def test_a_manifest_that_is_none_is_one_fault(self, layout):
         layout.manifest(0).write_text("{}")
         (fault,) = verify_run(layout)
-        assert fault.startswith(f"{layout.manifest(0)}: states no format version")
+        assert fault.startswith(f"{layout.manifest(0)}: is no rollout manifest")
 
     def test_a_quarantined_file_is_no_fault_any_more(self, layout):
         path = layout.shard(0, 1, 2)
