@@ -325,7 +325,7 @@ def print_config(config: Config, *, as_json: bool) -> None:
     """Print a configuration, as TOML or as a line of JSON."""
     from rlcm_cli.cli.display import print_json
     from rlcm_cli.cli.streams import print_data
-    from rlcm_cli.config_text import write_config
+    from rlcm_cli.config.text import write_config
 
     if as_json:
         print_json({"config": config.model_dump(mode="json")})

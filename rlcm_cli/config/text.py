@@ -8,7 +8,9 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from rlcm_cli.config import OF_A_TASK, Config, Section
+from rlcm_cli.config.layers import OF_A_TASK
+from rlcm_cli.config.settings import Config
+from rlcm_cli.sections import Section
 from rlcm_cli.toml_files import write_key, write_value
 
 WIDTH = 100

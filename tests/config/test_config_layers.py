@@ -7,14 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from rlcm_cli import config as config_module
 from rlcm_cli.config import (
     Config,
+    SampleSettings,
+    TaskSettings,
     differences,
     override_config,
     override_section,
     parse_assignment,
     parse_config,
+    presets,
     resolve_config,
     split_key,
     task_names,
@@ -47,7 +49,7 @@ def preset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     folder = tmp_path / "tasks"
     folder.mkdir()
     (folder / "mine.toml").write_text(PRESET, encoding="utf-8")
-    monkeypatch.setattr(config_module, "_tasks_folder", lambda: folder)
+    monkeypatch.setattr(presets, "_tasks_folder", lambda: folder)
     return "mine"
 
 
@@ -73,7 +75,7 @@ def test_each_layer_overrides_all_below_it(tmp_path, monkeypatch, present, sampl
     text += "[sample]\nsamples = 20\n" if "preset" in there else ""
     text += "[embedded.sample]\nsamples = 30\n" if "embedded" in there else ""
     (folder / "mine.toml").write_text(text, encoding="utf-8")
-    monkeypatch.setattr(config_module, "_tasks_folder", lambda: folder)
+    monkeypatch.setattr(presets, "_tasks_folder", lambda: folder)
 
     resolved = resolve_config(
         ["mine"],
@@ -215,7 +217,7 @@ def test_override_config_puts_flags_over_assignments_over_a_saved_configuration(
 
 
 def test_override_section_ignores_what_is_not_given():
-    sample = override_section(config_module.SampleSettings(steps=6), {"steps": None, "guidance_scale": 2.0})
+    sample = override_section(SampleSettings(steps=6), {"steps": None, "guidance_scale": 2.0})
     assert (sample.steps, sample.guidance_scale) == (6, 2.0)
 
 
@@ -377,7 +379,7 @@ def test_a_run_of_one_task_is_a_task_of_that_name(preset):
     alone = resolve_config([preset])
     assert alone.tasks == {}
     assert alone.joint_tasks() == {
-        preset: config_module.TaskSettings(prompts=alone.prompts, rewards=alone.rewards, combine=alone.combine)
+        preset: TaskSettings(prompts=alone.prompts, rewards=alone.rewards, combine=alone.combine)
     }
 
 

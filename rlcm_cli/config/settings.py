@@ -1,54 +1,22 @@
-"""The typed, frozen configuration of a run: TOML in, JSON out, unknown keys refused.
+"""The sections of a run's configuration.
 
 Every section but `[runtime]`, `[watch]` and `[ray]` is the identity of a run: a run directory keeps it, and no phase
 runs there with another. Those three hold what may change between two calls (how long, where, on how many machines, how
 much memory and disk, what to look out for) without changing what an iteration computes, rounding aside.
-
-The layers of a configuration, each overriding the ones before it:
-
-    defaults < task preset < the preset's [embedded] table (embedded model only)
-             < --config FILE.toml < the [embedded] table of FILE.toml (embedded model only)
-             < --set key=value < named flags
-
-A file that sets everything, such as a run's own configuration, stands on no preset.
 """
 
 from __future__ import annotations
 
-import copy
-import difflib
-import json
 import re
-import tomllib
-from collections.abc import Mapping, Sequence
-from importlib import resources
-from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
-from rlcm_cli.config_following import find_following
 from rlcm_cli.errors import ConfigError
-from rlcm_cli.toml_files import DEEPEST, parse_value, read_settings
-from rlcm_cli.wording import expand_home, shorten
+from rlcm_cli.sections import NonNegativeFloat, PositiveFloat, PositiveInt, Section
 
 EMBEDDED_MODEL = "emoji-lcm"
 EMBEDDED_MODELS = (EMBEDDED_MODEL, "emoji-diffusion")
-
-PositiveInt = Annotated[int, Field(ge=1)]
-PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-
-
-class Section(BaseModel):
-    """A frozen table of settings that refuses what it does not know and converts no types."""
-
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True
-    )
-
-
-SectionT = TypeVar("SectionT", bound=Section)
 
 Combination = Literal["normalised", "sum"]
 """How several rewards become one advantage: each normalised by its prompt's statistics and then weighted, so that
@@ -62,15 +30,6 @@ Tracker = Literal["tensorboard", "wandb", "trackio", "mlflow", "all"]
 
 REPLACEABLE = ("runtime", "watch", "ray")
 """The sections that may change when a run is continued."""
-
-SPELLINGS = {"fp16": "float16", "half": "float16", "bf16": "bfloat16", "fp32": "float32", "float": "float32"}
-"""What other programs call a setting's values."""
-
-EMBEDDED_TABLE = "embedded"
-"""What holds where the model is an embedded one, over the rest of the same file."""
-
-OF_A_TASK = ("prompts", "rewards", "combine")
-"""What each task of a joint run has for itself."""
 
 
 class ModelSettings(Section):
@@ -359,12 +318,12 @@ class Config(Section):
     model: ModelSettings = ModelSettings()
     prompts: PromptSettings = PromptSettings()
     sample: SampleSettings = SampleSettings()
-    rewards: dict[str, float] = {}
+    rewards: dict[str, float] = Field(default_factory=dict)
     """Name → weight. A name is one of `rlcm rewards`, FILE.py:FUNCTION, or the address of a reward server."""
     combine: Combination = "normalised"
-    reward_settings: dict[str, dict[str, Any]] = {}
+    reward_settings: dict[str, dict[str, Any]] = Field(default_factory=dict)
     """Reward name → its settings, where they differ from the defaults."""
-    tasks: dict[str, TaskSettings] = {}
+    tasks: dict[str, TaskSettings] = Field(default_factory=dict)
     """Tasks that are trained together; they stand in the place of `prompts`, `rewards` and `combine` above."""
     last_step: LastStepSettings = LastStepSettings()
     pretraining: PretrainingSettings = PretrainingSettings()
@@ -556,336 +515,3 @@ def parse_size(text: str) -> int:
     if count < 1:
         raise ValueError(f"a memory budget of '{text}' cannot be; write a size such as 8GB, 7.5GiB or 900MB")
     return int(count)
-
-
-def task_names() -> list[str]:
-    """Give the names of the shipped presets, sorted."""
-    return sorted(
-        entry.name.removesuffix(".toml") for entry in _tasks_folder().iterdir() if entry.name.endswith(".toml")
-    )
-
-
-def task_text(name: str) -> str:
-    """Return the TOML text of a preset, which `--config` takes as it is. Raises `ConfigError` for an unknown name."""
-    known = task_names()
-    if name not in known:
-        raise ConfigError(f"unknown task '{name}'{_nearest(name, known)}; `rlcm tasks` lists them all")
-    lines = _tasks_folder().joinpath(f"{name}.toml").read_text(encoding="utf-8").splitlines(keepends=True)
-    # Below the comment that opens the file, and above its first table.
-    first = next((number for number, line in enumerate(lines) if line.strip() and not line.startswith("#")), 0)
-    return "".join([*lines[:first], f'task = "{name}"\n\n', *lines[first:]])
-
-
-def resolve_config(
-    tasks: Sequence[str],
-    *,
-    config_file: Path | None = None,
-    assignments: Sequence[str] = (),
-    flags: Mapping[str, Any] | None = None,
-) -> Config:
-    """Build the configuration of a run from its layers. See `resolve_settings`."""
-    return resolve_settings(tasks, config_file=config_file, assignments=assignments, flags=flags)[0]
-
-
-def resolve_settings(
-    tasks: Sequence[str],
-    *,
-    config_file: Path | None = None,
-    assignments: Sequence[str] = (),
-    flags: Mapping[str, Any] | None = None,
-) -> tuple[Config, list[str]]:
-    """Build the configuration of a run from its layers, and tell in a line each what followed from what was set.
-
-    `tasks` names presets; none is the one that `config_file` names. Of several, which are trained together, the
-    first gives all settings but prompts and rewards, which each keeps. `assignments` are `key=value` strings
-    with dotted keys and TOML values (a bare word is a string); `flags` maps dotted keys to values, None
-    meaning "not given". Raises `ConfigError` for whatever does not fit, naming the key and where it was written.
-    """
-    file_layer, line = read_settings(config_file) if config_file else {}, _explicit([], assignments, flags)
-    in_file = file_layer.get("task")
-    if isinstance(in_file, str) and _is_whole(file_layer):
-        if tasks and list(tasks) != [in_file]:
-            raise ConfigError(
-                f"--config {config_file}: is a whole configuration, of task {in_file}; leave --task out, or name a "
-                "file with only the settings that you change"
-            )
-        values, told = _follow(_explicit([file_layer], assignments, flags), file_layer, {}, line)
-        whole = parse_config(_drop_weightless(values))
-        own = ModelSettings.model_construct(**file_layer.get("model", {}))  # what is changed in it may be wrong in it
-        return whole.model_copy(update={"model": keep_commit(own, whole.model)}), told
-    names = list(dict.fromkeys(tasks)) or ([in_file] if isinstance(in_file, str) else [])
-    if not names:
-        raise ConfigError("no task given; use --task NAME (`rlcm tasks` lists them) or a `task` key in --config")
-    # The model decides whether a preset's embedded layer holds.
-    model_in_file = {key: value for key, value in file_layer.items() if key == "model"}
-    model_choice = [assignment for assignment in assignments if assignment.startswith("model.")]
-    preset = _layered(names[0], model_in_file, model_choice, {"model.name": (flags or {}).get("model.name")})
-    file = _merge(_layers_of_file(file_layer, preset))
-    if len(names) == 1:
-        values, told = _follow(_layered(names[0], file_layer, assignments, flags), preset, file, line)
-        return parse_config(_drop_weightless({**values, "task": names[0]})), told
-    if (flags or {}).get("prompts.source") is not None:
-        raise ConfigError(
-            "--prompts stands for the prompts of one task, and several are given; set those of one by "
-            "--set tasks.NAME.prompts.source=SOURCE"
-        )
-    if (flags or {}).get("rewards") is not None:
-        raise ConfigError(
-            "--reward stands for the rewards of one task, and several are given; set those of one by "
-            "--set tasks.NAME.rewards={...}"
-        )
-    members = {name: _layered(name, model_in_file, model_choice, flags) for name in names}
-    together = {key: value for key, value in members[names[0]].items() if key not in OF_A_TASK}
-    together["reward_settings"] = _merge([member.get("reward_settings", {}) for member in members.values()])
-    together["tasks"] = {
-        name: {key: member[key] for key in OF_A_TASK if key in member} for name, member in members.items()
-    }
-    values, told = _follow(_explicit([together, file_layer], assignments, flags), preset, file, line)
-    return parse_config(_drop_weightless({**values, "task": "+".join(names)})), told
-
-
-def _follow(
-    values: dict[str, Any], preset: Mapping[str, Any], file: Mapping[str, Any], line: Mapping[str, Any]
-) -> tuple[dict[str, Any], list[str]]:
-    """Set what follows from a user's own settings over those of a preset, and tell it."""
-    following = find_following(preset, file, line)
-    for key, value, _ in following:
-        _assign(values, key, value)
-    return values, [told for _, _, told in following]
-
-
-def _layers_of_file(file_layer: Mapping[str, Any], preset: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """Give the layers of a file that hold for the model of a preset."""
-    always, embedded = _split_embedded(file_layer)
-    model = preset.get("model", {})
-    name = model.get("name", EMBEDDED_MODEL) if isinstance(model, dict) else EMBEDDED_MODEL
-    return [always, embedded] if name in EMBEDDED_MODELS else [always]
-
-
-def _drop_weightless(values: dict[str, Any]) -> dict[str, Any]:
-    """Drop the rewards of weight 0 of tasks that have others, and their settings: nobody need load and ask them."""
-    values = copy.deepcopy(values)
-    tasks = values.get("tasks", {})
-    dropped, used = set[str](), set[str]()
-    for task in [values, *(tasks.values() if isinstance(tasks, dict) else ())]:
-        rewards = task.get("rewards") if isinstance(task, dict) else None
-        if isinstance(rewards, dict) and any(rewards.values()):
-            without = {name for name, weight in rewards.items() if type(weight) in (int, float) and weight == 0}
-            task["rewards"] = {name: weight for name, weight in rewards.items() if name not in without}
-            dropped |= without
-        used |= set(task["rewards"]) if isinstance(rewards, dict) else set()
-    watch, settings = values.get("watch"), values.get("reward_settings")
-    if isinstance(watch, dict) and isinstance(watch.get("rewards"), list | tuple):
-        used |= set(watch["rewards"])
-    if isinstance(settings, dict):
-        values["reward_settings"] = {name: table for name, table in settings.items() if name not in dropped - used}
-    return values
-
-
-def _layered(
-    task: str, file_layer: Mapping[str, Any], assignments: Sequence[str], flags: Mapping[str, Any] | None
-) -> dict[str, Any]:
-    """Merge the layers of one preset."""
-    preset, embedded = _split_embedded(tomllib.loads(task_text(task)))
-    file_layer, embedded_in_file = _split_embedded(file_layer)
-    chosen = _explicit([preset, file_layer], assignments, flags)
-    model = chosen.get("model", {})
-    name = model.get("name", EMBEDDED_MODEL) if isinstance(model, dict) else EMBEDDED_MODEL
-    if name in EMBEDDED_MODELS:
-        chosen = _explicit([preset, embedded, file_layer, embedded_in_file], assignments, flags)
-    if "tasks" in file_layer:
-        for key in OF_A_TASK:
-            if key not in file_layer:
-                chosen.pop(key, None)
-    return chosen
-
-
-def _split_embedded(layer: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Split a layer into what always holds and what holds for an embedded model. Raises `ConfigError`."""
-    always = {key: value for key, value in layer.items() if key != EMBEDDED_TABLE}
-    embedded = layer.get(EMBEDDED_TABLE, {})
-    if not isinstance(embedded, dict):
-        raise ConfigError(f"'{EMBEDDED_TABLE}' is {shorten(json.dumps(embedded))}; it is a table of settings")
-    return always, embedded
-
-
-def _is_whole(layer: Mapping[str, Any]) -> bool:
-    """Tell whether a layer leaves nothing to a preset, as the configuration of a run and the one printed do."""
-    return (Config.model_fields.keys() - {*OF_A_TASK, "tasks"}) <= layer.keys()
-
-
-def override_config(
-    config: Config, *, assignments: Sequence[str] = (), flags: Mapping[str, Any] | None = None
-) -> Config:
-    """Give a configuration with the two uppermost layers of `resolve_config` on top."""
-    return parse_config(_explicit([config.model_dump(mode="json")], assignments, flags))
-
-
-def override_section(section: SectionT, values: Mapping[str, Any]) -> SectionT:
-    """Give a section with some of its keys set; a value of None means "not given"."""
-    given = {key: value for key, value in values.items() if value is not None}
-    return _validate(type(section), {**section.model_dump(mode="json"), **given})
-
-
-def parse_config(values: Mapping[str, Any]) -> Config:
-    """Validate a nested mapping. Raises `ConfigError` with every fault in one line."""
-    return _validate(Config, values)
-
-
-def _validate(section: type[SectionT], values: Mapping[str, Any]) -> SectionT:
-    try:
-        return section.model_validate_json(json.dumps(values))
-    except ValidationError as error:
-        raise ConfigError("; ".join(_describe(fault) for fault in error.errors())) from None
-    except TypeError as error:
-        raise ConfigError(f"a value of the configuration is neither number, text nor table: {error}") from None
-
-
-def differences(saved: Mapping[str, Any], asked: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """List the settings in which two identities differ, as `key: saved → asked`."""
-    lines: list[str] = []
-    for key in sorted({*saved, *asked}):
-        old, new = saved.get(key), asked.get(key)
-        if isinstance(old, dict) and isinstance(new, dict):
-            lines += differences(old, new, f"{prefix}{key}.")
-        elif old != new:
-            lines.append(f"{prefix}{key}: {json.dumps(old)} → {json.dumps(new)}")
-    return lines
-
-
-def _tasks_folder() -> resources.abc.Traversable:
-    return resources.files("rlcm_cli").joinpath("tasks")
-
-
-def _explicit(
-    layers: Sequence[Mapping[str, Any]], assignments: Sequence[str], flags: Mapping[str, Any] | None
-) -> dict[str, Any]:
-    """Merge layers, then set single keys: `rewards.x=1` adds a reward, `rewards={x=1}` drops the others.
-
-    Which rewards there are and how they are combined is one choice: whoever names all rewards anew does not
-    inherit `combine` from below.
-    """
-    values = _merge(layers)
-    given = [parse_assignment(assignment) for assignment in assignments]
-    given += [(key, value) for key, value in (flags or {}).items() if value is not None]
-    # Rewards first: they drop the `combine` from below, not the one that was given with them.
-    for key, value in sorted(given, key=lambda one: one[0].endswith("combine")):
-        _assign(values, key, value)
-    return dict(_expand_homes(values))
-
-
-def parse_assignment(text: str) -> tuple[str, Any]:
-    """Read `key=value` with a TOML value, where a bare word is a string. Raises `ConfigError`."""
-    # An equals sign within quotes belongs to the key.
-    found = re.fullmatch(r"""((?:"[^"]*"|'[^']*'|[^="'])*)=(.*)""", text, re.DOTALL)
-    key, equals, value = (found[1], "=", found[2]) if found else text.partition("=")
-    if not equals or not key.strip():
-        raise ConfigError(f"--set {shorten(text)}: write key=value, for example --set train.learning_rate=3e-4")
-    try:
-        return key.strip(), parse_value(value)
-    except ConfigError as error:
-        raise ConfigError(f"--set {shorten(key.strip())}={error}") from None
-
-
-def split_key(dotted_key: str) -> list[str]:
-    """Split a key at its dots, but not within the quotes of TOML, nor within the name of a reward.
-
-    The name of a reward may be an address or a file: `rewards.mine.py:f`, `reward_settings.http://10.0.0.1:8000/x.patience`.
-    Raises `ConfigError` for quotes that TOML does not read.
-    """
-    if '"' in dotted_key or "'" in dotted_key:
-        try:
-            table: Any = tomllib.loads(f"{dotted_key} = 0")
-        except (tomllib.TOMLDecodeError, RecursionError):
-            raise ConfigError(
-                f"the key {shorten(dotted_key)} has quotes in it and is no dotted key of TOML; write for example "
-                'reward_settings."http://host:8000/name".patience'
-            ) from None
-        parts = []
-        while isinstance(table, dict) and len(table) == 1:
-            ((part, table),) = table.items()
-            parts.append(part)
-        return parts
-    parts = dotted_key.split(".")
-    start = 2 if parts[0] == "tasks" else 0
-    if parts[start : start + 1] == ["rewards"] and len(parts) > start + 2:
-        return [*parts[: start + 1], ".".join(parts[start + 1 :])]
-    if parts[0] == "reward_settings" and len(parts) > 3:
-        return [parts[0], ".".join(parts[1:-1]), parts[-1]]
-    return parts
-
-
-def _assign(table: dict[str, Any], dotted_key: str, value: Any) -> None:
-    *parents, last = split_key(dotted_key)
-    if len(parents) > DEEPEST:
-        raise ConfigError(f"unknown key '{shorten(dotted_key)}'")
-    for name in parents:
-        table = table.setdefault(name, {})
-        if not isinstance(table, dict):
-            raise ConfigError(f"'{dotted_key}': '{name}' is a value, not a table")
-    below = table.get(last)
-    if last == "rewards":
-        table.pop("combine", None)
-    if isinstance(value, dict) and isinstance(below, dict) and last != "rewards":
-        table[last] = _merge([below, value])
-    else:
-        table[last] = value
-
-
-def _expand_homes(value: Any) -> Any:
-    """Replace `~` at the front of every text and key: no setting that is not a path begins with one."""
-    match value:
-        case str():
-            return expand_home(value)
-        case Mapping():
-            return {expand_home(key): _expand_homes(item) for key, item in value.items()}
-        case list() | tuple():
-            return [_expand_homes(item) for item in value]
-    return value
-
-
-def _merge(layers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    merged: dict[str, Any] = {}
-    for layer in layers:
-        if "rewards" in layer:
-            merged.pop("combine", None)
-        for key, value in layer.items():
-            below = merged.get(key)
-            # A layer that names rewards replaces them, else none could be dropped.
-            if isinstance(value, Mapping) and isinstance(below, dict) and key != "rewards":
-                merged[key] = _merge([below, value])
-            else:
-                merged[key] = dict(value) if isinstance(value, Mapping) else value
-    return merged
-
-
-def _describe(fault: Any) -> str:
-    key = shorten(".".join(str(part) for part in fault["loc"]))
-    if fault["type"] == "extra_forbidden":
-        return f"unknown key '{key}'{_nearest(key, _known_keys(Config))}"
-    message = str(fault["msg"]).removeprefix("Value error, ")
-    if fault["type"] == "value_error":
-        return message
-    if fault["type"] == "missing":
-        return f"'{key}' is missing"
-    if fault["type"] == "literal_error":
-        given, words = str(fault["input"]), re.findall(r"'([^']+)'", fault["ctx"]["expected"])
-        meant = SPELLINGS.get(given.lower())
-        message += f" (did you mean '{meant}'?)" if meant in words else _nearest(given, words)
-    return f"'{key}' is {shorten(json.dumps(fault['input']))}: {message[0].lower()}{message[1:]}"
-
-
-def _known_keys(section: type[BaseModel], prefix: str = "") -> list[str]:
-    keys: list[str] = []
-    for name, field in section.model_fields.items():
-        keys.append(prefix + name)
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            keys += _known_keys(field.annotation, f"{prefix}{name}.")
-    return keys
-
-
-def _nearest(word: str, known: Sequence[str]) -> str:
-    found = difflib.get_close_matches(word, known, n=1)
-    if not found:  # `learning_rate` means `train.learning_rate`
-        found = [key for key in known if key.split(".")[-1] == word.split(".")[-1]][:1]
-    return f" (did you mean '{found[0]}'?)" if found else ""

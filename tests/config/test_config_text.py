@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from rlcm_cli.config import Config, parse_config, resolve_config, task_names, task_text
-from rlcm_cli.config_text import write_config
+from rlcm_cli.config.text import write_config
 from rlcm_cli.errors import ConfigError
 from rlcm_cli.store.layout import RunLayout
 from rlcm_cli.store.run import publish_config

@@ -1,0 +1,280 @@
+"""The layers of a configuration, each overriding the ones before it.
+
+    defaults < task preset < the preset's [embedded] table (embedded model only)
+             < --config FILE.toml < the [embedded] table of FILE.toml (embedded model only)
+             < --set key=value < named flags
+
+A file that sets everything, such as a run's own configuration, stands on no preset.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rlcm_cli.config.following import find_following
+from rlcm_cli.config.presets import task_text
+from rlcm_cli.config.settings import EMBEDDED_MODEL, EMBEDDED_MODELS, Config, ModelSettings, keep_commit
+from rlcm_cli.config.validation import parse_config
+from rlcm_cli.errors import ConfigError
+from rlcm_cli.toml_files import DEEPEST, parse_value, read_settings
+from rlcm_cli.wording import expand_home, shorten
+
+EMBEDDED_TABLE = "embedded"
+"""What holds where the model is an embedded one, over the rest of the same file."""
+
+
+OF_A_TASK = ("prompts", "rewards", "combine")
+"""What each task of a joint run has for itself."""
+
+
+def resolve_config(
+    tasks: Sequence[str],
+    *,
+    config_file: Path | None = None,
+    assignments: Sequence[str] = (),
+    flags: Mapping[str, Any] | None = None,
+) -> Config:
+    """Build the configuration of a run from its layers. See `resolve_settings`."""
+    return resolve_settings(tasks, config_file=config_file, assignments=assignments, flags=flags)[0]
+
+
+def resolve_settings(
+    tasks: Sequence[str],
+    *,
+    config_file: Path | None = None,
+    assignments: Sequence[str] = (),
+    flags: Mapping[str, Any] | None = None,
+) -> tuple[Config, list[str]]:
+    """Build the configuration of a run from its layers, and tell in a line each what followed from what was set.
+
+    `tasks` names presets; none is the one that `config_file` names. Of several, which are trained together, the
+    first gives all settings but prompts and rewards, which each keeps. `assignments` are `key=value` strings
+    with dotted keys and TOML values (a bare word is a string); `flags` maps dotted keys to values, None
+    meaning "not given". Raises `ConfigError` for whatever does not fit, naming the key and where it was written.
+    """
+    file_layer, line = read_settings(config_file) if config_file else {}, _explicit([], assignments, flags)
+    in_file = file_layer.get("task")
+    if isinstance(in_file, str) and _is_whole(file_layer):
+        if tasks and list(tasks) != [in_file]:
+            raise ConfigError(
+                f"--config {config_file}: is a whole configuration, of task {in_file}; leave --task out, or name a "
+                "file with only the settings that you change"
+            )
+        values, told = _follow(_explicit([file_layer], assignments, flags), file_layer, {}, line)
+        whole = parse_config(_drop_weightless(values))
+        own = ModelSettings.model_construct(**file_layer.get("model", {}))  # what is changed in it may be wrong in it
+        return whole.model_copy(update={"model": keep_commit(own, whole.model)}), told
+    names = list(dict.fromkeys(tasks)) or ([in_file] if isinstance(in_file, str) else [])
+    if not names:
+        raise ConfigError("no task given; use --task NAME (`rlcm tasks` lists them) or a `task` key in --config")
+    # The model decides whether a preset's embedded layer holds.
+    model_in_file = {key: value for key, value in file_layer.items() if key == "model"}
+    model_choice = [assignment for assignment in assignments if assignment.startswith("model.")]
+    preset = _layered(names[0], model_in_file, model_choice, {"model.name": (flags or {}).get("model.name")})
+    file = _merge(_layers_of_file(file_layer, preset))
+    if len(names) == 1:
+        values, told = _follow(_layered(names[0], file_layer, assignments, flags), preset, file, line)
+        return parse_config(_drop_weightless({**values, "task": names[0]})), told
+    if (flags or {}).get("prompts.source") is not None:
+        raise ConfigError(
+            "--prompts stands for the prompts of one task, and several are given; set those of one by "
+            "--set tasks.NAME.prompts.source=SOURCE"
+        )
+    if (flags or {}).get("rewards") is not None:
+        raise ConfigError(
+            "--reward stands for the rewards of one task, and several are given; set those of one by "
+            "--set tasks.NAME.rewards={...}"
+        )
+    members = {name: _layered(name, model_in_file, model_choice, flags) for name in names}
+    together = {key: value for key, value in members[names[0]].items() if key not in OF_A_TASK}
+    together["reward_settings"] = _merge([member.get("reward_settings", {}) for member in members.values()])
+    together["tasks"] = {
+        name: {key: member[key] for key in OF_A_TASK if key in member} for name, member in members.items()
+    }
+    values, told = _follow(_explicit([together, file_layer], assignments, flags), preset, file, line)
+    return parse_config(_drop_weightless({**values, "task": "+".join(names)})), told
+
+
+def _follow(
+    values: dict[str, Any], preset: Mapping[str, Any], file: Mapping[str, Any], line: Mapping[str, Any]
+) -> tuple[dict[str, Any], list[str]]:
+    """Set what follows from a user's own settings over those of a preset, and tell it."""
+    following = find_following(preset, file, line)
+    for key, value, _ in following:
+        _assign(values, key, value)
+    return values, [told for _, _, told in following]
+
+
+def _layers_of_file(file_layer: Mapping[str, Any], preset: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Give the layers of a file that hold for the model of a preset."""
+    always, embedded = _split_embedded(file_layer)
+    model = preset.get("model", {})
+    name = model.get("name", EMBEDDED_MODEL) if isinstance(model, dict) else EMBEDDED_MODEL
+    return [always, embedded] if name in EMBEDDED_MODELS else [always]
+
+
+def _drop_weightless(values: dict[str, Any]) -> dict[str, Any]:
+    """Drop the rewards of weight 0 of tasks that have others, and their settings: nobody need load and ask them."""
+    values = copy.deepcopy(values)
+    tasks = values.get("tasks", {})
+    dropped, used = set[str](), set[str]()
+    for task in [values, *(tasks.values() if isinstance(tasks, dict) else ())]:
+        rewards = task.get("rewards") if isinstance(task, dict) else None
+        if isinstance(rewards, dict) and any(rewards.values()):
+            without = {name for name, weight in rewards.items() if type(weight) in (int, float) and weight == 0}
+            task["rewards"] = {name: weight for name, weight in rewards.items() if name not in without}
+            dropped |= without
+        used |= set(task["rewards"]) if isinstance(rewards, dict) else set()
+    watch, settings = values.get("watch"), values.get("reward_settings")
+    if isinstance(watch, dict) and isinstance(watch.get("rewards"), list | tuple):
+        used |= set(watch["rewards"])
+    if isinstance(settings, dict):
+        values["reward_settings"] = {name: table for name, table in settings.items() if name not in dropped - used}
+    return values
+
+
+def _layered(
+    task: str, file_layer: Mapping[str, Any], assignments: Sequence[str], flags: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """Merge the layers of one preset."""
+    preset, embedded = _split_embedded(tomllib.loads(task_text(task)))
+    file_layer, embedded_in_file = _split_embedded(file_layer)
+    chosen = _explicit([preset, file_layer], assignments, flags)
+    model = chosen.get("model", {})
+    name = model.get("name", EMBEDDED_MODEL) if isinstance(model, dict) else EMBEDDED_MODEL
+    if name in EMBEDDED_MODELS:
+        chosen = _explicit([preset, embedded, file_layer, embedded_in_file], assignments, flags)
+    if "tasks" in file_layer:
+        for key in OF_A_TASK:
+            if key not in file_layer:
+                chosen.pop(key, None)
+    return chosen
+
+
+def _split_embedded(layer: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Split a layer into what always holds and what holds for an embedded model. Raises `ConfigError`."""
+    always = {key: value for key, value in layer.items() if key != EMBEDDED_TABLE}
+    embedded = layer.get(EMBEDDED_TABLE, {})
+    if not isinstance(embedded, dict):
+        raise ConfigError(f"'{EMBEDDED_TABLE}' is {shorten(json.dumps(embedded))}; it is a table of settings")
+    return always, embedded
+
+
+def _is_whole(layer: Mapping[str, Any]) -> bool:
+    """Tell whether a layer leaves nothing to a preset, as the configuration of a run and the one printed do."""
+    return (Config.model_fields.keys() - {*OF_A_TASK, "tasks"}) <= layer.keys()
+
+
+def override_config(
+    config: Config, *, assignments: Sequence[str] = (), flags: Mapping[str, Any] | None = None
+) -> Config:
+    """Give a configuration with the two uppermost layers of `resolve_config` on top."""
+    return parse_config(_explicit([config.model_dump(mode="json")], assignments, flags))
+
+
+def _explicit(
+    layers: Sequence[Mapping[str, Any]], assignments: Sequence[str], flags: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """Merge layers, then set single keys: `rewards.x=1` adds a reward, `rewards={x=1}` drops the others.
+
+    Which rewards there are and how they are combined is one choice: whoever names all rewards anew does not
+    inherit `combine` from below.
+    """
+    values = _merge(layers)
+    given = [parse_assignment(assignment) for assignment in assignments]
+    given += [(key, value) for key, value in (flags or {}).items() if value is not None]
+    # Rewards first: they drop the `combine` from below, not the one that was given with them.
+    for key, value in sorted(given, key=lambda one: one[0].endswith("combine")):
+        _assign(values, key, value)
+    return dict(_expand_homes(values))
+
+
+def parse_assignment(text: str) -> tuple[str, Any]:
+    """Read `key=value` with a TOML value, where a bare word is a string. Raises `ConfigError`."""
+    # An equals sign within quotes belongs to the key.
+    found = re.fullmatch(r"""((?:"[^"]*"|'[^']*'|[^="'])*)=(.*)""", text, re.DOTALL)
+    key, equals, value = (found[1], "=", found[2]) if found else text.partition("=")
+    if not equals or not key.strip():
+        raise ConfigError(f"--set {shorten(text)}: write key=value, for example --set train.learning_rate=3e-4")
+    try:
+        return key.strip(), parse_value(value)
+    except ConfigError as error:
+        raise ConfigError(f"--set {shorten(key.strip())}={error}") from None
+
+
+def split_key(dotted_key: str) -> list[str]:
+    """Split a key at its dots, but not within the quotes of TOML, nor within the name of a reward.
+
+    The name of a reward may be an address or a file: `rewards.mine.py:f`, `reward_settings.http://10.0.0.1:8000/x.patience`.
+    Raises `ConfigError` for quotes that TOML does not read.
+    """
+    if '"' in dotted_key or "'" in dotted_key:
+        try:
+            table: Any = tomllib.loads(f"{dotted_key} = 0")
+        except (tomllib.TOMLDecodeError, RecursionError):
+            raise ConfigError(
+                f"the key {shorten(dotted_key)} has quotes in it and is no dotted key of TOML; write for example "
+                'reward_settings."http://host:8000/name".patience'
+            ) from None
+        parts = []
+        while isinstance(table, dict) and len(table) == 1:
+            ((part, table),) = table.items()
+            parts.append(part)
+        return parts
+    parts = dotted_key.split(".")
+    start = 2 if parts[0] == "tasks" else 0
+    if parts[start : start + 1] == ["rewards"] and len(parts) > start + 2:
+        return [*parts[: start + 1], ".".join(parts[start + 1 :])]
+    if parts[0] == "reward_settings" and len(parts) > 3:
+        return [parts[0], ".".join(parts[1:-1]), parts[-1]]
+    return parts
+
+
+def _assign(table: dict[str, Any], dotted_key: str, value: Any) -> None:
+    *parents, last = split_key(dotted_key)
+    if len(parents) > DEEPEST:
+        raise ConfigError(f"unknown key '{shorten(dotted_key)}'")
+    for name in parents:
+        table = table.setdefault(name, {})
+        if not isinstance(table, dict):
+            raise ConfigError(f"'{dotted_key}': '{name}' is a value, not a table")
+    below = table.get(last)
+    if last == "rewards":
+        table.pop("combine", None)
+    if isinstance(value, dict) and isinstance(below, dict) and last != "rewards":
+        table[last] = _merge([below, value])
+    else:
+        table[last] = value
+
+
+def _expand_homes(value: Any) -> Any:
+    """Replace `~` at the front of every text and key: no setting that is not a path begins with one."""
+    match value:
+        case str():
+            return expand_home(value)
+        case Mapping():
+            return {expand_home(key): _expand_homes(item) for key, item in value.items()}
+        case list() | tuple():
+            return [_expand_homes(item) for item in value]
+    return value
+
+
+def _merge(layers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    merged: dict[str, Any] = {}
+    for layer in layers:
+        if "rewards" in layer:
+            merged.pop("combine", None)
+        for key, value in layer.items():
+            below = merged.get(key)
+            # A layer that names rewards replaces them, else none could be dropped.
+            if isinstance(value, Mapping) and isinstance(below, dict) and key != "rewards":
+                merged[key] = _merge([below, value])
+            else:
+                merged[key] = dict(value) if isinstance(value, Mapping) else value
+    return merged
