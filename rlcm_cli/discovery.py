@@ -1,0 +1,57 @@
+"""Records that are found by being there: every module of a folder declares one under the same name."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Iterable
+from types import MappingProxyType
+from typing import Protocol, TypeVar
+
+from rlcm_cli.errors import ConfigError
+
+
+class Named(Protocol):
+    """A record with the name that a configuration chooses it by."""
+
+    @property
+    def kind(self) -> str:
+        """The name, once in its folder."""
+
+
+RecordT = TypeVar("RecordT", bound=Named)
+
+
+def discover(
+    package: str, folder: Iterable[str], constant: str, record: type[RecordT]
+) -> MappingProxyType[str, RecordT]:
+    """Return the record of every module of a package, by its kind, in the order of the modules' names.
+
+    Modules that begin with an underscore are helpers and are passed over.
+
+    Args:
+        package: The package's `__name__`.
+        folder: Its `__path__`.
+        constant: Name that each module gives its record, such as SAMPLER.
+        record: Class of the records.
+
+    Raises:
+        ConfigError: If a module has no such record, or two have one of the same kind.
+    """
+    found: dict[str, RecordT] = {}
+    homes: dict[str, str] = {}
+    for name in sorted(module.name for module in pkgutil.iter_modules(list(folder)) if module.name[0] != "_"):
+        home = f"{package}.{name}"
+        declared = getattr(importlib.import_module(home), constant, None)
+        if not isinstance(declared, record):
+            raise ConfigError(
+                f"{home}: declares no {constant}; every module of {package} needs {constant} = {record.__name__}(…), "
+                "or a name that begins with an underscore"
+            )
+        if declared.kind in found:
+            raise ConfigError(
+                f"{home}: its {constant} is of the kind '{declared.kind}', as is that of {homes[declared.kind]}; "
+                "rename or remove one of them"
+            )
+        found[declared.kind], homes[declared.kind] = declared, home
+    return MappingProxyType(found)

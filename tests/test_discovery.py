@@ -1,0 +1,60 @@
+"""Records that are found by being in a folder."""
+
+import importlib
+import subprocess
+import sys
+from dataclasses import dataclass
+
+import pytest
+
+from rlcm_cli.discovery import discover
+from rlcm_cli.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Fruit:
+    """A record of the tests."""
+
+    kind: str
+
+
+@pytest.fixture
+def find(tmp_path, monkeypatch):
+    """Write modules into a package of their own, and discover what they declare."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+    package = tmp_path / "orchard"
+    package.mkdir()
+    before = set(sys.modules)
+
+    def find(**modules):
+        (package / "__init__.py").touch()
+        for name, text in modules.items():
+            (package / f"{name}.py").write_text(f"from {__name__} import Fruit\n{text}\n")
+        importlib.invalidate_caches()
+        return discover("orchard", importlib.import_module("orchard").__path__, "FRUIT", Fruit)
+
+    yield find
+    for name in set(sys.modules) - before:
+        if name.split(".")[0] == "orchard":
+            del sys.modules[name]
+
+
+def test_modules_are_found_in_the_order_of_their_names(find):
+    found = find(pear="FRUIT = Fruit('green')", apple="FRUIT = Fruit('red')", _peel="")
+    assert list(found) == ["red", "green"]
+    assert found["green"] == Fruit("green")
+
+
+def test_a_module_without_a_record_is_one_clear_error(find):
+    with pytest.raises(ConfigError, match=r"^orchard\.apple: declares no FRUIT; every module of orchard needs FRUIT"):
+        find(apple="FRUIT = 'red'")
+
+
+def test_two_records_of_one_kind_are_one_clear_error(find):
+    with pytest.raises(ConfigError, match=r"^orchard\.pear: its FRUIT is of the kind 'red', as is that of orchard\."):
+        find(apple="FRUIT = Fruit('red')", pear="FRUIT = Fruit('red')")
+
+
+def test_discovery_needs_no_torch():
+    check = "import sys; import rlcm_cli.discovery; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", check], check=False).returncode == 0
