@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 import shlex
+from collections.abc import Sequence
 
 from rlcm_cli.errors import ConfigError
 
@@ -28,6 +30,14 @@ def shorten(text: str, longest: int = LONGEST) -> str:
     if len(text) <= longest:
         return text
     return f"{text[: longest * 2 // 3]}…{text[-longest // 3 :]}"
+
+
+def nearest(word: str, known: Sequence[str]) -> str:
+    """Return the end of an error's line that names what was probably meant; empty where nothing is near."""
+    found = difflib.get_close_matches(word, known, n=1)
+    if not found:  # `learning_rate` means `train.learning_rate`
+        found = [key for key in known if key.split(".")[-1] == word.split(".")[-1]][:1]
+    return f" (did you mean '{found[0]}'?)" if found else ""
 
 
 def expand_home(text: str) -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from rlcm_cli.discovery import discover
+from rlcm_cli.discovery import discover, list_kinds
 from rlcm_cli.errors import ConfigError
 
 
@@ -40,9 +40,15 @@ def find(tmp_path, monkeypatch):
 
 
 def test_modules_are_found_in_the_order_of_their_names(find):
-    found = find(pear="FRUIT = Fruit('green')", apple="FRUIT = Fruit('red')", _peel="")
-    assert list(found) == ["red", "green"]
-    assert found["green"] == Fruit("green")
+    found = find(pear="FRUIT = Fruit('pear')", crab_apple="FRUIT = Fruit('crab-apple')", _peel="")
+    assert list(found) == ["crab-apple", "pear"]
+    assert found["pear"] == Fruit("pear")
+
+
+def test_kinds_are_listed_without_an_import(tmp_path):
+    for name in ("pear", "crab_apple", "_peel", "__init__"):
+        (tmp_path / f"{name}.py").write_text("raise ImportError")
+    assert list_kinds([str(tmp_path)]) == ["crab-apple", "pear"]
 
 
 def test_a_module_without_a_record_is_one_clear_error(find):
@@ -51,8 +57,8 @@ def test_a_module_without_a_record_is_one_clear_error(find):
 
 
 def test_two_records_of_one_kind_are_one_clear_error(find):
-    with pytest.raises(ConfigError, match=r"^orchard\.pear: its FRUIT is of the kind 'red', as is that of orchard\."):
-        find(apple="FRUIT = Fruit('red')", pear="FRUIT = Fruit('red')")
+    with pytest.raises(ConfigError, match=r"^orchard\.pear: its FRUIT is of the kind 'apple', and the name of the"):
+        find(apple="FRUIT = Fruit('apple')", pear="FRUIT = Fruit('apple')")
 
 
 def test_discovery_needs_no_torch():

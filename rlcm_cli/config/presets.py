@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from importlib import resources
 
-from rlcm_cli.config.validation import nearest
 from rlcm_cli.errors import ConfigError
+from rlcm_cli.wording import nearest
 
 
 def task_names() -> list[str]:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
@@ -13,7 +12,7 @@ from pydantic import BaseModel, ValidationError
 from rlcm_cli.config.settings import Config
 from rlcm_cli.errors import ConfigError
 from rlcm_cli.sections import SectionT
-from rlcm_cli.wording import shorten
+from rlcm_cli.wording import nearest, shorten
 
 SPELLINGS = {"fp16": "float16", "half": "float16", "bf16": "bfloat16", "fp32": "float32", "float": "float32"}
 """What other programs call a setting's values."""
@@ -74,11 +73,3 @@ def _known_keys(section: type[BaseModel], prefix: str = "") -> list[str]:
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
             keys += _known_keys(field.annotation, f"{prefix}{name}.")
     return keys
-
-
-def nearest(word: str, known: Sequence[str]) -> str:
-    """Return the end of an error's line that names what was probably meant; empty where nothing is near."""
-    found = difflib.get_close_matches(word, known, n=1)
-    if not found:  # `learning_rate` means `train.learning_rate`
-        found = [key for key in known if key.split(".")[-1] == word.split(".")[-1]][:1]
-    return f" (did you mean '{found[0]}'?)" if found else ""
