@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, TypeVar
+from types import UnionType
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -20,3 +21,16 @@ class Section(BaseModel):
 
 
 SectionT = TypeVar("SectionT", bound=Section)
+
+
+def sections_of(annotation: Any) -> list[type[Section]]:
+    """Return the tables that a setting may be: a section itself, or every one of a union; none of other settings."""
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return [annotation]
+    members = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else ()
+    return [found for member in members for found in sections_of(member)]
+
+
+def choices_of(section: type[Section]) -> list[str]:
+    """Return the tables of a section that are one of several, chosen by their `kind`."""
+    return [name for name, setting in section.model_fields.items() if len(sections_of(setting.annotation)) > 1]

@@ -67,9 +67,9 @@ METHODS = {
         10,
         30,
     ),
-    "rebel": Method(("--set=train.objective=rebel", "--set=sample.group_size=2"), 20, 30),
-    "rwr": Method(("--set=train.objective=rwr", "--set=train.rwr_beta=0.2"), 20, 30),
-    "rwr-sparse": Method(("--set=train.objective=rwr-sparse",), 20, 30),
+    "rebel": Method(("--objective=rebel", "--set=sample.group_size=2"), 20, 30),
+    "rwr": Method(("--objective=rwr", "--set=objective.beta=0.2"), 20, 30),
+    "rwr-sparse": Method(("--objective=rwr-sparse",), 20, 30),
 }
 
 

@@ -153,8 +153,7 @@ def render(name: str, found: Bench, reward: str) -> list[Table | str]:
         f"memory: {memory}; reward: {reward}",
         f"floating-point operations: {_tera(found.flops.call)} a model call and image, {_tera(found.flops.decode)} a "
         f"decoded image, {_tera(found.flops.transition)} a transition",
-        f"precision: replayed before any update the ratio drifts by {found.ratio_drift:.1e}, "
-        f"{found.ratio_drift / found.clip_range:.1%} of the clip range {found.clip_range:.0e}",
+        f"precision: replayed before any update the ratio drifts by {found.ratio_drift:.1e}{_compare_drift(found)}",
     ]
     if found.fit is not None:
         how = "measured" if found.fit.measured else "estimated from the tensors of one and two transitions"
@@ -179,6 +178,12 @@ def to_values(found: Bench) -> dict[str, Any]:
     from dataclasses import asdict
 
     return asdict(found)
+
+
+def _compare_drift(found: Bench) -> str:
+    if found.clip_range is None:
+        return ""
+    return f", {found.ratio_drift / found.clip_range:.1%} of the clip range {found.clip_range:.0e}"
 
 
 def _cells(row: Measured) -> list[str]:

@@ -80,11 +80,15 @@ def _beginning(names: list[str], incomplete: str) -> list[str]:
 
 def _leaves(section: Any, prefix: str = "") -> dict[str, Any]:
     """Return the annotation of each setting that is not a section itself, by its dotted key."""
+    from rlcm_cli.sections import sections_of
+
     found: dict[str, Any] = {}
     for name, field in section.model_fields.items():
-        if hasattr(field.annotation, "model_fields"):
-            found |= _leaves(field.annotation, f"{prefix}{name}.")
-        else:
+        tables = sections_of(field.annotation)
+        for table in tables:
+            for key, annotation in _leaves(table, f"{prefix}{name}.").items():
+                found[key] = found[key] | annotation if key in found else annotation
+        if not tables:
             found[prefix + name] = field.annotation
     return found
 

@@ -20,7 +20,7 @@ def describe_goal(config: Config) -> str:
     cycles = count(config.runtime.iterations, "iteration")
     watched = ", ".join(shorten_names(config.watch.rewards).values())
     end = f"; watching {watched}" if watched else ""
-    return f"trained for {', '.join(goals)}; objective {config.train.objective}; {images} × {cycles}{end}"
+    return f"trained for {', '.join(goals)}; objective {config.objective.kind}; {images} × {cycles}{end}"
 
 
 def describe_sum(rewards: Mapping[str, float]) -> str:

@@ -13,7 +13,7 @@ from rlcm_cli.errors import ConfigError
 from rlcm_cli.wording import command
 
 if TYPE_CHECKING:
-    from rlcm_cli.phases.team import Team
+    from rlcm_cli.runs.team import Team
 
 PAPERS_MODELS = {"emoji-lcm": "SimianLuo/LCM_Dreamshaper_v7", "emoji-diffusion": "CompVis/stable-diffusion-v1-4"}
 """What each embedded model stands for."""
@@ -100,7 +100,7 @@ def run(
                 "watch.on_hacking": on_hacking,
                 "model.name": model,
                 "model.policy": policy,
-                "train.objective": objective,
+                "objective.kind": objective,
                 "train.parameters": trained,
                 "last_step.mode": last_step,
                 "runtime.iterations": iterations,
@@ -134,10 +134,10 @@ def run(
         from rlcm_cli.cli.display import Display
         from rlcm_cli.cli.live import look_at
         from rlcm_cli.cli.tracking import open_trackers, track
+        from rlcm_cli.phases.join import check_team, join_team
         from rlcm_cli.phases.loop import loop
         from rlcm_cli.phases.policy import start_run
         from rlcm_cli.phases.score import load_scorers
-        from rlcm_cli.phases.team import check_team, join_team
         from rlcm_cli.phases.watch import advise_checkpoint
         from rlcm_cli.report.curves import write_curves
         from rlcm_cli.report.pairs import write_pairs

@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+import rlcm_cli
 from rlcm_cli.cli import completion as c
 from rlcm_cli.cli.streams import say
+from rlcm_cli.discovery import list_kinds
 from rlcm_cli.wording import to_line
 
 if TYPE_CHECKING:
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from rlcm_cli.phases.run import Run
     from rlcm_cli.store.score_cache import ScoreCache
 
+OBJECTIVE_KINDS = list_kinds([str(Path(rlcm_cli.__file__).with_name("objectives"))])
 CONFIGURATION = "Configuration"
 OUTPUT = "Output"
 
@@ -190,10 +193,10 @@ ObjectiveOption = Annotated[
     str | None,
     setting(
         "--objective",
-        "NAME",
-        "What is made of the rewards: ppo, grpo, reinforce, rebel, rwr or rwr-sparse.",
+        "KIND",
+        f"What is made of the rewards: {', '.join(OBJECTIVE_KINDS)}.",
         False,
-        c.complete_words("train", "objective"),
+        c.complete_words("objective", "kind"),
     ),
 ]
 TrainOption = Annotated[

@@ -54,7 +54,7 @@ def run(
                 "rewards": o.parse_rewards(rewards),
                 "model.name": model,
                 "model.policy": policy,
-                "train.objective": objective,
+                "objective.kind": objective,
                 "train.parameters": trained,
                 "last_step.mode": last_step,
                 "sample.samples": samples,
@@ -69,10 +69,10 @@ def run(
         o.announce(config.model.name, quiet=quiet, as_json=as_json)
 
         from rlcm_cli.cli.display import Display
+        from rlcm_cli.phases.join import check_team, join_team
         from rlcm_cli.phases.policy import start_run
         from rlcm_cli.phases.run import check_run, parse_worker
         from rlcm_cli.phases.sample import sample, tell_cut_prompts
-        from rlcm_cli.phases.team import check_team, join_team
 
         share = parse_worker(worker)
         team = join_team(config.runtime.device)

@@ -40,10 +40,10 @@ def run(
     from rlcm_cli.cli.consent import Given, named_texts, permit
     from rlcm_cli.cli.display import Display
     from rlcm_cli.cli.tracking import open_trackers, track
+    from rlcm_cli.phases.join import check_team, join_team
     from rlcm_cli.phases.policy import load_policy_model
     from rlcm_cli.phases.score import load_scorers
     from rlcm_cli.phases.staging import stage_training
-    from rlcm_cli.phases.team import check_team, join_team
     from rlcm_cli.phases.train import train
 
     with open_place(named, stage_training, publishes=True) as place:

@@ -14,14 +14,18 @@ def find_following(preset: Values, file: Values, line: Values) -> list[tuple[str
 
     `train.minibatch_size` follows `sample.samples`, so that an iteration keeps its number of optimizer steps where it
     can. A LoRA that was distilled for few steps is drawn without guidance, which was distilled with it; what a preset
-    has is for the model that it names.
+    has is for the model that it names. An objective leaves the settings of the one that it replaces behind.
 
     Args:
         preset: What holds where the user says nothing.
         file: What the user's file says.
         line: What the command line says. What is not a number where one belongs is left for the validation to refuse.
     """
-    return [*_follow_samples(preset, file, line), *_follow_distilled_lora(preset, file, line)]
+    return [
+        *_follow_samples(preset, file, line),
+        *_follow_distilled_lora(preset, file, line),
+        *_follow_objective(preset, file, line),
+    ]
 
 
 def _follow_samples(preset: Values, file: Values, line: Values) -> list[tuple[str, Any, str]]:
@@ -62,6 +66,25 @@ def _follow_distilled_lora(preset: Values, file: Values, line: Values) -> list[t
             "sample.guidance_scale=2 overrides)",
         )
     ]
+
+
+def _follow_objective(preset: Values, file: Values, line: Values) -> list[tuple[str, Any, str]]:
+    chosen = _first([line, file], "objective", "kind")
+    if chosen is None:
+        return []
+    below = [preset, file] if _look_up(line, "objective", "kind") is not None else [preset]
+    left: dict[str, Any] = {}
+    before = None
+    for layer in below:
+        table = layer.get("objective")
+        kind = _look_up(layer, "objective", "kind") or before
+        if isinstance(table, Mapping) and kind not in (None, chosen):
+            left = {**(left if kind == before else {}), **table}
+            before = kind
+    settings = ", ".join(f"objective.{key} {value}" for key, value in left.items() if key != "kind")
+    if not settings:
+        return []
+    return [("objective.kind", chosen, f"objective.kind is {chosen}, not {before}, so {settings} is left out")]
 
 
 def _first(layers: Sequence[Values], table: str, key: str) -> Any:

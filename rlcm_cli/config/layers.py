@@ -22,11 +22,17 @@ from rlcm_cli.config.presets import task_text
 from rlcm_cli.config.settings import EMBEDDED_MODEL, EMBEDDED_MODELS, Config, ModelSettings, keep_commit
 from rlcm_cli.config.validation import parse_config
 from rlcm_cli.errors import ConfigError
+from rlcm_cli.sections import choices_of
 from rlcm_cli.toml_files import DEEPEST, parse_value, read_settings
 from rlcm_cli.wording import expand_home, shorten
 
 EMBEDDED_TABLE = "embedded"
 """What holds where the model is an embedded one, over the rest of the same file."""
+
+
+CHOICES = tuple(choices_of(Config))
+"""Tables that are one of several kinds: a layer of another kind replaces the one below."""
+KINDS = tuple(f"{table}.kind" for table in CHOICES)
 
 
 OF_A_TASK = ("prompts", "rewards", "combine")
@@ -190,7 +196,8 @@ def _explicit(
     given = [parse_assignment(assignment) for assignment in assignments]
     given += [(key, value) for key, value in (flags or {}).items() if value is not None]
     # Rewards first: they drop the `combine` from below, not the one that was given with them.
-    for key, value in sorted(given, key=lambda one: one[0].endswith("combine")):
+    # And a kind before the settings of it: it drops those of another.
+    for key, value in sorted(given, key=lambda one: (one[0] not in KINDS, one[0].endswith("combine"))):
         _assign(values, key, value)
     return dict(_expand_homes(values))
 
@@ -247,7 +254,11 @@ def _assign(table: dict[str, Any], dotted_key: str, value: Any) -> None:
     below = table.get(last)
     if last == "rewards":
         table.pop("combine", None)
-    if isinstance(value, dict) and isinstance(below, dict) and last != "rewards":
+    if dotted_key in KINDS and below not in (None, value):
+        table.clear()
+    if dotted_key in CHOICES and isinstance(value, dict):
+        table[last] = _merge([{last: below}, {last: value}])[last]
+    elif isinstance(value, dict) and isinstance(below, dict) and last != "rewards":
         table[last] = _merge([below, value])
     else:
         table[last] = value
@@ -272,9 +283,16 @@ def _merge(layers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
             merged.pop("combine", None)
         for key, value in layer.items():
             below = merged.get(key)
+            if key in CHOICES and _is_another_kind(below, value):
+                below = None  # settings of another kind say nothing of this one
             # A layer that names rewards replaces them, else none could be dropped.
             if isinstance(value, Mapping) and isinstance(below, dict) and key != "rewards":
                 merged[key] = _merge([below, value])
             else:
                 merged[key] = dict(value) if isinstance(value, Mapping) else value
     return merged
+
+
+def _is_another_kind(below: Any, value: Any) -> bool:
+    tables = isinstance(below, Mapping) and isinstance(value, Mapping)
+    return tables and "kind" in below and "kind" in value and below["kind"] != value["kind"]

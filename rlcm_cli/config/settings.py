@@ -8,11 +8,12 @@ much memory and disk, what to look out for) without changing what an iteration c
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
 
 from pydantic import Field, model_validator
 
 from rlcm_cli.errors import ConfigError
+from rlcm_cli.objectives import DEFAULT, UNMET, Need, find_objective, list_objectives
 from rlcm_cli.sections import NonNegativeFloat, PositiveFloat, PositiveInt, Section
 
 EMBEDDED_MODEL = "emoji-lcm"
@@ -21,10 +22,6 @@ EMBEDDED_MODELS = (EMBEDDED_MODEL, "emoji-diffusion")
 Combination = Literal["normalised", "sum"]
 """How several rewards become one advantage: each normalised by its prompt's statistics and then weighted, so that
 none drowns the others (`normalised`); or weighted and summed as they are, then normalised (`sum`)."""
-
-Objective = Literal["ppo", "grpo", "reinforce", "rebel", "rwr", "rwr-sparse"]
-"""What is made of the advantages: PPO's clipped ratio; the same with advantages relative to a group; the plain
-policy gradient; REBEL's regression of differences; the likelihood weighted by exp(reward), or of the best alone."""
 
 Tracker = Literal["tensorboard", "wandb", "trackio", "mlflow", "all"]
 
@@ -100,7 +97,7 @@ class SampleSettings(Section):
     staleness: Literal[0, 1] = 0
     """Checkpoints that the policy which draws is behind the one that is trained. 1 lets an engine draw an iteration
     while the one before it trains; whoever draws, iteration i is then drawn by checkpoint max(0, i − 1).
-    Ratios are then off 1 before the first update already: widen train.clip_range, or much of it is clipped."""
+    Ratios are then off 1 before the first update already: widen objective.clip_range, or much of it is clipped."""
 
     @model_validator(mode="after")
     def _check_sizes(self) -> SampleSettings:
@@ -165,11 +162,11 @@ class TrainSettings(Section):
 
     parameters: Literal["lora", "full"] = "lora"
     """What is trained: the adapter of [lora], or all weights of the U-Net, which takes model.dtype float32."""
-    objective: Objective = "ppo"
+    # How a reward is compared and cut stands here and not in [objective]: whoever tries another objective keeps it.
     advantages: Literal["per-prompt", "batch", "group", "leave-one-out", "none"] | None = None
     """What a reward is compared with: its prompt's running statistics, the batch, its group, the others of its
-    group; `none`: the reward as it is, in its own unit, for rwr and rebel. None: `group` for grpo, `per-prompt` for
-    the others."""
+    group; `none`: the reward as it is, in its own unit, for regressions. None: what the objective takes by default,
+    `group` where it compares within groups, else `per-prompt`."""
     learning_rate: PositiveFloat = 1e-4
     lr_schedule: Literal["constant", "linear", "cosine"] = "linear"
     lr_decay_iterations: Annotated[int, Field(ge=0)] = 0
@@ -182,17 +179,8 @@ class TrainSettings(Section):
     inner_epochs: PositiveInt = 1
     timestep_fraction: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Share of each trajectory's actions that is trained on, drawn anew for each sample and epoch."""
-    clip_range: PositiveFloat = 1e-4
-    """Of ppo and grpo."""
-    rebel_lr: PositiveFloat = 1.0
-    """Of rebel: the advantage that a trajectory's log-ratio of 1 stands for."""
-    rwr_beta: PositiveFloat = 2.0
-    """Of rwr: weights are proportional to exp(beta · advantage), so it depends on the unit of the advantages. The
-    default is for a variance of 1, where the published 0.2, which is of rewards in kB, weighs all nearly alike."""
-    rwr_share: Annotated[float, Field(gt=0, le=1)] = 0.1
-    """Of rwr-sparse: share of the samples, the best, that is kept."""
     advantage_clip: NonNegativeFloat = 10.0
-    """Largest advantage, above and below 0, of all objectives but rwr-sparse; 0: any."""
+    """Largest advantage, above and below 0, where the objective takes more than their order; 0: any."""
     max_grad_norm: NonNegativeFloat = 5.0
     """Norm to which a longer gradient is shortened; 0: none is."""
     kl_weight: NonNegativeFloat = 0.0
@@ -211,10 +199,9 @@ class TrainSettings(Section):
     weight_decay: NonNegativeFloat = 0.0
     """Decoupled (AdamW); at 0 this is Adam."""
 
-    @property
-    def advantage_kind(self) -> str:
-        """The advantages that are used."""
-        return self.advantages or ("group" if self.objective == "grpo" else "per-prompt")
+    def trained_actions(self, actions: int) -> int:
+        """Return how many of a trajectory's actions an inner epoch trains on."""
+        return max(1, round(self.timestep_fraction * actions)) if actions else 0
 
 
 class EvaluateSettings(Section):
@@ -310,6 +297,24 @@ class RaySettings(Section):
     """How long to wait for a node with what a task asks for; a cluster that starts nodes on demand takes minutes."""
 
 
+if TYPE_CHECKING:
+
+    class ObjectiveSettings(Section):
+        """The settings of any objective."""
+
+        kind: str
+
+else:
+    ObjectiveSettings = Annotated[
+        Union[tuple(objective.settings for objective in list_objectives().values())],  # noqa: UP007
+        Field(discriminator="kind"),
+    ]
+
+
+def _default_objective() -> Any:
+    return list_objectives()[DEFAULT].settings()
+
+
 class Config(Section):
     """A whole, resolved configuration."""
 
@@ -328,6 +333,7 @@ class Config(Section):
     last_step: LastStepSettings = LastStepSettings()
     pretraining: PretrainingSettings = PretrainingSettings()
     lora: LoraSettings = LoraSettings()
+    objective: ObjectiveSettings = Field(default_factory=_default_objective)
     train: TrainSettings = TrainSettings()
     evaluate: EvaluateSettings = EvaluateSettings()
     watch: WatchSettings = WatchSettings()
@@ -355,7 +361,7 @@ class Config(Section):
                 f"{train.lr_decay_every} leaves the learning rate no step above 0; set train.lr_decay_every to less, "
                 "such as 1"
             )
-        if train.advantage_kind == "per-prompt" and train.min_count > train.buffer_size:
+        if self.advantage_kind == "per-prompt" and train.min_count > train.buffer_size:
             raise ValueError(
                 f"train.min_count is {train.min_count}, more than train.buffer_size {train.buffer_size}: "
                 "a prompt's own statistics would never serve"
@@ -377,49 +383,24 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _check_objective(self) -> Config:
-        train, group = self.train, self.sample.group_size
-        objective, minibatch = train.objective, train.minibatch_size or self.sample.samples
-        if objective == "grpo" and train.advantage_kind not in ("group", "leave-one-out"):
+        objective = find_objective(self)
+        unmet = ", ".join(sorted(need.value for need in objective.needs & UNMET))
+        if unmet:
             raise ValueError(
-                f"train.objective grpo compares the images of a group, and train.advantages is "
-                f"{train.advantages}; leave it out, or use objective ppo"
+                f"objective.kind {objective.kind} needs {unmet}, which no phase provides yet; use another"
             )
-        if train.advantage_kind in ("group", "leave-one-out") and group < 2:
+        objective.check(self)
+        kind, admitted = self.advantage_kind, objective.advantages.admitted
+        if kind in ("group", "leave-one-out") and self.sample.group_size < 2:
             raise ValueError(
-                f"train.advantages {train.advantage_kind} compares the images of a group, and there is one in each; "
-                "set sample.group_size to 2 or more"
+                f"train.advantages {kind} compares the images of a group, and there is one in each; set "
+                "sample.group_size to 2 or more"
             )
-        if objective == "rebel" and group % 2:
+        if kind not in admitted:
+            others = [name for name, one in list_objectives().items() if kind in one.advantages.admitted]
             raise ValueError(
-                f"train.objective rebel compares pairs of images of a prompt; set sample.group_size (now {group}) to "
-                "an even number"
-            )
-        if objective == "rebel" and minibatch % group:
-            raise ValueError(
-                f"train.minibatch_size is {minibatch}, not a multiple of sample.group_size {group}, so that "
-                "pairs would be torn"
-            )
-        if objective == "rebel" and train.timestep_fraction < 1:
-            raise ValueError("train.objective rebel needs whole trajectories; leave train.timestep_fraction at 1")
-        if objective == "reinforce" and (train.inner_epochs > 1 or minibatch < self.sample.samples):
-            raise ValueError(
-                "train.objective reinforce is right for samples of the policy itself alone, so for one optimizer step "
-                "an iteration; leave train.minibatch_size and train.inner_epochs out, or use objective ppo"
-            )
-        if train.advantage_kind == "none" and objective not in ("rwr", "rwr-sparse", "rebel"):
-            raise ValueError(
-                f"train.advantages none takes the reward as it is, and train.objective {objective} needs it compared "
-                "with others; leave it out, or use objective rwr or rebel"
-            )
-        if objective == "reinforce" and self.pretraining.own_steps:
-            raise ValueError(
-                "pretraining.own_steps moves the policy before its samples are trained on, and train.objective "
-                "reinforce does not correct for that; leave it at 0, or use objective ppo"
-            )
-        if objective == "reinforce" and self.sample.staleness:
-            raise ValueError(
-                "sample.staleness is 1, so that another policy draws than is trained, and train.objective reinforce "
-                "does not correct for that; leave it at 0, or use objective ppo"
+                f"train.advantages is {kind}, and objective.kind {objective.kind} takes {', '.join(admitted)}; leave "
+                f"it out, or use objective {' or '.join(others)}"
             )
         return self
 
@@ -474,13 +455,20 @@ class Config(Section):
         return list(dict.fromkeys([*trained, *self.watch.rewards]))
 
     @property
+    def advantage_kind(self) -> str:
+        """The advantages that are used: those that are asked for, or the objective's own."""
+        return self.train.advantages or find_objective(self).advantages.admitted[0]
+
+    @property
     def kept_checkpoints(self) -> int | None:
         """Newest checkpoints to keep beside the first: `runtime.keep_checkpoints`, and those that draw; None: all."""
         keep = self.runtime.keep_checkpoints
         return None if keep is None else max(keep, 1 + self.sample.staleness)
 
     def require_actions(self) -> None:
-        """Raise `ConfigError` where a trajectory would hold no action, so that nothing could be learned."""
+        """Raise `ConfigError` where a trajectory would hold no action, and the objective learns from nothing else."""
+        if Need.ACTIONS not in find_objective(self).needs:
+            return
         # Of other models only the pipeline tells what its last call is: `phases.schedules` looks there.
         is_lcm = self.model.policy == "lcm" or (self.model.policy == "auto" and self.model.name == EMBEDDED_MODEL)
         if is_lcm and self.sample.steps < 2 and self.last_step.mode == "deterministic":

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from rlcm_cli.config.settings import Config
 from rlcm_cli.errors import ConfigError
-from rlcm_cli.sections import SectionT
+from rlcm_cli.sections import Section, SectionT, choices_of, sections_of
 from rlcm_cli.wording import nearest, shorten
 
 SPELLINGS = {"fp16": "float16", "half": "float16", "bf16": "bfloat16", "fp32": "float32", "float": "float32"}
@@ -26,14 +26,27 @@ def override_section(section: SectionT, values: Mapping[str, Any]) -> SectionT:
 
 def parse_config(values: Mapping[str, Any]) -> Config:
     """Validate a nested mapping. Raises `ConfigError` with every fault in one line."""
-    return _validate(Config, values)
+    return _validate(Config, {**values, **_name_kinds(values)})
+
+
+def _name_kinds(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the tables that are one of several kinds and say not which: with the default's kind."""
+    unnamed = {
+        name: values[name]
+        for name in choices_of(Config)
+        if isinstance(values.get(name), Mapping) and "kind" not in values[name]
+    }
+    return {
+        name: {"kind": Config.model_fields[name].get_default(call_default_factory=True).kind, **table}
+        for name, table in unnamed.items()
+    }
 
 
 def _validate(section: type[SectionT], values: Mapping[str, Any]) -> SectionT:
     try:
         return section.model_validate_json(json.dumps(values))
     except ValidationError as error:
-        raise ConfigError("; ".join(_describe(fault) for fault in error.errors())) from None
+        raise ConfigError("; ".join(_describe(fault, section) for fault in error.errors())) from None
     except TypeError as error:
         raise ConfigError(f"a value of the configuration is neither number, text nor table: {error}") from None
 
@@ -50,15 +63,20 @@ def differences(saved: Mapping[str, Any], asked: Mapping[str, Any], prefix: str 
     return lines
 
 
-def _describe(fault: Any) -> str:
-    key = shorten(".".join(str(part) for part in fault["loc"]))
+def _describe(fault: Any, section: type[Section]) -> str:
+    key, table = _locate(fault["loc"], section)
     if fault["type"] == "extra_forbidden":
-        return f"unknown key '{key}'{nearest(key, _known_keys(Config))}"
+        return f"unknown key '{key}'{_hint(key, str(fault['loc'][-1]), table)}"
     message = str(fault["msg"]).removeprefix("Value error, ")
     if fault["type"] == "value_error":
         return message
     if fault["type"] == "missing":
         return f"'{key}' is missing"
+    if fault["type"] == "union_tag_not_found":
+        return f"'{key}.kind' is missing"
+    if fault["type"] == "union_tag_invalid":
+        given, words = fault["ctx"]["tag"], re.findall(r"'([^']+)'", fault["ctx"]["expected_tags"])
+        return f"'{key}.kind' is {shorten(json.dumps(given))}: input should be {_list(words)}{nearest(given, words)}"
     if fault["type"] == "literal_error":
         given, words = str(fault["input"]), re.findall(r"'([^']+)'", fault["ctx"]["expected"])
         meant = SPELLINGS.get(given.lower())
@@ -66,10 +84,47 @@ def _describe(fault: Any) -> str:
     return f"'{key}' is {shorten(json.dumps(fault['input']))}: {message[0].lower()}{message[1:]}"
 
 
-def _known_keys(section: type[BaseModel], prefix: str = "") -> list[str]:
+def _list(words: Sequence[str]) -> str:
+    *others, last = (f"'{word}'" for word in words)
+    return f"{', '.join(others)} or {last}" if others else last
+
+
+def _locate(place: Sequence[str | int], section: type[Section]) -> tuple[str, type[Section] | None]:
+    """Return the dotted key of a fault, and the table that it is in, if that is a section."""
     keys: list[str] = []
-    for name, field in section.model_fields.items():
+    table: type[Section] | None = section
+    below, rest = [section], list(place)
+    while rest:
+        if len(below) > 1:  # pydantic puts the kind of a table that is one of several behind the table's name
+            kind = rest.pop(0)
+            below = [one for one in below if _kind_of(one) == kind]
+            continue
+        table = below[0] if below else None
+        keys.append(str(rest.pop(0)))
+        setting = table.model_fields.get(keys[-1]) if table else None
+        below = sections_of(setting.annotation) if setting else []
+    return shorten(".".join(keys)), table
+
+
+def _hint(key: str, name: str, table: type[Section] | None) -> str:
+    """Return the end of an unknown key's line: of which kind it is a setting, or what was probably meant."""
+    for choice in choices_of(Config):
+        members = sections_of(Config.model_fields[choice].annotation)
+        owners = [_kind_of(one) for one in members if name in one.model_fields]
+        if table in members and owners:
+            own = _kind_of(table)
+            return f" of the kind '{own}': it belongs to {_list(owners)}; leave it out, or change {choice}.kind"
+    return nearest(key, _known_keys(Config))
+
+
+def _kind_of(table: type[Section] | None) -> str:
+    return str(table.model_fields["kind"].default) if table else ""
+
+
+def _known_keys(section: type[Section], prefix: str = "") -> list[str]:
+    keys: list[str] = []
+    for name, setting in section.model_fields.items():
         keys.append(prefix + name)
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            keys += _known_keys(field.annotation, f"{prefix}{name}.")
+        for below in sections_of(setting.annotation):
+            keys += [key for key in _known_keys(below, f"{prefix}{name}.") if key not in keys]
     return keys

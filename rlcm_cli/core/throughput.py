@@ -15,7 +15,7 @@ class Work:
 
     images: int
     calls: int
-    """Model calls an image, H."""
+    """Model calls an image without a gradient: H, and those that take old log-probabilities again."""
     transitions: int
     """Transitions trained on, inner epochs counted."""
 

@@ -30,8 +30,10 @@ from rlcm_cli.core.throughput import (
     sweep_batches,
 )
 from rlcm_cli.errors import ConfigError
+from rlcm_cli.learning.costs import count_work
 from rlcm_cli.models.diffusion import DiffusionModel
 from rlcm_cli.models.memory import cap_memory
+from rlcm_cli.objectives import find_objective
 from rlcm_cli.phases.memory import TrainingFit, fit_training, release_memory, training_peaks
 from rlcm_cli.phases.policy import attach
 from rlcm_cli.phases.probe import Probe
@@ -112,7 +114,8 @@ class Bench:
     reward: Measured
     ratio_drift: float
     """Largest |ratio − 1| before any update, when replayed in another batch than drawn."""
-    clip_range: float
+    clip_range: float | None
+    """Of the objective; None where it cuts no ratio."""
     largest_micro_batch: int | None
     """That memory has room for; None where it was not looked for, without a cap on a device that has none."""
     fit: TrainingFit | None
@@ -194,19 +197,12 @@ def bench(
         training=training,
         reward=scored,
         ratio_drift=drift,
-        clip_range=config.train.clip_range,
+        clip_range=find_objective(config).clip_range(config.objective),
         largest_micro_batch=largest,
         fit=fit,
         projections=[Projection(name, work, project_seconds(work, costs)) for name, work in works.items()],
         suggestions=suggestions,
     )
-
-
-def count_work(config: Config, actions: int) -> Work:
-    """Count what a whole run of a configuration asks for; `actions` a trajectory."""
-    images = config.runtime.iterations * config.sample.samples
-    trained = max(1, round(config.train.timestep_fraction * actions)) if actions else 0
-    return Work(images, config.sample.steps, images * trained * config.train.inner_epochs)
 
 
 def measure_matrix_peak(device: torch.device, dtype: torch.dtype) -> float:

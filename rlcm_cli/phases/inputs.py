@@ -10,6 +10,7 @@ import functools
 import json
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from rlcm_cli.config import Config, PretrainingSettings
 from rlcm_cli.errors import ConfigError, ForeignFileError, MissingFileError, RunMismatchError
@@ -18,6 +19,9 @@ from rlcm_cli.prompts.pairs import Pairs, open_pairs
 from rlcm_cli.store.identity import identify_run, read_run_identity
 from rlcm_cli.store.inputs import Inputs, publish_inputs, read_inputs
 from rlcm_cli.store.layout import RunLayout
+
+if TYPE_CHECKING:  # what needs the prompts alone needs no torch
+    from rlcm_cli.models.diffusion import DiffusionModel
 
 SHOWN = 3
 """Prompts that a message shows."""
@@ -157,6 +161,21 @@ def check_images(layout: RunLayout, config: Config) -> None:
             f"pretraining.source {source!r}: its images or captions have changed since the run {layout.root} began; "
             "put them back, or choose another --run"
         )
+
+
+def find_pairs(config: Config, model: DiffusionModel) -> Pairs | None:
+    """Open the images that a configuration names; None where it names none.
+
+    Raises `ConfigError` where they cannot be had, or the model is none that is trained so.
+    """
+    if config.pretraining.source is None:
+        return None
+    if model.policy != "ddim":
+        raise ConfigError(
+            f"pretraining.source is set, and this model's policy is {model.policy}: a consistency model was not "
+            "trained to denoise; leave it out (train.kl_weight also holds on to the base model)"
+        )
+    return open_images(config.pretraining)
 
 
 @functools.cache

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import torch
 
+from rlcm_cli.learning.costs import count_training_calls
+from rlcm_cli.learning.log_probs import refresh_passes
 from rlcm_cli.models.diffusion import DiffusionModel
-from rlcm_cli.phases.costs import BACKWARD_FORWARDS
 from rlcm_cli.phases.evaluate import evaluate, plan_evaluation
 from rlcm_cli.phases.events import CostEstimated, Event, Warned
 from rlcm_cli.phases.iterations import run_iterations
@@ -19,8 +20,8 @@ from rlcm_cli.phases.run import Run
 from rlcm_cli.phases.sample import sample, tell_cut_prompts
 from rlcm_cli.phases.schedules import training_schedule
 from rlcm_cli.phases.score import Scorer, score
-from rlcm_cli.phases.team import Team
 from rlcm_cli.phases.train import train
+from rlcm_cli.runs.team import Team
 from rlcm_cli.store.checkpoint import latest_checkpoint
 
 
@@ -80,7 +81,8 @@ def estimate_cost(
     config = run.config
     steps, samples, batch = config.sample.steps, config.sample.samples, config.sample.batch_size
     latents = torch.zeros(batch, *model.latent_shape, device=model.device, dtype=model.dtype)
-    timesteps = torch.full((batch,), 999, device=model.device)
+    schedule = training_schedule(config, model)
+    timesteps = schedule.timesteps[:1].expand(batch).to(model.device)
     conditioning = {
         name: table.to(model.device).expand(batch, *table.shape[1:])
         for name, table in model.encode_prompts([""]).items()
@@ -92,21 +94,18 @@ def estimate_cost(
         model.decode(latents[:1])  # waits for the device
         seconds_a_call.append(time.perf_counter() - started)
     forward = min(seconds_a_call) / batch
-    settings, actions = config.train, training_schedule(config, model).actions
-    passes = 1 + BACKWARD_FORWARDS + bool(settings.kl_weight)
-    trained = actions * settings.timestep_fraction * settings.inner_epochs * passes
-    if config.last_step.mode == "backprop":
-        trained += settings.inner_epochs * (1 + BACKWARD_FORWARDS)
+    actions = schedule.actions
+    trained = count_training_calls(config, actions, refreshes=refresh_passes(config))
     between = iterations // config.evaluate.every if config.evaluate.every else 0
     drawn = len(plan_evaluation(config, run.prompts)) * (2 + between)
     drawing = min(team.size, config.sample.shards)  # processes; all of them train and evaluate
-    forwards = iterations * samples * (steps / drawing + trained / team.size) + drawn * steps / team.size
+    forwards = iterations * (samples * steps / drawing + trained / team.size) + drawn * steps / team.size
 
     latent_bytes = (actions + 1) * torch.zeros(model.latent_shape, dtype=model.dtype).nbytes
     sample_bytes = latent_bytes + 3 * model.image_size**2
     kept = iterations if config.runtime.keep_rollouts is None else config.runtime.keep_rollouts
-    copies = 3 + (settings.ema_decay is not None)  # the weights and Adam's two moments
+    copies = 3 + (config.train.ema_decay is not None)  # the weights and Adam's two moments
     trained_bytes = copies * 4 * sum(p.numel() for p in model.unet.parameters() if p.requires_grad)
-    checkpoints = config.runtime.keep_checkpoints or iterations
+    checkpoints = iterations if config.kept_checkpoints is None else config.kept_checkpoints
     disk = min(kept, iterations) * samples * sample_bytes + min(checkpoints, iterations) * trained_bytes
     return CostEstimated(forwards * forward, disk + drawn * 3 * model.image_size**2, iterations)

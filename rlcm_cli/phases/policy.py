@@ -12,15 +12,14 @@ import torch
 from rlcm_cli.config import Config, ModelSettings
 from rlcm_cli.core.device import allow_tf32
 from rlcm_cli.errors import ConfigError, ForeignFileError, ModelError
+from rlcm_cli.learning.optimizer import find_optimizer
 from rlcm_cli.models.diffusion import DiffusionModel
 from rlcm_cli.models.full import attach_full
 from rlcm_cli.models.loading import load_model
 from rlcm_cli.models.lora import attach_lora, load_lora
 from rlcm_cli.models.memory import checkpoint_activations
 from rlcm_cli.models.trained import TRAINED
-from rlcm_cli.phases.inputs import check_images
-from rlcm_cli.phases.optimizer import find_optimizer
-from rlcm_cli.phases.pretraining import find_pairs
+from rlcm_cli.phases.inputs import check_images, find_pairs
 from rlcm_cli.phases.run import Run, check_run, create_run, pin_commit
 from rlcm_cli.phases.schedules import training_schedule
 from rlcm_cli.store.adapters import find_adapter, read_adapter_settings

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Iterator
 
 import torch
@@ -10,18 +11,18 @@ from torch import Tensor
 
 from rlcm_cli.config import Config
 from rlcm_cli.errors import ConfigError
+from rlcm_cli.learning.learner import LARGEST, Learner
+from rlcm_cli.learning.minibatches import Minibatch
+from rlcm_cli.learning.optimizer import clip_gradient, make_optimizer, optimizer_tensors
+from rlcm_cli.learning.rollout import Rollout, join_conditioning
+from rlcm_cli.learning.update import IterationData, accumulate_update, weigh_samples
 from rlcm_cli.models.diffusion import DiffusionModel
 from rlcm_cli.models.trained import TRAINED
 from rlcm_cli.models.weights import copy_weights
-from rlcm_cli.phases.gradient import LARGEST, Minibatch
-from rlcm_cli.phases.inputs import TaskPrompts
-from rlcm_cli.phases.objectives import choose_objective
-from rlcm_cli.phases.optimizer import clip_gradient, make_optimizer, optimizer_tensors
-from rlcm_cli.phases.pretraining import find_pairs
-from rlcm_cli.phases.rollout import Rollout, join_conditioning
+from rlcm_cli.objectives import Need, find_objective
+from rlcm_cli.phases.inputs import TaskPrompts, find_pairs
 from rlcm_cli.phases.sample import assemble_shard, draw_shard, plan_rollout
 from rlcm_cli.phases.schedules import restore_schedule
-from rlcm_cli.phases.update import Lessons, accumulate_update
 from rlcm_cli.store.checkpoint import TrainerState
 
 
@@ -39,16 +40,17 @@ class Probe:
                 "runtime.micro_batch_size by hand and leave the memory budget out"
             )
         self.config, self.model = config, model
-        objective = choose_objective(config.train)
-        rollout = _draw(config, model, samples, batch_size, steps, group_size=2 if objective.paired else 1)
-        weights = objective.weigh(torch.linspace(-1, 1, len(rollout.trajectories)))
-        self.lessons = Lessons(rollout, objective, weights, [], find_pairs(config, model))
+        objective = find_objective(config)
+        self.paired = Need.TRAJECTORY_PAIRS in objective.needs
+        rollout = _draw(config, model, samples, batch_size, steps, group_size=2 if self.paired else 1)
+        weights = weigh_samples(config, torch.linspace(-1, 1, len(rollout.trajectories)))
+        self.data = IterationData(objective, Learner(model, rollout, weights, config), [], find_pairs(config, model))
         self.parameters = TRAINED[config.train.parameters].parameters(model)
         self.optimizer = make_optimizer(self.parameters, config.train, config.train.learning_rate)
 
     def ratio_drift(self, micro_batch_size: int) -> float:
         """Give the largest |ratio − 1| of the rollout replayed before any update, as training measures it."""
-        trajectories = self.lessons.rollout.trajectories
+        trajectories = self.data.learner.rollout.trajectories
         steps = torch.arange(trajectories.actions).expand(len(trajectories), -1)
         drift = self._accumulate(Minibatch(torch.arange(len(trajectories)), steps), micro_batch_size)
         self.optimizer.zero_grad(set_to_none=True)
@@ -93,9 +95,9 @@ class Probe:
 
     def _choose(self, count: int) -> Minibatch:
         """Take transitions of the rollout, some of them several times where it has fewer."""
-        trajectories = self.lessons.rollout.trajectories
+        trajectories = self.data.learner.rollout.trajectories
         samples, actions = len(trajectories), trajectories.actions
-        if self.lessons.objective.paired:
+        if self.paired:
             pairs = -(-count // (2 * actions))
             return Minibatch(torch.arange(2 * pairs) % samples, torch.arange(actions).expand(2 * pairs, -1))
         rows = torch.arange(count)
@@ -104,8 +106,8 @@ class Probe:
     def _accumulate(self, minibatch: Minibatch, micro_batch_size: int) -> float:
         runtime = self.config.runtime.model_copy(update={"micro_batch_size": micro_batch_size})
         config = self.config.model_copy(update={"runtime": runtime})
-        record = accumulate_update(self.model, self.lessons, minibatch, config, seed=0)
-        return record.values[LARGEST]
+        data = dataclasses.replace(self.data, learner=dataclasses.replace(self.data.learner, config=config))
+        return accumulate_update(data, minibatch, seed=0).values[LARGEST]
 
 
 def _draw(

@@ -24,10 +24,11 @@ from rlcm_cli.phases.evaluate import evaluate
 from rlcm_cli.phases.events import Evaluated, Event, IterationTrained, Warned
 from rlcm_cli.phases.memory import fit_run
 from rlcm_cli.phases.policy import ensure_start, start_run
-from rlcm_cli.phases.run import Run, Worker, check_run
+from rlcm_cli.phases.run import Run, check_run
 from rlcm_cli.phases.sample import sample
 from rlcm_cli.phases.score import Scorer, load_scorers, score
 from rlcm_cli.phases.train import train
+from rlcm_cli.runs.worker import Worker
 from rlcm_cli.store.checkpoint import latest_checkpoint
 from rlcm_cli.store.run import read_metrics_row
 from rlcm_cli.store.score_cache import ScoreCache, default_cache

@@ -14,6 +14,7 @@ from rlcm_cli.config import Config, differences, parse_config
 from rlcm_cli.errors import ConfigError, RunMismatchError
 from rlcm_cli.phases.inputs import TaskPrompts, begin_inputs, keep_inputs, read_prompts, task_prompts
 from rlcm_cli.rewards import REWARDS, RewardSpec, is_code
+from rlcm_cli.runs.worker import Worker
 from rlcm_cli.store.atomic import TEMPORARY_SUFFIX
 from rlcm_cli.store.layout import RunLayout
 from rlcm_cli.store.run import publish_config, read_config, sweep
@@ -52,18 +53,6 @@ class Run:
         tasks = self.config.joint_tasks()
         trained = [name for name, task in tasks.items() if reward in task.rewards]
         return trained or list(tasks)
-
-
-@dataclass(frozen=True)
-class Worker:
-    """The share of one of several processes: shards k with k mod `count` = `index`."""
-
-    index: int = 0
-    count: int = 1
-
-    def takes(self, shard: int) -> bool:
-        """Tell whether a shard is this worker's."""
-        return shard % self.count == self.index
 
 
 def check_run(root: Path, config: Config) -> Run:

@@ -11,19 +11,21 @@ from torch import Tensor
 
 from rlcm_cli.config import Config
 from rlcm_cli.core.gaussian import Reduction
-from rlcm_cli.core.noise import derive_seed, draw_noise
+from rlcm_cli.core.noise import draw_noise
 from rlcm_cli.core.schedule import Schedule, sample_trajectories
 from rlcm_cli.core.trajectory import Trajectories, join_trajectories
 from rlcm_cli.errors import NotFiniteError
+from rlcm_cli.learning.rollout import sample_seed
 from rlcm_cli.models.conditioning import count_cut_prompts
 from rlcm_cli.models.diffusion import DiffusionModel
 from rlcm_cli.models.lora import folded_lora
 from rlcm_cli.phases.events import Advanced, Event, PhaseSkipped, PhaseStarted, Warned
 from rlcm_cli.phases.inputs import TaskPrompts
 from rlcm_cli.phases.policy import ensure_start, load_checkpoint
-from rlcm_cli.phases.run import Run, Worker
+from rlcm_cli.phases.run import Run
 from rlcm_cli.phases.schedules import record_schedule, restore_schedule, training_schedule
 from rlcm_cli.prompts import draw_prompts
+from rlcm_cli.runs.worker import Worker
 from rlcm_cli.store.background import writing_behind
 from rlcm_cli.store.checkpoint import TrainerState, latest_checkpoint
 from rlcm_cli.store.manifest import (
@@ -209,11 +211,6 @@ def assemble_shard(
         prompt_index=torch.tensor([unique.index(prompt) for prompt in prompts]),
         conditioning=model.encode_prompts(unique),
     )
-
-
-def sample_seed(manifest: RolloutManifest, sample: int) -> int:
-    """Seed of the noise of a sample."""
-    return derive_seed(manifest.run_seed, "train", manifest.iteration, sample)
 
 
 def _to_device(conditioning: Mapping[str, Tensor], model: DiffusionModel) -> dict[str, Tensor]:

@@ -9,8 +9,9 @@ from typing import get_args
 
 from rlcm_cli.config import Tracker
 from rlcm_cli.phases.events import Event
-from rlcm_cli.phases.run import Run, Worker, open_run
+from rlcm_cli.phases.run import Run, open_run
 from rlcm_cli.phases.watch import best_checkpoints
+from rlcm_cli.runs.worker import Worker
 from rlcm_cli.store.checkpoint import MARKER_FILE
 from rlcm_cli.store.publishing import Publisher, publishing
 from rlcm_cli.store.remote import RemoteRun

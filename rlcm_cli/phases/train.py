@@ -1,40 +1,59 @@
-"""Phase 3: update the policy of the newest checkpoint on its stored trajectories."""
+"""Phase 3: update the policy of the newest checkpoint on its stored trajectories.
+
+From a reward to a gradient: this file says in what order an iteration is read, learned from and published; the
+objective's own file (`objectives/NAME.py`) has its whole optimizer step; `core/objectives.py` has its mathematics.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import time
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from rlcm_cli.config import TrainSettings
+from rlcm_cli.core.advantages import PromptStatistics
 from rlcm_cli.core.ema import average_weights
 from rlcm_cli.errors import ConfigError, ForeignFileError, MissingFileError, TrainingError
+from rlcm_cli.learning.advantages import compute_advantages, flat_prompts, forget_rewards, reward_metrics
+from rlcm_cli.learning.costs import count_forwards, drawing_forwards, phase_seconds, read_phase_times
+from rlcm_cli.learning.last_step import tell_pathwise
+from rlcm_cli.learning.learner import LARGEST, UpdateMetrics
+from rlcm_cli.learning.log_probs import (
+    check_ratio,
+    measure_drift,
+    needs_refresh,
+    numerics,
+    refresh_log_probs,
+    refresh_passes,
+)
+from rlcm_cli.learning.minibatches import draw_minibatches
+from rlcm_cli.learning.optimizer import clip_gradient, make_optimizer, optimizer_tensors, rate_of, restore_optimizer
+from rlcm_cli.learning.pretraining import step_seed
+from rlcm_cli.learning.rollout import Rollout
+from rlcm_cli.learning.signal import find_no_signal, starts_to_rest
+from rlcm_cli.learning.update import IterationData, accumulate_own_step, accumulate_update, gather_iteration
 from rlcm_cli.models.diffusion import DiffusionModel
 from rlcm_cli.models.trained import TRAINED, TrainedWeights
 from rlcm_cli.models.weights import exchanged_weights
-from rlcm_cli.phases.advantages import compute_advantages, flat_prompts, forget_rewards, reward_metrics
-from rlcm_cli.phases.costs import count_forwards, drawing_forwards, phase_seconds, read_phase_times
+from rlcm_cli.objectives import Need, find_objective
 from rlcm_cli.phases.events import Advanced, Event, IterationTrained, PhaseSkipped, PhaseStarted, Warned
-from rlcm_cli.phases.gradient import LARGEST, UpdateMetrics, draw_minibatches
-from rlcm_cli.phases.last_step import tell_pathwise
-from rlcm_cli.phases.optimizer import clip_gradient, make_optimizer, optimizer_tensors, rate_of, restore_optimizer
+from rlcm_cli.phases.inputs import check_images, find_pairs
 from rlcm_cli.phases.policy import load_checkpoint
-from rlcm_cli.phases.pretraining import step_seed
-from rlcm_cli.phases.rescore import is_rescored, measure_drift, numerics, rescore_lessons, rescore_stale_lessons
-from rlcm_cli.phases.rollout import read_rollout
+from rlcm_cli.phases.read_rollout import read_rollout
 from rlcm_cli.phases.run import Run
-from rlcm_cli.phases.score import Scorer
-from rlcm_cli.phases.signal import find_no_signal, starts_to_rest
-from rlcm_cli.phases.team import Team
-from rlcm_cli.phases.update import Lessons, accumulate_own_step, accumulate_update, prepare_lessons
+from rlcm_cli.phases.score import Scorer, load_scorers
+from rlcm_cli.runs.team import Team
 from rlcm_cli.store.checkpoint import (
     AVERAGE_FOLDER,
     OPTIMIZER_FILE,
+    TrainerState,
     latest_checkpoint,
     publish_checkpoint,
     read_average,
@@ -45,9 +64,6 @@ from rlcm_cli.store.reading import REMEDY
 from rlcm_cli.store.reward_versions import changed_rewards
 from rlcm_cli.store.run import publish_metrics, read_last_metrics, read_metrics_row
 from rlcm_cli.wording import command, count
-
-RATIO_TOLERANCE = {"float32": 2e-6, "tf32": 2e-3, "float16": 2e-3, "bfloat16": 2e-2}
-"""Largest |ratio − 1| before the first update that rounding explains, for the mean reduction."""
 
 
 def train(
@@ -67,11 +83,11 @@ def train(
     Raises `MissingFileError` for shards or rewards that are not there, `StalePolicyError`, `TrainingError`.
     """
     run.config.require_actions()
-    layout, settings = run.layout, run.config.train
-    if off_policy and settings.objective == "reinforce":
+    layout = run.layout
+    if off_policy and Need.OWN_SAMPLES in find_objective(run.config).needs:
         raise ConfigError(
-            "--off-policy: train.objective reinforce corrects for no difference between the policies; draw the "
-            "samples anew with `rlcm sample`, or use objective ppo"
+            f"--off-policy: objective.kind {run.config.objective.kind} corrects for no difference between the "
+            "policies; draw the samples again with `rlcm sample`, or use objective ppo"
         )
     iteration = latest_checkpoint(layout)
     if not layout.manifest(iteration).exists():
@@ -81,81 +97,52 @@ def train(
             )
         yield PhaseSkipped("train", iteration, "its checkpoint is there and nothing was sampled since")
         return
-    clock, processor = time.perf_counter(), time.process_time()
-    state = load_checkpoint(run, model, iteration)
-    rollout = read_rollout(run, model, state, off_policy=off_policy)
-    times = read_phase_times(layout, rollout.manifest)
-    if layout.metrics(iteration + 1).exists():  # before the work: those of another run are not to be replaced
-        read_metrics_row(layout, iteration + 1)
-    changed = changed_rewards(read_last_metrics(layout, iteration), {"reward_revisions": rollout.revisions})
-    if changed:
-        yield Warned(
-            f"iteration {iteration}: what is behind {', '.join(changed)} has changed; the prompts' statistics of its "
-            "rewards begin again"
-        )
-    known = forget_rewards(read_statistics(layout, iteration), run.config, changed)
-    advantages, statistics = compute_advantages(rollout, run.config, known)
-    flat = flat_prompts(rollout, run.config)
-    if flat:
-        yield Warned(
-            f"iteration {iteration + 1}: all images of a prompt have the same reward, for "
-            f"{count(len(flat), 'prompt')} (such as '{flat[0]}'): they teach nothing"
-        )
-    lessons, rate = prepare_lessons(run, model, rollout, advantages, scorers), rate_of(settings, iteration)
-    left_out = tell_pathwise(run.config, lessons.pathwise) if lessons.pathwise and iteration == 0 else None
-    if left_out:
-        yield Warned(left_out)
-    trained = TRAINED[settings.parameters]
-    parameters = trained.parameters(model)
-    optimizer = make_optimizer(parameters, settings, rate)
-    continue_optimizer(run, optimizer, parameters, iteration)
-    student = Student(model, parameters, optimizer, start_average(run, model, trained, iteration))
-    on_policy = not off_policy and run.config.sample.drawing_checkpoint(iteration) == iteration
-    no_signal = find_no_signal(rollout, advantages, lessons, run.config)
-    if no_signal:
-        yield Warned(f"iteration {iteration + 1}: {no_signal}")
-    if starts_to_rest(run.config, iteration):
-        yield Warned(
-            f"iteration {iteration + 1}: the learning rate has decayed to 0 (train.lr_decay_iterations is "
-            f"{settings.lr_decay_iterations}), and from here on the policy stays as it is"
-        )
-    if no_signal or rate == 0:
-        measured: dict[str, float] = {"updates": 0, "forwards": drawing_forwards(model, rollout)}
-    else:
-        measured = yield from _learn(
-            run, student, lessons, team, rate=rate, on_policy=on_policy, off_policy=off_policy
-        )
-
-    cpu_seconds = sum(part["cpu_seconds"] for part in team.gather({"cpu_seconds": time.process_time() - processor}))
-    metrics = {
-        "iteration": iteration,
-        "checkpoint": iteration + 1,
-        **reward_metrics(rollout, run.config),
-        "reward_revisions": dict(rollout.revisions),
-        **measured,
-        "learning_rate": rate,
-        "flat_prompts": len(flat),
-        "samples": len(advantages),
-        "micro_batch_size": run.config.runtime.micro_batch_size,
-        "gradient_checkpointing": run.config.runtime.gradient_checkpointing,
-        "train_seconds": time.perf_counter() - clock,
-        **phase_seconds(times, cpu_seconds, team),
-        "finished_at": time.time(),
-    }
-    if team.leads:
-        # Metrics first: a checkpoint says that its iteration is done, and no phase looks back.
-        publish_metrics(layout, iteration + 1, metrics)
-        publish_checkpoint(
-            layout,
-            iteration + 1,
-            write_weights=lambda folder: write_weights(model, trained, student.average, folder),
-            model_digest=model.digest,
-            optimizer=optimizer_tensors(optimizer, parameters),
-            optimizer_steps=state.optimizer_steps + student.steps,
-            statistics=statistics,
-        )
-    team.wait()
+    clock = Clock(time.perf_counter(), time.process_time())
+    opened = yield from open_iteration(run, model, scorers, team, off_policy=off_policy)
+    measured = yield from run_updates(run, opened)
+    metrics = publish_iteration(run, opened, measured, clock)
     yield IterationTrained(iteration + 1, metrics)
+
+
+@dataclass(frozen=True)
+class Clock:
+    """When the training of an iteration began."""
+
+    seconds: float
+    """Of `time.perf_counter`."""
+    processor: float
+    """Of `time.process_time`."""
+
+
+@dataclass
+class OpenIteration:
+    """An iteration that is trained on: what it was drawn and scored with, and what its optimizer steps change."""
+
+    state: TrainerState
+    """Of the checkpoint that is trained."""
+    data: IterationData
+    advantages: np.ndarray
+    """float64 [B]."""
+    statistics: Mapping[str, PromptStatistics]
+    """Of the rewards of each prompt, this iteration's included."""
+    flat_prompts: Sequence[str]
+    student: Student
+    rate: float
+    """Learning rate."""
+    off_policy: bool
+    """Whether a rollout of any policy is admitted."""
+    times: Mapping[str, list[dict[str, float]]]
+    """Of `read_phase_times`."""
+
+    @property
+    def rollout(self) -> Rollout:
+        """The samples."""
+        return self.data.learner.rollout
+
+    @property
+    def number(self) -> int:
+        """The iteration, from 0."""
+        return self.state.number
 
 
 @dataclass
@@ -188,79 +175,232 @@ class Student:
         return norm
 
 
-def _learn(
+def open_iteration(
+    run: Run, model: DiffusionModel, scorers: Mapping[str, Scorer] | None, team: Team, *, off_policy: bool
+) -> Generator[Event, None, OpenIteration]:
+    """Read the newest checkpoint and its rollout, and make of its rewards what the updates learn from."""
+    layout, config = run.layout, run.config
+    iteration = latest_checkpoint(layout)
+    state = load_checkpoint(run, model, iteration)
+    rollout = read_rollout(run, model, state, off_policy=off_policy)
+    times = read_phase_times(layout, rollout.manifest)
+    if layout.metrics(iteration + 1).exists():  # before the work: those of another run are not to be replaced
+        read_metrics_row(layout, iteration + 1)
+    changed = changed_rewards(read_last_metrics(layout, iteration), {"reward_revisions": rollout.revisions})
+    if changed:
+        yield Warned(
+            f"iteration {iteration}: what is behind {', '.join(changed)} has changed; the prompts' statistics of its "
+            "rewards begin again"
+        )
+    known = forget_rewards(read_statistics(layout, iteration), config, changed)
+    advantages, statistics = compute_advantages(rollout, config, known)
+    flat = flat_prompts(rollout, config)
+    if flat:
+        yield Warned(
+            f"iteration {iteration + 1}: all images of a prompt have the same reward, for "
+            f"{count(len(flat), 'prompt')} (such as '{flat[0]}'): they teach nothing"
+        )
+    data = gather_data(run, model, rollout, advantages, scorers, team)
+    left_out = tell_pathwise(config, data.pathwise) if data.pathwise and iteration == 0 else None
+    if left_out:
+        yield Warned(left_out)
+    rate, trained = rate_of(config.train, iteration), TRAINED[config.train.parameters]
+    parameters = trained.parameters(model)
+    optimizer = make_optimizer(parameters, config.train, rate)
+    continue_optimizer(run, optimizer, parameters, iteration)
+    student = Student(model, parameters, optimizer, start_average(run, model, trained, iteration))
+    return OpenIteration(state, data, advantages, statistics, flat, student, rate, off_policy, times)
+
+
+def gather_data(
     run: Run,
-    student: Student,
-    lessons: Lessons,
-    team: Team,
-    *,
-    rate: float,
-    on_policy: bool,
-    off_policy: bool,
-) -> Generator[Event, None, dict[str, float]]:
+    model: DiffusionModel,
+    rollout: Rollout,
+    advantages: np.ndarray,
+    scorers: Mapping[str, Scorer] | None,
+    team: Team = Team(),  # noqa: B008
+) -> IterationData:
+    """Gather what a run's iteration learns from; `scorers` are loaded where they are needed and none are given."""
+    rewards = {}
+    if run.config.last_step.mode == "backprop":
+        loaded = load_scorers(run) if scorers is None else scorers
+        rewards = {name: scorer.reward for name, scorer in loaded.items()}
+    check_images(run.layout, run.config)
+    pairs = find_pairs(run.config, model)
+    return gather_iteration(model, rollout, advantages, run.config, team, rewards=rewards, pairs=pairs)
+
+
+def run_updates(run: Run, opened: OpenIteration) -> Generator[Event, None, dict[str, float]]:
+    """Take the optimizer steps of an iteration that has something to teach; return metrics by their names."""
+    config, iteration = run.config, opened.number
+    no_signal = find_no_signal(opened.data, opened.advantages)
+    if no_signal:
+        yield Warned(f"iteration {iteration + 1}: {no_signal}")
+    if starts_to_rest(config, iteration):
+        yield Warned(
+            f"iteration {iteration + 1}: the learning rate has decayed to 0 (train.lr_decay_iterations is "
+            f"{config.train.lr_decay_iterations}), and from here on the policy stays as it is"
+        )
+    if no_signal or opened.rate == 0:
+        return {"updates": 0, "forwards": drawing_forwards(opened.data.learner.model, opened.rollout)}
+    return (yield from _learn(run, opened))
+
+
+def _learn(run: Run, opened: OpenIteration) -> Generator[Event, None, dict[str, float]]:
     """Take the optimizer steps of an iteration, and return what they measured by the names of metrics.
 
     Raises `TrainingError` for a ratio that is not 1 before the first of them, a gradient or weights that are not
     finite, and weights that are all as they were.
     """
-    model, settings, rollout = student.model, run.config.train, lessons.rollout
-    iteration, replay_drift = rollout.manifest.iteration, None
-    rescored, rescoring = is_rescored(run.config) and not off_policy, 0
-    if rescored:
-        anew = (
-            rescore_lessons(model, lessons, run.config, team)
-            if on_policy
-            else rescore_stale_lessons(run, model, lessons, team)
-        )
-        lessons, replay_drift, rescoring = anew.lessons, anew.drift, anew.passes
+    student, settings, iteration = opened.student, run.config.train, opened.number
+    on_policy = not opened.off_policy and run.config.sample.drawing_checkpoint(iteration) == iteration
+    refreshed = refresh_data(run, opened.data, on_policy=on_policy, off_policy=opened.off_policy)
+    data, replay_drift = refreshed.data, refreshed.drift
     # On the host: of a whole U-Net there may be no room for another one beside it.
     before = {name: parameter.detach().to("cpu", copy=True) for name, parameter in student.parameters.items()}
-    own_steps = run.config.pretraining.own_steps if lessons.pairs is not None else 0
+    own_steps = run.config.pretraining.own_steps if data.pairs is not None else 0
     if own_steps and on_policy and replay_drift is None:
-        replay_drift = measure_drift(model, rollout, run.config.runtime.micro_batch_size)
+        replay_drift = measure_drift(student.model, opened.rollout, run.config.runtime.micro_batch_size)
 
-    count = len(rollout.trajectories)
-    updates = count // (settings.minibatch_size or count) * settings.inner_epochs
+    samples = len(opened.rollout.trajectories)
+    updates = samples // (settings.minibatch_size or samples) * settings.inner_epochs
     yield PhaseStarted("train", iteration, own_steps + updates, "updates")
-    model.adapter_digest = None  # from the first step on the weights are no file's, also where a later one fails
+    student.model.adapter_digest = None  # from the first step on the weights are no file's, also where one fails
     own_records: list[UpdateMetrics] = []
     for step in range(own_steps):
         student.optimizer.zero_grad(set_to_none=True)
-        seed = step_seed(run.config.seed, iteration, step)
-        own_records.append(accumulate_own_step(model, lessons, run.config, seed, team))
+        own_records.append(accumulate_own_step(data, step_seed(run.config.seed, iteration, step)))
         student.step(settings, iteration)
         yield Advanced(1)
     records: list[UpdateMetrics] = []
-    for minibatch in draw_minibatches(rollout, settings, run.config.seed, iteration):
+    drift = replay_drift
+    for minibatch in draw_minibatches(opened.rollout, settings, run.config.seed, iteration):
         student.optimizer.zero_grad(set_to_none=True)
-        seed = step_seed(run.config.seed, iteration, len(records))
-        record = accumulate_update(model, lessons, minibatch, run.config, seed, team)
+        record = accumulate_update(data, minibatch, step_seed(run.config.seed, iteration, len(records)))
         if not records:
-            drift = record.values[LARGEST] if replay_drift is None else replay_drift
-        if not records and on_policy:
-            check_ratio(drift, numerics(run.config), run.layout.rollout(iteration).name)
-            if iteration == 0 and "clip_fraction" in record.values and drift > settings.clip_range / 10:
-                yield Warned(
-                    f"rounding in {numerics(run.config)} moves the probability ratio by {drift:.1e}, not small beside "
-                    f"train.clip_range {settings.clip_range:.0e}: "
-                    + (
-                        "old log-probabilities are taken from training itself, so that it clips nothing at random"
-                        if rescored
-                        else "it clips updates at random; --dtype float32 learns better"
-                    )
-                )
+            drift = record.values.get(LARGEST) if replay_drift is None else replay_drift
+            if on_policy and drift is not None:
+                check_ratio(drift, numerics(run.config), run.layout.rollout(iteration).name)
+                yield from _warn_of_rounding(run, iteration, drift, refreshed=refreshed.done)
         record.values["grad_norm"] = student.step(settings, iteration)
         records.append(record)
         yield Advanced(1)
-    _check_weights(student, before, iteration, rate)
+    _check_weights(student, before, iteration, opened.rate)
+    forwards = count_forwards(run.config, student.model, opened.rollout, refreshes=refreshed.passes)
     return {
         **average(own_records),
         **average(records),
-        "ratio_drift": drift,
-        "rescored": int(rescored),
+        **({} if drift is None else {LARGEST: drift}),
+        "rescored": int(refreshed.done),
         "updates": len(records),
-        "forwards": count_forwards(run.config, model, rollout, rescoring=rescoring),
+        "forwards": forwards,
     }
+
+
+def _warn_of_rounding(run: Run, iteration: int, drift: float, *, refreshed: bool) -> Iterator[Warned]:
+    clip_range = find_objective(run.config).clip_range(run.config.objective)
+    if iteration or clip_range is None or drift <= clip_range / 10:
+        return
+    yield Warned(
+        f"rounding in {numerics(run.config)} moves the probability ratio by {drift:.1e}, not small beside "
+        f"objective.clip_range {clip_range:.0e}: "
+        + (
+            "old log-probabilities are taken from training itself, so that it clips nothing at random"
+            if refreshed
+            else "it clips updates at random; --dtype float32 learns better"
+        )
+    )
+
+
+@dataclass(frozen=True)
+class Refreshed:
+    """What an iteration learns from, with old log-probabilities that training took itself where it must."""
+
+    data: IterationData
+    done: bool = False
+    """Whether it must."""
+    drift: float | None = None
+    """The largest |ratio − 1| of replaying to drawing; None: the first update measures it."""
+    passes: int = 0
+    """Forward passes over all transitions that it took."""
+
+
+def refresh_data(run: Run, data: IterationData, *, on_policy: bool, off_policy: bool) -> Refreshed:
+    """Take the old log-probabilities from the policy that drew, with the numerics of training, where it must be.
+
+    Of an on-policy iteration they are those of the model as it is now, before its first update: where there is but
+    one update, its own forward pass gives them; otherwise a pass over all transitions comes first.
+    """
+    if off_policy or not needs_refresh(run.config):
+        return Refreshed(data)
+    if not on_policy:
+        return Refreshed(refresh_stale(run, data), done=True, passes=1)
+    learner = data.learner
+    if not refresh_passes(run.config):
+        anchored = dataclasses.replace(learner, anchored=True)
+        return Refreshed(dataclasses.replace(data, learner=anchored), done=True)
+    size = run.config.runtime.micro_batch_size
+    rollout, drift = refresh_log_probs(learner.model, learner.rollout, size, learner.team)
+    return Refreshed(_with_rollout(data, rollout), done=True, drift=drift, passes=1)
+
+
+def refresh_stale(run: Run, data: IterationData) -> IterationData:
+    """Take the old log-probabilities of an iteration from the checkpoint that drew it.
+
+    The model ends with the weights of the checkpoint that is trained. Raises `MissingFileError` and what
+    `load_checkpoint` raises.
+    """
+    learner = data.learner
+    iteration = learner.rollout.manifest.iteration
+    load_checkpoint(run, learner.model, run.config.sample.drawing_checkpoint(iteration))
+    # How far replaying is from drawing says nothing of how far the policies are from each other.
+    size = run.config.runtime.micro_batch_size
+    rollout, _ = refresh_log_probs(learner.model, learner.rollout, size, learner.team)
+    load_checkpoint(run, learner.model, iteration)
+    return _with_rollout(data, rollout)
+
+
+def _with_rollout(data: IterationData, rollout: Rollout) -> IterationData:
+    return dataclasses.replace(data, learner=dataclasses.replace(data.learner, rollout=rollout))
+
+
+def publish_iteration(
+    run: Run, opened: OpenIteration, measured: Mapping[str, float], clock: Clock
+) -> dict[str, object]:
+    """Publish the metrics and the checkpoint of an iteration, and return the metrics."""
+    team, student, checkpoint = opened.data.learner.team, opened.student, opened.number + 1
+    spent = {"cpu_seconds": time.process_time() - clock.processor}
+    cpu_seconds = sum(part["cpu_seconds"] for part in team.gather(spent))
+    metrics = {
+        "iteration": opened.number,
+        "checkpoint": checkpoint,
+        **reward_metrics(opened.rollout, run.config),
+        "reward_revisions": dict(opened.rollout.revisions),
+        **measured,
+        "learning_rate": opened.rate,
+        "flat_prompts": len(opened.flat_prompts),
+        "samples": len(opened.advantages),
+        "micro_batch_size": run.config.runtime.micro_batch_size,
+        "gradient_checkpointing": run.config.runtime.gradient_checkpointing,
+        "train_seconds": time.perf_counter() - clock.seconds,
+        **phase_seconds(opened.times, cpu_seconds, team),
+        "finished_at": time.time(),
+    }
+    if team.leads:
+        trained = TRAINED[run.config.train.parameters]
+        # Metrics first: a checkpoint says that its iteration is done, and no phase looks back.
+        publish_metrics(run.layout, checkpoint, metrics)
+        publish_checkpoint(
+            run.layout,
+            checkpoint,
+            write_weights=lambda folder: write_weights(student.model, trained, student.average, folder),
+            model_digest=student.model.digest,
+            optimizer=optimizer_tensors(student.optimizer, student.parameters),
+            optimizer_steps=opened.state.optimizer_steps + student.steps,
+            statistics=opened.statistics,
+        )
+    team.wait()
+    return metrics
 
 
 def _check_weights(student: Student, before: Mapping[str, Tensor], iteration: int, rate: float) -> None:
@@ -314,23 +454,6 @@ def write_weights(
     if average is not None:
         with exchanged_weights(trained.parameters(model), average):
             trained.save(model, folder / AVERAGE_FOLDER)
-
-
-def check_ratio(drift: float, dtype: str, where: str) -> None:
-    """Raise `TrainingError` where replaying stored transitions gives other probabilities than drawing them."""
-    if math.isnan(drift):
-        raise TrainingError(
-            f"rollout {where}: the model gives NaN for stored transitions in {dtype}; use --dtype bfloat16 or "
-            "float32, or a smaller train.learning_rate"
-        )
-    tolerance = RATIO_TOLERANCE[dtype]
-    if not drift <= 10 * tolerance:
-        raise TrainingError(
-            f"rollout {where}: before any update the probability ratio is {drift:.2e} away from 1 (rounding in "
-            f"{dtype} gives at most {tolerance:.0e}); the model that samples is not the one that trains: another "
-            "adapter, dropout, attention kernel, or numerics of another device (then sample and train on the same "
-            "kind, or use --off-policy)"
-        )
 
 
 def average(records: list[UpdateMetrics]) -> dict[str, float]:

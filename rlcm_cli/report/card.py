@@ -34,14 +34,13 @@ CURVES, PAIRS = "rewards.png", "before_after.png"
 OF_MODEL = ("dtype", "policy", "distilled_lora")
 SETTINGS: Mapping[str, Sequence[str]] = {
     "sample": ("steps", "guidance_scale", "samples", "group_size"),
+    "objective": (),
     "train": (
-        "objective",
         "learning_rate",
         "lr_schedule",
         "lr_decay_iterations",
         "minibatch_size",
         "inner_epochs",
-        "clip_range",
         "advantage_clip",
         "max_grad_norm",
         "kl_weight",
@@ -52,7 +51,7 @@ SETTINGS: Mapping[str, Sequence[str]] = {
     "last_step": ("mode",),
     "pretraining": ("source",),
 }
-"""The settings that a reader of the card looks for."""
+"""The settings that a reader of the card looks for; empty: all of their table."""
 
 
 @dataclass(frozen=True)
@@ -204,7 +203,7 @@ def _list_settings(config: Mapping[str, Any]) -> dict[str, str]:
     chosen |= {f"model.{key}": config["model"][key] for key in OF_MODEL}
     for section, keys in SETTINGS.items():
         if section != skipped:
-            chosen |= {f"{section}.{key}": config[section][key] for key in keys}
+            chosen |= {f"{section}.{key}": config[section][key] for key in keys or config[section]}
     return {key: _plain(value) for key, value in withhold(chosen).items() if value is not None}
 
 

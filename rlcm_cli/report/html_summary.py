@@ -160,7 +160,7 @@ def describe_training(evidence: Evidence) -> str:
     what = "All weights of the U-Net" if train["parameters"] == "full" else f"A LoRA of rank {config['lora']['rank']}"
     sources = [task["prompts"]["source"] for task in config["tasks"].values()] or [config["prompts"]["source"]]
     return (
-        f"{what} of {withhold_text(config['model']['name'])}, trained by {train['objective'].upper()} for "
+        f"{what} of {withhold_text(config['model']['name'])}, trained by {config['objective']['kind'].upper()} for "
         f"{describe_goal(evidence)}, on the prompts of {', '.join(withhold_text(source) for source in sources)}: "
         f"{say_count(len(evidence.metrics), 'iteration')} of {say_count(sample['samples'], 'image')}, "
         f"{say_count(sample['steps'], 'model call')} per image, seed {config['seed']}."

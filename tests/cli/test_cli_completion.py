@@ -43,11 +43,11 @@ def test_a_shell_completes_the_names_that_the_program_knows(capsys, monkeypatch,
 
 
 def test_a_setting_s_words_are_completed_after_its_sign():
-    assert complete_setting("train.objective=r") == [
-        "train.objective=reinforce",
-        "train.objective=rebel",
-        "train.objective=rwr",
-        "train.objective=rwr-sparse",
+    assert complete_setting("objective.kind=r") == [
+        "objective.kind=rebel",
+        "objective.kind=reinforce",
+        "objective.kind=rwr",
+        "objective.kind=rwr-sparse",
     ]
     assert complete_setting("runtime.tf32=") == ["runtime.tf32=true", "runtime.tf32=false"]
     assert complete_setting("nothing=") == []

@@ -26,7 +26,7 @@ def test_rewards_as_a_sum(rewards, text):
 
 def test_the_goal_of_a_run():
     values = {"rewards": {"compressibility": 1.0, "recognition": 2.0}, "watch": {"rewards": [FILE]}}
-    values |= {"sample": {"samples": 64}, "runtime": {"iterations": 1}, "train": {"objective": "rwr"}}
+    values |= {"sample": {"samples": 64}, "runtime": {"iterations": 1}, "objective": {"kind": "rwr"}}
     assert describe_goal(parse_config({"task": "t", **values})) == (
         "trained for compressibility + 2 × recognition; objective rwr; 64 images × 1 iteration; watching redness"
     )

@@ -173,8 +173,13 @@ def test_a_run_with_another_configuration_shows_the_difference_and_the_ways_out(
     line = refuse(
         capsys,
         RunMismatchError,
-        *[command, "--config", settings, "--run", run, "--seed", "5", "--set", "train.clip_range=0.5"],
-        saying=("seed: 0 → 5", "train.clip_range: 0.0001 → 0.5", "choose another --run", f"`rlcm loop --run {run}`"),
+        *[command, "--config", settings, "--run", run, "--seed", "5", "--set", "objective.clip_range=0.5"],
+        saying=(
+            "seed: 0 → 5",
+            "objective.clip_range: 0.0001 → 0.5",
+            "choose another --run",
+            f"`rlcm loop --run {run}`",
+        ),
     )
     assert "iterations" in line[line.index("only [runtime] settings") :]
     assert "sample.steps" not in line

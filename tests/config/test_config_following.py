@@ -8,6 +8,7 @@ import pytest
 
 from rlcm_cli.cli.options import resolve_run
 from rlcm_cli.config import Config, resolve_settings, task_names
+from rlcm_cli.config.text import write_config
 from rlcm_cli.errors import ConfigError
 
 LORA = "model.distilled_lora=owner/lcm-lora"
@@ -90,3 +91,61 @@ def test_a_command_tells_what_followed(capsys):
     flags = {"sample.samples": 16}
     resolve_run(None, tasks=["compression"], config_file=None, assignments=[], start=None, flags=flags)
     assert capsys.readouterr().err == "note: train.minibatch_size is 16, not 64: it follows sample.samples 16\n"
+
+
+PAIRS = "sample.group_size=2"
+
+
+def test_another_objective_leaves_the_settings_of_the_preset_s_behind_and_says_so():
+    config, told = resolve("compression", PAIRS, objective__kind="rebel")
+    assert config.objective.model_dump() == {"kind": "rebel", "rebel_lr": 1.0}
+    assert told == ["objective.kind is rebel, not ppo, so objective.clip_range 0.0001 is left out"]
+    config, told = resolve("rwr-compression", "train.advantages=batch", objective__kind="rwr-sparse")
+    assert config.objective.model_dump() == {"kind": "rwr-sparse", "share": 0.1}
+    assert told == ["objective.kind is rwr-sparse, not rwr, so objective.beta 2.0 is left out"]
+
+
+@pytest.mark.parametrize("assignments", [["objective.kind=rebel", "objective.rebel_lr=2"], ["objective.rebel_lr=2"]])
+def test_the_settings_of_the_objective_that_is_chosen_stay(assignments):
+    kind = {} if len(assignments) == 2 else {"objective__kind": "rebel"}
+    config, _ = resolve("compression", PAIRS, *assignments, **kind)
+    assert config.objective.model_dump() == {"kind": "rebel", "rebel_lr": 2.0}
+
+
+def test_an_objective_of_the_command_line_replaces_that_of_a_file(tmp_path):
+    file = tmp_path / "settings.toml"
+    file.write_text('[objective]\nkind = "rebel"\nrebel_lr = 3.0\n\n[sample]\ngroup_size = 2\n')
+    config, told = resolve("compression", file=file)
+    assert (config.objective.kind, config.objective.rebel_lr) == ("rebel", 3.0)
+    assert told == ["objective.kind is rebel, not ppo, so objective.clip_range 0.0001 is left out"]
+    config, told = resolve("compression", file=file, objective__kind="rwr")
+    assert config.objective.model_dump() == {"kind": "rwr", "beta": 2.0}
+    assert told == ["objective.kind is rwr, not rebel, so objective.rebel_lr 3.0 is left out"]
+
+
+def test_the_same_objective_again_keeps_the_preset_s_settings(tmp_path):
+    config, told = resolve("rwr-compression", "train.learning_rate=1e-4", objective__kind="rwr")
+    assert (config.objective.beta, told) == (2.0, [])
+
+
+def test_a_whole_configuration_takes_another_objective_too(tmp_path):
+    file = tmp_path / "whole.toml"
+    file.write_text(write_config(resolve("compression", PAIRS)[0]))
+    config, told = resolve_settings([], config_file=file, flags={"objective.kind": "rebel"})
+    assert config.objective.model_dump() == {"kind": "rebel", "rebel_lr": 1.0}
+    assert told == ["objective.kind is rebel, not ppo, so objective.clip_range 0.0001 is left out"]
+
+
+@pytest.mark.parametrize("kind", ["grpo", "ppo", "rebel", "reinforce", "rwr", "rwr-sparse"])
+def test_every_objective_can_be_put_in_the_place_of_a_preset_s(kind):
+    options = [PAIRS, "train.minibatch_size=64"]
+    assert resolve("compression", *options, objective__kind=kind)[0].objective.kind == kind
+
+
+def test_a_setting_of_another_objective_is_refused():
+    with pytest.raises(
+        ConfigError, match=r"'objective.clip_range' of the kind 'rebel': it belongs to 'grpo' or 'ppo'"
+    ):
+        resolve("compression", PAIRS, "objective.clip_range=1e-3", objective__kind="rebel")
+    with pytest.raises(ConfigError, match=r"^unknown key 'train.objective' \(did you mean 'objective'\?\)$"):
+        resolve("compression", "train.objective=rebel")

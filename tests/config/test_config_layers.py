@@ -477,7 +477,9 @@ def test_differences_name_each_key_with_both_values(preset):
         ("sample.gamma=1.5", ("'sample.gamma'", "1.5")),
         ("last_step.noise_std=0", ("'last_step.noise_std'",)),
         ("train.timestep_fraction=0", ("'train.timestep_fraction'",)),
-        ("train.objective=ppo2", ("'train.objective'", "ppo2", "rebel")),
+        ("objective.kind=ppo2", ("'objective.kind'", "ppo2", "rebel", "did you mean 'ppo'?")),
+        ("objective.rebel_lr=2", ("'objective.rebel_lr'", "of the kind 'ppo'", "belongs to 'rebel'")),
+        ("train.clip_range=1e-3", ("unknown key 'train.clip_range'", "did you mean 'objective.clip_range'?")),
         ("sample=3", ("'sample' is 3",)),
         ("sample.steps.more=3", ("'sample.steps.more'", "'steps' is a value")),
         ("seed=-1", ("'seed'", "-1")),
@@ -490,7 +492,10 @@ def test_differences_name_each_key_with_both_values(preset):
         ("train.minibatch_size=31", ("train.minibatch_size is 31", "sample.samples")),
         ("train.minibatch_size=7", ("train.minibatch_size is 7", "sample.samples 30", "to 6 or 30")),
         ("train.lr_decay_iterations=1", ("train.lr_decay_iterations is 1", "train.lr_decay_every 1 ", "no step")),
-        ("train.advantages=none", ("train.advantages none", "train.objective ppo", "rwr or rebel")),
+        (
+            "train.advantages=none",
+            ("train.advantages is none", "objective.kind ppo", "objective rebel or rwr or rwr-sparse"),
+        ),
         ("train.max_grad_norm=-1", ("'train.max_grad_norm'", "-1")),
         ("train.min_count=17", ("train.min_count is 17", "train.buffer_size 16")),
         ("rewards={}", ("no reward given",)),
@@ -510,24 +515,24 @@ def test_a_setting_that_cannot_be_is_refused_in_one_line_that_names_it(preset, a
 
 
 @pytest.mark.parametrize(
-    ("train", "group_size", "words"),
+    ("objective", "train", "group_size", "words"),
     [
-        ({"objective": "grpo", "advantages": "batch"}, 2, ("grpo", "train.advantages is batch")),
-        ({"objective": "grpo", "advantages": "per-prompt"}, 2, ("grpo", "train.advantages is per-prompt")),
-        ({"objective": "grpo"}, 1, ("train.advantages group", "sample.group_size to 2")),
-        ({"advantages": "leave-one-out"}, 1, ("train.advantages leave-one-out", "sample.group_size to 2")),
-        ({"objective": "rebel"}, 3, ("rebel compares pairs", "sample.group_size (now 3)")),
-        ({"objective": "rebel"}, 1, ("rebel compares pairs", "sample.group_size (now 1)")),
-        ({"objective": "rebel", "minibatch_size": 6}, 4, ("train.minibatch_size is 6", "sample.group_size 4", "torn")),
-        ({"objective": "rebel", "timestep_fraction": 0.5}, 2, ("rebel", "train.timestep_fraction at 1")),
-        ({"objective": "reinforce", "inner_epochs": 2}, 1, ("reinforce", "train.inner_epochs", "objective ppo")),
-        ({"objective": "reinforce", "minibatch_size": 6}, 1, ("reinforce", "train.minibatch_size", "objective ppo")),
+        ("grpo", {"advantages": "batch"}, 2, ("grpo", "train.advantages is batch")),
+        ("grpo", {"advantages": "per-prompt"}, 2, ("grpo", "train.advantages is per-prompt")),
+        ("grpo", {}, 1, ("train.advantages group", "sample.group_size to 2")),
+        ("ppo", {"advantages": "leave-one-out"}, 1, ("train.advantages leave-one-out", "sample.group_size to 2")),
+        ("rebel", {}, 3, ("rebel compares pairs", "sample.group_size (now 3)")),
+        ("rebel", {}, 1, ("rebel compares pairs", "sample.group_size (now 1)")),
+        ("rebel", {"minibatch_size": 6}, 4, ("train.minibatch_size is 6", "sample.group_size 4", "torn")),
+        ("rebel", {"timestep_fraction": 0.5}, 2, ("rebel", "train.timestep_fraction at 1")),
+        ("reinforce", {"inner_epochs": 2}, 1, ("reinforce", "train.inner_epochs", "objective ppo")),
+        ("reinforce", {"minibatch_size": 6}, 1, ("reinforce", "train.minibatch_size", "objective ppo")),
     ],
 )
-def test_an_objective_that_does_not_fit_the_rest_is_refused_in_one_line(train, group_size, words):
+def test_an_objective_that_does_not_fit_the_rest_is_refused_in_one_line(objective, train, group_size, words):
     values = {"task": "t", "rewards": {"compressibility": 1.0}, "sample": {"samples": 12, "group_size": group_size}}
     with pytest.raises(ConfigError) as refusal:
-        parse_config({**values, "train": train})
+        parse_config({**values, "objective": {"kind": objective}, "train": train})
     message = str(refusal.value)
     assert "\n" not in message
     for word in words:
@@ -547,7 +552,7 @@ def test_a_decay_whose_steps_are_as_wide_as_itself_is_refused(iterations):
 
 @pytest.mark.parametrize("objective", ["ppo", "grpo", "reinforce", "rebel", "rwr", "rwr-sparse"])
 def test_samples_of_the_policy_before_are_refused_where_nothing_corrects_for_them(objective):
-    values = {"task": "t", "rewards": {"compressibility": 1.0}, "train": {"objective": objective}}
+    values = {"task": "t", "rewards": {"compressibility": 1.0}, "objective": {"kind": objective}}
     asked = {**values, "sample": {"group_size": 4, "staleness": 1}}
     if objective == "reinforce":
         with pytest.raises(ConfigError, match=r"^sample\.staleness is 1, .* leave it at 0, or use objective ppo$"):
@@ -574,12 +579,12 @@ def test_as_many_checkpoints_are_kept_as_are_needed_to_go_on():
 @pytest.mark.parametrize("advantages", ["per-prompt", "batch", "group", "leave-one-out"])
 def test_every_other_pair_of_objective_and_advantages_is_taken(objective, advantages):
     values = {"task": "t", "rewards": {"compressibility": 1.0}, "sample": {"group_size": 4}}
-    asked = {**values, "train": {"objective": objective, "advantages": advantages}}
+    asked = {**values, "objective": {"kind": objective}, "train": {"advantages": advantages}}
     if objective == "grpo" and advantages in ("per-prompt", "batch"):
         with pytest.raises(ConfigError, match="grpo"):
             parse_config(asked)
     else:
-        assert parse_config(asked).train.advantage_kind == advantages
+        assert parse_config(asked).advantage_kind == advantages
 
 
 def test_all_faults_are_told_at_once(preset):

@@ -75,19 +75,20 @@ def test_ddpo_as_published(task, samples, updates, buffer, iterations):
     sample, train = preset.sample, preset.train
     assert (sample.samples, sample.samples / train.minibatch_size) == (samples, updates)
     assert (sample.guidance_scale, train.learning_rate, train.weight_decay) == (5.0, 3e-4, 1e-4)
-    assert (train.clip_range, train.advantage_clip, train.max_grad_norm) == (1e-4, 5.0, 1.0)
-    assert (train.advantage_kind, train.buffer_size, train.min_count) == ("per-prompt", buffer, 16)
-    assert (train.objective, train.parameters, preset.runtime.iterations) == ("ppo", "lora", iterations)
+    assert (preset.objective.clip_range, train.advantage_clip, train.max_grad_norm) == (1e-4, 5.0, 1.0)
+    assert (preset.advantage_kind, train.buffer_size, train.min_count) == ("per-prompt", buffer, 16)
+    assert (preset.objective.kind, train.parameters, preset.runtime.iterations) == ("ppo", "lora", iterations)
 
 
 def test_rwr_as_published():
-    rwr, sparse = published("rwr-compression").train, published("rwr-sparse-compression").train
+    presets = published("rwr-compression"), published("rwr-sparse-compression")
+    rwr, sparse = (preset.train for preset in presets)
     # A softmax of 0.2 x the reward in kB: not normalised, and no advantage is clipped.
-    assert (rwr.objective, rwr.rwr_beta, rwr.inner_epochs) == ("rwr", 0.2, 5)
-    assert (rwr.advantage_kind, rwr.advantage_clip) == ("none", 0)
-    embedded = resolve_config(["rwr-compression"]).train
-    assert (embedded.advantage_kind, embedded.rwr_beta) == ("batch", 2.0)
-    assert (sparse.objective, sparse.rwr_share, sparse.inner_epochs) == ("rwr-sparse", 0.1, 50)
+    assert (presets[0].objective.kind, presets[0].objective.beta, rwr.inner_epochs) == ("rwr", 0.2, 5)
+    assert (presets[0].advantage_kind, rwr.advantage_clip) == ("none", 0)
+    embedded = resolve_config(["rwr-compression"])
+    assert (embedded.advantage_kind, embedded.objective.beta) == ("batch", 2.0)
+    assert (presets[1].objective.kind, presets[1].objective.share, sparse.inner_epochs) == ("rwr-sparse", 0.1, 50)
     for task, train in (("rwr-compression", rwr), ("rwr-sparse-compression", sparse)):
         preset = published(task)
         assert (train.parameters, train.learning_rate, train.weight_decay) == ("full", 1e-5, 1e-4)
@@ -99,10 +100,10 @@ def test_rwr_as_published():
 def test_rebel_differs_from_rlcm_by_its_objective_and_its_pairs(task, like):
     rebel, ppo = published(task), published(like)
     assert (rebel.sample.samples, rebel.sample.group_size) == (2 * ppo.sample.samples, 2)
-    same = {"objective", "minibatch_size", "clip_range", "advantage_clip", "max_grad_norm"}
+    same = {"minibatch_size", "advantage_clip", "max_grad_norm"}
     assert (rebel.train.advantage_clip, rebel.train.max_grad_norm) == (0, 0)  # its published loop has neither
     assert rebel.train.model_dump(exclude=same) == ppo.train.model_dump(exclude=same)
-    assert (rebel.train.objective, rebel.train.rebel_lr) == ("rebel", 1.0)
+    assert (rebel.objective.kind, rebel.objective.rebel_lr) == ("rebel", 1.0)
     assert (rebel.rewards, rebel.prompts, rebel.lora) == (ppo.rewards, ppo.prompts, ppo.lora)
 
 
@@ -111,7 +112,7 @@ def test_pinterest_as_published():
     train = preset.train
     assert (preset.rewards, preset.sample.guidance_scale) == ({"image_reward": 1.0}, 7.0)
     assert (train.parameters, train.learning_rate, train.weight_decay) == ("full", 2e-6, 1e-2)
-    assert (train.advantages, train.clip_range) == ("batch", 1e-4)
+    assert (train.advantages, preset.objective.clip_range) == ("batch", 1e-4)
     assert (train.advantage_clip, train.max_grad_norm, preset.sample.eta) == (10.0, 0, 1.0)
     assert preset.pretraining.own_steps == 1  # before the five of the objective
     # Five steps of the optimizer on all samples, each on one of the 50 timesteps.
@@ -123,8 +124,8 @@ def test_grpo_as_published():
     preset = published("grpo-hps")
     train = preset.train
     assert (preset.rewards, preset.sample.samples, preset.sample.group_size) == ({"hps_v2": 1.0}, 512, 16)
-    assert (train.objective, train.advantage_kind, train.minibatch_size) == ("grpo", "group", 256)
-    assert (train.parameters, train.learning_rate, train.clip_range) == ("full", 1e-5, 1e-4)
+    assert (preset.objective.kind, preset.advantage_kind, train.minibatch_size) == ("grpo", "group", 256)
+    assert (train.parameters, train.learning_rate, preset.objective.clip_range) == ("full", 1e-5, 1e-4)
 
 
 @pytest.mark.parametrize("task", task_names())

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from rlcm_cli.core.noise import derive_seed
 from rlcm_cli.errors import ModelError
+from rlcm_cli.learning.optimizer import optimizer_tensors, restore_optimizer
 from rlcm_cli.models.lora import (
     base_model,
     load_foreign_lora,
@@ -22,7 +23,6 @@ from rlcm_cli.models.lora import (
 )
 from rlcm_cli.phases.drawing import find_lora, load_drawing_model, plan_drawing
 from rlcm_cli.phases.generate import generate
-from rlcm_cli.phases.optimizer import optimizer_tensors, restore_optimizer
 from rlcm_cli.store.adapters import read_adapter_settings
 from rlcm_cli.store.checkpoint import LORA_FILE, digest_safetensors
 

@@ -6,15 +6,17 @@ import pytest
 import torch
 from model_helpers import attach_tiny, load_tiny, shake_lora
 
+from rlcm_cli.config import override_config
 from rlcm_cli.core.trajectory import join_trajectories
+from rlcm_cli.learning.learner import Learner
+from rlcm_cli.learning.log_probs import RATIO_TOLERANCE
+from rlcm_cli.learning.minibatches import Minibatch
+from rlcm_cli.learning.rollout import Rollout, join_conditioning
 from rlcm_cli.models.lora import base_model
-from rlcm_cli.phases.gradient import Minibatch, accumulate_gradient
+from rlcm_cli.objectives import find_objective
 from rlcm_cli.phases.inputs import read_prompts
-from rlcm_cli.phases.objectives import choose_objective
-from rlcm_cli.phases.rollout import Rollout, join_conditioning
 from rlcm_cli.phases.sample import assemble_shard, draw_shard, plan_rollout
 from rlcm_cli.phases.schedules import restore_schedule
-from rlcm_cli.phases.train import RATIO_TOLERANCE
 from rlcm_cli.store.checkpoint import TrainerState
 
 SAMPLES = 8
@@ -61,15 +63,10 @@ def draw_rollout(workers, config) -> Rollout:
 
 def ratio_drift(model, rollout, config, micro_batch_size=64) -> float:
     order = torch.randperm(SAMPLES, generator=torch.Generator().manual_seed(0))
-    record = accumulate_gradient(
-        model,
-        rollout,
-        Minibatch(order, torch.arange(rollout.trajectories.actions).expand(SAMPLES, -1)),
-        torch.linspace(-1, 1, SAMPLES),
-        choose_objective(config.train),
-        config.train,
-        micro_batch_size=micro_batch_size,
-    )
+    every = Minibatch(order, torch.arange(rollout.trajectories.actions).expand(SAMPLES, -1))
+    config = override_config(config, flags={"runtime.micro_batch_size": micro_batch_size})
+    learner = Learner(model, rollout, torch.linspace(-1, 1, SAMPLES), config)
+    record = find_objective(config).accumulate(learner, every)
     assert abs(record.values["ratio"] - 1) <= record.values["ratio_drift"] + 1e-12
     return record.values["ratio_drift"]
 

@@ -15,15 +15,17 @@ from model_helpers import attach_tiny, shake_lora
 from test_model_ratio import SAMPLES, draw_rollout, ratio_drift
 from tiny_pipelines import build_sd, build_sdxl, save_distilled_lora
 
-from rlcm_cli.config import Config, SampleSettings, parse_config
+from rlcm_cli.config import Config, SampleSettings, override_config, parse_config
 from rlcm_cli.core.gaussian import gaussian_log_prob
 from rlcm_cli.core.noise import seed_generator
 from rlcm_cli.core.trajectory import flatten_transitions
+from rlcm_cli.learning.learner import Learner
+from rlcm_cli.learning.minibatches import Minibatch
+from rlcm_cli.learning.replay import replay
 from rlcm_cli.models.diffusion import DiffusionModel
 from rlcm_cli.models.libraries import quiet_libraries
 from rlcm_cli.models.lora import base_model, lora_parameters
-from rlcm_cli.phases.gradient import Minibatch, accumulate_gradient, replay
-from rlcm_cli.phases.objectives import choose_objective
+from rlcm_cli.objectives import find_objective
 from rlcm_cli.phases.policy import load_configured_model
 from rlcm_cli.phases.sample import draw_batch
 from rlcm_cli.phases.schedules import drawing_schedule
@@ -181,13 +183,8 @@ def test_the_kl_is_0_at_the_start_and_that_of_sampled_actions_later(made):
 
 def measure_kl(model, rollout, config):
     actions = rollout.trajectories.actions
-    record = accumulate_gradient(
-        model,
-        rollout,
-        Minibatch(torch.arange(SAMPLES), torch.arange(actions).expand(SAMPLES, -1)),
-        torch.linspace(-1, 1, SAMPLES),
-        choose_objective(config.train),
-        config.train,
-        micro_batch_size=24,
-    )
+    every = Minibatch(torch.arange(SAMPLES), torch.arange(actions).expand(SAMPLES, -1))
+    config = override_config(config, flags={"runtime.micro_batch_size": 24})
+    learner = Learner(model, rollout, torch.linspace(-1, 1, SAMPLES), config)
+    record = find_objective(config).accumulate(learner, every)
     return record.values["kl_to_base"]

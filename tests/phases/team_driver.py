@@ -15,33 +15,36 @@ torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
 from phase_runs import finish, make_config, prepare, shared_model  # noqa: E402
 
+from rlcm_cli.learning.advantages import compute_advantages  # noqa: E402
+from rlcm_cli.learning.minibatches import Minibatch, draw_minibatches  # noqa: E402
+from rlcm_cli.learning.update import accumulate_update  # noqa: E402
 from rlcm_cli.models.lora import lora_parameters  # noqa: E402
-from rlcm_cli.phases.advantages import compute_advantages  # noqa: E402
-from rlcm_cli.phases.gradient import Minibatch, draw_minibatches  # noqa: E402
+from rlcm_cli.phases.join import join_team  # noqa: E402
 from rlcm_cli.phases.loop import loop  # noqa: E402
 from rlcm_cli.phases.policy import load_checkpoint  # noqa: E402
-from rlcm_cli.phases.rollout import read_rollout  # noqa: E402
+from rlcm_cli.phases.read_rollout import read_rollout  # noqa: E402
 from rlcm_cli.phases.run import create_run  # noqa: E402
 from rlcm_cli.phases.score import load_scorers  # noqa: E402
-from rlcm_cli.phases.team import Team, join_team  # noqa: E402
-from rlcm_cli.phases.update import accumulate_update, prepare_lessons  # noqa: E402
+from rlcm_cli.phases.train import gather_data  # noqa: E402
+from rlcm_cli.runs.team import Team  # noqa: E402
 
 MODEL, PLAIN, PICTURES, FOLDER = map(Path, sys.argv[1:])
 TEAM = join_team("cpu")
 GROUPS = {"group_size": 2, "samples": 10}
 CASES = {
     "ppo": (MODEL, {"sample": GROUPS, "train": {"kl_weight": 0.1}}),
-    "grpo": (MODEL, {"sample": GROUPS, "train": {"objective": "grpo", "advantages": "leave-one-out"}}),
-    "rebel": (MODEL, {"sample": GROUPS, "train": {"objective": "rebel", "rebel_lr": 10.0}}),
-    "rwr": (MODEL, {"sample": GROUPS, "train": {"objective": "rwr"}}),
+    "grpo": (MODEL, {"sample": GROUPS, "objective": {"kind": "grpo"}, "train": {"advantages": "leave-one-out"}}),
+    "rebel": (MODEL, {"sample": GROUPS, "objective": {"kind": "rebel", "rebel_lr": 10.0}}),
+    "rwr": (MODEL, {"sample": GROUPS, "objective": {"kind": "rwr"}}),
     "backprop": (MODEL, {"last_step": {"mode": "backprop"}, "reward": "brightness"}),
     "pretraining": (PLAIN, {"pretraining": {"source": str(PICTURES), "batch_size": 5, "weight": 3.0}}),
-    "one transition": (MODEL, {"train": {"objective": "reinforce"}}),
+    "one transition": (MODEL, {"objective": {"kind": "reinforce"}}),
 }
 
 
-def gradient(model, lessons, minibatch, config, team):
+def gradient(data, minibatch):
     """Give the adapter's gradient as a vector, the step's metrics, and the images that this process predicted."""
+    model = data.learner.model
     asked, predict = [], model.predict
 
     def counted(latents, *given, **named):
@@ -52,7 +55,7 @@ def gradient(model, lessons, minibatch, config, team):
     parameters = list(lora_parameters(model).values())
     for parameter in parameters:
         parameter.grad = None
-    metrics = accumulate_update(model, lessons, minibatch, config, 3, team).values
+    metrics = accumulate_update(data, minibatch, 3).values
     del model.predict
     assert all(parameter.grad is not None for parameter in parameters)
     return torch.cat([parameter.grad.flatten() for parameter in parameters]).clone(), metrics, sum(asked)
@@ -72,7 +75,7 @@ def compare(name):
     run, model = create_run(root, config), shared_model(folder)
     rollout = read_rollout(run, model, load_checkpoint(run, model, 0), off_policy=False)
     advantages, _ = compute_advantages(rollout, config, {})
-    lessons = prepare_lessons(run, model, rollout, advantages, None)
+    alone_data, team_data = (gather_data(run, model, rollout, advantages, None, team) for team in (Team(), TEAM))
     # Away from the policy that drew the samples, so that ratios, clipping and REBEL's pairs have something to say.
     generator = torch.Generator().manual_seed(0)
     for parameter in lora_parameters(model).values():
@@ -81,8 +84,8 @@ def compare(name):
     minibatch = next(draw_minibatches(rollout, config.train, config.seed, 0))
     if name == "one transition":
         minibatch = Minibatch(minibatch.samples_M[:1], minibatch.steps_MK[:1, :1])
-    alone, expected, all_asked = gradient(model, lessons, minibatch, config, Team())
-    together, metrics, asked = gradient(model, lessons, minibatch, config, TEAM)
+    alone, expected, all_asked = gradient(alone_data, minibatch)
+    together, metrics, asked = gradient(team_data, minibatch)
     doubled = together.clone()
     TEAM.sum(doubled)
     return {

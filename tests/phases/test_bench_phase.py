@@ -8,10 +8,10 @@ from phase_runs import make_config
 
 from rlcm_cli.core.throughput import Work, choose_batch
 from rlcm_cli.errors import ConfigError
+from rlcm_cli.learning.log_probs import RATIO_TOLERANCE
 from rlcm_cli.phases import bench as bench_module
-from rlcm_cli.phases.bench import bench, count_work, time_work
+from rlcm_cli.phases.bench import bench, time_work
 from rlcm_cli.phases.policy import load_configured_model
-from rlcm_cli.phases.train import RATIO_TOLERANCE
 from rlcm_cli.rewards import RewardSpec, load_reward
 
 CPU = torch.device("cpu")
@@ -109,13 +109,6 @@ def test_the_projection_is_the_rates_times_the_task_s_work(found):
         + 16 / found.reward.rate
         + 48 / trained[chosen["runtime.micro_batch_size"]]
     )
-
-
-def test_the_work_of_a_task(tiny_lcm):
-    config = make_config(
-        tiny_lcm, train={"inner_epochs": 2, "timestep_fraction": 0.5, "minibatch_size": 4}, runtime={"iterations": 10}
-    )
-    assert count_work(config, 3) == Work(images=80, calls=4, transitions=80 * 2 * 2)
 
 
 def test_a_budget_bounds_the_suggestion(tiny_lcm):

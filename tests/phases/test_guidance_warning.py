@@ -10,8 +10,9 @@ from plain_diffusion import build_plain_diffusion
 from rlcm_cli.config import parse_config
 from rlcm_cli.phases.events import Warned
 from rlcm_cli.phases.policy import load_policy_model
-from rlcm_cli.phases.run import Worker, create_run
+from rlcm_cli.phases.run import create_run
 from rlcm_cli.phases.sample import sample
+from rlcm_cli.runs.worker import Worker
 
 
 @pytest.fixture(scope="module")

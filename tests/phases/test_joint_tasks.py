@@ -32,10 +32,11 @@ from rlcm_cli.errors import ConfigError
 from rlcm_cli.phases.evaluate import evaluate, plan_evaluation
 from rlcm_cli.phases.events import PhaseStarted, Warned
 from rlcm_cli.phases.inputs import read_prompts
-from rlcm_cli.phases.rollout import read_rollout
-from rlcm_cli.phases.run import Worker, create_run, open_run
+from rlcm_cli.phases.read_rollout import read_rollout
+from rlcm_cli.phases.run import create_run, open_run
 from rlcm_cli.phases.score import load_scorers, score
 from rlcm_cli.phases.train import train
+from rlcm_cli.runs.worker import Worker
 from rlcm_cli.store.checkpoint import LORA_FILE, digest_safetensors, read_statistics, read_trainer_state
 from rlcm_cli.store.evaluations import read_evaluation
 from rlcm_cli.store.layout import RunLayout

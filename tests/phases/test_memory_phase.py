@@ -177,7 +177,7 @@ def test_every_objective_is_measured(tiny_lcm, objective):
     config = make_config(
         tiny_lcm,
         sample={"samples": 8, "batch_size": 4, "shards": 2, "steps": 4, "guidance_scale": 4.0, "group_size": 2},
-        train={"objective": objective},
+        objective={"kind": objective},
     )
     model = load_policy_model(config)
     assert fit_training(config, model, 10**9).micro_batch_size == memory.LARGEST_MICRO_BATCH

@@ -11,8 +11,9 @@ from rlcm_cli.errors import ConfigError, CorruptFileError, FormatVersionError, R
 from rlcm_cli.phases import run as run_module
 from rlcm_cli.phases.inputs import begin_inputs
 from rlcm_cli.phases.policy import start_run
-from rlcm_cli.phases.run import Worker, create_run, open_run, parse_worker
+from rlcm_cli.phases.run import create_run, open_run, parse_worker
 from rlcm_cli.prompts import load_prompts
+from rlcm_cli.runs.worker import Worker
 from rlcm_cli.store.inputs import read_inputs
 from rlcm_cli.store.quarantine import quarantine
 

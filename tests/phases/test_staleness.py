@@ -9,17 +9,16 @@ from phase_runs import did_nothing, fingerprint, finish, kinds, make_by_hand, ma
 
 from rlcm_cli.config import override_config, parse_config
 from rlcm_cli.errors import MissingFileError, StalePolicyError
+from rlcm_cli.learning.log_probs import refresh_log_probs
 from rlcm_cli.models.lora import lora_parameters, save_lora
 from rlcm_cli.phases.events import IterationTrained
 from rlcm_cli.phases.loop import loop
 from rlcm_cli.phases.policy import load_checkpoint, load_policy_model
-from rlcm_cli.phases.rescore import rescore, rescore_stale_lessons
-from rlcm_cli.phases.rollout import read_rollout
+from rlcm_cli.phases.read_rollout import read_rollout
 from rlcm_cli.phases.run import create_run, open_run
 from rlcm_cli.phases.sample import sample
 from rlcm_cli.phases.score import load_scorers, score
-from rlcm_cli.phases.train import train
-from rlcm_cli.phases.update import prepare_lessons
+from rlcm_cli.phases.train import gather_data, refresh_stale, train
 from rlcm_cli.phases.watch import best_checkpoints
 from rlcm_cli.store.checkpoint import publish_checkpoint, read_trainer_state
 from rlcm_cli.store.manifest import read_manifest
@@ -184,13 +183,12 @@ def test_in_16_bits_the_policy_that_drew_is_measured_with_the_ruler_of_training(
     finish(sample(run, model))
     finish(score(run, load_scorers(run)))
     rollout = read_rollout(run, model, load_checkpoint(run, model, 1), off_policy=False)
-    lessons = prepare_lessons(run, model, rollout, np.ones(8), None)
-    anew = rescore_stale_lessons(run, model, lessons)
+    refreshed = refresh_stale(run, gather_data(run, model, rollout, np.ones(8), None))
     assert model.adapter_digest == read_trainer_state(run.layout, 1).policy_digest
-    found = anew.lessons.rollout.trajectories.log_probs_BA
-    by_newest, _ = rescore(model, rollout, 8)
+    found = refreshed.learner.rollout.trajectories.log_probs_BA
+    by_newest, _ = refresh_log_probs(model, rollout, 8)
     load_checkpoint(run, model, 0)
-    by_drawer, _ = rescore(model, rollout, 8)
+    by_drawer, _ = refresh_log_probs(model, rollout, 8)
     assert torch.equal(found, by_drawer.trajectories.log_probs_BA)
     assert not torch.equal(found, by_newest.trajectories.log_probs_BA)
 
@@ -206,9 +204,9 @@ def test_in_16_bits_the_policy_that_drew_is_measured_with_the_ruler_of_training(
 @pytest.mark.parametrize(
     "sections",
     [
-        {"train": {"objective": "rwr"}},
-        {"train": {"objective": "rebel"}, "sample": {"group_size": 2}},
-        {"train": {"objective": "grpo"}, "sample": {"group_size": 2}},
+        {"objective": {"kind": "rwr"}},
+        {"objective": {"kind": "rebel"}, "sample": {"group_size": 2}},
+        {"objective": {"kind": "grpo"}, "sample": {"group_size": 2}},
         {"train": {"parameters": "full"}},
     ],
     ids=["rwr", "rebel", "grpo", "full"],

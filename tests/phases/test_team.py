@@ -17,10 +17,12 @@ from PIL import Image
 from plain_diffusion import build_plain_diffusion
 
 from rlcm_cli.errors import ConfigError, WorkerLostError
-from rlcm_cli.phases import team as team_module
-from rlcm_cli.phases.costs import phase_seconds, read_phase_times
-from rlcm_cli.phases.run import Worker, create_run, open_run, parse_worker
-from rlcm_cli.phases.team import Team, check_team, is_first_to_complain, join_team
+from rlcm_cli.learning.costs import phase_seconds, read_phase_times
+from rlcm_cli.phases import join as team_module
+from rlcm_cli.phases.join import check_team, is_first_to_complain, join_team
+from rlcm_cli.phases.run import create_run, open_run, parse_worker
+from rlcm_cli.runs.team import Team
+from rlcm_cli.runs.worker import Worker
 from rlcm_cli.store.checkpoint import read_weights
 from rlcm_cli.store.manifest import read_manifest
 

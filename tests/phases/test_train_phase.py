@@ -150,7 +150,9 @@ class TestRewardsThatCannotBe:
         ("kind", "told"), [("group", "the others of its group"), ("leave-one-out", "the others of its group")]
     )
     def test_rewards_that_differ_between_groups_only_are_told_as_such(self, tiny_lcm, tmp_path, kind, told):
-        config = make_config(tiny_lcm, train={"objective": "grpo", "advantages": kind}, sample={"group_size": 2})
+        config = make_config(
+            tiny_lcm, objective={"kind": "grpo"}, train={"advantages": kind}, sample={"group_size": 2}
+        )
         run, model = prepare(tmp_path / "run", config, upto="sample")
         finish(score(run, reward_of(run, lambda sample: sample // 2)))
         events = finish(train(run, model))
@@ -161,7 +163,7 @@ class TestRewardsThatCannotBe:
 
     @pytest.mark.parametrize("settings", [{"advantages": "none"}, {"advantages": "batch"}])
     def test_a_regression_on_equal_rewards_changes_nothing(self, tiny_lcm, tmp_path, settings):
-        config = make_config(tiny_lcm, train={"objective": "rwr", **settings})
+        config = make_config(tiny_lcm, objective={"kind": "rwr"}, train=settings)
         run, model = prepare(tmp_path / "run", config, upto="sample")
         finish(score(run, reward_of(run, lambda sample: 3)))
         assert finish(train(run, model))[-1].metrics["updates"] == 0
@@ -304,8 +306,9 @@ class TestSeveralUpdates:
         assert read_trainer_state(run.layout, 1).optimizer_steps == 6
 
     def test_depend_on_the_clip_range_where_one_update_does_not(self, tiny_lcm, tmp_path):
-        def trained(name, **settings):
-            run, model = prepare(tmp_path / name, make_config(tiny_lcm, train=settings))
+        def trained(name, clip_range, **settings):
+            objective = {"kind": "ppo", "clip_range": clip_range}
+            run, model = prepare(tmp_path / name, make_config(tiny_lcm, objective=objective, train=settings))
             finish(train(run, model))
             return adapter(model)
 

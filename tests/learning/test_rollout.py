@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import torch
 
 from rlcm_cli.core.trajectory import Trajectories
-from rlcm_cli.phases.rollout import join_conditioning, join_shards
+from rlcm_cli.learning.rollout import join_conditioning, join_shards
 from rlcm_cli.store.rollouts import RolloutShard
 
 PROMPTS = ("cat", "dog", "eel")

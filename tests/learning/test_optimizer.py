@@ -11,15 +11,15 @@ from safetensors.torch import load, save
 
 from rlcm_cli.config import TrainSettings, parse_config
 from rlcm_cli.errors import ConfigError
-from rlcm_cli.phases import optimizer as optimizer_module
-from rlcm_cli.phases.loop import loop
-from rlcm_cli.phases.optimizer import (
+from rlcm_cli.learning import optimizer as optimizer_module
+from rlcm_cli.learning.optimizer import (
     ADAM_STATE,
     find_optimizer,
     make_optimizer,
     optimizer_tensors,
     restore_optimizer,
 )
+from rlcm_cli.phases.loop import loop
 from rlcm_cli.phases.policy import start_run
 from rlcm_cli.phases.score import load_scorers
 from rlcm_cli.store.checkpoint import read_optimizer

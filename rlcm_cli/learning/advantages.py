@@ -64,7 +64,7 @@ def compute_advantages(
         prompts = [samples.prompts[row] for row in rows]
         normalised = {}
         for component, values in parts.items():
-            normalised[component], updated[component] = ADVANTAGES[settings.advantage_kind](
+            normalised[component], updated[component] = ADVANTAGES[config.advantage_kind](
                 prompts,
                 values.tolist(),
                 statistics.get(component, {}),

@@ -10,20 +10,27 @@ from rlcm_cli.config import override_config
 from rlcm_cli.core.schedule import sample_trajectories
 from rlcm_cli.core.trajectory import Trajectories
 from rlcm_cli.errors import TrainingError
+from rlcm_cli.learning.costs import count_forwards
+from rlcm_cli.learning.learner import Learner
+from rlcm_cli.learning.log_probs import (
+    RATIO_TOLERANCE,
+    check_ratio,
+    needs_refresh,
+    refresh_log_probs,
+    refresh_passes,
+)
+from rlcm_cli.learning.minibatches import Minibatch
 from rlcm_cli.models.lora import lora_parameters
+from rlcm_cli.objectives import find_objective
 from rlcm_cli.phases import sample as sample_module
-from rlcm_cli.phases.costs import count_forwards
 from rlcm_cli.phases.events import Warned
-from rlcm_cli.phases.gradient import Minibatch, accumulate_gradient
-from rlcm_cli.phases.objectives import choose_objective
 from rlcm_cli.phases.policy import load_policy_model
-from rlcm_cli.phases.rescore import anchor, is_rescored, rescore, rescoring_passes
-from rlcm_cli.phases.rollout import read_rollout
+from rlcm_cli.phases.read_rollout import read_rollout
 from rlcm_cli.phases.run import create_run
 from rlcm_cli.phases.sample import sample
 from rlcm_cli.phases.score import load_scorers, score
-from rlcm_cli.phases.team import Team
-from rlcm_cli.phases.train import RATIO_TOLERANCE, check_ratio, train
+from rlcm_cli.phases.train import train
+from rlcm_cli.runs.team import Team
 from rlcm_cli.store.checkpoint import read_trainer_state
 
 SEVERAL = {"minibatch_size": 4}
@@ -58,27 +65,21 @@ def make_rollout(root, config):
     return model, read_rollout(run, model, read_trainer_state(run.layout, 0), off_policy=False)
 
 
-def first_update(model, rollout, config, objective=None):
+def first_update(model, rollout, config, *, anchored=False):
     for parameter in lora_parameters(model).values():
         parameter.grad = None
     count = len(rollout.trajectories)
     order = torch.randperm(count, generator=torch.Generator().manual_seed(0))
-    record = accumulate_gradient(
-        model,
-        rollout,
-        Minibatch(order, torch.arange(rollout.trajectories.actions).expand(count, -1)),
-        torch.linspace(-1, 1, count),
-        objective or choose_objective(config.train),
-        config.train,
-        micro_batch_size=config.runtime.micro_batch_size,
-    )
+    every = Minibatch(order, torch.arange(rollout.trajectories.actions).expand(count, -1))
+    learner = Learner(model, rollout, torch.linspace(-1, 1, count), config, anchored=anchored)
+    record = find_objective(config).accumulate(learner, every)
     return record.values, torch.cat([p.grad.flatten() for p in lora_parameters(model).values()])
 
 
-@pytest.mark.parametrize("settings", [{}, SEVERAL, {"objective": "rebel"}])
+@pytest.mark.parametrize(("objective", "settings"), [("ppo", {}), ("ppo", SEVERAL), ("rebel", {})])
 @pytest.mark.usefixtures("coarse")
-def test_a_run_in_bfloat16_rescores_and_its_ratio_is_1(tiny_lcm, tmp_path, settings):
-    config = configure(tiny_lcm, train=settings, sample={"group_size": 2})
+def test_a_run_in_bfloat16_rescores_and_its_ratio_is_1(tiny_lcm, tmp_path, objective, settings):
+    config = configure(tiny_lcm, objective={"kind": objective}, train=settings, sample={"group_size": 2})
     events = finish(train(*draw_and_score(tmp_path / "run", config)))
     metrics = events[-1].metrics
     assert metrics["rescored"] == 1
@@ -102,7 +103,7 @@ def test_after_a_pass_over_all_transitions_the_first_ratio_is_exactly_1(tiny_lcm
     model, rollout = make_rollout(tmp_path / "run", config)
     stored = rollout.trajectories.log_probs_BA.clone()
     before, _ = first_update(model, rollout, config)
-    rescored, drift = rescore(model, rollout, config.runtime.micro_batch_size)
+    rescored, drift = refresh_log_probs(model, rollout, config.runtime.micro_batch_size)
     after, _ = first_update(model, rescored, config)
     assert drift == pytest.approx(before["ratio_drift"], rel=1e-5)
     assert drift > 5e-4
@@ -116,9 +117,9 @@ def test_after_a_pass_over_all_transitions_the_first_ratio_is_exactly_1(tiny_lcm
 def test_the_only_update_takes_its_own_log_probabilities_as_a_pass_before_it_would(tiny_lcm, tmp_path):
     config = configure(tiny_lcm)
     model, rollout = make_rollout(tmp_path / "run", config)
-    rescored, drift = rescore(model, rollout, config.runtime.micro_batch_size)
+    rescored, drift = refresh_log_probs(model, rollout, config.runtime.micro_batch_size)
     _, with_pass = first_update(model, rescored, config)
-    values, anchored = first_update(model, rollout, config, anchor(choose_objective(config.train)))
+    values, anchored = first_update(model, rollout, config, anchored=True)
     _, clipped = first_update(model, rollout, config)
     assert torch.equal(anchored, with_pass)
     assert not torch.allclose(clipped, with_pass, rtol=0.1)  # clipping at random does harm
@@ -129,13 +130,13 @@ def test_the_only_update_takes_its_own_log_probabilities_as_a_pass_before_it_wou
 def test_each_process_replays_its_part(tiny_lcm, tmp_path):
     config = make_config(tiny_lcm)
     model, rollout = make_rollout(tmp_path / "run", config)
-    whole, _ = rescore(model, rollout, 8)
+    whole, _ = refresh_log_probs(model, rollout, 8)
 
     class Part(Team):
         def sum(self, tensor):
             pass
 
-    parts = [rescore(model, rollout, 8, Part(rank, 2))[0].trajectories.log_probs_BA for rank in range(2)]
+    parts = [refresh_log_probs(model, rollout, 8, Part(rank, 2))[0].trajectories.log_probs_BA for rank in range(2)]
     assert not any(torch.equal(part, whole.trajectories.log_probs_BA) for part in parts)
     assert torch.allclose(parts[0] + parts[1], whole.trajectories.log_probs_BA, atol=2e-6, rtol=0)
 
@@ -146,7 +147,7 @@ def test_nan_is_not_hidden(tiny_lcm, tmp_path):
     broken = rollout.trajectories.latents_BSCHW.clone()
     broken[3, 1, 0, 0, 0] = torch.nan
     trajectories = Trajectories(broken, rollout.trajectories.log_probs_BA, rollout.trajectories.timesteps_A2)
-    _, drift = rescore(model, dataclasses.replace(rollout, trajectories=trajectories), 8)
+    _, drift = refresh_log_probs(model, dataclasses.replace(rollout, trajectories=trajectories), 8)
     with pytest.raises(TrainingError, match="NaN"):
         check_ratio(drift, "bfloat16", "000000")
 
@@ -159,21 +160,21 @@ def test_nan_is_not_hidden(tiny_lcm, tmp_path):
         ("bfloat16", {}, True, 0),
         ("bfloat16", {"train": SEVERAL}, True, 1),
         ("bfloat16", {"train": {"inner_epochs": 2}}, True, 1),
-        ("bfloat16", {"train": {"objective": "rebel"}, "sample": {"group_size": 2}}, True, 1),
-        ("bfloat16", {"train": {"objective": "rwr"}}, False, 0),
+        ("bfloat16", {"objective": {"kind": "rebel"}, "sample": {"group_size": 2}}, True, 1),
+        ("bfloat16", {"objective": {"kind": "rwr"}}, False, 0),
         ("float32", {"runtime": {"tf32": True}, "train": SEVERAL}, True, 1),
     ],
 )
 def test_what_is_rescored_and_what_it_costs(tiny_lcm, dtype, sections, rescored, passes):
     config = configure(tiny_lcm, dtype, **sections)
-    assert (is_rescored(config), rescoring_passes(config)) == (rescored, passes)
+    assert (needs_refresh(config), refresh_passes(config)) == (rescored, passes)
 
 
 def test_the_forwards_of_rescoring_are_counted(tiny_lcm, tmp_path):
     config = configure(tiny_lcm, train=SEVERAL)
     model, rollout = make_rollout(tmp_path / "run", config)
     exact = configure(tiny_lcm, "float32", train=SEVERAL)
-    costs = [count_forwards(of, model, rollout, rescoring=rescoring_passes(of)) for of in (config, exact)]
+    costs = [count_forwards(of, model, rollout, refreshes=refresh_passes(of)) for of in (config, exact)]
     assert costs[0] - costs[1] == 8 * 3
 
 

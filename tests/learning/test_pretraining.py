@@ -17,11 +17,12 @@ from plain_diffusion import build_plain_diffusion
 from rlcm_cli.config import Config, PretrainingSettings, override_config
 from rlcm_cli.core.noise import seed_generator
 from rlcm_cli.errors import ConfigError
+from rlcm_cli.learning.log_probs import refresh_passes
+from rlcm_cli.learning.pretraining import accumulate_pretraining, fit_image, step_seed
 from rlcm_cli.models.diffusion import DiffusionModel
 from rlcm_cli.models.lora import lora_parameters
+from rlcm_cli.phases.inputs import find_pairs
 from rlcm_cli.phases.policy import load_policy_model
-from rlcm_cli.phases.pretraining import accumulate_pretraining, find_pairs, fit_image, step_seed
-from rlcm_cli.phases.rescore import rescoring_passes
 from rlcm_cli.phases.train import train
 from rlcm_cli.prompts.pairs import open_pairs
 from rlcm_cli.store.checkpoint import read_trainer_state
@@ -172,11 +173,11 @@ class TestRuns:
     def test_in_16_bits_the_old_policy_is_rescored_before_steps_of_its_own(self, plain, folder):
         config = override_config(pretrained(plain, folder), flags={"model.dtype": "bfloat16"})
         own = override_config(config, flags={"pretraining.own_steps": 1})
-        assert (rescoring_passes(config), rescoring_passes(own)) == (0, 1)
+        assert (refresh_passes(config), refresh_passes(own)) == (0, 1)
 
     def test_steps_of_its_own_are_refused_where_nothing_corrects_for_them(self, plain, folder):
         with pytest.raises(ConfigError, match=r"pretraining.own_steps moves the policy .* use objective ppo"):
-            override_config(pretrained(plain, folder, own_steps=1), flags={"train.objective": "reinforce"})
+            override_config(pretrained(plain, folder, own_steps=1), flags={"objective.kind": "reinforce"})
 
     def test_each_step_has_other_images(self):
         assert len({step_seed(*place) for place in [(0, 0, 0), (0, 0, 1), (0, 1, 0), (1, 0, 0)]}) == 4

@@ -15,30 +15,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rlcm_cli.config import Config, PretrainingSettings
+from rlcm_cli.config import PretrainingSettings
 from rlcm_cli.core.denoising import add_noise, denoising_error
 from rlcm_cli.core.noise import derive_seed, seed_generator
-from rlcm_cli.errors import ConfigError
+from rlcm_cli.learning.loss_scale import LossScale
 from rlcm_cli.models.diffusion import DiffusionModel
-from rlcm_cli.phases.inputs import open_images
-from rlcm_cli.phases.loss_scale import LossScale
-from rlcm_cli.phases.team import Team
 from rlcm_cli.prompts.pairs import Pairs
-
-
-def find_pairs(config: Config, model: DiffusionModel) -> Pairs | None:
-    """Open the images that a configuration names; None where it names none.
-
-    Raises `ConfigError` where they cannot be had, or the model is none that is trained so.
-    """
-    if config.pretraining.source is None:
-        return None
-    if model.policy != "ddim":
-        raise ConfigError(
-            f"pretraining.source is set, and this model's policy is {model.policy}: a consistency model was not "
-            "trained to denoise; leave it out (train.kl_weight also holds on to the base model)"
-        )
-    return open_images(config.pretraining)
+from rlcm_cli.runs.team import Team
 
 
 def accumulate_pretraining(

@@ -20,11 +20,12 @@ from rlcm_cli.phases.evaluate import evaluate
 from rlcm_cli.phases.events import Event, PhaseSkipped
 from rlcm_cli.phases.loop import loop
 from rlcm_cli.phases.policy import load_policy_model
-from rlcm_cli.phases.run import Run, Worker, create_run, open_run
+from rlcm_cli.phases.run import Run, create_run, open_run
 from rlcm_cli.phases.sample import sample
 from rlcm_cli.phases.score import Scorer, load_scorers, score
 from rlcm_cli.phases.train import train
 from rlcm_cli.rewards import Reward
+from rlcm_cli.runs.worker import Worker
 from rlcm_cli.store.checkpoint import digest_safetensors
 from rlcm_cli.store.layout import receipt_path
 from rlcm_cli.store.score_cache import ScoreCache

@@ -11,22 +11,24 @@ from typing import Any
 import pytest
 import torch
 from conftest import tiny_values
-from phase_runs import finish, make_by_hand, make_loop, prepare, scorers_of
+from phase_runs import finish, make_by_hand, make_loop, prepare
 from plain_diffusion import build_plain_diffusion
 
 from rlcm_cli.config import Config, parse_config
 from rlcm_cli.errors import ConfigError
+from rlcm_cli.learning.last_step import accumulate_last_step, choose_pathwise
+from rlcm_cli.learning.rollout import Rollout
 from rlcm_cli.models.diffusion import DiffusionModel
 from rlcm_cli.models.lora import lora_parameters
 from rlcm_cli.phases.events import Warned
-from rlcm_cli.phases.last_step import accumulate_last_step, choose_pathwise
 from rlcm_cli.phases.loop import estimate_cost
 from rlcm_cli.phases.policy import load_checkpoint, load_policy_model
-from rlcm_cli.phases.rollout import Rollout, read_rollout
+from rlcm_cli.phases.read_rollout import read_rollout
 from rlcm_cli.phases.run import Run, check_rewards
 from rlcm_cli.phases.schedules import training_schedule
-from rlcm_cli.phases.score import Scorer, load_scorers
+from rlcm_cli.phases.score import load_scorers
 from rlcm_cli.phases.train import train
+from rlcm_cli.rewards import Reward
 from rlcm_cli.store.checkpoint import read_trainer_state
 from rlcm_cli.store.evaluations import read_evaluation
 from rlcm_cli.store.layout import RunLayout
@@ -41,10 +43,10 @@ def backprop(folder: Path, *, rewards: Mapping[str, float] = BRIGHT, policy: str
     return parse_config({**values, "rewards": dict(rewards), "model": {"name": str(folder), "policy": policy}})
 
 
-def prepared(root: Path, config: Config) -> tuple[Run, DiffusionModel, Rollout, dict[str, Scorer]]:
+def prepared(root: Path, config: Config) -> tuple[Run, DiffusionModel, Rollout, dict[str, Reward]]:
     run, model = prepare(root, config)
     rollout = read_rollout(run, model, load_checkpoint(run, model, 0), off_policy=False)
-    return run, model, rollout, load_scorers(run)
+    return run, model, rollout, {name: scorer.reward for name, scorer in load_scorers(run).items()}
 
 
 def gradient_of(model: DiffusionModel, rollout: Rollout, pathwise: list, *, weight: float = 1.0, micro: int = 8):
@@ -70,8 +72,8 @@ class TestGradient:
             told.extend(zip(prompts, metadata, strict=True))
             return images.mean((1, 2, 3))
 
-        scorers = scorers_of(run, {"brightness": spy}, differentiable=True)
-        gradient_of(model, rollout, choose_pathwise(rollout, run.config, scorers), micro=3)
+        rewards = {"brightness": Reward("brightness", spy, differentiable=True)}
+        gradient_of(model, rollout, choose_pathwise(rollout, run.config, rewards), micro=3)
         shards = [read_shard(run.layout, rollout.manifest, number) for number in range(2)]
         drawn = torch.cat([shard.images for shard in shards])
         # Another batch size: the same but for rounding at the edge between two levels.
@@ -81,8 +83,8 @@ class TestGradient:
         assert [known["seed"] for _, known in told] == torch.cat([shard.seed for shard in shards]).tolist()
 
     def test_equals_the_difference_quotient_of_the_expected_reward(self, tiny_lcm, tmp_path):
-        run, model, rollout, scorers = prepared(tmp_path / "run", backprop(tiny_lcm))
-        pathwise = choose_pathwise(rollout, run.config, scorers)
+        run, model, rollout, loaded = prepared(tmp_path / "run", backprop(tiny_lcm))
+        pathwise = choose_pathwise(rollout, run.config, loaded)
         gradient, _ = gradient_of(model, rollout, pathwise)
         direction = torch.randn(gradient.shape, generator=torch.Generator().manual_seed(1))
         spread = rollout.rewards.std(correction=0).item() + 1e-6
@@ -102,8 +104,8 @@ class TestGradient:
         assert -(gradient @ direction).item() == pytest.approx(slope, rel=0.02)
 
     def test_does_not_depend_on_the_micro_batch_size(self, tiny_lcm, tmp_path):
-        run, model, rollout, scorers = prepared(tmp_path / "run", backprop(tiny_lcm))
-        pathwise = choose_pathwise(rollout, run.config, scorers)
+        run, model, rollout, loaded = prepared(tmp_path / "run", backprop(tiny_lcm))
+        pathwise = choose_pathwise(rollout, run.config, loaded)
         (whole, metrics), (parts, same) = (gradient_of(model, rollout, pathwise, micro=micro) for micro in (8, 3))
         assert torch.allclose(whole, parts, rtol=1e-4, atol=1e-5 * whole.abs().max())
         assert metrics["last_step_reward"].item() == pytest.approx(same["last_step_reward"].item(), rel=1e-6)
@@ -120,8 +122,8 @@ def load_checkpoint_anew(run: Run, model: DiffusionModel) -> None:
 class TestWeights:
     def test_of_mixed_rewards_the_differentiable_ones_count(self, tiny_lcm, tmp_path):
         rewards = {"brightness": 3.0, "compressibility": 4.0, "colourfulness": -1.0}
-        run, _, rollout, scorers = prepared(tmp_path / "run", backprop(tiny_lcm, rewards=rewards))
-        pathwise = {part.reward.name: part for part in choose_pathwise(rollout, run.config, scorers)}
+        run, _, rollout, loaded = prepared(tmp_path / "run", backprop(tiny_lcm, rewards=rewards))
+        pathwise = {part.reward.name: part for part in choose_pathwise(rollout, run.config, loaded)}
         assert set(pathwise) == {"brightness", "colourfulness"}
         for name in pathwise:
             spread = rollout.components[name].std(correction=0).item() + 1e-6
@@ -131,8 +133,8 @@ class TestWeights:
 
     def test_of_a_sum_its_spread_divides(self, tiny_lcm, tmp_path):
         rewards = {"brightness": 3.0, "compressibility": 4.0}
-        run, _, rollout, scorers = prepared(tmp_path / "run", backprop(tiny_lcm, rewards=rewards, combine="sum"))
-        (part,) = choose_pathwise(rollout, run.config, scorers)
+        run, _, rollout, loaded = prepared(tmp_path / "run", backprop(tiny_lcm, rewards=rewards, combine="sum"))
+        (part,) = choose_pathwise(rollout, run.config, loaded)
         assert part.factors.tolist() == pytest.approx([3 / (rollout.rewards.std(correction=0).item() + 1e-6)] * 8)
 
     def test_of_joint_tasks_each_has_its_own(self, tiny_lcm, tmp_path):
@@ -140,8 +142,8 @@ class TestWeights:
             "light": {"rewards": {"brightness": 1.0}},
             "colour": {"rewards": {"colourfulness": 2.0, "compressibility": 1.0}},
         }
-        run, model, rollout, scorers = prepared(tmp_path / "run", backprop(tiny_lcm, rewards={}, tasks=tasks))
-        parts = {part.reward.name: part for part in choose_pathwise(rollout, run.config, scorers)}
+        run, model, rollout, loaded = prepared(tmp_path / "run", backprop(tiny_lcm, rewards={}, tasks=tasks))
+        parts = {part.reward.name: part for part in choose_pathwise(rollout, run.config, loaded)}
         light = torch.tensor([task == "light" for task in rollout.tasks])
         assert torch.equal(parts["brightness"].factors > 0, light)
         assert torch.equal(parts["colourfulness"].factors > 0, ~light)
@@ -175,11 +177,11 @@ class TestTraining:
         assert left_out == [f"{expected} brightness only"] * (len(rewards) - 1)
 
     def test_a_reward_that_does_not_differ_has_no_say(self, tiny_lcm, tmp_path):
-        run, _model, rollout, scorers = prepared(tmp_path / "run", backprop(tiny_lcm))
+        run, _model, rollout, loaded = prepared(tmp_path / "run", backprop(tiny_lcm))
         flat = dataclasses.replace(rollout, components={"brightness": torch.full((8,), 3.0)}, rewards=torch.ones(8))
-        (part,) = choose_pathwise(flat, run.config, scorers)
+        (part,) = choose_pathwise(flat, run.config, loaded)
         assert not part.factors.any()
-        (part,) = choose_pathwise(rollout, run.config, scorers)
+        (part,) = choose_pathwise(rollout, run.config, loaded)
         assert part.factors.all()
 
     def test_a_single_call_learns(self, tiny_lcm, tmp_path):
@@ -199,7 +201,7 @@ class TestTraining:
 
     def test_rebel_without_actions_too(self, tiny_lcm, tmp_path):
         config = backprop(
-            tiny_lcm, sample={"steps": 1, "group_size": 2}, train={"objective": "rebel", "advantages": "batch"}
+            tiny_lcm, sample={"steps": 1, "group_size": 2}, objective={"kind": "rebel"}, train={"advantages": "batch"}
         )
         run, model = prepare(tmp_path / "run", config)
         assert finish(train(run, model))[-1].metrics["grad_norm"] > 0

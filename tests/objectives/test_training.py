@@ -7,16 +7,18 @@ import pytest
 import torch
 from phase_runs import adapter, fingerprint, finish, largest_difference, make_config, prepare, shared_model
 
-from rlcm_cli.config import parse_config
+from rlcm_cli.config import override_config, parse_config
 from rlcm_cli.core.gaussian import take_action
 from rlcm_cli.errors import ConfigError
+from rlcm_cli.learning.learner import Learner
+from rlcm_cli.learning.minibatches import Minibatch
+from rlcm_cli.learning.optimizer import clip_gradient
+from rlcm_cli.learning.update import weigh_samples
 from rlcm_cli.models.lora import lora_parameters
-from rlcm_cli.phases.gradient import Minibatch, accumulate_gradient, draw_minibatches
+from rlcm_cli.objectives import find_objective
 from rlcm_cli.phases.loop import loop
-from rlcm_cli.phases.objectives import choose_objective
-from rlcm_cli.phases.optimizer import clip_gradient
 from rlcm_cli.phases.policy import load_policy_model
-from rlcm_cli.phases.rollout import read_rollout
+from rlcm_cli.phases.read_rollout import read_rollout
 from rlcm_cli.phases.run import create_run, open_run
 from rlcm_cli.phases.schedules import training_schedule
 from rlcm_cli.phases.score import load_scorers
@@ -29,18 +31,20 @@ OBJECTIVES = {
     "ppo": {**SEVERAL, "timestep_fraction": 0.67},
     "grpo": {**SEVERAL, "timestep_fraction": 0.34, "advantages": "leave-one-out"},
     "reinforce": {"timestep_fraction": 0.67, "advantages": "batch"},
-    "rebel": {**SEVERAL, "rebel_lr": 0.1},
+    "rebel": SEVERAL,
     "rwr": {**SEVERAL, "timestep_fraction": 0.67},
-    "rwr-sparse": {**SEVERAL, "rwr_share": 0.25},
+    "rwr-sparse": SEVERAL,
 }
+KNOBS = {"rebel": {"rebel_lr": 0.1}, "rwr-sparse": {"share": 0.25}}
 RATES = {"lr_warmup_iterations": 1, "lr_schedule": "cosine", "lr_decay_iterations": 8}
 
 
-def configure(tiny_lcm, objective, *, iterations=2, **train):
+def configure(tiny_lcm, objective, *, iterations=2, knobs=None, **train):
     return make_config(
         tiny_lcm,
         sample={"group_size": 2, "steps": 4},
-        train={**OBJECTIVES[objective], **RATES, "objective": objective, **train},
+        objective={"kind": objective, **KNOBS.get(objective, {}), **(knobs or {})},
+        train={**OBJECTIVES[objective], **RATES, **train},
         runtime={"iterations": iterations},
     )
 
@@ -81,7 +85,7 @@ def read_samples(tiny_lcm, root, objective, **train):
         for parameter in lora_parameters(model).values():
             parameter += 0.05 * torch.randn(parameter.shape, generator=generator)
     model.adapter_digest = None
-    return run.config.train, rollout, model
+    return run.config, rollout, model
 
 
 def gradient_of(model):
@@ -91,12 +95,11 @@ def gradient_of(model):
     return gradient
 
 
-def accumulate(model, rollout, minibatch, weights, settings, size=5):
+def accumulate(model, rollout, minibatch, weights, config, size=5):
     for parameter in lora_parameters(model).values():
         parameter.grad = None
-    record = accumulate_gradient(
-        model, rollout, minibatch, weights, choose_objective(settings), settings, micro_batch_size=size
-    )
+    config = override_config(config, flags={"runtime.micro_batch_size": size})
+    record = find_objective(config).accumulate(Learner(model, rollout, weights, config), minibatch)
     return record, gradient_of(model)
 
 
@@ -106,10 +109,10 @@ def whole(samples):
 
 
 def test_rebel_with_several_groups_is_its_formula_by_hand(tiny_lcm, tmp_path):
-    settings, rollout, model = read_samples(tiny_lcm, tmp_path / "run", "rebel")
+    config, rollout, model = read_samples(tiny_lcm, tmp_path / "run", "rebel")
     samples = torch.tensor([6, 7, 2, 3, 0, 1])  # three groups of two
     advantages = torch.linspace(-2, 1.5, 8) ** 3
-    record, gradient = accumulate(model, rollout, whole(samples), advantages, settings)
+    record, gradient = accumulate(model, rollout, whole(samples), advantages, config)
 
     states = rollout.trajectories.latents_BSCHW
     log_ratios = torch.zeros(8)
@@ -135,67 +138,11 @@ def test_rebel_with_several_groups_is_its_formula_by_hand(tiny_lcm, tmp_path):
     assert largest_difference(gradient, expected) < 1e-4 * scale
 
 
-@pytest.mark.parametrize("objective", OBJECTIVES)
-def test_the_micro_batch_changes_the_gradient_by_rounding_alone(tiny_lcm, tmp_path, objective):
-    settings, rollout, model = read_samples(tiny_lcm, tmp_path / "run", objective, clip_range=0.5, kl_weight=0.3)
-    weights = choose_objective(settings).weigh(torch.linspace(-2, 1.5, 8) ** 3)
-    reference, expected = accumulate(model, rollout, whole(torch.arange(8)), weights, settings, size=24)
-    scale = max(tensor.abs().max().item() for tensor in expected.values())
-    for size in (7, 1):
-        record, gradient = accumulate(model, rollout, whole(torch.arange(8)), weights, settings, size=size)
-        assert largest_difference(gradient, expected) < 1e-4 * scale
-        for name, value in reference.values.items():
-            assert record.values[name] == pytest.approx(value, rel=1e-4, abs=1e-5), name
-
-
-class TestMinibatches:
-    def drawn(self, tiny_lcm, root, iteration=5, seed=0, **changes):
-        """Give settings and minibatches of 8 samples in groups of 2, of three actions each."""
-        settings, rollout, _ = read_samples(tiny_lcm, root, "ppo")
-        settings = settings.model_copy(update={"minibatch_size": 4, "timestep_fraction": 1.0, **changes})
-        return list(draw_minibatches(rollout, settings, seed, iteration))
-
-    def test_hold_every_sample_once_an_epoch_in_an_order_of_its_own(self, tiny_lcm, tmp_path):
-        parts = self.drawn(tiny_lcm, tmp_path / "run", inner_epochs=8)
-        assert [len(part.samples_M) for part in parts] == [4, 4] * 8
-        epochs = [
-            torch.cat([part.samples_M for part in parts[first : first + 2]]).tolist() for first in range(0, 16, 2)
-        ]
-        assert [sorted(epoch) for epoch in epochs] == [list(range(8))] * 8
-        assert len({tuple(epoch) for epoch in epochs}) > 2
-        assert all(part.steps_MK.tolist() == [[0, 1, 2]] * len(part.samples_M) for part in parts)
-
-    def test_keep_groups_together(self, tiny_lcm, tmp_path):
-        for part in self.drawn(tiny_lcm, tmp_path / "run", inner_epochs=20):
-            groups = (part.samples_M // 2).tolist()
-            assert groups[0::2] == groups[1::2]
-            assert (part.samples_M % 2).tolist() == [0, 1] * 2
-
-    def test_depend_on_run_iteration_and_epoch_alone(self, tiny_lcm, tmp_path):
-        def order(name, **changes):
-            parts = self.drawn(tiny_lcm, tmp_path / name, timestep_fraction=0.67, inner_epochs=8, **changes)
-            return [(part.samples_M.tolist(), part.steps_MK.tolist()) for part in parts]
-
-        drawn = order("one")
-        assert order("again") == drawn
-        assert order("iteration", iteration=6) != drawn
-        assert order("seed", seed=1) != drawn
-
-    def test_choose_a_share_of_the_actions_for_each_sample(self, tiny_lcm, tmp_path):
-        parts = self.drawn(tiny_lcm, tmp_path / "run", timestep_fraction=0.67, inner_epochs=100)
-        steps = torch.cat([part.steps_MK for part in parts])
-        assert steps.shape == (800, 2)
-        assert (steps[:, 0] < steps[:, 1]).all(), "no action twice"
-        counts = torch.bincount(steps.flatten(), minlength=3) / 1600
-        assert ((counts - 1 / 3).abs() < 0.05).all(), "all of them alike"
-        assert len({tuple(row) for row in parts[0].steps_MK.tolist() + parts[1].steps_MK.tolist()}) > 1
-
-
 @pytest.mark.parametrize("objective", ["rwr", "rwr-sparse"])
 def test_the_weights_of_rwr_have_mean_1_over_a_round(tiny_lcm, objective):
-    settings = configure(tiny_lcm, objective).train
+    config = configure(tiny_lcm, objective)
     advantages = torch.randn(64, generator=torch.Generator().manual_seed(0))
-    weights = choose_objective(settings).weigh(advantages)
+    weights = weigh_samples(config, advantages)
     assert weights.sum().item() == pytest.approx(64, rel=1e-6)
     assert (weights >= 0).all()
     assert weights.argmax() == advantages.argmax() or objective == "rwr-sparse"
@@ -208,18 +155,19 @@ def test_the_weights_of_rwr_have_mean_1_over_a_round(tiny_lcm, objective):
 
 @pytest.mark.parametrize("objective", ["ppo", "grpo", "reinforce", "rebel", "rwr"])
 def test_advantages_are_clipped(tiny_lcm, objective):
-    weigh = choose_objective(configure(tiny_lcm, objective, advantage_clip=2.0).train).weigh
+    config = configure(tiny_lcm, objective, advantage_clip=2.0)
     wide, clipped = torch.tensor([-50.0, 1.0, 7.0, 0.0]), torch.tensor([-2.0, 1.0, 2.0, 0.0])
-    assert torch.equal(weigh(wide), weigh(clipped))
+    assert torch.equal(weigh_samples(config, wide), weigh_samples(config, clipped))
 
 
 @pytest.mark.parametrize("objective", ["ppo", "rebel", "rwr"])
 def test_a_clip_of_0_clips_nothing(tiny_lcm, objective):
-    weigh = choose_objective(configure(tiny_lcm, objective, advantage_clip=0, rwr_beta=0.2).train).weigh
+    knobs = {"beta": 0.2} if objective == "rwr" else {}
+    config = configure(tiny_lcm, objective, knobs=knobs, advantage_clip=0)
     wide = torch.tensor([-50.0, 1.0, 7.0, 0.0])
     # Of rwr the published softmax of 0.2 x the reward as it is.
     expected = 4 * torch.softmax(0.2 * wide, 0) if objective == "rwr" else wide
-    torch.testing.assert_close(weigh(wide), expected)
+    torch.testing.assert_close(weigh_samples(config, wide), expected)
 
 
 def test_a_norm_of_0_shortens_no_gradient(tiny_lcm):

@@ -17,15 +17,13 @@ from torch import Tensor
 
 from rlcm_cli.config import Config
 from rlcm_cli.errors import ConfigError
+from rlcm_cli.learning.advantages import rows_of
+from rlcm_cli.learning.loss_scale import LossScale
+from rlcm_cli.learning.replay import pick_conditioning, predict_transition
+from rlcm_cli.learning.rollout import Rollout, sample_seed
 from rlcm_cli.models.diffusion import DiffusionModel
-from rlcm_cli.phases.advantages import rows_of
-from rlcm_cli.phases.gradient import pick_conditioning, predict_transition
-from rlcm_cli.phases.loss_scale import LossScale
-from rlcm_cli.phases.rollout import Rollout
-from rlcm_cli.phases.sample import sample_seed
-from rlcm_cli.phases.score import Scorer
-from rlcm_cli.phases.team import Team
 from rlcm_cli.rewards import Reward
+from rlcm_cli.runs.team import Team
 
 EPSILON = 1e-6
 
@@ -41,7 +39,7 @@ class PathwiseReward:
     """What turns the reward of each sample into its part of the advantage, float32 [B]."""
 
 
-def choose_pathwise(rollout: Rollout, config: Config, scorers: Mapping[str, Scorer]) -> list[PathwiseReward]:
+def choose_pathwise(rollout: Rollout, config: Config, rewards: Mapping[str, Reward]) -> list[PathwiseReward]:
     """Return the differentiable ones of the rewards that are trained for.
 
     A reward is divided by its standard deviation over the samples of its task in the round, and weighted as in
@@ -52,7 +50,7 @@ def choose_pathwise(rollout: Rollout, config: Config, scorers: Mapping[str, Scor
     """
     tasks = config.joint_tasks()
     trained = [name for name in config.reward_names() if any(task.rewards.get(name) for task in tasks.values())]
-    chosen = [name for name in trained if scorers[name].reward.differentiable]
+    chosen = [name for name in trained if rewards[name].differentiable]
     if not chosen:
         raise ConfigError(
             f"last_step.mode backprop needs a differentiable reward, and none of {', '.join(trained)} is; add one "
@@ -68,11 +66,11 @@ def choose_pathwise(rollout: Rollout, config: Config, scorers: Mapping[str, Scor
         for name in set(chosen) & set(choice.rewards):
             values = (rollout.rewards if summed else rollout.components[name])[rows]
             weights[name][rows] = choice.rewards[name]
-            if config.train.advantage_kind in ("leave-one-out", "none"):
+            if config.advantage_kind in ("leave-one-out", "none"):
                 factors[name][rows] = choice.rewards[name] / norm
             elif (values != values[0]).any():
                 factors[name][rows] = choice.rewards[name] / (norm * (values.std(correction=0).item() + EPSILON))
-    return [PathwiseReward(scorers[name].reward, weights[name], factors[name]) for name in chosen]
+    return [PathwiseReward(rewards[name], weights[name], factors[name]) for name in chosen]
 
 
 def tell_pathwise(config: Config, chosen: Sequence[PathwiseReward]) -> str | None:

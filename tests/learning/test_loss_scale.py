@@ -20,16 +20,19 @@ from plain_diffusion import build_plain_diffusion
 
 from rlcm_cli.config import Config, parse_config
 from rlcm_cli.errors import TrainingError
+from rlcm_cli.learning.last_step import accumulate_last_step, choose_pathwise
+from rlcm_cli.learning.learner import Learner
+from rlcm_cli.learning.loss_scale import BACKOFFS, LossScale
+from rlcm_cli.learning.minibatches import Minibatch
+from rlcm_cli.learning.pretraining import accumulate_pretraining
+from rlcm_cli.learning.rollout import Rollout
 from rlcm_cli.models.diffusion import DiffusionModel
 from rlcm_cli.models.lora import lora_parameters
-from rlcm_cli.phases.gradient import Minibatch, accumulate_gradient
-from rlcm_cli.phases.last_step import accumulate_last_step, choose_pathwise
+from rlcm_cli.objectives import find_objective
+from rlcm_cli.phases.inputs import find_pairs
 from rlcm_cli.phases.loop import loop
-from rlcm_cli.phases.loss_scale import BACKOFFS, LossScale
-from rlcm_cli.phases.objectives import choose_objective
 from rlcm_cli.phases.policy import load_policy_model
-from rlcm_cli.phases.pretraining import accumulate_pretraining, find_pairs
-from rlcm_cli.phases.rollout import Rollout, read_rollout
+from rlcm_cli.phases.read_rollout import read_rollout
 from rlcm_cli.phases.run import Run, create_run
 from rlcm_cli.phases.sample import sample
 from rlcm_cli.phases.score import load_scorers, score
@@ -105,15 +108,9 @@ def cast_to(model: DiffusionModel, rollout: Rollout) -> Rollout:
 
 def policy_gradient(rollout: Rollout, config: Config, scale: float) -> torch.Tensor:
     model, count = load_moved(config), len(rollout.prompts)
-    accumulate_gradient(
-        model,
-        cast_to(model, rollout),
-        Minibatch(torch.arange(count), torch.arange(rollout.trajectories.actions).expand(count, -1)),
-        scale * torch.linspace(-1, 1, count),
-        choose_objective(config.train),
-        config.train,
-        micro_batch_size=3,
-    )
+    every = Minibatch(torch.arange(count), torch.arange(rollout.trajectories.actions).expand(count, -1))
+    weights = scale * torch.linspace(-1, 1, count)
+    find_objective(config).accumulate(Learner(model, cast_to(model, rollout), weights, config), every)
     return gradient(model)
 
 
@@ -122,7 +119,7 @@ def test_the_policy_gradient_is_that_of_float32(tall, drawn, transitions, kl):
     # DDPO's optimizer steps are means over 3,200 transitions; as many are too slow here, so each of 4 weighs less.
     _, rollout = drawn
     scale = 4 / transitions
-    settings = {"train": {"objective": "reinforce", "kl_weight": kl * scale}}
+    settings = {"objective": {"kind": "reinforce"}, "train": {"kl_weight": kl * scale}}
     found, expected = (
         policy_gradient(rollout, configure(tall, dtype, **settings), scale) for dtype in ("float16", "float32")
     )
@@ -137,7 +134,7 @@ def test_the_gradient_through_the_last_call_is_that_of_float32(tall, drawn):
         config = configure(tall, dtype, last_step={"mode": "backprop"})
         model = load_moved(config)
         changed = cast_to(model, rollout)
-        pathwise = choose_pathwise(changed, config, load_scorers(run))
+        pathwise = choose_pathwise(changed, config, {name: one.reward for name, one in load_scorers(run).items()})
         accumulate_last_step(model, changed, torch.arange(4), pathwise, weight=1.0, micro_batch_size=3)
         gradients.append(gradient(model))
     assert cosine(*gradients) > 0.999

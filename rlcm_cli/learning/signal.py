@@ -5,10 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from rlcm_cli.config import Config
-from rlcm_cli.phases.advantages import rows_of
-from rlcm_cli.phases.optimizer import rate_of
-from rlcm_cli.phases.rollout import Rollout
-from rlcm_cli.phases.update import Lessons
+from rlcm_cli.learning.advantages import rows_of
+from rlcm_cli.learning.optimizer import rate_of
+from rlcm_cli.learning.update import IterationData
 
 COMPARED_WITH = {
     "per-prompt": "the latest rewards of its prompt",
@@ -20,23 +19,24 @@ COMPARED_WITH = {
 """What each kind of advantages compares a reward with."""
 
 
-def find_no_signal(rollout: Rollout, advantages: np.ndarray, lessons: Lessons, config: Config) -> str | None:
+def find_no_signal(data: IterationData, advantages: np.ndarray) -> str | None:
     """Say why an iteration's rewards teach nothing; None where they teach something.
 
     A step without a signal would not stand still: Adam goes on along its moments, and the KL penalty and the
     pretraining loss pull. Advantages of 0 for all are no signal; so are rewards as they are (`none`), and the weights
     of a regression, where all are equal. What reaches the policy through the last call counts as well.
     """
-    equal_is_nothing = config.train.advantage_kind == "none" or config.train.objective in ("rwr", "rwr-sparse")
-    teaches = np.ptp(advantages) > 0 if equal_is_nothing else advantages.any()
-    if teaches or any(part.factors.any() for part in lessons.pathwise):
+    rollout, config = data.learner.rollout, data.learner.config
+    differences_only = config.advantage_kind == "none" or data.objective.advantages.differences_only
+    teaches = np.ptp(advantages) > 0 if differences_only else advantages.any()
+    if teaches or any(part.factors.any() for part in data.pathwise):
         return None
     values = [rollout.rewards[rows_of(rollout.tasks, task)] for task in config.joint_tasks()]
     if all((of_task == of_task[0]).all() for of_task in values):
         found = ", ".join(dict.fromkeys(f"{of_task[0]:.4g}" for of_task in values))
         reason = f"all rewards are equal ({found})"
     else:
-        reason = f"no reward differs from what it is compared with, {COMPARED_WITH[config.train.advantage_kind]}"
+        reason = f"no reward differs from what it is compared with, {COMPARED_WITH[config.advantage_kind]}"
     return f"{reason}, so that there is nothing to learn from; the policy stays as it is"
 
 

@@ -9,7 +9,7 @@ from conftest import tiny_values
 
 from rlcm_cli.config import parse_config
 from rlcm_cli.core.advantages import per_prompt_advantages
-from rlcm_cli.phases.advantages import compute_advantages, flat_prompts, reward_metrics, sum_rewards
+from rlcm_cli.learning.advantages import compute_advantages, flat_prompts, reward_metrics, sum_rewards
 
 SIZES = {"buffer_size": 8, "min_count": 2}
 

@@ -5,30 +5,42 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from rlcm_cli.config import Config
+from rlcm_cli.core.throughput import Work
+from rlcm_cli.learning.log_probs import refresh_passes
+from rlcm_cli.learning.rollout import Rollout
 from rlcm_cli.models.diffusion import DiffusionModel
-from rlcm_cli.phases.rollout import Rollout
-from rlcm_cli.phases.team import Team
+from rlcm_cli.objectives import BACKWARD_FORWARDS, find_objective
+from rlcm_cli.runs.team import Team
 from rlcm_cli.store.layout import RunLayout
 from rlcm_cli.store.manifest import RolloutManifest
 from rlcm_cli.store.timings import read_timings
 
-BACKWARD_FORWARDS = 2
-"""A backward pass in forwards, by the usual rule of thumb."""
 
+def count_forwards(config: Config, model: DiffusionModel, rollout: Rollout, *, refreshes: int) -> int:
+    """Count the model forwards of an iteration, a backward pass as `BACKWARD_FORWARDS`.
 
-def count_forwards(config: Config, model: DiffusionModel, rollout: Rollout, *, rescoring: int) -> int:
-    """Count the model forwards of an iteration: guidance without an embedding counts two, a backward pass two.
-
-    `rescoring`: passes over all transitions that took their old log-probabilities anew.
+    `refreshes`: passes over all transitions that took their old log-probabilities again.
     """
-    settings, samples = config.train, len(rollout.trajectories)
-    passes = 1 + BACKWARD_FORWARDS + bool(settings.kl_weight) + (settings.objective == "rebel")
-    actions = round(rollout.trajectories.actions * settings.timestep_fraction)
-    trained = samples * actions * settings.inner_epochs * passes
-    trained += samples * rollout.trajectories.actions * rescoring
-    if config.last_step.mode == "backprop":
-        trained += samples * settings.inner_epochs * (1 + BACKWARD_FORWARDS)
+    trained = count_training_calls(config, rollout.trajectories.actions, refreshes=refreshes)
     return drawing_forwards(model, rollout) + _forwards_a_call(model, rollout) * trained
+
+
+def count_training_calls(config: Config, actions: int, *, refreshes: int) -> int:
+    """Count the model calls, for one image each, that training takes in an iteration of `actions` a trajectory.
+
+    A backward pass counts as `BACKWARD_FORWARDS`. Guidance without an embedding makes two forwards of each.
+    """
+    a_sample = find_objective(config).forwards(config, actions) + refreshes * actions
+    if config.last_step.mode == "backprop":
+        a_sample += config.train.inner_epochs * (1 + BACKWARD_FORWARDS)
+    return config.sample.samples * a_sample
+
+
+def count_work(config: Config, actions: int) -> Work:
+    """Count what a whole run of a configuration asks for, of `actions` a trajectory."""
+    images = config.runtime.iterations * config.sample.samples
+    trained = config.train.trained_actions(actions) * config.train.inner_epochs
+    return Work(images, config.sample.steps + refresh_passes(config) * actions, images * trained)
 
 
 def drawing_forwards(model: DiffusionModel, rollout: Rollout) -> int:

@@ -1,18 +1,7 @@
-"""The processes of one job, that `torchrun` or `accelerate launch` started with the same command line.
-
-They share the work and not the decisions: plans, minibatches and the split of shards are those of one process, each
-does its part of them, and what the parts make is added up. So a result depends on the number of processes by the
-rounding of that sum alone, and a run may go on with more or fewer of them. All read the run's files; where only one
-may write, the leader does.
-
-The launchers' contract is that of `torch.distributed` (RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT), so
-that is what is used, and not accelerate's `PartialState`: it keeps its state for the whole process, and has one
-backend where we need two, CPU tensors being exchanged by gloo on a machine with GPUs as well.
-"""
+"""How the processes of one job meet: what a launcher says of them, whom they wait for, and how they end."""
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import signal
@@ -20,91 +9,25 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import timedelta
 from types import FrameType
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
 from torch.distributed import PrefixStore  # type: ignore[attr-defined]
 from torch.distributed.rendezvous import rendezvous
 
 from rlcm_cli.errors import ConfigError, WorkerLostError
 from rlcm_cli.phases.events import Event, Warned
-from rlcm_cli.phases.run import Worker, is_launched
+from rlcm_cli.phases.run import is_launched
+from rlcm_cli.runs.team import NOTHING_LOST, PATIENCE, Team, noticing_loss
 from rlcm_cli.wording import count
 
-PATIENCE = timedelta(hours=6)
-"""How long a process waits for another: a slow judge may hold one up for hours. One that died is noticed at once."""
 MEETING = timedelta(minutes=30)
 """How long the processes of a job wait for each other to start: a cluster may start them one by one."""
 QUIET_MEETING = 15.0
 """Seconds after which a wait is told of where a launcher surely is; processes start at different speeds."""
 UNSET = "unset RANK WORLD_SIZE LOCAL_RANK MASTER_ADDR MASTER_PORT"
-NOTHING_LOST = "run the same command again to go on, nothing is lost"
-
-
-@dataclass(frozen=True)
-class Team:
-    """One of `size` processes, `rank` from 0. Of a single process every method gives back what it is given.
-
-    What is sent must be sent by all, in the same order. Each method raises `WorkerLostError` where a process is
-    gone.
-    """
-
-    rank: int = 0
-    size: int = 1
-
-    @property
-    def leads(self) -> bool:
-        """Whether this process prints, and writes what only one may write."""
-        return self.rank == 0
-
-    def divide(self, share: Worker = Worker()) -> Worker:  # noqa: B008
-        """Give the shards of this process among those of a job, which may be one of several jobs."""
-        return Worker(share.index * self.size + self.rank, share.count * self.size)
-
-    def part(self, count: int) -> range:
-        """Give the items of this process among `count`: they follow one another, and the parts differ by one."""
-        return range(count * self.rank // self.size, count * (self.rank + 1) // self.size)
-
-    def sum(self, tensor: Tensor) -> None:
-        """Replace a tensor by the sum of those of all processes, of equal shape and dtype; all get the same bytes."""
-        if self.size == 1:
-            return
-        sent = tensor if tensor.is_cuda else tensor.cpu()  # neither backend knows MPS
-        with _noticing_loss():
-            dist.all_reduce(sent)
-        tensor.copy_(sent)
-
-    def gather(self, record: Mapping[str, float]) -> list[dict[str, float]]:
-        """Give the records of all processes, by rank; their names may differ."""
-        if self.size == 1:
-            return [dict(record)]
-        text = torch.frombuffer(bytearray(json.dumps(record), "utf-8"), dtype=torch.uint8)
-        lengths = torch.zeros(self.size, dtype=torch.int64)
-        lengths[self.rank] = len(text)
-        self.sum(lengths)
-        texts = torch.zeros(self.size, int(lengths.max()), dtype=torch.uint8)
-        texts[self.rank, : len(text)] = text
-        self.sum(texts)
-        return [
-            json.loads(row[:length].numpy().tobytes()) for row, length in zip(texts, lengths.tolist(), strict=True)
-        ]
-
-    def wait(self) -> None:
-        """Wait until all processes are here."""
-        self.sum(torch.zeros(1))
-
-    def leave(self) -> None:
-        """End the connections, once nothing more is to be exchanged.
-
-        After an error there is no need to: the process ends, and that is how the others learn of it.
-        """
-        if self.size > 1:
-            dist.destroy_process_group()
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def print_to_stderr(line: str) -> None:
@@ -147,7 +70,7 @@ def join_team(
             store, rank, size = next(rendezvous("env://", timeout=MEETING))
         except RuntimeError as error:
             raise WorkerLostError(f"{_describe_waiting(environment)}, {_describe_failure(error)}") from error
-    with _noticing_loss():
+    with noticing_loss():
         store.set_timeout(PATIENCE)
         dist.init_process_group(
             backend, store=PrefixStore("rlcm", store), rank=rank, world_size=size, timeout=PATIENCE
@@ -220,18 +143,6 @@ def _describe_failure(error: RuntimeError) -> str:
     else:
         what = f"but cannot ({' '.join(str(error).split())[:200]})"
     return f"{what}; start all of them, or, where there is no launcher, {UNSET}"
-
-
-@contextmanager
-def _noticing_loss() -> Iterator[None]:
-    try:
-        yield
-    except RuntimeError as error:  # what torch raises for a closed connection, and when its time is up
-        timed_out = "timed out" in str(error).lower()
-        what = f"has not answered for {PATIENCE.seconds // 3600} hours" if timed_out else "is gone"
-        raise WorkerLostError(
-            f"a process of this job {what} (killed, out of memory, or stopped by an error of its own); {NOTHING_LOST}"
-        ) from error
 
 
 def _stop(number: int, frame: FrameType | None) -> None:

@@ -1,0 +1,40 @@
+"""The samples of each optimizer step, and the actions of each that it trains on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from rlcm_cli.config import TrainSettings
+from rlcm_cli.core.noise import derive_seed, seed_generator
+from rlcm_cli.learning.rollout import Rollout
+
+
+@dataclass(frozen=True)
+class Minibatch:
+    """The samples of an optimizer step, and which of their actions are trained on."""
+
+    samples_M: Tensor
+    """int64 [M], rows of the rollout."""
+    steps_MK: Tensor
+    """int64 [M, K], indices of actions."""
+
+
+def draw_minibatches(rollout: Rollout, settings: TrainSettings, run_seed: int, iteration: int) -> Iterator[Minibatch]:
+    """Give the samples of each optimizer step: every inner epoch in an order of its own, groups together."""
+    count, actions = len(rollout.trajectories), rollout.trajectories.actions
+    chosen = settings.trained_actions(actions)
+    size = settings.minibatch_size or count
+    for epoch in range(settings.inner_epochs):
+        generator = seed_generator(derive_seed(run_seed, "minibatches", iteration, epoch))
+        members = torch.arange(count).view(-1, rollout.manifest.group_size)
+        order = members[torch.randperm(len(members), generator=generator)].flatten()
+        for first in range(0, count, size):
+            samples = order[first : first + size]
+            steps = torch.arange(actions).expand(len(samples), -1)
+            if chosen < actions:
+                steps = torch.rand(steps.shape, generator=generator).argsort(1)[:, :chosen].sort(1).values
+            yield Minibatch(samples, steps)

@@ -1,0 +1,97 @@
+"""Stored transitions replayed with the present policy, a micro-batch at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from rlcm_cli.core.gaussian import take_action
+from rlcm_cli.core.schedule import Transition, transition
+from rlcm_cli.core.trajectory import Transitions
+from rlcm_cli.learning.rollout import Rollout
+from rlcm_cli.models.diffusion import DiffusionModel
+from rlcm_cli.runs.team import Team
+
+
+@dataclass(frozen=True)
+class Replay:
+    """What the present policy says of N stored transitions."""
+
+    gaussian: Transition
+    log_probs_N: Tensor
+    """float32, of the stored actions."""
+    conditioning: dict[str, Tensor]
+
+
+def replay(model: DiffusionModel, rollout: Rollout, part: Transitions) -> Replay:
+    """Score stored actions with the model as it is now; `part` lies on the model's device."""
+    conditioning = pick_conditioning(model, rollout, part.samples_N)
+    gaussian = predict_transition(model, rollout, part.states_NCHW, part.steps_N, conditioning)
+    # As in sampling: the mean is rounded to the model's dtype before the density is taken.
+    mean = gaussian.mean.to(part.states_NCHW.dtype)
+    _, log_probs = take_action(mean, gaussian.std, action=part.actions_NCHW, reduction=rollout.manifest.reduction)
+    return Replay(gaussian, log_probs, conditioning)
+
+
+@torch.no_grad()
+def replay_log_probs(
+    model: DiffusionModel,
+    rollout: Rollout,
+    transitions: Transitions,
+    micro_batch_size: int,
+    team: Team = Team(),  # noqa: B008
+) -> Tensor:
+    """Return the log-probabilities of stored actions under the model as it is now, float32 [N] on the CPU.
+
+    Of several processes, each replays a part, and all get the same.
+    """
+    log_probs_N = torch.zeros(len(transitions))
+    first = team.part(len(transitions)).start
+    for _, part in micro_batches(model, transitions, micro_batch_size, team):
+        log_probs_N[first : first + len(part)] = replay(model, rollout, part).log_probs_N.cpu()
+        first += len(part)
+    team.sum(log_probs_N)
+    return log_probs_N
+
+
+def pick_conditioning(model: DiffusionModel, rollout: Rollout, samples_N: Tensor) -> dict[str, Tensor]:
+    """Give the conditioning of samples, int64 [N], on the model's device: name → [N, …]."""
+    picked = rollout.conditioning_index[samples_N.cpu()]
+    return {name: table[picked].to(model.device) for name, table in rollout.conditioning.items()}
+
+
+def predict_transition(
+    model: DiffusionModel, rollout: Rollout, states_NCHW: Tensor, steps_N: Tensor, conditioning: dict[str, Tensor]
+) -> Transition:
+    """Ask the present policy for the Gaussians after N states at model calls 0 … H − 1, on the model's device."""
+    timesteps = rollout.schedule.timesteps.to(model.device)[steps_N]
+    guidance = rollout.manifest.schedule.guidance_scale
+    output = model.predict(states_NCHW, timesteps, conditioning, guidance)
+    return transition(rollout.schedule, output, states_NCHW, steps_N)
+
+
+def micro_batches(
+    model: DiffusionModel, transitions: Transitions, size: int, team: Team
+) -> Iterator[tuple[float, Transitions]]:
+    """Cut this process's transitions into parts on the model's device, each with its share of those of all."""
+    own = team.part(len(transitions))
+    for first in own[::size]:
+        rows = slice(first, min(first + size, own.stop))
+        yield (
+            (rows.stop - first) / len(transitions),
+            Transitions(
+                *(
+                    tensor[rows].to(model.device)
+                    for tensor in (
+                        transitions.states_NCHW,
+                        transitions.actions_NCHW,
+                        transitions.steps_N,
+                        transitions.samples_N,
+                        transitions.log_probs_N,
+                    )
+                )
+            ),
+        )

@@ -1,0 +1,141 @@
+"""The gradient of one optimizer step: of everything that a configuration lets the policy learn from, added up."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from rlcm_cli.config import Config
+from rlcm_cli.learning.last_step import PathwiseReward, accumulate_last_step, choose_pathwise
+from rlcm_cli.learning.learner import Learner, UpdateMetrics
+from rlcm_cli.learning.minibatches import Minibatch
+from rlcm_cli.learning.pretraining import accumulate_pretraining
+from rlcm_cli.learning.rollout import Rollout
+from rlcm_cli.models.diffusion import DiffusionModel
+from rlcm_cli.models.trained import TRAINED
+from rlcm_cli.objectives import Objective, find_objective
+from rlcm_cli.prompts.pairs import Pairs
+from rlcm_cli.rewards import Reward
+from rlcm_cli.runs.team import Team
+
+
+@dataclass(frozen=True)
+class IterationData:
+    """What all updates of an iteration learn from."""
+
+    objective: Objective[Any]
+    learner: Learner
+    pathwise: list[PathwiseReward]
+    """Rewards whose gradient goes through the last call; empty but for `last_step.mode = "backprop"`."""
+    pairs: Pairs | None
+    """Real images with captions, for the pretraining loss."""
+
+
+def gather_iteration(
+    model: DiffusionModel,
+    rollout: Rollout,
+    advantages: np.ndarray,
+    config: Config,
+    team: Team,
+    *,
+    rewards: Mapping[str, Reward],
+    pairs: Pairs | None,
+) -> IterationData:
+    """Gather what a configuration learns from.
+
+    Args:
+        model: With what is trained attached.
+        rollout: Of the iteration.
+        advantages: Of its samples, float64 [B].
+        config: Of the run.
+        team: The processes that share each step.
+        rewards: The loaded rewards by name; only `last_step.mode = "backprop"` uses them.
+        pairs: Of `pretraining.source`, where there is one.
+    """
+    weights = weigh_samples(config, torch.from_numpy(advantages).float())
+    pathwise = choose_pathwise(rollout, config, rewards) if config.last_step.mode == "backprop" else []
+    return IterationData(find_objective(config), Learner(model, rollout, weights, config, team), pathwise, pairs)
+
+
+def weigh_samples(config: Config, advantages: torch.Tensor) -> torch.Tensor:
+    """Turn the advantages of an iteration, float32 [B], into the weights of its samples in the objective."""
+    objective = find_objective(config)
+    if objective.advantages.clipped:
+        largest = config.train.advantage_clip or math.inf
+        advantages = advantages.clamp(-largest, largest)
+    return objective.weigh(config.objective, advantages)
+
+
+def accumulate_update(data: IterationData, minibatch: Minibatch, seed: int) -> UpdateMetrics:
+    """Give the trained weights, which have none, the gradient of an optimizer step; `seed` is of its real images.
+
+    Of several processes, each computes a part of it, and all end with the same sum and the same metrics.
+    """
+    learner, config = data.learner, data.learner.config
+    record = data.objective.accumulate(learner, minibatch)
+    if data.pathwise:
+        reward = accumulate_last_step(
+            learner.model,
+            learner.rollout,
+            minibatch.samples_M,
+            data.pathwise,
+            weight=config.last_step.weight,
+            micro_batch_size=config.runtime.micro_batch_size,
+            team=learner.team,
+        )
+        record.add(1, reward)
+    if not config.pretraining.own_steps:
+        record.add(1, _accumulate_pretraining(data, seed))
+    return _sum_parts(learner, record)
+
+
+def accumulate_own_step(data: IterationData, seed: int) -> UpdateMetrics:
+    """Give the trained weights, which have none, the gradient of the pretraining loss by itself."""
+    record = UpdateMetrics()
+    record.add(1, _accumulate_pretraining(data, seed))
+    return _sum_parts(data.learner, record)
+
+
+def _accumulate_pretraining(data: IterationData, seed: int) -> Mapping[str, torch.Tensor]:
+    learner, config = data.learner, data.learner.config
+    if data.pairs is None:
+        return {}
+    return accumulate_pretraining(
+        learner.model,
+        data.pairs,
+        config.pretraining,
+        seed,
+        micro_batch_size=config.runtime.micro_batch_size,
+        team=learner.team,
+    )
+
+
+def _sum_parts(learner: Learner, record: UpdateMetrics) -> UpdateMetrics:
+    """Add up the metrics of all processes, and their gradients in place."""
+    total = UpdateMetrics()
+    # By gloo, and before the gradients: NCCL would wait for a process that is gone.
+    for values in learner.team.gather(record.values):
+        total.add(1, values)
+    sum_gradients(TRAINED[learner.config.train.parameters].parameters(learner.model).values(), learner.team)
+    return total
+
+
+def sum_gradients(parameters: Iterable[torch.nn.Parameter], team: Team) -> None:
+    """Replace each gradient by the sum of all processes' gradients, in float32; none where no process has one."""
+    if team.size == 1:
+        return
+    listed = list(parameters)
+    present = torch.tensor([float(parameter.grad is not None) for parameter in listed], device=listed[0].device)
+    gradients = [
+        torch.zeros_like(parameter) if parameter.grad is None else parameter.grad.detach() for parameter in listed
+    ]
+    flat = torch.cat([present, *(gradient.flatten().float() for gradient in gradients)])
+    team.sum(flat)
+    counts, *sums = torch.split(flat, [len(listed), *(parameter.numel() for parameter in listed)])
+    for parameter, count, summed in zip(listed, counts.tolist(), sums, strict=True):
+        parameter.grad = summed.view_as(parameter).to(parameter.dtype) if count else None

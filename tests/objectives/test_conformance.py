@@ -1,0 +1,285 @@
+"""What every objective must be, by being listed: the gradient of its whole step is that of its definition.
+
+The definitions below are written out plainly, for all samples of an iteration at once, and differentiated by torch.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from phase_runs import finish, make_config, prepare
+from torch import Tensor
+
+import rlcm_cli
+from rlcm_cli.config import Config, override_config
+from rlcm_cli.core.gaussian import take_action
+from rlcm_cli.discovery import list_kinds
+from rlcm_cli.learning.learner import Learner
+from rlcm_cli.learning.minibatches import Minibatch
+from rlcm_cli.learning.rollout import Rollout
+from rlcm_cli.learning.update import weigh_samples
+from rlcm_cli.models.diffusion import DiffusionModel
+from rlcm_cli.models.lora import lora_parameters
+from rlcm_cli.objectives import UNMET, list_objectives
+from rlcm_cli.phases.read_rollout import read_rollout
+from rlcm_cli.phases.train import train
+from rlcm_cli.store.checkpoint import read_trainer_state
+
+PACKAGE = Path(rlcm_cli.__file__).parent
+SAMPLES, ACTIONS = 8, 3
+ADVANTAGES = torch.tensor([-3.0, 0.5, 1.0, -0.2, 2.5, -1.0, 0.1, 1.5])
+CLIP = 2.0
+"""Of advantages, which two of them are beyond."""
+ORDER = torch.tensor([6, 7, 2, 3, 0, 1, 4, 5])
+"""Of the samples in the optimizer step: groups of two stay together."""
+
+
+def define_clipped_ratio(log_probs: Tensor, old: Tensor, advantages: Tensor, settings: Any) -> Tensor:
+    ratio, weights = (log_probs - old).exp(), advantages.clamp(-CLIP, CLIP)[:, None]
+    nearest = ratio.clamp(1 - settings.clip_range, 1 + settings.clip_range)
+    return -torch.minimum(weights * ratio, weights * nearest).mean()
+
+
+def define_reinforce(log_probs: Tensor, old: Tensor, advantages: Tensor, settings: Any) -> Tensor:
+    return -(advantages.clamp(-CLIP, CLIP)[:, None] * log_probs).mean()
+
+
+def define_rebel(log_probs: Tensor, old: Tensor, advantages: Tensor, settings: Any) -> Tensor:
+    ratios, rewards = (log_probs - old).sum(1), advantages.clamp(-CLIP, CLIP)
+    errors = [
+        settings.rebel_lr * (ratios[one] - ratios[one + 1]) - (rewards[one] - rewards[one + 1])
+        for one in range(0, SAMPLES, 2)
+    ]
+    return torch.stack(errors).square().mean()
+
+
+def define_rwr(log_probs: Tensor, old: Tensor, advantages: Tensor, settings: Any) -> Tensor:
+    weights = (settings.beta * advantages.clamp(-CLIP, CLIP)).exp()
+    return -(weights / weights.sum() * log_probs.mean(1)).sum()
+
+
+def define_rwr_sparse(log_probs: Tensor, old: Tensor, advantages: Tensor, settings: Any) -> Tensor:
+    best = sorted(range(SAMPLES), key=lambda sample: -advantages[sample])[: round(settings.share * SAMPLES)]
+    return -log_probs[best].mean()
+
+
+Definition = Callable[[Tensor, Tensor, Tensor, Any], Tensor]
+"""(log-probabilities [B, A], old ones [B, A], advantages [B], the objective's settings) → the loss of an iteration."""
+
+DEFINITIONS: dict[str, tuple[Definition, dict[str, Any]]] = {
+    "ppo": (define_clipped_ratio, {"clip_range": 3e-4}),
+    "grpo": (define_clipped_ratio, {"clip_range": 3e-4}),
+    "reinforce": (define_reinforce, {}),
+    "rebel": (define_rebel, {"rebel_lr": 10.0}),
+    "rwr": (define_rwr, {"beta": 0.7}),
+    "rwr-sparse": (define_rwr_sparse, {"share": 0.25}),
+}
+"""Kind → its definition, and settings with which all of it acts."""
+
+
+def configure(model: Path, kind: str) -> Config:
+    settings = {"kind": kind, **DEFINITIONS[kind][1]}
+    return make_config(model, objective=settings, sample={"group_size": 2}, train={"advantage_clip": CLIP})
+
+
+@pytest.fixture(scope="module")
+def moved(tiny_lcm: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[DiffusionModel, Rollout]:
+    """A rollout, and the model a little away from the policy that drew it."""
+    run, model = prepare(tmp_path_factory.mktemp("objectives") / "run", configure(tiny_lcm, "ppo"))
+    rollout = read_rollout(run, model, read_trainer_state(run.layout, 0), off_policy=False)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in lora_parameters(model).values():
+            parameter += 0.05 * torch.randn(parameter.shape, generator=generator)
+    model.adapter_digest = None
+    return model, rollout
+
+
+def log_probs_of(model: DiffusionModel, rollout: Rollout) -> Tensor:
+    """Log-probabilities of all stored actions, [B, A], one model call a step, with a graph."""
+    states, columns = rollout.trajectories.latents_BSCHW, []
+    conditioning = {name: table[rollout.conditioning_index] for name, table in rollout.conditioning.items()}
+    for step in range(ACTIONS):
+        timesteps = rollout.schedule.timesteps[step].expand(SAMPLES)
+        output = model.predict(states[:, step], timesteps, conditioning, rollout.manifest.schedule.guidance_scale)
+        a, b, std = (getattr(rollout.schedule, name)[step].float() for name in ("of_latents", "of_output", "std"))
+        mean = a * states[:, step] + b * output
+        columns.append(take_action(mean, std.view(1, 1, 1, 1), action=states[:, step + 1], reduction="mean")[1])
+    return torch.stack(columns, dim=1)
+
+
+def take_gradient(model: DiffusionModel) -> Tensor:
+    parameters = list(lora_parameters(model).values())
+    gradient = torch.cat([parameter.grad.flatten() for parameter in parameters])
+    for parameter in parameters:
+        parameter.grad = None
+    return gradient
+
+
+@pytest.mark.parametrize("kind", list_objectives())
+def test_the_gradient_of_the_step_is_that_of_the_definition(tiny_lcm, moved, kind):
+    assert kind in DEFINITIONS, f"write the definition of '{kind}' out in DEFINITIONS, with settings that make it act"
+    model, rollout = moved
+    objective, config = list_objectives()[kind], configure(tiny_lcm, kind)
+    log_probs, old = log_probs_of(model, rollout), rollout.trajectories.log_probs_BA
+    assert (log_probs - old).abs().max() > 1e-4, "the policy has moved"
+    loss = DEFINITIONS[kind][0](log_probs, old, ADVANTAGES, config.objective)
+    loss.backward()
+    expected = take_gradient(model)
+    assert expected.abs().max() > 0
+
+    minibatch = Minibatch(ORDER, torch.arange(ACTIONS).expand(SAMPLES, -1))
+    metrics = {}
+    for size in (SAMPLES * ACTIONS, 7, 1):
+        sized = override_config(config, flags={"runtime.micro_batch_size": size})
+        learner = Learner(model, rollout, weigh_samples(sized, ADVANTAGES), sized)
+        metrics[size] = objective.accumulate(learner, minibatch).values
+        found = take_gradient(model)
+        assert (found - expected).norm() < 1e-4 * expected.norm(), size
+        assert metrics[size]["loss"] == pytest.approx(loss.item(), rel=1e-4, abs=1e-7)
+        assert metrics[size] == pytest.approx(metrics[SAMPLES * ACTIONS], rel=1e-3, abs=1e-6)
+    assert set(metrics[1]) == set(objective.metrics)
+
+
+@pytest.mark.parametrize("kind", list_objectives())
+def test_the_kl_penalty_is_independent_of_the_micro_batch(tiny_lcm, moved, kind):
+    model, rollout = moved
+    minibatch, gradients = Minibatch(ORDER, torch.arange(ACTIONS).expand(SAMPLES, -1)), []
+    for size in (SAMPLES * ACTIONS, 7):
+        flags = {"runtime.micro_batch_size": size, "train.kl_weight": 0.3}
+        config = override_config(configure(tiny_lcm, kind), flags=flags)
+        learner = Learner(model, rollout, weigh_samples(config, ADVANTAGES), config)
+        assert list_objectives()[kind].accumulate(learner, minibatch).values["kl_to_base"] > 0
+        gradients.append(take_gradient(model))
+    assert (gradients[0] - gradients[1]).norm() < 1e-4 * gradients[0].norm()
+
+
+@pytest.mark.parametrize("kind", list_objectives())
+def test_the_forwards_that_it_counts_are_those_that_it_makes(tiny_lcm, moved, kind, monkeypatch):
+    model, rollout = moved
+    config = configure(tiny_lcm, kind)
+    asked, predict = [], model.predict
+
+    def counted(latents, *given, **named):
+        # A pass with a gradient counts as three: itself, and its backward pass as two.
+        asked.append(len(latents) * (3 if torch.is_grad_enabled() else 1))
+        return predict(latents, *given, **named)
+
+    monkeypatch.setattr(model, "predict", counted)
+    learner = Learner(model, rollout, weigh_samples(config, ADVANTAGES), config)
+    list_objectives()[kind].accumulate(learner, Minibatch(ORDER, torch.arange(ACTIONS).expand(SAMPLES, -1)))
+    take_gradient(model)
+    assert sum(asked) == SAMPLES * list_objectives()[kind].forwards(config, ACTIONS)
+
+
+@pytest.mark.parametrize("kind", list_objectives())
+def test_its_needs_are_met_and_its_advantages_are_known(kind):
+    objective = list_objectives()[kind]
+    assert not objective.needs & UNMET
+    assert objective.advantages.admitted
+    assert objective.settings.__doc__
+
+
+def test_no_objective_needs_torch_to_be_listed():
+    code = "import sys; import rlcm_cli.objectives as o; o.list_objectives(); assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_no_kind_is_compared_outside_its_folder():
+    """Messages may name an objective as advice; code that compares one belongs to its record."""
+    kinds = list_kinds([str(PACKAGE / "objectives")])
+    for file in PACKAGE.rglob("*.py"):
+        if file.parent.name == "objectives":
+            continue
+        text = file.read_text()
+        for kind in kinds:
+            for form in (f'== "{kind}"', f'!= "{kind}"', f'case "{kind}"', f'"{kind}":', f'("{kind}"', f'"{kind}",'):
+                assert form not in text, f"{file.relative_to(PACKAGE)}: {form}"
+
+
+NEW = '''
+"""Imitation: the likelihood of everything that was drawn."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from rlcm_cli.objectives import Need, Objective
+from rlcm_cli.objectives._policy_gradient import METRICS, accumulate_loss, count_forwards
+from rlcm_cli.sections import PositiveFloat, Section
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from rlcm_cli.learning.learner import Learner, UpdateMetrics
+    from rlcm_cli.learning.minibatches import Minibatch
+
+
+class ImitationSettings(Section):
+    """Imitation of whatever was drawn."""
+
+    kind: Literal["imitation-like"] = "imitation-like"
+    strength: PositiveFloat = 1.0
+
+
+def weigh(settings: ImitationSettings, advantages: Tensor) -> Tensor:
+    return settings.strength + 0 * advantages
+
+
+def accumulate(learner: Learner, minibatch: Minibatch) -> UpdateMetrics:
+    from rlcm_cli.core.objectives import reinforce
+
+    return accumulate_loss(learner, minibatch, reinforce)
+
+
+OBJECTIVE = Objective(
+    settings=ImitationSettings,
+    accumulate=accumulate,
+    forwards=count_forwards,
+    metrics=METRICS,
+    needs=frozenset({Need.ACTIONS}),
+    weigh=weigh,
+)
+'''
+
+
+def test_a_new_objective_is_one_file(tmp_path):
+    copy = tmp_path / "copy" / "rlcm_cli"
+    (copy / "objectives").mkdir(parents=True)
+    for entry in [*PACKAGE.iterdir(), *(PACKAGE / "objectives").glob("*.py")]:
+        link = copy / entry.relative_to(PACKAGE)
+        if entry.name != "__pycache__" and not link.exists():
+            link.symlink_to(entry)
+    (copy / "objectives" / "imitation_like.py").write_text(NEW)
+    told = run_copy(copy, "loop", "--help")
+    assert "imitation-like" in "".join(told.split())
+    options = ["--samples", "4", "--iterations", "1", "--steps", "2", "--device", "cpu", "--quiet"]
+    few = ["--set", "evaluate.prompts=1", "--set", "evaluate.images_per_prompt=1"]
+    run = tmp_path / "run"
+    chosen = ["--objective", "imitation-like", "--set", "objective.strength=2"]
+    run_copy(copy, "loop", "--task", "compression", "--run", run, *chosen, *options, *few)
+    config = (run / "config.json").read_text()
+    assert '"imitation-like"' in config
+    assert (run / "checkpoints" / "000001").is_dir()
+
+
+def run_copy(copy: Path, *arguments: object) -> str:
+    code = "import sys; sys.path.insert(0, sys.argv.pop(1)); from rlcm_cli.cli.app import main; main()"
+    command = [sys.executable, "-c", code, str(copy.parent), *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=copy.parent)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_an_iteration_trains_with_each(tiny_lcm, tmp_path):
+    for kind in list_objectives():
+        run, model = prepare(tmp_path / kind, configure(tiny_lcm, kind))
+        metrics = finish(train(run, model))[-1].metrics
+        assert metrics["grad_norm"] > 0
+        assert set(list_objectives()[kind].metrics) <= set(metrics)
