@@ -54,3 +54,14 @@ class UpdateMetrics:
                 self.values[name] = known + share * value
             elif not math.isnan(known):  # max() would drop NaN
                 self.values[name] = value if math.isnan(value) else max(known, value)
+
+
+def average_metrics(records: list[UpdateMetrics]) -> dict[str, float]:
+    """Average the metrics of an iteration's optimizer steps, which are of as many samples each; of none none."""
+    if not records:
+        return {}
+    return {
+        name: sum(record.values[name] for record in records) / len(records)
+        for name in records[0].values
+        if name != LARGEST
+    }

@@ -107,7 +107,7 @@ class Probe:
         runtime = self.config.runtime.model_copy(update={"micro_batch_size": micro_batch_size})
         config = self.config.model_copy(update={"runtime": runtime})
         data = dataclasses.replace(self.data, learner=dataclasses.replace(self.data.learner, config=config))
-        return accumulate_update(data, minibatch, seed=0).values[LARGEST]
+        return accumulate_update(data, minibatch, seed=0).values.get(LARGEST, 0.0)
 
 
 def _draw(

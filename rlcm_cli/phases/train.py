@@ -7,7 +7,6 @@ objective's own file (`objectives/NAME.py`) has its whole optimizer step; `core/
 from __future__ import annotations
 
 import dataclasses
-import math
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,14 +16,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rlcm_cli.config import TrainSettings
 from rlcm_cli.core.advantages import PromptStatistics
-from rlcm_cli.core.ema import average_weights
-from rlcm_cli.errors import ConfigError, ForeignFileError, MissingFileError, TrainingError
+from rlcm_cli.errors import ConfigError, ForeignFileError, MissingFileError
 from rlcm_cli.learning.advantages import compute_advantages, flat_prompts, forget_rewards, reward_metrics
 from rlcm_cli.learning.costs import count_forwards, drawing_forwards, phase_seconds, read_phase_times
 from rlcm_cli.learning.last_step import tell_pathwise
-from rlcm_cli.learning.learner import LARGEST, UpdateMetrics
+from rlcm_cli.learning.learner import LARGEST, UpdateMetrics, average_metrics
 from rlcm_cli.learning.log_probs import (
     check_ratio,
     measure_drift,
@@ -34,10 +31,11 @@ from rlcm_cli.learning.log_probs import (
     refresh_passes,
 )
 from rlcm_cli.learning.minibatches import draw_minibatches
-from rlcm_cli.learning.optimizer import clip_gradient, make_optimizer, optimizer_tensors, rate_of, restore_optimizer
+from rlcm_cli.learning.optimizer import make_optimizer, optimizer_tensors, rate_of, restore_optimizer
 from rlcm_cli.learning.pretraining import step_seed
 from rlcm_cli.learning.rollout import Rollout
 from rlcm_cli.learning.signal import find_no_signal, starts_to_rest
+from rlcm_cli.learning.student import Student
 from rlcm_cli.learning.update import IterationData, accumulate_own_step, accumulate_update, gather_iteration
 from rlcm_cli.models.diffusion import DiffusionModel
 from rlcm_cli.models.trained import TRAINED, TrainedWeights
@@ -143,36 +141,6 @@ class OpenIteration:
     def number(self) -> int:
         """The iteration, from 0."""
         return self.state.number
-
-
-@dataclass
-class Student:
-    """What an iteration's optimizer steps change."""
-
-    model: DiffusionModel
-    parameters: Mapping[str, torch.nn.Parameter]
-    optimizer: torch.optim.Optimizer
-    average: Mapping[str, Tensor] | None
-    """Moving average of the weights, by name; None: none is kept."""
-    steps: int = 0
-    """Optimizer steps taken."""
-
-    def step(self, settings: TrainSettings, iteration: int) -> float:
-        """Take an optimizer step along the gradient that is there, and return its norm before it was clipped.
-
-        Raises `TrainingError` where it is infinite or NaN.
-        """
-        norm = clip_gradient(self.parameters.values(), settings)
-        if not math.isfinite(norm):
-            raise TrainingError(
-                f"iteration {iteration + 1}: the gradient is {norm}; use --dtype bfloat16 or float32, or a "
-                "smaller train.learning_rate"
-            )
-        self.optimizer.step()
-        self.steps += 1
-        if self.average is not None and settings.ema_decay is not None:
-            self.average = average_weights(self.average, self.parameters, settings.ema_decay)
-        return norm
 
 
 def open_iteration(
@@ -285,11 +253,11 @@ def _learn(run: Run, opened: OpenIteration) -> Generator[Event, None, dict[str, 
         record.values["grad_norm"] = student.step(settings, iteration)
         records.append(record)
         yield Advanced(1)
-    _check_weights(student, before, iteration, opened.rate)
+    student.check_weights(before, iteration, opened.rate)
     forwards = count_forwards(run.config, student.model, opened.rollout, refreshes=refreshed.passes)
     return {
-        **average(own_records),
-        **average(records),
+        **average_metrics(own_records),
+        **average_metrics(records),
         **({} if drift is None else {LARGEST: drift}),
         "rescored": int(refreshed.done),
         "updates": len(records),
@@ -403,21 +371,6 @@ def publish_iteration(
     return metrics
 
 
-def _check_weights(student: Student, before: Mapping[str, Tensor], iteration: int, rate: float) -> None:
-    after = {name: parameter.detach().cpu() for name, parameter in student.parameters.items()}
-    broken = [name for name, weights in after.items() if not weights.isfinite().all()]
-    if broken:
-        raise TrainingError(
-            f"iteration {iteration + 1}: the optimizer's steps made {len(broken)} of {len(after)} weights infinite or "
-            f"NaN, such as {broken[0]}; nothing was published; use a smaller train.learning_rate (now {rate:.3g})"
-        )
-    if all(torch.equal(before[name], weights) for name, weights in after.items()):
-        raise TrainingError(
-            f"iteration {iteration + 1}: {student.steps} optimizer steps changed no weight (rate {rate:.3g}): "
-            "the gradient does not reach what is trained, or the rate is too small for the weights' dtype"
-        )
-
-
 def continue_optimizer(
     run: Run, optimizer: torch.optim.Optimizer, parameters: Mapping[str, torch.nn.Parameter], iteration: int
 ) -> None:
@@ -454,14 +407,3 @@ def write_weights(
     if average is not None:
         with exchanged_weights(trained.parameters(model), average):
             trained.save(model, folder / AVERAGE_FOLDER)
-
-
-def average(records: list[UpdateMetrics]) -> dict[str, float]:
-    """Average the metrics of an iteration's optimizer steps, which are of as many samples each; of none none."""
-    if not records:
-        return {}
-    return {
-        name: sum(record.values[name] for record in records) / len(records)
-        for name in records[0].values
-        if name != LARGEST
-    }

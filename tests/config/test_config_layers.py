@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from rlcm_cli.config import (
     task_text,
 )
 from rlcm_cli.errors import ConfigError
+from rlcm_cli.objectives import Need, list_objectives
 
 PAPERS_MODEL = "SimianLuo/LCM_Dreamshaper_v7"
 
@@ -626,3 +628,18 @@ def test_a_configuration_cannot_be_changed_in_place(preset):
     resolved: Config = resolve_config([preset])
     with pytest.raises(ValueError, match="frozen"):
         resolved.seed = 1  # type: ignore[misc]
+
+
+def test_an_objective_whose_needs_no_phase_meets_is_refused(monkeypatch):
+    ppo = list_objectives()["ppo"]
+    needy = dataclasses.replace(ppo, needs=ppo.needs | {Need.FINAL_LATENTS})
+    monkeypatch.setattr("rlcm_cli.config.settings.find_objective", lambda config: needy)
+    with pytest.raises(ConfigError, match=r"^objective\.kind ppo needs final latents, which no phase provides yet"):
+        parse_config({"task": "t", "rewards": {"compressibility": 1.0}})
+
+
+def test_an_objective_without_actions_asks_for_none(monkeypatch, preset):
+    resolved = resolve_config([preset], flags={"sample.steps": 1})
+    free = dataclasses.replace(list_objectives()["ppo"], needs=frozenset())
+    monkeypatch.setattr("rlcm_cli.config.settings.find_objective", lambda config: free)
+    resolved.require_actions()

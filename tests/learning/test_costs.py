@@ -1,5 +1,7 @@
 """One count of model forwards: what metrics say, what is estimated before, and what a projection multiplies."""
 
+import itertools
+
 import pytest
 import torch
 from phase_runs import finish, make_config
@@ -8,6 +10,8 @@ from rlcm_cli.config import override_config
 from rlcm_cli.core.throughput import Work
 from rlcm_cli.learning.costs import count_training_calls, count_work
 from rlcm_cli.learning.log_probs import refresh_passes
+from rlcm_cli.phases import loop as loop_module
+from rlcm_cli.phases.evaluate import plan_evaluation
 from rlcm_cli.phases.policy import load_policy_model
 from rlcm_cli.phases.run import create_run
 from rlcm_cli.phases.sample import sample
@@ -52,6 +56,19 @@ def test_the_forwards_of_an_iteration_are_those_that_are_made(tiny_lcm, tmp_path
     drawing = 8 * 4
     assert metrics["forwards"] == drawing + sum(asked)
     assert sum(asked) == count_training_calls(config, 3, refreshes=refresh_passes(config))
+
+
+@pytest.mark.parametrize("kind", SECTIONS)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_estimate_is_of_the_same_forwards(tiny_lcm, tmp_path, monkeypatch, kind, dtype):
+    config = configure(tiny_lcm, kind, dtype)
+    run, model = create_run(tmp_path / "run", config), load_policy_model(config)
+    seconds = itertools.count()
+    monkeypatch.setattr(loop_module.time, "perf_counter", lambda: next(seconds))  # each timed call takes a second
+    found = loop_module.estimate_cost(run, model, 5).seconds * config.sample.batch_size
+    evaluations = 2 * len(plan_evaluation(config, run.prompts)) * 4
+    trained = count_training_calls(config, 3, refreshes=refresh_passes(config))
+    assert found == pytest.approx(5 * (8 * 4 + trained) + evaluations)
 
 
 def test_the_work_of_a_task(tiny_lcm):
