@@ -5,6 +5,7 @@ The definitions below are written out plainly, for all samples of an iteration a
 
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 import sys
 from collections.abc import Callable
@@ -19,14 +20,15 @@ from torch import Tensor
 import rlcm_cli
 from rlcm_cli.config import Config, override_config
 from rlcm_cli.core.gaussian import take_action
+from rlcm_cli.core.trajectory import Trajectories
 from rlcm_cli.discovery import list_kinds
-from rlcm_cli.learning.learner import Learner
+from rlcm_cli.learning.learner import LARGEST, Learner
 from rlcm_cli.learning.minibatches import Minibatch
 from rlcm_cli.learning.rollout import Rollout
 from rlcm_cli.learning.update import weigh_samples
 from rlcm_cli.models.diffusion import DiffusionModel
 from rlcm_cli.models.lora import lora_parameters
-from rlcm_cli.objectives import UNMET, list_objectives
+from rlcm_cli.objectives import UNMET, Need, list_objectives
 from rlcm_cli.phases.read_rollout import read_rollout
 from rlcm_cli.phases.train import train
 from rlcm_cli.store.checkpoint import read_trainer_state
@@ -176,6 +178,22 @@ def test_the_forwards_that_it_counts_are_those_that_it_makes(tiny_lcm, moved, ki
     list_objectives()[kind].accumulate(learner, Minibatch(ORDER, torch.arange(ACTIONS).expand(SAMPLES, -1)))
     take_gradient(model)
     assert sum(asked) == SAMPLES * list_objectives()[kind].forwards(config, ACTIONS)
+
+
+@pytest.mark.parametrize("kind", [kind for kind, one in list_objectives().items() if Need.ACTIONS in one.needs])
+def test_trajectories_without_actions_have_no_gradient(tiny_lcm, moved, kind):
+    model, rollout = moved
+    short = Trajectories(
+        rollout.trajectories.latents_BSCHW[:, :1], torch.zeros(SAMPLES, 0), rollout.trajectories.timesteps_A2[:0]
+    )
+    config = configure(tiny_lcm, kind)
+    learner = Learner(
+        model, dataclasses.replace(rollout, trajectories=short), weigh_samples(config, ADVANTAGES), config
+    )
+    none = Minibatch(ORDER, torch.empty(SAMPLES, 0, dtype=torch.int64))
+    assert list_objectives()[kind].accumulate(learner, none).values == {LARGEST: 0.0}
+    assert all(parameter.grad is None for parameter in lora_parameters(model).values())
+    assert list_objectives()[kind].forwards(config, 0) == 0
 
 
 @pytest.mark.parametrize("kind", list_objectives())
