@@ -40,9 +40,9 @@ def make_config(model: Path, **sections: Any) -> Config:
 
 
 @functools.cache
-def shared_model(folder: Path, rank: int = 2) -> DiffusionModel:
+def shared_model(folder: Path, rank: int = 2, sampler: str = "lcm") -> DiffusionModel:
     """Give a model that all tests share: each phase puts the weights of its checkpoint into it."""
-    return load_policy_model(make_config(folder, lora={"rank": rank}))
+    return load_policy_model(make_config(folder, lora={"rank": rank}, sampler={"kind": sampler}))
 
 
 def finish(events: Iterable[Event]) -> list[Event]:
@@ -61,7 +61,7 @@ def did_nothing(events: list[Event]) -> bool:
 def make_loop(root: Path, config: Config) -> Run:
     """Make a run by the loop."""
     run = create_run(root, config)
-    finish(loop(run, shared_model(Path(config.model.name), config.lora.rank), load_scorers(run)))
+    finish(loop(run, shared_model(Path(config.model.name), config.lora.rank, config.sampler.kind), load_scorers(run)))
     return run
 
 
@@ -70,7 +70,11 @@ def make_by_hand(root: Path, config: Config, workers: tuple[Worker, ...] = (Work
     create_run(root, config)
 
     def model() -> DiffusionModel:
-        return load_policy_model(config) if fresh else shared_model(Path(config.model.name), config.lora.rank)
+        return (
+            load_policy_model(config)
+            if fresh
+            else shared_model(Path(config.model.name), config.lora.rank, config.sampler.kind)
+        )
 
     for number in range(config.runtime.iterations):
         for worker in workers:
@@ -89,7 +93,7 @@ def make_by_hand(root: Path, config: Config, workers: tuple[Worker, ...] = (Work
 def prepare(root: Path, config: Config, *, upto: str = "score") -> tuple[Run, DiffusionModel]:
     """Make a run whose next phase is score or train."""
     run = create_run(root, config)
-    model = shared_model(Path(config.model.name), config.lora.rank)
+    model = shared_model(Path(config.model.name), config.lora.rank, config.sampler.kind)
     finish(sample(run, model))
     if upto == "score":
         finish(score(run, load_scorers(run)))

@@ -49,7 +49,7 @@ def configure(arguments: argparse.Namespace, sample_batch: int, train_batch: int
         "sample.samples": arguments.images,
         "sample.batch_size": sample_batch,
         "sample.steps": arguments.steps,
-        "sample.spacing": "diffusers",
+        "sampler.spacing": "diffusers",
         "train.minibatch_size": arguments.images,
         "runtime.micro_batch_size": train_batch,
         "runtime.device": arguments.device,

@@ -28,7 +28,7 @@ STEPS = (1, 2, 4, 8)
 def draw(run: Run, model: DiffusionModel, plan: list[FixedImage], steps: int) -> Tensor:
     """Draw the fixed images with the weights that the model has, uint8 [B, 3, H, W]."""
     sample = run.config.sample.model_copy(update={"steps": steps})
-    schedule = drawing_schedule(sample, model)
+    schedule = drawing_schedule(run.config.sampler, steps, model)
     parts = [plan[first : first + sample.batch_size] for first in range(0, len(plan), sample.batch_size)]
     return torch.cat(
         [

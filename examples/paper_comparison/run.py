@@ -60,7 +60,7 @@ METHODS = {
         (
             "--model=emoji-diffusion",
             "--steps=20",
-            "--set=sample.eta=1.0",
+            "--set=sampler.eta=1.0",
             "--set=train.advantage_clip=5.0",
             "--set=train.max_grad_norm=1.0",
         ),

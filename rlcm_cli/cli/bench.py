@@ -55,7 +55,7 @@ def run(
     as_json: o.JsonOption = False,
 ) -> None:
     """Measure how fast a model is sampled, decoded, scored and trained here, and suggest batch sizes."""
-    from rlcm_cli.config import parse_size, resolve_config
+    from rlcm_cli.config import parse_size, resolve_settings
     from rlcm_cli.errors import ConfigError
 
     if model is not None and architecture is not None:
@@ -69,7 +69,9 @@ def run(
         "sample.steps": steps,
     }
     names = list(dict.fromkeys(tasks)) or [DEFAULT_TASK]
-    configs = {name: resolve_config([name], assignments=assignments, flags=flags) for name in names}
+    ask = None if architecture else o.ask_model
+    resolved = {name: resolve_settings([name], assignments=assignments, flags=flags, recommend=ask) for name in names}
+    configs = {name: config for name, (config, _) in resolved.items()}
     config = configs[names[0]]
     config.require_actions()
     sizes = parse_batches(batches)
@@ -112,7 +114,7 @@ def load(config: Config, architecture: str | None) -> DiffusionModel:
     settings, device = config.model, config.runtime.device
     if architecture is not None:
         return build_architecture(architecture, dtype=settings.dtype, device=device, image_size=settings.image_size)
-    return load_configured_model(settings, device)
+    return load_configured_model(settings, config.sampler.kind, device)
 
 
 def parse_batches(text: str | None) -> list[int] | None:

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 import typer
 
 from rlcm_cli.cli import options as o
+from rlcm_cli.cli.completion import complete_words
+from rlcm_cli.cli.sampler_options import SamplerCommand, chosen_settings
 
 if TYPE_CHECKING:
     from rlcm_cli.phases.events import Event
@@ -22,12 +24,15 @@ OUT_AGAIN = "outputs/again"
 
 def register(app: typer.Typer) -> None:
     """Add the command to the program."""
-    app.command("generate", epilog="Example: rlcm generate --lora runs/compression --prompt 'a cat' --steps 1,2,4")(
-        run
-    )
+    app.command(
+        "generate",
+        cls=SamplerCommand,
+        epilog="Example: rlcm generate --lora runs/compression --prompt 'a cat' --steps 1,2,4",
+    )(run)
 
 
 def run(
+    context: typer.Context,
     prompts: Annotated[
         list[str], typer.Option("--prompt", metavar="TEXT", help="What to draw; repeatable.", show_default=False)
     ] = [],  # noqa: B006
@@ -61,7 +66,7 @@ def run(
             "--steps",
             metavar="H[,H]",
             help="Model calls per image, 1 or more; several, as 1,2,4,8.",
-            show_default="the LoRA's, or 4, of ddim 50 or 20",
+            show_default="the LoRA's, or the model's",
         ),
     ] = None,
     compare_base: Annotated[
@@ -73,10 +78,14 @@ def run(
             "--model", metavar="NAME", help="Embedded name, folder or hub id.", show_default="the LoRA's, or emoji-lcm"
         ),
     ] = None,
-    policy: Annotated[
+    sampler: Annotated[
         str | None,
         typer.Option(
-            "--policy", metavar="NAME", help="lcm, ddim or tcd.", show_default="the LoRA's, or as the model says"
+            "--sampler",
+            metavar="KIND",
+            help=f"How images are sampled: {', '.join(o.SAMPLER_KINDS)}.",
+            show_default="the LoRA's, or as the model says",
+            autocompletion=complete_words("sampler", "kind"),
         ),
     ] = None,
     guidance: Annotated[
@@ -87,16 +96,6 @@ def run(
             help="Guidance scale, as in diffusers.",
             show_default="the LoRA's, or the model's",
         ),
-    ] = None,
-    eta: Annotated[
-        float | None,
-        typer.Option(
-            "--eta", metavar="X", help="Of ddim: how much noise each step draws.", show_default="the LoRA's, or 0"
-        ),
-    ] = None,
-    gamma: Annotated[
-        float | None,
-        typer.Option("--gamma", metavar="X", help="Of tcd: stochasticity, 0 to 1.", show_default="the LoRA's, or 0.3"),
     ] = None,
     count: Annotated[int, typer.Option("--count", metavar="N", min=1, help="Images per prompt.")] = 1,
     seed: Annotated[
@@ -116,7 +115,7 @@ def run(
         typer.Option(
             "--batch",
             metavar="FILE.csv",
-            help="An image a row; columns prompt, seed, steps, scale, guidance, eta, gamma, lora.",
+            help="An image a row; columns prompt, seed, steps, scale, guidance, lora, and settings of the sampler.",
             show_default=False,
         ),
     ] = None,
@@ -158,8 +157,9 @@ def run(
             compare_base=compare_base,
             count=count,
             seed=seed,
-            model={"name": model, "dtype": dtype, "policy": policy},
-            sample={"guidance_scale": guidance, "eta": eta, "gamma": gamma},
+            model={"name": model, "dtype": dtype},
+            sample={"guidance_scale": guidance},
+            sampler={"kind": sampler, **chosen_settings(context)},
             from_image=from_image,
             batch=batch,
         )

@@ -37,7 +37,7 @@ def run(
         o.setting("--on-hacking", "warn|stop", "When a watched reward falls as the trained one rises.", "warn"),
     ] = None,
     model: o.ModelOption = None,
-    policy: o.PolicyOption = None,
+    sampler: o.SamplerOption = None,
     objective: o.ObjectiveOption = None,
     trained: o.TrainOption = None,
     last_step: o.LastStepOption = None,
@@ -99,7 +99,7 @@ def run(
                 "watch.rewards": list(dict.fromkeys(watch)) or None,
                 "watch.on_hacking": on_hacking,
                 "model.name": model,
-                "model.policy": policy,
+                "sampler.kind": sampler,
                 "objective.kind": objective,
                 "train.parameters": trained,
                 "last_step.mode": last_step,
@@ -116,6 +116,7 @@ def run(
                 "runtime.log_with": log_with or None,
                 "ray.address": ray_address,
             },
+            loads_model=not dry_run and executor == "local",
         )
         config.require_actions()
 

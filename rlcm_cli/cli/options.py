@@ -19,12 +19,14 @@ from rlcm_cli.wording import to_line
 
 if TYPE_CHECKING:
     from rlcm_cli.cli.display import Display
-    from rlcm_cli.config import Config
+    from rlcm_cli.config import Config, ModelSettings
     from rlcm_cli.models.diffusion import DiffusionModel
     from rlcm_cli.phases.run import Run
+    from rlcm_cli.recommendation import Recommendation
     from rlcm_cli.store.score_cache import ScoreCache
 
 OBJECTIVE_KINDS = list_kinds([str(Path(rlcm_cli.__file__).with_name("objectives"))])
+SAMPLER_KINDS = list_kinds([str(Path(rlcm_cli.__file__).with_name("samplers"))])
 CONFIGURATION = "Configuration"
 OUTPUT = "Output"
 
@@ -179,14 +181,14 @@ ModelOption = Annotated[
         c.complete_model,
     ),
 ]
-PolicyOption = Annotated[
+SamplerOption = Annotated[
     str | None,
     setting(
-        "--policy",
-        "NAME",
-        "How images are sampled: lcm, ddim or tcd; auto: as the model says.",
+        "--sampler",
+        "KIND",
+        f"How images are sampled: {', '.join(SAMPLER_KINDS)}; without it as the preset or another model says.",
         False,
-        c.complete_words("model", "policy"),
+        c.complete_words("sampler", "kind"),
     ),
 ]
 ObjectiveOption = Annotated[
@@ -272,10 +274,12 @@ def resolve_run(
     assignments: list[str],
     start: str | None,
     flags: dict[str, Any],
+    loads_model: bool = True,
 ) -> tuple[Path, Config]:
     """Find the run directory and the configuration that a command line asks for.
 
-    With neither task nor file, an existing run's own configuration is the base of the other options.
+    With neither task nor file, an existing run's own configuration is the base of the other options. `loads_model`:
+    whether this command loads the model here; else it may be one that cannot be reached from here.
     """
     from rlcm_cli.config import override_config, resolve_settings
     from rlcm_cli.errors import ConfigError
@@ -290,7 +294,13 @@ def resolve_run(
         raise ConfigError(
             f"{root}: there is no run, and no task given to start one; use --task NAME (`rlcm tasks` lists them)"
         )
-    config, told = resolve_settings(tasks, config_file=config_file, assignments=assignments, flags=flags)
+    config, told = resolve_settings(
+        tasks,
+        config_file=config_file,
+        assignments=assignments,
+        flags=flags,
+        recommend=ask_model if loads_model else ask_model_if_here,
+    )
     for line in told:
         say(f"note: {line}", err=True)
     if config_file is not None and config_file.suffix != ".toml":
@@ -301,6 +311,24 @@ def resolve_run(
     if config_file is not None and config_file.is_file() and has_byte_order_mark(config_file):
         say(f"note: {config_file} begins with a byte order mark, which other readers of TOML refuse", err=True)
     return root or Path("runs") / config.task, config
+
+
+def ask_model(model: ModelSettings) -> Recommendation:
+    """Ask a model how it is drawn by nature, reading only its configurations. Raises `ModelError`."""
+    from rlcm_cli.models.parts import recommend
+
+    return recommend(model.name, revision=model.pinned_revision, distilled_lora=model.distilled_lora)
+
+
+def ask_model_if_here(model: ModelSettings) -> Recommendation | None:
+    """Ask a model as `ask_model`; return None, and say so, where it cannot be reached or used."""
+    from rlcm_cli.errors import ModelError
+
+    try:
+        return ask_model(model)
+    except ModelError as error:
+        say(f"note: the sampler stays that of the preset, since the model could not be asked: {error}", err=True)
+        return None
 
 
 def settle_sources(

@@ -24,7 +24,7 @@ def run(
     prompts: o.PromptsOption = None,
     rewards: o.RewardOption = [],  # noqa: B006
     model: o.ModelOption = None,
-    policy: o.PolicyOption = None,
+    sampler: o.SamplerOption = None,
     objective: o.ObjectiveOption = None,
     trained: o.TrainOption = None,
     last_step: o.LastStepOption = None,
@@ -53,7 +53,7 @@ def run(
                 "prompts.source": prompts,
                 "rewards": o.parse_rewards(rewards),
                 "model.name": model,
-                "model.policy": policy,
+                "sampler.kind": sampler,
                 "objective.kind": objective,
                 "train.parameters": trained,
                 "last_step.mode": last_step,

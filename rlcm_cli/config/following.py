@@ -2,29 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
+
+from pydantic import ValidationError
+
+from rlcm_cli.config.settings import ModelSettings
+from rlcm_cli.recommendation import Recommendation
+from rlcm_cli.samplers import DEFAULT
 
 Values = Mapping[str, Any]
 """A configuration, or a layer of one, as nested tables that are not validated yet."""
 
+Recommend = Callable[[ModelSettings], Recommendation | None]
+"""Asks a model how it is drawn by nature; None where it cannot be asked."""
 
-def find_following(preset: Values, file: Values, line: Values) -> list[tuple[str, Any, str]]:
+
+def find_following(
+    preset: Values, file: Values, line: Values, own_model: Values, recommend: Recommend | None
+) -> list[tuple[str, Any, str]]:
     """Return what follows from a user's own settings over those of a preset: (dotted key, value, a line that tells).
 
     `train.minibatch_size` follows `sample.samples`, so that an iteration keeps its number of optimizer steps where it
     can. A LoRA that was distilled for few steps is drawn without guidance, which was distilled with it; what a preset
-    has is for the model that it names. An objective leaves the settings of the one that it replaces behind.
+    has is for the model that it names. `[sampler]` follows the model, where it is another than the preset's and drawn
+    by another sampler. An objective or a sampler leaves the settings of the one that it replaces behind.
 
     Args:
         preset: What holds where the user says nothing.
         file: What the user's file says.
         line: What the command line says. What is not a number where one belongs is left for the validation to refuse.
+        own_model: The preset's table [model].
+        recommend: Asks a model; None: no model is asked, and the preset's sampler holds.
     """
     return [
         *_follow_samples(preset, file, line),
         *_follow_distilled_lora(preset, file, line),
-        *_follow_objective(preset, file, line),
+        *_follow_choice("objective", preset, file, line),
+        *_follow_choice("sampler", preset, file, line),
+        *_follow_model(preset, file, line, own_model, recommend),
     ]
 
 
@@ -68,23 +84,56 @@ def _follow_distilled_lora(preset: Values, file: Values, line: Values) -> list[t
     ]
 
 
-def _follow_objective(preset: Values, file: Values, line: Values) -> list[tuple[str, Any, str]]:
-    chosen = _first([line, file], "objective", "kind")
+def _follow_choice(name: str, preset: Values, file: Values, line: Values) -> list[tuple[str, Any, str]]:
+    chosen = _first([line, file], name, "kind")
     if chosen is None:
         return []
-    below = [preset, file] if _look_up(line, "objective", "kind") is not None else [preset]
+    below = [preset, file] if _look_up(line, name, "kind") is not None else [preset]
     left: dict[str, Any] = {}
     before = None
     for layer in below:
-        table = layer.get("objective")
-        kind = _look_up(layer, "objective", "kind") or before
+        table = layer.get(name)
+        kind = _look_up(layer, name, "kind") or before
         if isinstance(table, Mapping) and kind not in (None, chosen):
             left = {**(left if kind == before else {}), **table}
             before = kind
-    settings = ", ".join(f"objective.{key} {value}" for key, value in left.items() if key != "kind")
-    if not settings:
+    others = [f"{name}.{key} {value}" for key, value in left.items() if key != "kind"]
+    if not others:
         return []
-    return [("objective.kind", chosen, f"objective.kind is {chosen}, not {before}, so {settings} is left out")]
+    verb = "is" if len(others) == 1 else "are"
+    told = f"{name}.kind is {chosen}, not {before}, so {', '.join(others)} {verb} left out"
+    return [(f"{name}.kind", chosen, told)]
+
+
+def _follow_model(
+    preset: Values, file: Values, line: Values, own_model: Values, recommend: Recommend | None
+) -> list[tuple[str, Any, str]]:
+    before = _look_up(preset, "sampler", "kind") or DEFAULT
+    if recommend is None or _first([line, file], "sampler", "kind") is not None:
+        return []
+    try:
+        own = ModelSettings.model_validate(own_model)
+        chosen = ModelSettings.model_validate({**own_model, **_table(file, "model"), **_table(line, "model")})
+    except ValidationError:  # which the validation of the whole tells
+        return []
+    if all(getattr(own, key) == getattr(chosen, key) for key in ("name", "revision", "distilled_lora")):
+        return []
+    found = recommend(chosen)
+    if found is None or found.sampler == before:
+        return []
+    return [
+        (
+            "sampler",
+            {"kind": found.sampler, **_table(file, "sampler"), **_table(line, "sampler")},
+            f"sampler.kind is {found.sampler}, not the preset's {before}: it follows model.name {chosen.name} "
+            f"(--sampler {before} overrides)",
+        )
+    ]
+
+
+def _table(layer: Values, name: str) -> Values:
+    table = layer.get(name)
+    return table if isinstance(table, Mapping) else {}
 
 
 def _first(layers: Sequence[Values], table: str, key: str) -> Any:

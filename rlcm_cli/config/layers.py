@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rlcm_cli.config.following import find_following
+from rlcm_cli.config.following import Recommend, find_following
 from rlcm_cli.config.presets import task_text
 from rlcm_cli.config.settings import EMBEDDED_MODEL, EMBEDDED_MODELS, Config, ModelSettings, keep_commit
 from rlcm_cli.config.validation import parse_config
@@ -56,13 +56,15 @@ def resolve_settings(
     config_file: Path | None = None,
     assignments: Sequence[str] = (),
     flags: Mapping[str, Any] | None = None,
+    recommend: Recommend | None = None,
 ) -> tuple[Config, list[str]]:
     """Build the configuration of a run from its layers, and tell in a line each what followed from what was set.
 
     `tasks` names presets; none is the one that `config_file` names. Of several, which are trained together, the
     first gives all settings but prompts and rewards, which each keeps. `assignments` are `key=value` strings
     with dotted keys and TOML values (a bare word is a string); `flags` maps dotted keys to values, None
-    meaning "not given". Raises `ConfigError` for whatever does not fit, naming the key and where it was written.
+    meaning "not given". `recommend` asks a model that is not the preset's how it is drawn. Raises `ConfigError` for
+    whatever does not fit, naming the key and where it was written.
     """
     file_layer, line = read_settings(config_file) if config_file else {}, _explicit([], assignments, flags)
     in_file = file_layer.get("task")
@@ -72,7 +74,8 @@ def resolve_settings(
                 f"--config {config_file}: is a whole configuration, of task {in_file}; leave --task out, or name a "
                 "file with only the settings that you change"
             )
-        values, told = _follow(_explicit([file_layer], assignments, flags), file_layer, {}, line)
+        values = _explicit([file_layer], assignments, flags)
+        told = _follow(values, find_following(file_layer, {}, line, _model_of(file_layer), recommend))
         whole = parse_config(_drop_weightless(values))
         own = ModelSettings.model_construct(**file_layer.get("model", {}))  # what is changed in it may be wrong in it
         return whole.model_copy(update={"model": keep_commit(own, whole.model)}), told
@@ -84,8 +87,10 @@ def resolve_settings(
     model_choice = [assignment for assignment in assignments if assignment.startswith("model.")]
     preset = _layered(names[0], model_in_file, model_choice, {"model.name": (flags or {}).get("model.name")})
     file = _merge(_layers_of_file(file_layer, preset))
+    following = find_following(preset, file, line, _model_of(tomllib.loads(task_text(names[0]))), recommend)
     if len(names) == 1:
-        values, told = _follow(_layered(names[0], file_layer, assignments, flags), preset, file, line)
+        values = _layered(names[0], file_layer, assignments, flags)
+        told = _follow(values, following)
         return parse_config(_drop_weightless({**values, "task": names[0]})), told
     if (flags or {}).get("prompts.source") is not None:
         raise ConfigError(
@@ -103,18 +108,21 @@ def resolve_settings(
     together["tasks"] = {
         name: {key: member[key] for key in OF_A_TASK if key in member} for name, member in members.items()
     }
-    values, told = _follow(_explicit([together, file_layer], assignments, flags), preset, file, line)
+    values = _explicit([together, file_layer], assignments, flags)
+    told = _follow(values, following)
     return parse_config(_drop_weightless({**values, "task": "+".join(names)})), told
 
 
-def _follow(
-    values: dict[str, Any], preset: Mapping[str, Any], file: Mapping[str, Any], line: Mapping[str, Any]
-) -> tuple[dict[str, Any], list[str]]:
-    """Set what follows from a user's own settings over those of a preset, and tell it."""
-    following = find_following(preset, file, line)
+def _follow(values: dict[str, Any], following: Sequence[tuple[str, Any, str]]) -> list[str]:
+    """Set what follows from a user's own settings over those of a preset; return the lines that tell it."""
     for key, value, _ in following:
         _assign(values, key, value)
-    return values, [told for _, _, told in following]
+    return [told for _, _, told in following]
+
+
+def _model_of(layer: Mapping[str, Any]) -> Mapping[str, Any]:
+    model = layer.get("model", {})
+    return model if isinstance(model, Mapping) else {}
 
 
 def _layers_of_file(file_layer: Mapping[str, Any], preset: Mapping[str, Any]) -> list[Mapping[str, Any]]:

@@ -14,6 +14,8 @@ from pydantic import Field, model_validator
 
 from rlcm_cli.errors import ConfigError
 from rlcm_cli.objectives import DEFAULT, UNMET, Need, find_objective, list_objectives
+from rlcm_cli.samplers import DEFAULT as DEFAULT_SAMPLER
+from rlcm_cli.samplers import SAMPLERS, AnySamplerSettings, explain_no_actions
 from rlcm_cli.sections import NonNegativeFloat, PositiveFloat, PositiveInt, Section
 
 EMBEDDED_MODEL = "emoji-lcm"
@@ -40,9 +42,6 @@ class ModelSettings(Section):
     """Of a hub id: the commit that the revision named when the run was made, which the run keeps to."""
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
     """Type of the frozen weights and of the latents; LoRA weights and log-probabilities are float32."""
-    policy: Literal["auto", "lcm", "ddim", "tcd"] = "auto"
-    """How images are sampled: as a latent consistency model, by DDIM (DDPO), or as a trajectory consistency model.
-    `auto`: as the pipeline's U-Net and scheduler say."""
     distilled_lora: str | None = None
     """File, folder or hub id of an LCM-LoRA or TCD-LoRA that is fused into a plain Stable Diffusion pipeline."""
     image_size: PositiveInt | None = None
@@ -74,15 +73,7 @@ class SampleSettings(Section):
     """How an iteration's images are drawn."""
 
     steps: PositiveInt = 4
-    """Model calls H an image; H − 1 of them are actions of the policy, of DDIM all."""
-    spacing: Literal["diffusers", "strided"] = "diffusers"
-    """Of lcm and tcd: `diffusers`: LCMScheduler's own; `strided`: every (original_steps // H)-th, as RLCM's code."""
-    original_steps: PositiveInt = 50
-    """Of lcm and tcd: length of the distillation's schedule, of which the H timesteps are a part."""
-    eta: Annotated[float, Field(ge=0, le=1)] = 1.0
-    """Of ddim: how much noise each step draws; 1 as DDPO and at most, 0 none, so that there is nothing to train."""
-    gamma: Annotated[float, Field(ge=0, le=1)] = 0.3
-    """Of tcd: stochasticity; 0 draws no noise, so that there is nothing to train."""
+    """Model calls H an image; those that draw noise are actions of the policy, of most samplers H − 1."""
     guidance_scale: NonNegativeFloat = 8.0
     """As in diffusers' pipelines: an LCM's U-Net is given the embedding of w = guidance_scale − 1, any other is
     guided without a classifier above 1, in training too."""
@@ -322,6 +313,8 @@ class Config(Section):
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     model: ModelSettings = ModelSettings()
     prompts: PromptSettings = PromptSettings()
+    sampler: AnySamplerSettings = SAMPLERS[DEFAULT_SAMPLER].default_settings()
+    """How images are sampled: a kind, one of those that `rlcm loop --help` lists for --sampler, and its settings."""
     sample: SampleSettings = SampleSettings()
     rewards: dict[str, float] = Field(default_factory=dict)
     """Name → weight. A name is one of `rlcm rewards`, FILE.py:FUNCTION, or the address of a reward server."""
@@ -469,13 +462,10 @@ class Config(Section):
         """Raise `ConfigError` where a trajectory would hold no action, and the objective learns from nothing else."""
         if Need.ACTIONS not in find_objective(self).needs:
             return
-        # Of other models only the pipeline tells what its last call is: `phases.schedules` looks there.
-        is_lcm = self.model.policy == "lcm" or (self.model.policy == "auto" and self.model.name == EMBEDDED_MODEL)
-        if is_lcm and self.sample.steps < 2 and self.last_step.mode == "deterministic":
-            raise ConfigError(
-                "sample.steps is 1: the only model call is the last one, which is deterministic, so there is "
-                "no action to train; use --steps 2 or more"
-            )
+        # Of some samplers only the pipeline tells what the last call is: `phases.schedules` looks there.
+        fault = explain_no_actions(self.sampler, self.sample.steps)
+        if fault is not None and self.last_step.mode == "deterministic":
+            raise ConfigError(fault)
 
     def to_json(self) -> str:
         """Give the configuration as indented JSON."""

@@ -5,8 +5,8 @@ the model's output (DDPO, arXiv 2305.13301, section 4; RLCM, arXiv 2404.03673, s
 
     next latents ~ N(a · latents + b · model output, std²)
 
-with numbers a, b and std that belong to the step alone. A `Schedule` holds them; `core.lcm`, `core.ddim` and
-`core.tcd` compute them. Calls with a std of 0 are deterministic and no actions: they can only be the last.
+with numbers a, b and std that belong to the step alone. A `Schedule` holds them; the modules of `samplers` compute
+them. Calls with a std of 0 are deterministic and no actions: they can only be the last.
 
 Shape suffixes: B samples, S states (S = A + 1), A actions, H model calls, C channels, H and W of the latents.
 """

@@ -17,10 +17,13 @@ import torch
 from rlcm_cli.core.device import select_device
 from rlcm_cli.core.digests import digest_json
 from rlcm_cli.errors import ModelError
-from rlcm_cli.models.diffusion import DiffusionModel, PolicyKind
+from rlcm_cli.models.diffusion import DiffusionModel
 from rlcm_cli.models.embedded import embedded_folder
 from rlcm_cli.models.libraries import quiet_libraries
-from rlcm_cli.models.loading import DTYPES, SCHEDULERS, STABLE_DIFFUSION_SCHEDULE, freeze_pipeline, load_model
+from rlcm_cli.models.loading import DTYPES, STABLE_DIFFUSION_SCHEDULE, freeze_pipeline, load_model
+from rlcm_cli.samplers import Sampler
+from rlcm_cli.samplers.ddim import SAMPLER as DDIM
+from rlcm_cli.samplers.lcm import SAMPLER as LCM
 
 ARCHITECTURES = ("emoji-lcm", "sd15-lcm", "sd15", "sdxl-lcm")
 """The embedded model, which has its own weights, and those that are made of random ones."""
@@ -85,8 +88,7 @@ def build_architecture(name: str, *, dtype: str, device: str, image_size: int | 
     with quiet_libraries(), _made_there(place, DTYPES[dtype]):
         pipeline = _sdxl(name) if name.startswith("sdxl") else _stable_diffusion(name)
     freeze_pipeline(pipeline, place)
-    kind: PolicyKind = "lcm" if name.endswith("lcm") else "ddim"
-    model = DiffusionModel(pipeline, kind, place, DTYPES[dtype], digest_json(["architecture", name, dtype]))
+    model = DiffusionModel(pipeline, _sampler(name), place, DTYPES[dtype], digest_json(["architecture", name, dtype]))
     if image_size is not None:
         model.set_image_size(image_size)
     return model
@@ -142,8 +144,12 @@ def _autoencoder(**settings: Any) -> Any:
 def _scheduler(name: str) -> Any:
     import diffusers
 
-    kind = getattr(diffusers, SCHEDULERS["lcm" if name.endswith("lcm") else "ddim"])
+    kind = getattr(diffusers, _sampler(name).scheduler)
     return kind(**STABLE_DIFFUSION_SCHEDULE, clip_sample=False)
+
+
+def _sampler(name: str) -> Sampler:
+    return LCM if name.endswith("lcm") else DDIM
 
 
 def _tokenizer() -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -14,10 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from rlcm_cli.core.schedule import PredictionType
 from rlcm_cli.errors import ModelError, NotFiniteError
 from rlcm_cli.models.conditioning import encode_prompt, is_sdxl, unet_arguments, with_negative
-
-PolicyKind = Literal["lcm", "ddim", "tcd"]
-"""How a model is sampled: latent consistency, DDIM, trajectory consistency."""
-
+from rlcm_cli.samplers import Noise, Sampler
 
 KEPT_PROMPTS = 2000
 """Encoded prompts that a model remembers; of Stable Diffusion's each is 0.2 MB."""
@@ -34,8 +31,8 @@ class DiffusionModel:
 
     pipeline: Any
     """`diffusers.LatentConsistencyModelPipeline` where guidance is an embedding of the U-Net, else
-    `StableDiffusionPipeline`; `StableDiffusionXLPipeline` for both of SDXL's size. Its scheduler is the policy's."""
-    policy: PolicyKind
+    `StableDiffusionPipeline`; `StableDiffusionXLPipeline` for both of SDXL's size. Its scheduler is the sampler's."""
+    sampler: Sampler
     device: torch.device
     dtype: torch.dtype
     digest: str
@@ -86,6 +83,11 @@ class DiffusionModel:
     def alphas_cumprod(self) -> Tensor:
         """ᾱ of the pipeline's training schedule, float32 [train steps], on the CPU."""
         return cast("Tensor", self.pipeline.scheduler.alphas_cumprod.cpu())
+
+    @property
+    def noise(self) -> Noise:
+        """The noise that the model was trained with."""
+        return Noise(self.pipeline.scheduler.config, self.alphas_cumprod)
 
     @property
     def prediction_type(self) -> PredictionType:

@@ -13,7 +13,6 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from rlcm_cli.core.lcm import Spacing
 from rlcm_cli.core.noise import seed_generator
 from rlcm_cli.errors import ModelError, NotFiniteError
 from rlcm_cli.models.conditioning import is_sdxl
@@ -21,7 +20,7 @@ from rlcm_cli.models.diffusion import DiffusionModel
 from rlcm_cli.models.libraries import quiet_libraries, summarise
 from rlcm_cli.models.lora import ADAPTER, LORA_FILE, PREFIX, save_lora
 from rlcm_cli.models.lora_binding import adapted_layers, apply_weight, state_strengths
-from rlcm_cli.models.schedules import build_schedule
+from rlcm_cli.samplers import SamplerSettings
 
 TEXT_PREFIX = "text_model."
 PLACES = ("_name_or_path", "name_or_path")
@@ -184,26 +183,10 @@ def read_back_pipeline(folder: Path, device: torch.device) -> Any:
 
 
 def call_arguments(
-    model: DiffusionModel,
-    *,
-    steps: int,
-    original_steps: int,
-    spacing: Spacing,
-    eta: float,
-    gamma: float,
-    guidance_scale: float,
+    model: DiffusionModel, settings: SamplerSettings, *, steps: int, guidance_scale: float
 ) -> dict[str, Any]:
-    """Give what a pipeline's own `__call__` takes to draw as the policy does."""
-    arguments: dict[str, Any] = {"num_inference_steps": steps}
-    own_spacing = spacing == "diffusers" and original_steps == model.pipeline.scheduler.config.get(
-        "original_inference_steps", original_steps
-    )
-    if model.policy != "ddim" and not own_spacing:
-        schedule = build_schedule(model, steps, original_steps=original_steps, spacing=spacing, eta=eta, gamma=gamma)
-        arguments = {"timesteps": schedule.timesteps.tolist()}
-    if model.policy != "lcm":
-        arguments["eta"] = eta if model.policy == "ddim" else gamma
-    return {**arguments, "guidance_scale": guidance_scale}
+    """Return what a pipeline's own `__call__` takes to draw as the model's sampler does."""
+    return {**model.sampler.call_arguments(settings, model.noise, steps), "guidance_scale": guidance_scale}
 
 
 def draw_by_pipeline(pipeline: Any, prompt: str, seed: int, arguments: dict[str, Any]) -> Tensor:

@@ -118,9 +118,9 @@ def base_model(model: DiffusionModel) -> Iterator[None]:
 def folded_lora(model: DiffusionModel) -> Iterator[None]:
     """Draw with W + alpha / rank · B A in the place of each adapted layer's W within the block: one product for three.
 
-    The base weights are put aside and put back, not subtracted from, so that they keep their bits. In float32 alone,
-    and not for ddim: 16 bits and TF32 have no room for a small B A beside W, so that another policy would draw than
-    the one that is trained.
+    The base weights are put aside and put back, not subtracted from, so that they keep their bits. Only in float32,
+    and for samplers that allow it: 16 bits and TF32 have no room for a small B A beside W, so that another policy
+    would draw than the one that is trained.
     """
     layers = _foldable_layers(model)
     if not layers:
@@ -137,8 +137,7 @@ def _foldable_layers(model: DiffusionModel) -> dict[str, Any]:
     from peft.tuners.lora import LoraLayer
 
     tf32 = model.device.type == "cuda" and torch.backends.cuda.matmul.allow_tf32
-    # The noise of DDIM's last steps is so small that the rounding of folded products would show in the ratio.
-    if model.dtype != torch.float32 or tf32 or model.policy == "ddim":
+    if model.dtype != torch.float32 or tf32 or not model.sampler.folds_lora:
         return {}
     layers = {
         name: module

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,6 +15,7 @@ from rlcm_cli.config import ModelSettings, SampleSettings, override_section
 from rlcm_cli.errors import ConfigError
 from rlcm_cli.phases.drawing import Adapter, Drawing, Shot, check_strength, choose_settings
 from rlcm_cli.phases.generate import Plan, name_picture, plan_plainly, slug
+from rlcm_cli.samplers import SamplerSettings
 from rlcm_cli.store.sheets import Block, arrange_blocks
 
 MOST_AXES = 2
@@ -52,8 +54,9 @@ def plan_axes(
     *,
     model: Mapping[str, Any],
     sample: Mapping[str, Any],
+    sampler: Mapping[str, Any],
 ) -> Plan:
-    """Plan the drawings of `count` shots a prompt in several ways; `model` and `sample` as in `choose_settings`.
+    """Plan the drawings of `count` shots a prompt in several ways; `model` and so on as in `choose_settings`.
 
     A sheet shows two axes beside prompts and seeds, so that no more than two of LoRA, scale and steps have several
     values. The base model is one more value of the scale where that has several, else of the LoRA. What is drawn
@@ -61,16 +64,17 @@ def plan_axes(
     """
     loras, scales, steps = _spread(ways)
     axes = [axis for axis in (loras, scales, steps) if len(axis) > 1]
-    settings = _settle(ways, model, sample)
+    settings = _settle(ways, model, sample, sampler)
     cells: dict[tuple[str, ...], Drawing] = {}
     files: dict[Drawing, list[str]] = {}
     for cell in itertools.product(loras, scales, steps):
         lora, scale, calls = (value.value for value in cell)
-        chosen, sampling = settings[lora]
+        chosen, sampling, of_sampler = settings[lora]
         drawing = Drawing(
             shots=tuple(shots),
             model=chosen,
             sample=override_section(sampling, {"steps": calls}),
+            sampler=of_sampler,
             adapter=None if lora is None or scale is None else replace(lora, scale=scale),
         )
         own = [value for value, axis in zip(cell, (loras, scales, steps), strict=True) if len(axis) > 1]
@@ -91,18 +95,19 @@ def plan_axes(
 
 
 def _settle(
-    ways: Ways, model: Mapping[str, Any], sample: Mapping[str, Any]
-) -> dict[Adapter | None, tuple[ModelSettings, SampleSettings]]:
+    ways: Ways, model: Mapping[str, Any], sample: Mapping[str, Any], sampler: Mapping[str, Any]
+) -> dict[Adapter | None, tuple[ModelSettings, SampleSettings, SamplerSettings]]:
     """Choose the settings of each LoRA; those of the base model are the first one's, with which it is compared."""
-    settings: dict[Adapter | None, tuple[ModelSettings, SampleSettings]] = {
-        lora: choose_settings(lora, model=model, sample=sample) for lora in ways.loras
+    choose = functools.partial(choose_settings, model=model, sample=sample, sampler=sampler)
+    settings: dict[Adapter | None, tuple[ModelSettings, SampleSettings, SamplerSettings]] = {
+        lora: choose(lora) for lora in ways.loras
     }
-    if ways.compare_base and len({chosen.name for chosen, _ in settings.values()}) > 1:
+    if ways.compare_base and len({chosen.name for chosen, *_ in settings.values()}) > 1:
         raise ConfigError(
             "--compare-base: the LoRAs were trained on different models, so that there is no one base; name it with "
             "--model"
         )
-    settings[None] = next(iter(settings.values()), None) or choose_settings(None, model=model, sample=sample)
+    settings[None] = next(iter(settings.values()), None) or choose(None)
     return settings
 
 

@@ -139,7 +139,8 @@ def bench(
     """Measure a model with the settings of a configuration; it is no use for anything else afterwards.
 
     Args:
-        config: Of the sampler, the adapter and the objective that are measured.
+        config: Of the sampler, the adapter and the objective that are measured. Where the model is drawn by another
+            sampler, that one's defaults are.
         model: As loaded; what is trained is attached here.
         reward: Loaded, no set-level one; it scores drawn images.
         batches: Batch sizes; None for 1, 2, 4 … until memory ends or the rate stops growing.
@@ -151,6 +152,7 @@ def bench(
     Raises `ConfigError` where not even one image or transition fits.
     """
     allow_tf32(config.runtime.tf32)
+    config = _fit_sampler(config, model)
     attach(config, model)
     schedule = training_schedule(config, model)
     model.encode_prompts([""])  # kept: no measurement has the text encoder in it
@@ -184,7 +186,10 @@ def bench(
         reward=1 / scored.rate,
         transition=1 / _rate_at(training, trained),
     )
-    works = {name: count_work(task, training_schedule(task, model).actions) for name, task in tasks.items()}
+    works = {
+        name: count_work(task, training_schedule(_fit_sampler(task, model), model).actions)
+        for name, task in tasks.items()
+    }
     return Bench(
         device=describe_device(model.device),
         dtype=config.model.dtype,
@@ -203,6 +208,13 @@ def bench(
         projections=[Projection(name, work, project_seconds(work, costs)) for name, work in works.items()],
         suggestions=suggestions,
     )
+
+
+def _fit_sampler(config: Config, model: DiffusionModel) -> Config:
+    """Return a configuration whose sampler is the model's."""
+    if config.sampler.kind == model.sampler.kind:
+        return config
+    return config.model_copy(update={"sampler": model.sampler.default_settings()})
 
 
 def measure_matrix_peak(device: torch.device, dtype: torch.dtype) -> float:

@@ -12,9 +12,6 @@ from rlcm_cli.models.export import name_architecture
 UNET_FILES = {"SimianLuo/LCM_Dreamshaper_v7": "LCM_Dreamshaper_v7_4k.safetensors"}
 """Base model → the file of its repository that its authors publish for others, where it is its U-Net only."""
 
-SAMPLERS = {"lcm": ("lcm", "sgm_uniform"), "ddim": ("ddim", "ddim_uniform")}
-"""Policy → `sampler_name` and `scheduler` of the node KSampler. ComfyUI has no sampler for tcd."""
-
 
 def describe_use(model: DiffusionModel, settings: ModelSettings, sample: SampleSettings) -> Mapping[str, str]:
     """Return what to set → to which value; empty where ComfyUI does not know the U-Net's architecture."""
@@ -29,12 +26,7 @@ def describe_use(model: DiffusionModel, settings: ModelSettings, sample: SampleS
     if settings.distilled_lora is not None:
         use["LoRA before this one"] = f"{_name(settings.distilled_lora)}, at strength 1"
     use["LoRA strength"] = "1"
-    if model.policy == "lcm":
-        use["ModelSamplingDiscrete"] = "lcm"
-    sampler, scheduler = SAMPLERS.get(model.policy, (f"one for {model.policy}, which is an extension", ""))
-    use["sampler_name"] = sampler
-    if scheduler:
-        use["scheduler"] = scheduler
+    use |= model.sampler.comfyui or {"sampler_name": f"one for {model.sampler.kind}, which is an extension"}
     use["steps"] = str(sample.steps)
     use["cfg"] = "1" if model.guided_by_embedding else f"{sample.guidance_scale:g}"
     return use

@@ -41,7 +41,9 @@ def plan_samples(runs: Mapping[str, Path], folder: Path) -> list[SampleRow]:
         adapter = find_lora(str(root), 1.0)
         trained_with = open_run(root).config.sample.steps
         for steps in FEW_STEPS if trained_with < MANY_FROM else MANY_STEPS:
-            drawing = plan_drawing(prompts, count=1, seed=0, adapter=adapter, model={}, sample={"steps": steps})
+            drawing = plan_drawing(
+                prompts, count=1, seed=0, adapter=adapter, model={}, sample={"steps": steps}, sampler={}
+            )
             rows.append(SampleRow(method, drawing, folder / f"{number:03d}-{steps:03d}"))
     return rows
 

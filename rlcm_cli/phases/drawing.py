@@ -9,14 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rlcm_cli.config import ModelSettings, SampleSettings, keep_commit, override_section
+from rlcm_cli.config import Config, ModelSettings, SampleSettings, keep_commit, override_section
 from rlcm_cli.errors import ConfigError, CorruptFileError, ModelError
 from rlcm_cli.models.diffusion import DiffusionModel
 from rlcm_cli.models.full import load_unet
-from rlcm_cli.models.loading import recommend_sampling
 from rlcm_cli.models.lora import load_foreign_lora, locate_lora, scale_foreign_lora, unload_foreign_lora
+from rlcm_cli.models.parts import recommend
 from rlcm_cli.phases.policy import load_configured_model
 from rlcm_cli.phases.run import open_run
+from rlcm_cli.samplers import SAMPLERS, SamplerSettings, find_sampler
 from rlcm_cli.store.adapters import find_adapter
 from rlcm_cli.store.checkpoint import UNET_FILE, WEIGHT_FILES, digest_safetensors, read_tensors, read_trainer_state
 from rlcm_cli.store.quarantine import find_run
@@ -63,6 +64,7 @@ class Drawing:
     shots: tuple[Shot, ...]
     model: ModelSettings
     sample: SampleSettings
+    sampler: SamplerSettings
     adapter: Adapter | None = None
     place_in_batch: tuple[int, int] | None = None
     """(row, size) of the batch that a single image is drawn in, on which its last bits depend."""
@@ -117,42 +119,45 @@ def plan_drawing(
     adapter: Adapter | None,
     model: Mapping[str, Any],
     sample: Mapping[str, Any],
+    sampler: Mapping[str, Any],
 ) -> Drawing:
     """Complete what a user asked for: `count` images a prompt, with `choose_settings`."""
-    settings = choose_settings(adapter, model=model, sample=sample)
+    settings = choose_settings(adapter, model=model, sample=sample, sampler=sampler)
     return Drawing(plan_shots(prompts, count=count, seed=seed), *settings, adapter)
 
 
 def choose_settings(
-    adapter: Adapter | None, *, model: Mapping[str, Any], sample: Mapping[str, Any]
-) -> tuple[ModelSettings, SampleSettings]:
+    adapter: Adapter | None, *, model: Mapping[str, Any], sample: Mapping[str, Any], sampler: Mapping[str, Any]
+) -> tuple[ModelSettings, SampleSettings, SamplerSettings]:
     """Put the settings that were asked for over those of the run that the LoRA lies in; None means "not given".
 
-    A LoRA from elsewhere, or none, is drawn as `recommend_sampling` says.
+    A LoRA from elsewhere, or none, is drawn as the model says (`models.parts.recommend`).
     """
-    base = settings_of_lora(adapter)
-    own = base[0] if base else ModelSettings()
-    chosen = keep_commit(own, override_section(own, model))
-    if base and chosen.name == base[0].name:
-        sampling = base[1]
+    run = settings_of_lora(adapter)
+    own = run.model if run else ModelSettings()
+    chosen, kind = keep_commit(own, override_section(own, model)), sampler.get("kind")
+    if run and chosen.name == run.model.name:
+        sampling, settings = run.sample, run.sampler
+        if kind not in (None, settings.kind):
+            settings = find_sampler(kind).drawing_settings()
     else:
-        recommended = recommend_sampling(
-            chosen.name, revision=chosen.pinned_revision, policy=chosen.policy, distilled_lora=chosen.distilled_lora
+        found = recommend(
+            chosen.name, revision=chosen.pinned_revision, sampler=kind, distilled_lora=chosen.distilled_lora
         )
-        sampling = override_section(SampleSettings(), recommended)
-    return chosen, override_section(sampling, sample)
+        sampling = override_section(SampleSettings(), {"steps": found.steps, "guidance_scale": found.guidance_scale})
+        settings = SAMPLERS[found.sampler].drawing_settings()
+    return chosen, override_section(sampling, sample), override_section(settings, sampler)
 
 
-def settings_of_lora(adapter: Adapter | None) -> tuple[ModelSettings, SampleSettings] | None:
-    """Give the settings of the run that a LoRA lies in; None: it lies in none."""
+def settings_of_lora(adapter: Adapter | None) -> Config | None:
+    """Return the configuration of the run that a LoRA lies in; None: it lies in none."""
     if adapter is None or not adapter.digest:
         return None
     try:
         layout = find_run(Path(adapter.place))
     except ConfigError:
         return None
-    config = open_run(layout.root).config
-    return config.model, config.sample
+    return open_run(layout.root).config
 
 
 def load_drawing_model(drawing: Drawing, device: str) -> DiffusionModel:
@@ -168,7 +173,7 @@ class Easel:
 
     def __init__(self, device: str) -> None:
         self._device = device
-        self._settings: ModelSettings | None = None
+        self._settings: tuple[ModelSettings, str] | None = None
         self._model: DiffusionModel | None = None
         self._adapter: Adapter | None = None
 
@@ -179,14 +184,14 @@ class Easel:
         model = self._fitting_model(drawing)
         if model is None:
             self._model = None  # two at once may not fit into memory
-            model = load_configured_model(drawing.model, self._device)
-            self._model, self._settings, self._adapter = model, drawing.model, None
+            model = load_configured_model(drawing.model, drawing.sampler.kind, self._device)
+            self._model, self._settings, self._adapter = model, (drawing.model, drawing.sampler.kind), None
         self._exchange(model, drawing)
         return model
 
     def _fitting_model(self, drawing: Drawing) -> DiffusionModel | None:
         replaced = self._adapter is not None and self._adapter.is_whole_unet
-        if self._settings != drawing.model or (replaced and self._adapter != drawing.adapter):
+        if self._settings != (drawing.model, drawing.sampler.kind) or (replaced and self._adapter != drawing.adapter):
             return None
         return self._model
 
@@ -226,7 +231,7 @@ def _load(model: DiffusionModel, adapter: Adapter) -> None:
 def _tell_changed_base(model: DiffusionModel, adapter: Adapter, settings: ModelSettings) -> None:
     """Warn where a run's base model is not what it was when the checkpoint was trained, although it has its name."""
     known = settings_of_lora(adapter)
-    if known is None or known[0] != settings:
+    if known is None or known.model != settings:
         return
     file = Path(adapter.place).resolve()
     layout = find_run(file)

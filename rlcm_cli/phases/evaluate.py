@@ -46,7 +46,7 @@ def evaluate(
         plan = plan_evaluation(config, run.prompts)
         total = len(plan)
         yield PhaseStarted("evaluate", checkpoint, total, "images")
-        schedule = drawing_schedule(config.sample, model)
+        schedule = drawing_schedule(config.sampler, config.sample.steps, model)
         pictures = torch.zeros(total, 3, model.image_size, model.image_size, dtype=torch.uint8)
         batches = range(0, total, config.sample.batch_size)
         for batch in team.part(len(batches)):

@@ -32,15 +32,17 @@ from rlcm_cli.models.export import (
 )
 from rlcm_cli.models.full import load_unet
 from rlcm_cli.models.licences import Licence, read_licence
-from rlcm_cli.models.loading import DTYPES, recommend_sampling
+from rlcm_cli.models.loading import DTYPES
 from rlcm_cli.models.lora import ADAPTER, attach_lora, load_foreign_lora, load_lora, read_lora_file
 from rlcm_cli.models.lora_binding import adapted_layers, bind_modules, compare_files, compare_fused
+from rlcm_cli.models.parts import recommend
 from rlcm_cli.phases.comfyui import describe_use
 from rlcm_cli.phases.events import Advanced, Event, FileWritten, PhaseStarted
 from rlcm_cli.phases.policy import load_configured_model
 from rlcm_cli.phases.run import Run, open_run
 from rlcm_cli.phases.sample import REDUCTION, draw_batch
 from rlcm_cli.phases.schedules import drawing_schedule
+from rlcm_cli.samplers import SAMPLERS, SamplerSettings
 from rlcm_cli.store.adapters import find_adapter
 from rlcm_cli.store.atomic import explain_safetensors, publish_folder, remove_folder
 from rlcm_cli.store.checkpoint import (
@@ -72,6 +74,7 @@ class Source:
     digest: str
     model: ModelSettings
     sample: SampleSettings
+    sampler: SamplerSettings
     full: bool
     """The file is a whole U-Net."""
     config: Config | None = None
@@ -181,6 +184,7 @@ def find_source(place: str, *, average: bool, model: Mapping[str, Any]) -> Sourc
         digest_safetensors(file),
         keep_commit(config.model, override_section(config.model, model)),
         config.sample,
+        config.sampler,
         config.train.parameters == "full",
         config,
         layout,
@@ -196,12 +200,13 @@ def _find_lone_lora(file: Path, *, average: bool, model: Mapping[str, Any]) -> S
     if model.get("name") is None:
         raise ConfigError(f"{file}: lies in no run; name the base model that the LoRA is for by --model NAME")
     chosen = override_section(ModelSettings(), model)
-    recommended = recommend_sampling(chosen.name, revision=chosen.pinned_revision, policy=chosen.policy)
+    found = recommend(chosen.name, revision=chosen.pinned_revision)
+    sample = override_section(SampleSettings(), {"steps": found.steps, "guidance_scale": found.guidance_scale})
     try:
         digest = digest_safetensors(file)
     except CorruptFileError as error:
         raise ModelError(f"{error}; name a run, a checkpoint or a LoRA file") from None
-    return Source(file, digest, chosen, override_section(SampleSettings(), recommended), file.match(UNET_FILE))
+    return Source(file, digest, chosen, sample, SAMPLERS[found.sampler].drawing_settings(), file.match(UNET_FILE))
 
 
 def check_request(source: Source, form: Format, out: Path, *, overwrite: bool) -> None:
@@ -236,7 +241,7 @@ def export(
     """
     prompts = source.prompts
     yield PhaseStarted("export", source.checkpoint or 0, 3 * len(prompts), "images")
-    model = load_configured_model(source.model, device)
+    model = load_configured_model(source.model, source.sampler.kind, device)
     if source.model_digest not in (None, model.digest):
         raise ForeignFileError(
             f"{source.file}: was trained on another base model than '{source.model.name}' is here (weights or dtype "
@@ -327,7 +332,7 @@ def _name_once(file: Path, message: str) -> str:
 
 
 def _draw(source: Source, model: DiffusionModel) -> Generator[Event, None, Tensor]:
-    schedule = drawing_schedule(source.sample, model)
+    schedule = drawing_schedule(source.sampler, source.sample.steps, model)
     images = []
     for prompt, seed in zip(source.prompts, _seeds(source.prompts), strict=True):
         drawn = draw_batch(
@@ -340,15 +345,7 @@ def _draw(source: Source, model: DiffusionModel) -> Generator[Event, None, Tenso
 
 def _call_arguments(source: Source, model: DiffusionModel) -> dict[str, Any]:
     sample = source.sample
-    return call_arguments(
-        model,
-        steps=sample.steps,
-        original_steps=sample.original_steps,
-        spacing=sample.spacing,
-        eta=sample.eta,
-        gamma=sample.gamma,
-        guidance_scale=sample.guidance_scale,
-    )
+    return call_arguments(model, source.sampler, steps=sample.steps, guidance_scale=sample.guidance_scale)
 
 
 def _write_checked(
@@ -379,7 +376,7 @@ def _write(model: DiffusionModel, form: Format, folder: Path, dtype: torch.dtype
 def _read_back(source: Source, form: Format, weights: Path, device: torch.device) -> Any:
     if form == "pipeline":
         return read_back_pipeline(weights, device)
-    base = load_configured_model(source.model, str(device))
+    base = load_configured_model(source.model, source.sampler.kind, str(device))
     use_float32(base)
     return read_back_lora(base, weights)
 

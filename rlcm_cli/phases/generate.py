@@ -128,8 +128,8 @@ def _generate(plan: Plan, set_up: Callable[[Drawing], DiffusionModel], folder: P
         yield Warned(warning)
     model = set_up(plan.drawings[0])
     for drawing in plan.drawings:  # what cannot be is found before anything is drawn
-        if drawing.model == plan.drawings[0].model:
-            drawing_schedule(drawing.sample, model)
+        if (drawing.model, drawing.sampler.kind) == (plan.drawings[0].model, plan.drawings[0].sampler.kind):
+            drawing_schedule(drawing.sampler, drawing.sample.steps, model)
     if plan.model_digest not in (None, model.digest):
         yield Warned("the model's files are others than those that the picture was drawn with, by their digests")
     yield from tell_cut_prompts(model, (shot.prompt for drawing in plan.drawings for shot in drawing.shots))
@@ -156,7 +156,7 @@ def _generate(plan: Plan, set_up: Callable[[Drawing], DiffusionModel], folder: P
 def draw_shots(drawing: Drawing, model: DiffusionModel) -> Iterator[list[tuple[Tensor, PngInfo]]]:
     """Draw the images of a drawing, uint8 [3, H, W], batch by batch, each with what it says of itself."""
     sample = drawing.sample
-    schedule = drawing_schedule(sample, model)
+    schedule = drawing_schedule(drawing.sampler, sample.steps, model)
     for part, rows in _split(drawing):
         images = draw_batch(
             model,

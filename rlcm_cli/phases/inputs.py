@@ -170,9 +170,9 @@ def find_pairs(config: Config, model: DiffusionModel) -> Pairs | None:
     """
     if config.pretraining.source is None:
         return None
-    if model.policy != "ddim":
+    if not model.sampler.fits_pretraining:
         raise ConfigError(
-            f"pretraining.source is set, and this model's policy is {model.policy}: a consistency model was not "
+            f"pretraining.source is set, and the sampler is {model.sampler.kind}: a consistency model was not "
             "trained to denoise; leave it out (train.kl_weight also holds on to the base model)"
         )
     return open_images(config.pretraining)

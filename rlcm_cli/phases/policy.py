@@ -35,14 +35,14 @@ from rlcm_cli.store.reading import REMEDY
 from rlcm_cli.wording import command
 
 
-def load_configured_model(settings: ModelSettings, device: str) -> DiffusionModel:
-    """Load the model of a configuration, with nothing to train attached."""
+def load_configured_model(settings: ModelSettings, sampler: str, device: str) -> DiffusionModel:
+    """Load the model of a configuration for a sampler of a kind, with nothing to train attached."""
     return load_model(
         settings.name,
         revision=settings.pinned_revision,
         dtype=settings.dtype,
         device=device,
-        policy=settings.policy,
+        sampler=sampler,
         distilled_lora=settings.distilled_lora,
         image_size=settings.image_size,
     )
@@ -51,7 +51,7 @@ def load_configured_model(settings: ModelSettings, device: str) -> DiffusionMode
 def load_policy_model(config: Config) -> DiffusionModel:
     """Load the model of a configuration with what is trained attached, as it is before any training."""
     allow_tf32(config.runtime.tf32)
-    model = load_configured_model(config.model, config.runtime.device)
+    model = load_configured_model(config.model, config.sampler.kind, config.runtime.device)
     attach(config, model)
     return model
 

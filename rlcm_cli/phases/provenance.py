@@ -13,22 +13,17 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from rlcm_cli import __version__
-from rlcm_cli.config import ModelSettings
+from rlcm_cli.config import ModelSettings, override_section
 from rlcm_cli.errors import ConfigError, ModelError
-from rlcm_cli.models.diffusion import DiffusionModel, PolicyKind
+from rlcm_cli.models.diffusion import DiffusionModel
 from rlcm_cli.models.embedded import EMBEDDED
 from rlcm_cli.phases.drawing import HUB_ID, MAX_SEED, Adapter, Drawing, Shot, find_lora, settings_of_lora, show_name
+from rlcm_cli.samplers import find_sampler, read_setting
 
 SOFTWARE = "rlcm "
 LARGEST_BATCH = 4096
 LOOKED_IN = (Path(), Path("runs"))
 """Folders in which the LoRA that a picture names is looked for: where a user would have typed its path from."""
-OF_POLICY: Mapping[PolicyKind, tuple[str, ...]] = {
-    "lcm": ("spacing", "original_steps"),
-    "ddim": ("eta",),
-    "tcd": ("spacing", "original_steps", "gamma"),
-}
-"""Settings that act on the images of a policy, beside steps and guidance."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +39,8 @@ class Provenance:
     steps: int
     sample: Mapping[str, Any]
     """Settings of `SampleSettings`, but for the steps."""
+    sampler: Mapping[str, Any]
+    """Settings of the sampler, its kind included."""
     lora: str
     """Reference of an `Adapter`; empty: none."""
     lora_digest: str
@@ -57,10 +54,10 @@ def describe(drawing: Drawing, model: DiffusionModel, shot: Shot, place_in_batch
     told: dict[str, object] = {
         "prompt": shot.prompt,
         "seed": shot.seed,
-        "policy": model.policy,
+        "sampler": drawing.sampler.kind,
         "steps": sample.steps,
         "guidance_scale": sample.guidance_scale,
-        **{name: getattr(sample, name) for name in OF_POLICY[model.policy]},
+        **drawing.sampler.model_dump(mode="json", exclude={"kind"}),
         "model": show_name(settings.name),
         "revision": model.commit or settings.pinned_revision,
         "dtype": settings.dtype,
@@ -105,11 +102,9 @@ def read_provenance(file: Path) -> Provenance:
             f"--from-image {file}: has no generation metadata; name a PNG that `rlcm generate` has drawn"
         )
     try:
-        policy = next((kind for kind in OF_POLICY if kind == told["policy"]), None)
+        sampler = _read_sampler(told)
         row, size = (int(part) for part in told["batch"].split("/"))
         shot = Shot(told["prompt"], int(told["seed"]))
-        if policy is None:
-            raise ValueError(f"policy {told['policy']}")
         if not 1 <= row <= size <= LARGEST_BATCH or not 0 <= shot.seed < MAX_SEED or not shot.prompt.strip():
             raise ValueError("batch, seed or prompt out of range")
         return Provenance(
@@ -118,16 +113,13 @@ def read_provenance(file: Path) -> Provenance:
             place_in_batch=(row - 1, size),
             model={
                 "name": _check_model(told["model"]),
-                "policy": policy,
                 **{key: told[key] for key in ("revision", "dtype", "distilled_lora") if key in told},
                 **{key: int(told[key]) for key in ("image_size",) if key in told},
             },
             model_digest=told["model_digest"],
             steps=int(told["steps"]),
-            sample={
-                "guidance_scale": _parse("guidance_scale", told["guidance_scale"]),
-                **{key: _parse(key, told[key]) for key in OF_POLICY[policy]},
-            },
+            sample={"guidance_scale": _parse("guidance_scale", told["guidance_scale"])},
+            sampler=sampler,
             lora=_check_reference(told.get("lora", "")),
             lora_digest=told.get("lora_digest", ""),
             scale=_parse("lora_scale", told.get("lora_scale", "1")),
@@ -143,9 +135,23 @@ def read_provenance(file: Path) -> Provenance:
         ) from None
 
 
-def _parse(key: str, text: str) -> Any:
-    value = {"spacing": str, "original_steps": int}.get(key, float)(text)
-    if isinstance(value, float) and not math.isfinite(value):
+def _read_sampler(told: Mapping[str, str]) -> dict[str, Any]:
+    """Read the sampler and its settings. Raises `KeyError` for one that is not told, and `ValueError`."""
+    try:
+        sampler = find_sampler(told["sampler"])
+        values = {
+            name: read_setting(told[name])
+            for name, setting in sampler.settings.model_fields.items()
+            if name != "kind" and (name in told or setting.default is not None)
+        }
+        return override_section(sampler.default_settings(), values).model_dump(mode="json")
+    except ConfigError as error:
+        raise ValueError(str(error)) from None
+
+
+def _parse(key: str, text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
         raise ValueError(f"{key} {text}")
     return value
 
@@ -193,9 +199,9 @@ def settle_model(told: Provenance, adapter: Adapter | None, asked: str | None) -
     """
     values = dict(told.model)
     if asked is not None:
-        return {**{key: values[key] for key in ("policy", "dtype")}, "name": asked}
+        return {"dtype": values["dtype"], "name": asked}
     known = settings_of_lora(adapter)
-    base = known[0] if known else ModelSettings()
+    base = known.model if known else ModelSettings()
     for key in ("name", "distilled_lora"):
         own = getattr(base, key)
         if own and show_name(own) == values.get(key):

@@ -31,6 +31,8 @@ class Request:
     """Settings of `ModelSettings`."""
     sample: Mapping[str, Any] = field(default_factory=dict)
     """Settings of `SampleSettings`, but for the steps."""
+    sampler: Mapping[str, Any] = field(default_factory=dict)
+    """Its kind, and settings of it."""
     from_image: Path | None = None
     batch: Path | None = None
 
@@ -61,6 +63,7 @@ def _plan(request: Request, loras: Sequence[Adapter]) -> Plan:
         Ways(loras, request.scales or (1.0,), request.steps or (None,), request.compare_base),
         model=request.model,
         sample=request.sample,
+        sampler=request.sampler,
     )
 
 
@@ -78,6 +81,8 @@ def _plan_again(request: Request, told: Provenance) -> Plan:
     ]
     asked = {key: value for key, value in request.model.items() if value is not None}
     own = {key: value for key, value in request.sample.items() if value is not None}
+    sampler = {key: value for key, value in request.sampler.items() if value is not None}
+    same_kind = sampler.get("kind") in (None, told.sampler["kind"])
     again = replace(
         request,
         prompts=request.prompts or [told.shot.prompt],
@@ -86,12 +91,13 @@ def _plan_again(request: Request, told: Provenance) -> Plan:
         steps=request.steps or (told.steps,),
         model={**settle_model(told, loras[0] if loras else None, asked.get("name")), **asked},
         sample={**told.sample, **own},
+        sampler={**told.sampler, **sampler} if same_kind else sampler,
     )
     plan = _plan(again, loras)
     drawings = plan.drawings
     if plan.images == 1:
         drawings = [replace(drawings[0], place_in_batch=told.place_in_batch)]
-    digest = None if asked else told.model_digest
+    digest = None if asked or "kind" in sampler else told.model_digest
     return replace(plan, drawings=drawings, warnings=warnings, model_digest=digest, sources=[told.file])
 
 
@@ -119,4 +125,5 @@ def _plan_batch(request: Request, file: Path) -> Plan:
         scale=request.scales[0] if request.scales else 1.0,
         model=request.model,
         sample={**request.sample, "steps": request.steps[0] if request.steps else None},
+        sampler=request.sampler,
     )

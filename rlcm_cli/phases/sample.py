@@ -66,9 +66,9 @@ def sample(
         return
     if iteration == 0 and 0 in mine and is_guided_twice(model, manifest.schedule.guidance_scale):
         yield Warned(
-            f"sample.guidance_scale is {manifest.schedule.guidance_scale:g}, and the policy {model.policy} draws with "
-            "weights that few steps were distilled into, guidance mostly among them: more than 2 is too much for "
-            "most, and takes twice the model calls; 1 is none"
+            f"sample.guidance_scale is {manifest.schedule.guidance_scale:g}, and the sampler {model.sampler.kind} "
+            "draws with weights that few steps were distilled into, guidance mostly among them: more than 2 is too "
+            "much for most, and takes twice the model calls; 1 is none"
         )
     total = sum(manifest.shards[number][1] - manifest.shards[number][0] for number in mine)
     yield PhaseStarted("sample", iteration, total, "images")
@@ -87,7 +87,7 @@ def sample(
 
 def is_guided_twice(model: DiffusionModel, guidance_scale: float) -> bool:
     """Tell whether weights that were distilled for few steps are guided by two predictions, and strongly."""
-    return model.policy != "ddim" and not model.guided_by_embedding and guidance_scale > 2
+    return model.sampler.distilled and not model.guided_by_embedding and guidance_scale > 2
 
 
 def plan_rollout(
@@ -111,7 +111,7 @@ def plan_rollout(
         run_seed=config.seed,
         model_digest=model.digest,
         dtype=config.model.dtype,
-        policy=PolicyIdentity(kind=model.policy, checkpoint=policy.number, digest=policy.policy_digest),
+        policy=PolicyIdentity(kind=model.sampler.kind, checkpoint=policy.number, digest=policy.policy_digest),
         schedule=record_schedule(training_schedule(config, model), settings.guidance_scale),
         reduction=REDUCTION,
         prompts=tuple(prompts),

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
-from rlcm_cli.config import Config, SampleSettings
+from rlcm_cli.config import Config
 from rlcm_cli.core.schedule import Schedule
 from rlcm_cli.errors import ConfigError
 from rlcm_cli.models.diffusion import DiffusionModel
 from rlcm_cli.models.schedules import build_schedule
+from rlcm_cli.samplers import SamplerSettings, explain_no_actions
 from rlcm_cli.store.manifest import ScheduleRecord
 
 
-def drawing_schedule(settings: SampleSettings, model: DiffusionModel) -> Schedule:
+def drawing_schedule(settings: SamplerSettings, steps: int, model: DiffusionModel) -> Schedule:
     """Build the schedule that images are drawn with, outside of training. Raises `ConfigError`."""
-    return _build(settings, model, last_std=0.0)
+    return build_schedule(model, settings, steps)
 
 
 def training_schedule(config: Config, model: DiffusionModel) -> Schedule:
@@ -23,39 +26,25 @@ def training_schedule(config: Config, model: DiffusionModel) -> Schedule:
     Raises `ConfigError` where no step of it draws an action, or the last one cannot be what the configuration says.
     """
     sample, last = config.sample, config.last_step
-    if last.mode == "noise" and model.policy != "lcm":
+    if last.mode == "noise" and not model.sampler.noise_on_last_call:
         raise ConfigError(
-            f"last_step.mode noise adds noise to the last call of an LCM, and this model's policy is {model.policy}; "
+            f"last_step.mode noise adds noise to the last call, which the sampler {model.sampler.kind} does not take; "
             "leave it out"
         )
-    schedule = _build(sample, model, last_std=last.noise_std if last.mode == "noise" else 0.0)
+    last_std = last.noise_std if last.mode == "noise" else 0.0
+    schedule = build_schedule(model, config.sampler, sample.steps, last_std=last_std)
     if last.mode == "backprop" and schedule.actions != schedule.steps - 1:
         raise ConfigError(
             "last_step.mode backprop is for samplers whose last call alone draws no noise, as an LCM's; here the "
-            f"policy {model.policy} draws noise at {schedule.actions} of {schedule.steps} calls; leave it out"
+            f"sampler {model.sampler.kind} draws noise at {schedule.actions} of {schedule.steps} calls; leave it out"
         )
     if not schedule.actions and last.mode != "backprop":
-        cause, advice = {
-            "lcm": (f"sample.steps is {sample.steps}", "use --steps 2 or more"),
-            "ddim": (f"sample.eta is {sample.eta:g}", "raise it"),
-            "tcd": (f"sample.gamma is {sample.gamma:g} and sample.steps {sample.steps}", "raise it"),
-        }[model.policy]
         raise ConfigError(
-            f"{cause}: no step of the policy {model.policy} draws noise, so there is no action to train; {advice}"
+            explain_no_actions(config.sampler, sample.steps)
+            or f"sample.steps is {sample.steps}: no step of the sampler {model.sampler.kind} draws noise with this "
+            "model's scheduler, so there is no action to train; use more steps"
         )
     return schedule
-
-
-def _build(settings: SampleSettings, model: DiffusionModel, *, last_std: float) -> Schedule:
-    return build_schedule(
-        model,
-        settings.steps,
-        original_steps=settings.original_steps,
-        spacing=settings.spacing,
-        eta=settings.eta,
-        gamma=settings.gamma,
-        last_std=last_std,
-    )
 
 
 def record_schedule(schedule: Schedule, guidance_scale: float) -> ScheduleRecord:
@@ -73,9 +62,15 @@ def record_schedule(schedule: Schedule, guidance_scale: float) -> ScheduleRecord
 def restore_schedule(record: ScheduleRecord) -> Schedule:
     """Make the schedule of a record again, the same to the bit."""
     return Schedule(
-        torch.tensor(record.timesteps),
-        torch.tensor(record.next_timesteps),
+        _times(record.timesteps),
+        _times(record.next_timesteps),
         torch.tensor(record.of_latents, dtype=torch.float64),
         torch.tensor(record.of_output, dtype=torch.float64),
         torch.tensor(record.std, dtype=torch.float64),
     )
+
+
+def _times(values: Sequence[float]) -> torch.Tensor:
+    """Return times as a sampler has them: whole ones int64, others float64."""
+    whole = all(isinstance(value, int) for value in values)
+    return torch.tensor(values, dtype=torch.int64 if whole else torch.float64)

@@ -20,6 +20,7 @@ from rlcm_cli.phases.drawing import Adapter, Drawing, Shot, check_strength, choo
 from rlcm_cli.phases.generate import SHEET_COLUMNS, Plan, name_picture
 from rlcm_cli.prompts.tables import read_csv
 from rlcm_cli.prompts.text import read_text
+from rlcm_cli.samplers import SAMPLERS, SamplerSettings, read_setting
 from rlcm_cli.store.pictures import arrange_sheet
 
 
@@ -30,20 +31,21 @@ def _number(text: str) -> float:
     return number
 
 
+SAMPLER_COLUMNS = list(dict.fromkeys(name for sampler in SAMPLERS.values() for name in sampler.setting_names))
+
 COLUMNS: Mapping[str, Callable[[str], Any]] = {
     "prompt": str,
     "seed": int,
     "steps": int,
     "scale": _number,
     "guidance": _number,
-    "eta": _number,
-    "gamma": _number,
     "lora": str,
+    **dict.fromkeys(SAMPLER_COLUMNS, read_setting),
 }
 """Column → what its cells are; an empty cell is as the command's option says."""
 
 
-SETTINGS = {"steps": "steps", "guidance": "guidance_scale", "eta": "eta", "gamma": "gamma"}
+SETTINGS = {"steps": "steps", "guidance": "guidance_scale"}
 """Column → setting of `SampleSettings`."""
 
 
@@ -55,36 +57,38 @@ def plan_table(
     scale: float,
     model: Mapping[str, Any],
     sample: Mapping[str, Any],
+    sampler: Mapping[str, Any],
 ) -> Plan:
     """Plan an image a row; row i has seed + i unless the table says another.
 
-    `adapter`, `scale`, and `model` and `sample` (as in `choose_settings`) are of rows that say nothing else. Rows that
-    differ in prompt and seed alone are drawn together. Raises `ConfigError` that names the line.
+    `adapter`, `scale`, and `model`, `sample` and `sampler` (as in `choose_settings`) are of rows that say nothing
+    else. Rows that differ only in prompt and seed are drawn together. Raises `ConfigError` that names the line.
     """
 
     @functools.cache
-    def settle(place: str | None) -> tuple[Adapter | None, ModelSettings, SampleSettings]:
+    def settle(place: str | None) -> tuple[Adapter | None, ModelSettings, SampleSettings, SamplerSettings]:
         lora = adapter if place is None else find_lora(place)
-        return lora, *choose_settings(lora, model=model, sample=sample)
+        return lora, *choose_settings(lora, model=model, sample=sample, sampler=sampler)
 
-    groups: dict[tuple[ModelSettings, SampleSettings, Adapter | None], dict[int, Shot]] = {}
+    groups: dict[tuple[ModelSettings, SampleSettings, SamplerSettings, Adapter | None], dict[int, Shot]] = {}
     for number, (place, cells) in enumerate(read_rows(file)):
         try:
             (shot,) = plan_shots([cells["prompt"]], count=1, seed=cells.get("seed", seed + number))
-            lora, chosen, sampling = settle(cells.get("lora"))
+            lora, chosen, sampling, of_sampler = settle(cells.get("lora"))
             if lora:
                 lora = replace(lora, scale=cells.get("scale", scale))
                 check_strength(lora)
             elif "scale" in cells:
                 raise ConfigError("scale is about a LoRA, and there is none; name one in a column lora or with --lora")
             asked = {setting: cells.get(name) for name, setting in SETTINGS.items()}
-            group = groups.setdefault((chosen, override_section(sampling, asked), lora), {})
+            own = override_section(of_sampler, {name: cells.get(name) for name in SAMPLER_COLUMNS})
+            group = groups.setdefault((chosen, override_section(sampling, asked), own, lora), {})
         except RlcmError as error:
             raise type(error)(f"{file}, {place}: {error}") from None
         group[number] = shot
     # One LoRA after the other, so that each is loaded once.
-    places = [lora and lora.place for _, _, lora in groups]
-    ordered = sorted(groups.items(), key=lambda item: places.index(item[0][2] and item[0][2].place))
+    places = [lora and lora.place for *_, lora in groups]
+    ordered = sorted(groups.items(), key=lambda item: places.index(item[0][-1] and item[0][-1].place))
     drawings = [Drawing(tuple(shots.values()), *settings) for settings, shots in ordered]
     files = [[name_picture(number, shot) for number, shot in shots.items()] for _, shots in ordered]
     numbers = [number for _, shots in ordered for number in shots]

@@ -31,7 +31,7 @@ from rlcm_cli.store.run import read_metrics
 
 CARD = "README.md"
 CURVES, PAIRS = "rewards.png", "before_after.png"
-OF_MODEL = ("dtype", "policy", "distilled_lora")
+OF_MODEL = ("dtype", "distilled_lora")
 SETTINGS: Mapping[str, Sequence[str]] = {
     "sample": ("steps", "guidance_scale", "samples", "group_size"),
     "objective": (),
@@ -201,6 +201,7 @@ def _list_settings(config: Mapping[str, Any]) -> dict[str, str]:
     skipped = "lora" if config["train"]["parameters"] == "full" else ""
     chosen = {"seed": config["seed"]}
     chosen |= {f"model.{key}": config["model"][key] for key in OF_MODEL}
+    chosen |= {f"sampler.{key}": value for key, value in config["sampler"].items()}
     for section, keys in SETTINGS.items():
         if section != skipped:
             chosen |= {f"{section}.{key}": config[section][key] for key in keys or config[section]}

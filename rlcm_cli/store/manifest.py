@@ -22,13 +22,15 @@ ROUNDING = 1e-3
 """Of a schedule made from a float32 ᾱ: a root of a difference near 0 keeps half of its digits."""
 Count = Annotated[int, Field(ge=0, lt=2**40)]
 Positive = Annotated[int, Field(ge=1, lt=2**40)]
-Timestep = Annotated[int, Field(ge=-(2**40), lt=2**40)]
+Timestep = Annotated[int, Field(ge=-(2**40), lt=2**40)] | Annotated[float, Field(ge=-(2**40), lt=2**40)]
+"""Whole where a sampler's times are, so that they are read as they were written."""
 
 
 class PolicyIdentity(Record):
     """The policy that drew the samples."""
 
-    kind: Literal["lcm", "ddim", "tcd"]
+    kind: str
+    """Of the sampler."""
     checkpoint: Count
     digest: str
     """Of the LoRA's tensors and metadata."""
@@ -61,7 +63,7 @@ class ScheduleRecord(Record):
         )
 
     @property
-    def transitions(self) -> list[list[int]]:
+    def transitions(self) -> list[list[float]]:
         """(timestep, next timestep) of each action."""
         actions = sum(std > 0 for std in self.std)
         return [[now, then] for now, then in zip(self.timesteps, self.next_timesteps, strict=True)][:actions]

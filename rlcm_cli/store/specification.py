@@ -77,7 +77,7 @@ TENSORS: Mapping[str, Mapping[str, tuple[tuple[str, ...], str]]] = {
     "rollout": {
         "latents": (FLOAT, "B S C h w"),
         "log_probs": (("F32",), "B A"),
-        "timesteps": (("I64",), "A 2"),
+        "timesteps": (("I64", "F64"), "A 2"),
         "images": (("U8",), "B 3 H W"),
         "sample_index": (("I64",), "B"),
         "group_id": (("I64",), "B"),

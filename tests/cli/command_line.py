@@ -48,12 +48,20 @@ def succeed(capsys: pytest.CaptureFixture[str], *arguments: object) -> Outcome:
 
 
 def refuse(
-    capsys: pytest.CaptureFixture[str], error: type[RlcmError], *arguments: object, saying: tuple[str, ...]
+    capsys: pytest.CaptureFixture[str],
+    error: type[RlcmError],
+    *arguments: object,
+    saying: tuple[str, ...],
+    notes: int = 0,
 ) -> str:
-    """Run `rlcm ARGUMENTS`, which must end with one line on stderr and the exit status of `error`; give the line."""
+    """Run `rlcm ARGUMENTS`, which must end with one line on stderr and the exit status of `error`; give the line.
+
+    `notes`: lines before it that tell what followed from what was set.
+    """
     outcome = rlcm(capsys, *arguments)
     assert outcome.status == error.exit_code, outcome
-    (line,) = outcome.err.splitlines()
+    *told, line = outcome.err.splitlines()
+    assert [one.partition(": ")[0] for one in told] == ["note"] * notes
     assert line.startswith("rlcm: ")
     for words in saying:
         assert words in line
@@ -67,12 +75,12 @@ def write_settings(folder: Path, model: Path, **sections: Any) -> Path:
         "model": {"name": str(model)},
         "prompts": {"source": "simple_animals"},
         "rewards": {"compressibility": 1.0},
+        "sampler": {"spacing": "diffusers"},
         "sample": {
             "samples": 4,
             "batch_size": 2,
             "shards": 2,
             "steps": 3,
-            "spacing": "diffusers",
             "guidance_scale": 4.0,
         },
         "train": {"learning_rate": 1e-3, "minibatch_size": 4, "buffer_size": 4, "min_count": 2},

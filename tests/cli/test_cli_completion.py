@@ -27,7 +27,7 @@ def complete(capsys, monkeypatch, words: str) -> list[str]:
         ("score --reward sharp", ["sharpness"]),
         ("rewards sharp", ["sharpness"]),
         ("loop --objective rwr", ["rwr", "rwr-sparse"]),
-        ("sample --policy d", ["ddim"]),
+        ("sample --sampler d", ["ddim"]),
         ("loop --train f", ["full"]),
         ("loop --last-step n", ["noise"]),
         ("loop --dtype b", ["bfloat16"]),

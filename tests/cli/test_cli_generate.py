@@ -72,7 +72,7 @@ def test_each_picture_says_how_it_was_made(capsys, run, tiny_lcm, tmp_path):
     assert told == {
         "prompt": "a cat",
         "seed": "5",
-        "policy": "lcm",
+        "sampler": "lcm",
         "steps": "2",
         "guidance_scale": "3.0",
         "spacing": "diffusers",
@@ -240,7 +240,7 @@ def test_inspect_shows_how_a_picture_and_its_sheet_were_made(capsys, tiny_lcm, t
     succeed(capsys, "generate", "--model", tiny_lcm, "--prompt", "a [red] cat", "--seed", "5", "--out", tmp_path / "a")
     told = succeed(capsys, "inspect", tmp_path / "a" / "00000-a-red-cat-5.png", "--json").json_line()
     assert (told["kind"], told["size"]) == ("picture", "16 × 16 pixels")
-    assert (told["prompt"], told["seed"], told["policy"]) == ("a [red] cat", "5", "lcm")
+    assert (told["prompt"], told["seed"], told["sampler"]) == ("a [red] cat", "5", "lcm")
     assert "a [red] cat" in succeed(capsys, "inspect", tmp_path / "a" / "00000-a-red-cat-5.png").out
     assert succeed(capsys, "inspect", tmp_path / "a" / "sheet.png", "--json").json_line()["sheet_of"] == (
         "00000-a-red-cat-5.png"

@@ -192,7 +192,7 @@ def test_what_rlcm_did_not_draw_is_refused(capsys, picture, tmp_path):
         ({"steps": "1e9"}, "'1e9'"),
         ({"steps": "-2"}, "'steps'"),
         ({"guidance_scale": "nan"}, "guidance_scale nan"),
-        ({"policy": "euler"}, "policy euler"),
+        ({"sampler": "euler"}, "no sampler 'euler'"),
         ({"dtype": "float8"}, "'dtype'"),
         ({"model": "/etc"}, "'/etc'"),
         ({"model": "../home"}, "'../home'"),

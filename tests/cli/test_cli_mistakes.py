@@ -41,19 +41,19 @@ WRONG: dict[str, tuple[list[str], type[RlcmError], tuple[str, ...]]] = {
     "prompt file": (["--set", "prompts.source=gone.txt"], ConfigError, ("'gone.txt'", "check the path")),
     "one step": (["--steps", "1"], ConfigError, ("sample.steps is 1", "--steps 2 or more")),
     "too many steps": (["--steps", "51"], ConfigError, ("sample.steps is 51", "at most 50")),
-    "long schedule": (["--set", "sample.original_steps=1001"], ConfigError, ("1001", "1000 timesteps")),
+    "long schedule": (["--set", "sampler.original_steps=1001"], ConfigError, ("1001", "1000 timesteps")),
     "local model": (["--model", "nowhere"], ModelError, ("'nowhere'", "--model emoji-lcm")),
     "hub unreachable": (["--model", "nowhere/at-all"], ModelError, ("'nowhere/at-all'", "--model emoji-lcm")),
-    "policy": (["--set", "model.policy=ddim"], ModelError, ("latent consistency model", "--policy lcm")),
+    "sampler": (["--set", "sampler.kind=ddim"], ModelError, ("latent consistency model", "--sampler lcm")),
     "no noise": (
-        ["--model", "emoji-diffusion", "--set", "sample.eta=0"],
+        ["--model", "emoji-diffusion", "--set", "sampler={kind='ddim', eta=0}"],
         ConfigError,
-        ("sample.eta is 0", "no action to train"),
+        ("sampler.eta is 0", "no action to train"),
     ),
     "last step": (
-        ["--model", "emoji-diffusion", "--set", "last_step.mode=noise"],
+        ["--model", "emoji-diffusion", "--sampler", "ddim", "--set", "last_step.mode=noise"],
         ConfigError,
-        ("last_step.mode noise", "policy is ddim"),
+        ("last_step.mode noise", "sampler ddim"),
     ),
     "no GPU": (["--device", "cuda:99"], ModelError, ("'cuda:99'", "--device cpu")),
     "no device": (["--device", "gpu"], ModelError, ("'gpu'", "--device cpu")),
@@ -62,13 +62,16 @@ WRONG: dict[str, tuple[list[str], type[RlcmError], tuple[str, ...]]] = {
     "start set": (["--set", "lora.start=nowhere"], ConfigError, ("lora.start", "nowhere")),
     "LoRA modules": (["--set", 'lora.target_modules=["nope"]'], ModelError, ("lora.target_modules", "nope")),
 }
+OTHER_SAMPLERS = ("sampler", "no noise", "last step")
+"""Mistakes that choose another sampler than the settings have, whose settings of the other are told to be left out."""
 
 
 @pytest.mark.parametrize("command", ["loop", "sample"])
 @pytest.mark.parametrize("mistake", WRONG)
 def test_a_mistake_makes_no_run_directory(capsys, settings, run, command, mistake):
     arguments, error, saying = WRONG[mistake]
-    refuse(capsys, error, command, "--config", settings, "--run", run, *arguments, saying=saying)
+    notes = int(mistake in OTHER_SAMPLERS)
+    refuse(capsys, error, command, "--config", settings, "--run", run, *arguments, saying=saying, notes=notes)
     assert not run.exists()
 
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from rlcm_cli.cli.options import resolve_run
-from rlcm_cli.config import Config, resolve_settings, task_names
+from rlcm_cli.config import Config, ModelSettings, resolve_settings, task_names
 from rlcm_cli.config.text import write_config
-from rlcm_cli.errors import ConfigError
+from rlcm_cli.errors import ConfigError, ModelError
+from rlcm_cli.recommendation import Recommendation
 
 LORA = "model.distilled_lora=owner/lcm-lora"
 
@@ -149,3 +151,92 @@ def test_a_setting_of_another_objective_is_refused():
         resolve("compression", PAIRS, "objective.clip_range=1e-3", objective__kind="rebel")
     with pytest.raises(ConfigError, match=r"^unknown key 'train.objective' \(did you mean 'objective'\?\)$"):
         resolve("compression", "train.objective=rebel")
+
+
+class TestSampler:
+    """What a model that the preset does not name is drawn with."""
+
+    @pytest.fixture
+    def ask(self):
+        """Ask models whose names say how they are drawn, and write down which were asked."""
+        asked: list[str] = []
+
+        def recommend(model: ModelSettings) -> Recommendation:
+            asked.append(model.name)
+            return Recommendation("lcm" if model.distilled_lora else model.name.rpartition("-")[2], 4, 1.0)
+
+        def resolve(*tasks: str, given: Sequence[str] = (), file: Path | None = None, model: str | None = None):
+            flags = {"model.name": model}
+            config, told = resolve_settings(
+                tasks, config_file=file, assignments=given, flags=flags, recommend=recommend
+            )
+            return config, told, asked
+
+        return resolve
+
+    def test_a_preset_s_own_model_is_not_asked(self, ask):
+        config, told, asked = ask("compression")
+        assert (config.sampler.kind, told, asked) == ("lcm", [], [])
+
+    def test_another_model_that_is_drawn_alike_keeps_the_preset_s_table(self, ask):
+        config, told, asked = ask("compression", model="my-lcm")
+        assert config.sampler.model_dump() == {"kind": "lcm", "spacing": "strided", "original_steps": 50}
+        assert (told, asked) == ([], ["my-lcm"])
+
+    def test_another_model_that_is_drawn_otherwise_has_the_defaults_and_a_line_tells(self, ask):
+        config, told, _ = ask("compression", model="my-ddim")
+        assert config.sampler.model_dump() == {"kind": "ddim", "eta": 1.0}
+        assert told == [
+            "sampler.kind is ddim, not the preset's lcm: it follows model.name my-ddim (--sampler lcm overrides)"
+        ]
+
+    def test_settings_of_the_other_sampler_stay_the_user_s(self, ask, tmp_path):
+        file = tmp_path / "mine.toml"
+        file.write_text('[model]\nname = "my-tcd"\n[sampler]\ngamma = 0.5\n')
+        config, _, _ = ask("compression", file=file, given=["sampler.original_steps=20"])
+        assert config.sampler.model_dump() == {
+            "kind": "tcd",
+            "spacing": "diffusers",
+            "original_steps": 20,
+            "gamma": 0.5,
+        }
+
+    @pytest.mark.parametrize("where", ["file", "line"])
+    def test_a_sampler_that_is_named_is_taken(self, ask, tmp_path, where):
+        file = tmp_path / "mine.toml"
+        file.write_text('[model]\nname = "my-ddim"\n' + '[sampler]\nkind = "tcd"\n' * (where == "file"))
+        config, told, asked = ask("compression", file=file, given=["sampler.kind=tcd"] if where == "line" else [])
+        assert (config.sampler.kind, asked) == ("tcd", [])
+        assert told == [
+            "sampler.kind is tcd, not lcm, so sampler.spacing strided, sampler.original_steps 50 are left out"
+        ]
+
+    def test_a_distilled_lora_makes_another_model(self, ask):
+        config, told, _ = ask("ddpo-compression", given=[LORA])
+        assert config.sampler.kind == "lcm"
+        assert any(line.startswith("sampler.kind is lcm, not the preset's ddim") for line in told)
+
+    def test_a_whole_configuration_follows_as_a_preset_does(self, ask, tmp_path):
+        file = tmp_path / "whole.toml"
+        file.write_text(write_config(ask("compression")[0]))
+        assert ask(file=file)[0].sampler.kind == "lcm"
+        assert ask(file=file, model="my-ddim")[0].sampler.model_dump() == {"kind": "ddim", "eta": 1.0}
+
+    def test_joint_tasks_follow_as_one_does(self, ask):
+        config, told, asked = ask("compression", "aesthetic", model="my-ddim")
+        assert (config.sampler.kind, len(told), asked) == ("ddim", 1, ["my-ddim"])
+
+    def test_a_model_that_cannot_be_is_left_to_the_validation(self, ask):
+        with pytest.raises(ConfigError, match=r"'model.dtype'"):
+            ask("compression", given=["model.dtype=float8"], model="my-ddim")
+
+    def test_a_model_of_this_machine_is_asked_by_the_commands(self, capsys):
+        shared = {"tasks": ["compression"], "config_file": None, "assignments": [], "start": None}
+        _, config = resolve_run(None, **shared, flags={"model.name": "emoji-diffusion"})
+        assert config.sampler.kind == "ddim"
+        assert "note: sampler.kind is ddim" in capsys.readouterr().err
+        with pytest.raises(ModelError, match="is not a folder here"):
+            resolve_run(None, **shared, flags={"model.name": "nobody/nothing"})
+        _, config = resolve_run(None, **shared, flags={"model.name": "nobody/nothing"}, loads_model=False)
+        assert config.sampler.kind == "lcm"
+        assert "the model could not be asked: model 'nobody/nothing'" in capsys.readouterr().err

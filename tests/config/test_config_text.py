@@ -153,7 +153,7 @@ def test_what_is_no_file_is_told_in_one_line(tmp_path):
         (f"{'a.' * 5000}b=1", "unknown key"),
         (f"{'a' * 5000}=1", "unknown key"),
         ("x" * 5000, "write key=value"),
-        (f"sample.spacing={'x' * 5000}", "'sample.spacing' is"),
+        (f"sampler.spacing={'x' * 5000}", "'sampler.spacing' is"),
     ],
 )
 def test_a_setting_that_is_too_much_is_told_in_one_short_line(assignment, words):

@@ -58,7 +58,7 @@ def test_every_preset_is_valid_with_every_kind_of_model(task, model):
 @pytest.mark.parametrize("task", [task for task in task_names() if task.startswith(("ddpo", "rwr", "grpo", "pint"))])
 def test_experiments_with_stable_diffusion_take_the_embedded_one(task):
     assert resolve_config([task]).model.name == "emoji-diffusion"
-    assert (published(task).sample.steps, published(task).sample.eta) == (50, 1.0)
+    assert (published(task).sample.steps, published(task).sampler.eta) == (50, 1.0)
 
 
 @pytest.mark.parametrize(
@@ -113,7 +113,7 @@ def test_pinterest_as_published():
     assert (preset.rewards, preset.sample.guidance_scale) == ({"image_reward": 1.0}, 7.0)
     assert (train.parameters, train.learning_rate, train.weight_decay) == ("full", 2e-6, 1e-2)
     assert (train.advantages, preset.objective.clip_range) == ("batch", 1e-4)
-    assert (train.advantage_clip, train.max_grad_norm, preset.sample.eta) == (10.0, 0, 1.0)
+    assert (train.advantage_clip, train.max_grad_norm, preset.sampler.eta) == (10.0, 0, 1.0)
     assert preset.pretraining.own_steps == 1  # before the five of the objective
     # Five steps of the optimizer on all samples, each on one of the 50 timesteps.
     assert (preset.sample.samples, train.minibatch_size, train.inner_epochs) == (2048, 2048, 5)

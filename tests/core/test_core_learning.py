@@ -8,7 +8,6 @@ from torch import Tensor
 
 from rlcm_cli.core.advantages import ADVANTAGES, per_prompt_advantages
 from rlcm_cli.core.gaussian import take_action
-from rlcm_cli.core.lcm import lcm_schedule
 from rlcm_cli.core.objectives import (
     neighbour_pairs,
     ppo_clip,
@@ -19,6 +18,7 @@ from rlcm_cli.core.objectives import (
 )
 from rlcm_cli.core.schedule import sample_trajectories, transition
 from rlcm_cli.core.trajectory import flatten_transitions
+from rlcm_cli.samplers.lcm import lcm_schedule
 
 ACTIONS = 3
 TIMESTEPS = torch.tensor([999, 759, 499, 259])

@@ -38,9 +38,9 @@ from rlcm_cli.store.run import read_metrics
 BRIGHT = {"brightness": 1.0}
 
 
-def backprop(folder: Path, *, rewards: Mapping[str, float] = BRIGHT, policy: str = "auto", **sections: Any) -> Config:
+def backprop(folder: Path, *, rewards: Mapping[str, float] = BRIGHT, **sections: Any) -> Config:
     values = tiny_values(folder, last_step={"mode": "backprop"}, task="mine", **sections)
-    return parse_config({**values, "rewards": dict(rewards), "model": {"name": str(folder), "policy": policy}})
+    return parse_config({**values, "rewards": dict(rewards)})
 
 
 def prepared(root: Path, config: Config) -> tuple[Run, DiffusionModel, Rollout, dict[str, Reward]]:
@@ -233,13 +233,13 @@ class TestRefusals:
         assert finish(train(run, model, scorers))[-1].metrics["last_step_reward"] > 0
 
     @pytest.mark.parametrize(
-        ("policy", "sample"), [("ddim", {"eta": 1.0}), ("ddim", {"eta": 0.0}), ("tcd", {"gamma": 0.0})]
+        "sampler", [{"kind": "ddim", "eta": 1.0}, {"kind": "ddim", "eta": 0.0}, {"kind": "tcd", "gamma": 0.0}]
     )
-    def test_other_samplers(self, tiny_sd, policy, sample):
-        config = backprop(tiny_sd, policy=policy, sample=sample)
-        with pytest.raises(ConfigError, match=rf"the policy {policy} draws noise at \d of 4 calls"):
+    def test_other_samplers(self, tiny_sd, sampler):
+        config = backprop(tiny_sd, sampler=sampler)
+        with pytest.raises(ConfigError, match=rf"the sampler {sampler['kind']} draws noise at \d of 4 calls"):
             training_schedule(config, load_policy_model(config))
 
     def test_tcd_draws_none_at_its_last_call(self, tiny_sd):
-        config = backprop(tiny_sd, policy="tcd", sample={"gamma": 0.3})
+        config = backprop(tiny_sd, sampler={"kind": "tcd", "gamma": 0.3})
         assert training_schedule(config, load_policy_model(config)).actions == 3

@@ -153,7 +153,7 @@ def test_the_gradient_of_the_pretraining_loss_is_that_of_float32(tall, tmp_path,
     for dtype in ("float16", "float32"):
         # A weight that stands for a batch of 2,048 images.
         settings = {"source": str(pictures), "batch_size": 2, "weight": 2 / 2048}
-        config = configure(plain, dtype, pretraining=settings)
+        config = configure(plain, dtype, sampler={"kind": "ddim"}, pretraining=settings)
         model = load_moved(config)
         pairs = find_pairs(config, model)
         assert pairs is not None

@@ -28,6 +28,7 @@ from rlcm_cli.prompts.pairs import open_pairs
 from rlcm_cli.store.checkpoint import read_trainer_state
 
 CAPTIONS = ["cat", "dog on red", "fox"]
+DDIM = {"kind": "ddim"}
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -63,7 +64,8 @@ def plain(tmp_path_factory, tiny_lcm):
 
 
 def pretrained(model: Path, folder: Path | str, **settings: Any) -> Config:
-    return make_config(model, pretraining={"source": str(folder), "batch_size": 5, **settings})
+    pretraining = {"source": str(folder), "batch_size": 5, **settings}
+    return make_config(model, sampler=DDIM, pretraining=pretraining)
 
 
 def gradient(model: DiffusionModel) -> torch.Tensor:
@@ -118,8 +120,8 @@ class TestLoss:
 
     def test_images_come_back_from_their_latents(self, tiny_lcm, plain):
         # The tiny autoencoders are random: that the scaling undoes the decoder's is what can be seen.
-        for place in (tiny_lcm, plain):
-            model = load_policy_model(make_config(place))
+        for place, kind in ((tiny_lcm, "lcm"), (plain, "ddim")):
+            model = load_policy_model(make_config(place, sampler={"kind": kind}))
             images = torch.randint(0, 256, (2, 3, 16, 16), dtype=torch.uint8)
             encoded = model.pipeline.vae.encode(images.float() / 127.5 - 1)
             raw = encoded.latents if "latents" in encoded else encoded.latent_dist.mode()
@@ -144,7 +146,7 @@ class TestRuns:
     def test_it_acts_and_is_measured(self, plain, folder, tmp_path):
         with_loss, without = (
             prepare(tmp_path / name, config)
-            for name, config in [("with", pretrained(plain, folder)), ("without", make_config(plain))]
+            for name, config in [("with", pretrained(plain, folder)), ("without", make_config(plain, sampler=DDIM))]
         )
         rows = [finish(train(*prepared))[-1].metrics for prepared in (with_loss, without)]
         assert rows[0]["pretraining_loss"] > 0
@@ -227,6 +229,6 @@ class TestSources:
             pairs.take([0])
 
     def test_a_consistency_model_is_refused(self, tiny_lcm, folder):
-        config = pretrained(tiny_lcm, folder)
-        with pytest.raises(ConfigError, match="this model's policy is lcm: a consistency model was not trained to"):
+        config = make_config(tiny_lcm, pretraining={"source": str(folder)})
+        with pytest.raises(ConfigError, match="the sampler is lcm: a consistency model was not trained to"):
             find_pairs(config, load_policy_model(config))

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rlcm_cli.config import LoraSettings, SampleSettings
+from rlcm_cli.config import LoraSettings, override_section
 from rlcm_cli.core.noise import seed_generator
 from rlcm_cli.models.diffusion import DiffusionModel
 from rlcm_cli.models.loading import load_model
@@ -53,7 +53,8 @@ def draw(
     steps: int = 4,
     **settings: Any,
 ) -> Drawn:
-    schedule = drawing_schedule(SampleSettings(steps=steps, **settings), model)
+    sampler = override_section(model.sampler.default_settings(), settings)
+    schedule = drawing_schedule(sampler, steps, model)
     return draw_batch(model, schedule, prompts, seeds, guidance_scale=GUIDANCE, reduction="mean")
 
 

@@ -63,7 +63,7 @@ def test_fused_weights_are_those_of_diffusers(folder, lora, dtype):
 
 
 def test_fused_weights_predict_as_the_adapter_beside_the_weights(folder, lora):
-    unfused = load(folder, policy="lcm")
+    unfused = load(folder, sampler="lcm")
     load_foreign_lora(unfused, str(lora), 1.0)
     torch.testing.assert_close(predict(load(folder, lora)), predict(unfused), rtol=0, atol=1e-4)
 

@@ -25,6 +25,7 @@ from rlcm_cli.models.export import (
 )
 from rlcm_cli.models.fingerprint import digest_pipeline
 from rlcm_cli.models.licences import Licence, read_licence
+from rlcm_cli.samplers.lcm import LcmSettings
 from rlcm_cli.store.adapters import read_adapter_settings
 
 PROMPTS, SEEDS = ["cat", "dog"], [3, 4]
@@ -123,8 +124,7 @@ def test_sdxl_is_named_as_kohya_s_tools_do(tmp_path):
 
 @pytest.mark.parametrize(("spacing", "named"), [("diffusers", "num_inference_steps"), ("strided", "timesteps")])
 def test_the_call_of_a_card_draws_with_the_schedule_of_the_run(trained, spacing, named):
-    settings = {"steps": 4, "original_steps": 50, "spacing": spacing, "eta": 1.0, "gamma": 0.3, "guidance_scale": 4.0}
-    arguments = call_arguments(trained, **settings)
+    arguments = call_arguments(trained, LcmSettings(spacing=spacing), steps=4, guidance_scale=4.0)
     assert set(arguments) == {named, "guidance_scale"}
     wanted = draw(trained, ["cat"], [3], spacing=spacing).images[0]
     drawn = draw_by_pipeline(trained.pipeline, "cat", 3, arguments)

@@ -10,12 +10,11 @@ from diffusers import LCMScheduler
 from model_helpers import draw, edit_json, load_tiny
 from safetensors.torch import load_file, save_file
 
-from rlcm_cli.config import SampleSettings
 from rlcm_cli.core.device import select_device
-from rlcm_cli.core.lcm import lcm_schedule
 from rlcm_cli.errors import ModelError
 from rlcm_cli.models.loading import load_model
 from rlcm_cli.phases.schedules import drawing_schedule
+from rlcm_cli.samplers.lcm import LcmSettings, lcm_schedule
 
 UNET = "unet/diffusion_pytorch_model.safetensors"
 TEXT = "text_encoder/model.safetensors"
@@ -102,7 +101,7 @@ def test_the_schedule_follows_the_configuration_of_the_pipeline(tiny_lcm_copy):
         timestep_scaling=5.0,
         beta_end=0.02,
     )
-    schedule = drawing_schedule(SampleSettings(steps=4, spacing="strided"), load_tiny(tiny_lcm_copy))
+    schedule = drawing_schedule(LcmSettings(spacing="strided"), 4, load_tiny(tiny_lcm_copy))
     scheduler = LCMScheduler(beta_start=0.00085, beta_end=0.02, beta_schedule="scaled_linear")
     expected = lcm_schedule(
         scheduler.alphas_cumprod, torch.tensor([999, 759, 519, 279]), "v_prediction", timestep_scaling=5.0

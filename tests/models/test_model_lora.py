@@ -184,6 +184,7 @@ def generated(tiny_lcm, checkpoint, tmp_path):
             adapter=find_lora(str(checkpoint), scale),
             model={"name": str(tiny_lcm)},
             sample={"steps": 4, "guidance_scale": GUIDANCE},
+            sampler={},
         )
         list(generate(drawing, load_drawing_model(drawing, "cpu"), tmp_path / "images"))
         files = sorted((tmp_path / "images").glob("0*.png"))

@@ -120,7 +120,7 @@ def test_an_architecture_has_as_many_parameters_as_the_published_weights(name):
     parts = {part: getattr(model.pipeline, part) for part in PUBLISHED[name]}
     assert {part: sum(p.numel() for p in module.parameters()) for part, module in parts.items()} == PUBLISHED[name]
     assert all(p.dtype == torch.bfloat16 for module in parts.values() for p in module.parameters())
-    assert model.policy == ("lcm" if name.endswith("lcm") else "ddim")
+    assert model.sampler.kind == ("lcm" if name.endswith("lcm") else "ddim")
     assert model.guided_by_embedding == name.endswith("lcm")
     assert model.image_size == (1024 if name == "sdxl-lcm" else 512)
     assert model.pipeline.tokenizer("a cat", padding="max_length").input_ids[76] is not None

@@ -1,4 +1,4 @@
-"""Which policy a folder is sampled with, and the scheduler that it gets for it."""
+"""Which sampler a folder is sampled with, and the scheduler that it gets for it."""
 
 import json
 import shutil
@@ -64,22 +64,22 @@ def set_scheduler(folder, name):
     edit_scheduler(folder, _class_name=SCHEDULERS[name], clip_sample=False)
 
 
-# The policy
+# The sampler
 
 
 @pytest.mark.parametrize(
     ("own", "asked", "distilled", "expected"),
     [
-        (None, "auto", False, "ddim"),
-        (None, "auto", True, "lcm"),
+        (None, None, False, "ddim"),
+        (None, None, True, "lcm"),
         (None, "tcd", True, "tcd"),
         (None, "ddim", True, "ddim"),
         (None, "lcm", False, "lcm"),
         (None, "tcd", False, "tcd"),
-        ("lcm", "auto", False, "lcm"),
-        ("tcd", "auto", False, "tcd"),
-        ("tcd", "auto", True, "tcd"),
-        ("ddim", "auto", True, "lcm"),
+        ("lcm", None, False, "lcm"),
+        ("tcd", None, False, "tcd"),
+        ("tcd", None, True, "tcd"),
+        ("ddim", None, True, "lcm"),
         ("lcm", "ddim", False, "ddim"),
     ],
 )
@@ -87,29 +87,29 @@ def test_a_plain_unet(sd_copy, lora, own, asked, distilled, expected):
     """`own`: the folder's scheduler, PNDM if None."""
     if own:
         set_scheduler(sd_copy, own)
-    model = load(sd_copy, policy=asked, distilled_lora=str(lora) if distilled else None)
-    assert model.policy == expected
+    model = load(sd_copy, sampler=asked, distilled_lora=str(lora) if distilled else None)
+    assert model.sampler.kind == expected
     assert type(model.pipeline.scheduler).__name__ == SCHEDULERS[expected]
     assert type(model.pipeline).__name__ == "StableDiffusionPipeline"
     assert not model.guided_by_embedding
 
 
-@pytest.mark.parametrize("asked", ["auto", "lcm"])
+@pytest.mark.parametrize("asked", [None, "lcm"])
 def test_a_unet_with_a_guidance_embedding_is_an_lcm_whatever_its_scheduler(sdxl_lcm, asked):
-    model = load(sdxl_lcm, policy=asked)
-    assert (model.policy, model.guided_by_embedding) == ("lcm", True)
+    model = load(sdxl_lcm, sampler=asked)
+    assert (model.sampler.kind, model.guided_by_embedding) == ("lcm", True)
     assert type(model.pipeline.scheduler).__name__ == "LCMScheduler"
 
 
 def test_sdxl_is_sampled_with_ddim(sdxl):
     model = load(sdxl)
-    assert (model.policy, type(model.pipeline).__name__) == ("ddim", "StableDiffusionXLPipeline")
+    assert (model.sampler.kind, type(model.pipeline).__name__) == ("ddim", "StableDiffusionXLPipeline")
 
 
 def test_the_embedded_models_and_their_guidance():
     teacher, student = (load(name) for name in ("emoji-diffusion", "emoji-lcm"))
-    assert (teacher.policy, teacher.guided_by_embedding) == ("ddim", False)
-    assert (student.policy, student.guided_by_embedding) == ("lcm", True)
+    assert (teacher.sampler.kind, teacher.guided_by_embedding) == ("ddim", False)
+    assert (student.sampler.kind, student.guided_by_embedding) == ("lcm", True)
     assert RECOMMENDED_GUIDANCE == {"emoji-lcm": 4.0, "emoji-diffusion": 4.0}
     # The student learned to ask once what the teacher is asked twice for.
     latents = torch.randn(4, *teacher.latent_shape, generator=torch.Generator().manual_seed(0))
@@ -125,14 +125,14 @@ def test_the_embedded_models_and_their_guidance():
 # The scheduler
 
 
-@pytest.mark.parametrize("policy", SCHEDULERS)
-def test_the_noise_schedule_of_the_folder_is_taken_over_and_nothing_is_clipped(sd_copy, policy):
+@pytest.mark.parametrize("sampler", SCHEDULERS)
+def test_the_noise_schedule_of_the_folder_is_taken_over_and_nothing_is_clipped(sd_copy, sampler):
     edit_scheduler(sd_copy, beta_end=0.02, prediction_type="v_prediction", timestep_spacing="trailing")
     with quiet_libraries():
         plain = diffusers.StableDiffusionPipeline.from_pretrained(sd_copy, safety_checker=None)
-        expected = getattr(diffusers, SCHEDULERS[policy]).from_config(plain.scheduler.config, clip_sample=False)
+        expected = getattr(diffusers, SCHEDULERS[sampler]).from_config(plain.scheduler.config, clip_sample=False)
     assert type(plain.scheduler).__name__ == "PNDMScheduler"
-    scheduler = load(sd_copy, policy=policy).pipeline.scheduler
+    scheduler = load(sd_copy, sampler=sampler).pipeline.scheduler
     settings, wanted = (
         {key: value for key, value in config.items() if not key.startswith("_")}
         for config in (scheduler.config, expected.config)
@@ -160,16 +160,16 @@ def test_a_folder_without_scheduler_gets_that_of_stable_diffusion(sd, sd_copy):
     shutil.rmtree(sd_copy / "scheduler")
     model = load(sd_copy)
     config = model.pipeline.scheduler.config
-    assert (model.policy, config.set_alpha_to_one, config.steps_offset) == ("ddim", False, 1)
+    assert (model.sampler.kind, config.set_alpha_to_one, config.steps_offset) == ("ddim", False, 1)
     assert torch.equal(model.alphas_cumprod, load(sd).alphas_cumprod)
 
 
 def test_the_digest_covers_the_distilled_lora_and_the_noise_schedule(sd, sd_copy, lora):
-    digest = load(sd, policy="lcm").digest
-    assert load(sd_copy, policy="lcm").digest == digest
-    assert load(sd, policy="lcm", distilled_lora=str(lora)).digest != digest
+    digest = load(sd, sampler="lcm").digest
+    assert load(sd_copy, sampler="lcm").digest == digest
+    assert load(sd, sampler="lcm", distilled_lora=str(lora)).digest != digest
     edit_scheduler(sd_copy, beta_end=0.02)
-    assert load(sd_copy, policy="lcm").digest != digest
+    assert load(sd_copy, sampler="lcm").digest != digest
 
 
 @pytest.mark.parametrize("part", ["text_encoder_2", "force_zeros_for_empty_prompt"])
@@ -188,9 +188,9 @@ def test_the_digest_covers_what_only_sdxl_has(sdxl, tmp_path, part):
 # What is refused
 
 
-@pytest.mark.parametrize("policy", ["ddim", "tcd"])
-def test_another_policy_on_the_unet_of_an_lcm(sdxl_lcm, policy):
-    assert_refused(sdxl_lcm, f"cannot be sampled with the policy '{policy}'; use --policy lcm", policy=policy)
+@pytest.mark.parametrize("sampler", ["ddim", "tcd"])
+def test_another_sampler_on_the_unet_of_an_lcm(sdxl_lcm, sampler):
+    assert_refused(sdxl_lcm, f"cannot be drawn with the sampler '{sampler}'; use --sampler lcm", sampler=sampler)
 
 
 def test_a_distilled_lora_on_the_unet_of_an_lcm(sdxl_lcm, lora):

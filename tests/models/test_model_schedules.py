@@ -1,4 +1,4 @@
-"""The schedule of a model's policy: what is refused before anything is drawn."""
+"""The schedule of a model's sampler: what is refused before anything is drawn."""
 
 from __future__ import annotations
 
@@ -9,50 +9,48 @@ import torch
 from diffusers.schedulers import DDIMScheduler, LCMScheduler, TCDScheduler
 from pydantic import ValidationError
 
-from rlcm_cli.config import SampleSettings
 from rlcm_cli.errors import ConfigError
 from rlcm_cli.models.schedules import build_schedule
+from rlcm_cli.samplers import SAMPLERS, Noise
+from rlcm_cli.samplers.ddim import DdimSettings
 
 SCHEDULERS = {"lcm": LCMScheduler, "ddim": DDIMScheduler, "tcd": TCDScheduler}
 
 
-def make_model(policy: str, **settings) -> SimpleNamespace:
-    """What a schedule is built from: a policy and a scheduler."""
+def make_model(sampler: str, **settings) -> SimpleNamespace:
+    """What a schedule is built from: a sampler and a scheduler."""
     betas = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
-    scheduler = SCHEDULERS[policy](**{**betas, **settings})
-    return SimpleNamespace(
-        policy=policy, pipeline=SimpleNamespace(scheduler=scheduler), alphas_cumprod=scheduler.alphas_cumprod
-    )
+    scheduler = SCHEDULERS[sampler](**{**betas, **settings})
+    return SimpleNamespace(sampler=SAMPLERS[sampler], noise=Noise(scheduler.config, scheduler.alphas_cumprod))
 
 
 def build(model, steps=4, **settings):
-    defaults = {"original_steps": 50, "spacing": "diffusers", "eta": 1.0, "gamma": 0.3}
-    return build_schedule(model, steps, **{**defaults, **settings})
+    return build_schedule(model, model.sampler.settings(**settings), steps)
 
 
-@pytest.mark.parametrize("policy", ["lcm", "tcd", "ddim"])
-def test_a_prediction_of_noise_without_any_signal_is_refused(policy):
-    settings = {"timestep_spacing": "trailing"} if policy == "ddim" else {}
-    model = make_model(policy, rescale_betas_zero_snr=True, prediction_type="epsilon", **settings)
+@pytest.mark.parametrize("sampler", ["lcm", "tcd", "ddim"])
+def test_a_prediction_of_noise_without_any_signal_is_refused(sampler):
+    settings = {"timestep_spacing": "trailing"} if sampler == "ddim" else {}
+    model = make_model(sampler, rescale_betas_zero_snr=True, prediction_type="epsilon", **settings)
     with pytest.raises(ConfigError, match=r"rescale_betas_zero_snr.*prediction_type epsilon.*set .* to false"):
         build(model)
     for prediction_type in ("v_prediction", "sample"):
-        model = make_model(policy, rescale_betas_zero_snr=True, prediction_type=prediction_type, **settings)
+        model = make_model(sampler, rescale_betas_zero_snr=True, prediction_type=prediction_type, **settings)
         assert build(model).find_fault() is None
 
 
-@pytest.mark.parametrize("policy", ["lcm", "tcd"])
+@pytest.mark.parametrize("sampler", ["lcm", "tcd"])
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])
-def test_each_number_of_steps_can_be_drawn(policy, prediction_type):
-    model = make_model(policy, prediction_type=prediction_type)
+def test_each_number_of_steps_can_be_drawn(sampler, prediction_type):
+    model = make_model(sampler, prediction_type=prediction_type)
     for steps in range(1, 51):
-        schedule = build(model, steps, gamma=1.0)
+        schedule = build(model, steps, **({"gamma": 1.0} if sampler == "tcd" else {}))
         assert (schedule.steps, schedule.actions) == (steps, steps - 1)
 
 
 def test_betas_that_are_not_finite_are_refused():
     model = make_model("ddim")
-    model.alphas_cumprod[600:] = torch.nan
+    model.noise.alphas_cumprod[600:] = torch.nan
     with pytest.raises(ConfigError, match=r"no image can be drawn.*NaN or infinite; check the betas"):
         build(model)
 
@@ -66,4 +64,4 @@ def test_a_first_timestep_beyond_the_training_is_refused():
 @pytest.mark.parametrize("eta", [1.001, 1.2, -0.1])
 def test_eta_is_at_most_1(eta):
     with pytest.raises(ValidationError):
-        SampleSettings(eta=eta)
+        DdimSettings(eta=eta)

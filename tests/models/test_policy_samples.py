@@ -15,7 +15,7 @@ from model_helpers import attach_tiny, shake_lora
 from test_model_ratio import SAMPLES, draw_rollout, ratio_drift
 from tiny_pipelines import build_sd, build_sdxl, save_distilled_lora
 
-from rlcm_cli.config import Config, SampleSettings, override_config, parse_config
+from rlcm_cli.config import Config, override_config, parse_config
 from rlcm_cli.core.gaussian import gaussian_log_prob
 from rlcm_cli.core.noise import seed_generator
 from rlcm_cli.core.trajectory import flatten_transitions
@@ -41,25 +41,28 @@ class Case:
     scheduler: str
     sample: dict[str, Any]
     """Settings of [sample]."""
+    sampler: dict[str, Any]
     call: dict[str, Any] = field(default_factory=dict)
     """The same in the call of the pipeline."""
-    model: dict[str, Any] = field(default_factory=dict)
-    """Settings of [model]."""
     distilled: bool = False
 
 
+DDIM = {"kind": "ddim", "eta": 1.0}
 CASES = {
-    "ddim": Case(build_sd, "DDIMScheduler", {"steps": 5, "eta": 1.0}, {"eta": 1.0}),
-    "ddim-half": Case(build_sd, "DDIMScheduler", {"steps": 3, "eta": 0.5}, {"eta": 0.5}),
+    "ddim": Case(build_sd, "DDIMScheduler", {"steps": 5}, DDIM, {"eta": 1.0}),
+    "ddim-half": Case(build_sd, "DDIMScheduler", {"steps": 3}, {"kind": "ddim", "eta": 0.5}, {"eta": 0.5}),
     "ddim-v": Case(
-        functools.partial(build_sd, scheduler="v_prediction"), "DDIMScheduler", {"steps": 5, "eta": 1.0}, {"eta": 1.0}
+        functools.partial(build_sd, scheduler="v_prediction"), "DDIMScheduler", {"steps": 5}, DDIM, {"eta": 1.0}
     ),
-    "ddim-sdxl": Case(build_sdxl, "DDIMScheduler", {"steps": 3, "eta": 1.0}, {"eta": 1.0}),
+    "ddim-sdxl": Case(build_sdxl, "DDIMScheduler", {"steps": 3}, DDIM, {"eta": 1.0}),
     "lcm-sdxl": Case(
-        functools.partial(build_sdxl, scheduler="lcm", guided_by_embedding=True), "LCMScheduler", {"steps": 4}
+        functools.partial(build_sdxl, scheduler="lcm", guided_by_embedding=True),
+        "LCMScheduler",
+        {"steps": 4},
+        {"kind": "lcm"},
     ),
-    "lcm-lora": Case(build_sd, "LCMScheduler", {"steps": 4}, distilled=True),
-    "tcd": Case(build_sd, "TCDScheduler", {"steps": 4, "gamma": 0.3}, {"eta": 0.3}, {"policy": "tcd"}, distilled=True),
+    "lcm-lora": Case(build_sd, "LCMScheduler", {"steps": 4}, {"kind": "lcm"}, distilled=True),
+    "tcd": Case(build_sd, "TCDScheduler", {"steps": 4}, {"kind": "tcd", "gamma": 0.3}, {"eta": 0.3}, distilled=True),
 }
 GUIDANCE = 3.0
 
@@ -79,20 +82,21 @@ class Made:
     def config(self, **train: Any) -> Config:
         sample = {"samples": SAMPLES, "guidance_scale": GUIDANCE, "shards": 1, **self.case.sample}
         values = tiny_values(Path(self.settings["name"]), sample=sample, train=train)
-        return parse_config({**values, "model": self.settings})
+        return parse_config({**values, "model": self.settings, "sampler": self.case.sampler})
 
 
 @pytest.fixture(scope="module", params=CASES)
 def shared(request, tmp_path_factory):
     case = CASES[request.param]
     folder = case.build(tmp_path_factory.mktemp("models") / request.param)
-    settings = {"name": str(folder), **case.model}
+    settings = {"name": str(folder)}
     if case.distilled:
         settings["distilled_lora"] = str(
             save_distilled_lora(load_plain(case, folder), tmp_path_factory.mktemp("lora"))
         )
     plain = load_plain(case, folder, settings.get("distilled_lora"))
-    model = load_configured_model(parse_config(tiny_values(folder) | {"model": settings}).model, "cpu")
+    config = parse_config({**tiny_values(folder, sampler=case.sampler), "model": settings})
+    model = load_configured_model(config.model, config.sampler.kind, "cpu")
     attach_tiny(model)
     return Made(case, plain, model, settings)
 
@@ -109,7 +113,7 @@ def made(shared):
 
 
 def load_plain(case, folder, lora=None):
-    """Load the pipeline as a user of diffusers does, with the scheduler of the policy and the LoRA fused."""
+    """Load the pipeline as a user of diffusers does, with the scheduler of the sampler and the LoRA fused."""
     with quiet_libraries():
         pipeline = diffusers.DiffusionPipeline.from_pretrained(folder)
         kind = getattr(diffusers, case.scheduler)
@@ -133,7 +137,7 @@ def test_images_are_those_of_the_pipeline_of_diffusers(made, guidance_scale):
             output_type="pt",
             **case.call,
         ).images
-    schedule = drawing_schedule(SampleSettings(**case.sample), model)
+    schedule = drawing_schedule(made.config().sampler, case.sample["steps"], model)
     images = draw_batch(model, schedule, PROMPTS, SEEDS, guidance_scale=guidance_scale, reduction="mean").images
     # The latents agree to rounding, which may carry single pixels over a half.
     difference = (images.int() - expected.mul(255).round().int()).abs()

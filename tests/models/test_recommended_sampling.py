@@ -10,42 +10,46 @@ from tiny_pipelines import build_sd, build_sdxl
 from rlcm_cli.core.schedule import sample_trajectories
 from rlcm_cli.errors import ModelError
 from rlcm_cli.models.embedded import embedded_folder
-from rlcm_cli.models.loading import load_model, recommend_sampling
+from rlcm_cli.models.loading import load_model
+from rlcm_cli.models.parts import recommend
 from rlcm_cli.models.schedules import build_schedule
+from rlcm_cli.recommendation import Recommendation
+from rlcm_cli.samplers import SAMPLERS
 
 
 @pytest.mark.parametrize(("name", "steps", "guidance_scale"), [("emoji-lcm", 4, 4.0), ("emoji-diffusion", 20, 4.0)])
 def test_embedded_models_are_drawn_as_their_cards_say(name, steps, guidance_scale):
-    found = recommend_sampling(name, revision=None)
-    assert (found["steps"], found["guidance_scale"]) == (steps, guidance_scale)
-    assert found.get("eta") == (0.0 if name == "emoji-diffusion" else None)
+    found = recommend(name, revision=None)
+    assert (found.steps, found.guidance_scale) == (steps, guidance_scale)
+    settings = SAMPLERS[found.sampler].drawing_settings().model_dump()
+    assert settings.get("eta") == (0.0 if name == "emoji-diffusion" else None)
 
 
 @pytest.mark.parametrize(
-    ("build", "policy", "expected"),
+    ("build", "sampler", "expected"),
     [
-        (build_sd, "auto", {"steps": 50, "guidance_scale": 7.5, "eta": 0.0}),
-        (build_sdxl, "auto", {"steps": 50, "guidance_scale": 5.0, "eta": 0.0}),
-        (build_sd, "lcm", {"steps": 4, "guidance_scale": 1.0}),
-        (build_sdxl, "tcd", {"steps": 4, "guidance_scale": 1.0}),
+        (build_sd, None, Recommendation("ddim", 50, 7.5)),
+        (build_sdxl, None, Recommendation("ddim", 50, 5.0)),
+        (build_sd, "lcm", Recommendation("lcm", 4, 1.0)),
+        (build_sdxl, "tcd", Recommendation("tcd", 4, 1.0)),
     ],
 )
-def test_other_models_are_drawn_as_in_diffusers(tmp_path, build, policy, expected):
-    assert recommend_sampling(str(build(tmp_path / "model")), revision=None, policy=policy) == expected
+def test_other_models_are_drawn_as_in_diffusers(tmp_path, build, sampler, expected):
+    assert recommend(str(build(tmp_path / "model")), revision=None, sampler=sampler) == expected
 
 
 def test_a_latent_consistency_model_is_drawn_as_in_diffusers(tiny_lcm):
-    assert recommend_sampling(str(tiny_lcm), revision=None) == {"steps": 4, "guidance_scale": 8.5}
+    assert recommend(str(tiny_lcm), revision=None) == Recommendation("lcm", 4, 8.5)
 
 
 def test_what_is_no_pipeline_is_refused(tmp_path):
     with pytest.raises(ModelError, match="is not a pipeline of diffusers"):
-        recommend_sampling(str(tmp_path), revision=None)
+        recommend(str(tmp_path), revision=None)
 
 
 def test_ddim_without_noise_equals_diffusers():
     model = load_model("emoji-diffusion", revision=None, dtype="float32", device="cpu")
-    schedule = build_schedule(model, 3, original_steps=50, spacing="diffusers", eta=0.0, gamma=0.3)
+    schedule = build_schedule(model, model.sampler.drawing_settings(), 3)
     conditioning = model.encode_prompts(["a cat"])
     noise = torch.randn(1, 1, *model.latent_shape, generator=torch.Generator().manual_seed(0))
 

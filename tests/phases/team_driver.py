@@ -37,7 +37,10 @@ CASES = {
     "rebel": (MODEL, {"sample": GROUPS, "objective": {"kind": "rebel", "rebel_lr": 10.0}}),
     "rwr": (MODEL, {"sample": GROUPS, "objective": {"kind": "rwr"}}),
     "backprop": (MODEL, {"last_step": {"mode": "backprop"}, "reward": "brightness"}),
-    "pretraining": (PLAIN, {"pretraining": {"source": str(PICTURES), "batch_size": 5, "weight": 3.0}}),
+    "pretraining": (
+        PLAIN,
+        {"sampler": {"kind": "ddim"}, "pretraining": {"source": str(PICTURES), "batch_size": 5, "weight": 3.0}},
+    ),
     "one transition": (MODEL, {"objective": {"kind": "reinforce"}}),
 }
 
@@ -72,7 +75,7 @@ def compare(name):
     if TEAM.leads:
         prepare(root, config)
     TEAM.wait()
-    run, model = create_run(root, config), shared_model(folder)
+    run, model = create_run(root, config), shared_model(folder, sampler=config.sampler.kind)
     rollout = read_rollout(run, model, load_checkpoint(run, model, 0), off_policy=False)
     advantages, _ = compute_advantages(rollout, config, {})
     alone_data, team_data = (gather_data(run, model, rollout, advantages, None, team) for team in (Team(), TEAM))

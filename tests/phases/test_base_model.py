@@ -54,7 +54,7 @@ def test_a_folder_that_changed_between_two_calls_is_refused(started, tiny_lcm_co
 
 def test_drawing_with_a_run_tells_that_its_base_model_changed(started, tiny_lcm_copy, tmp_path, caplog):
     adapter = find_lora(str(started.layout.root))
-    drawing = plan_drawing(["cat"], count=1, seed=0, adapter=adapter, model={}, sample={"steps": 2})
+    drawing = plan_drawing(["cat"], count=1, seed=0, adapter=adapter, model={}, sample={"steps": 2}, sampler={})
     list(generate_plan(plan_plainly(drawing, 1), "cpu", tmp_path / "before"))
     assert caplog.messages == []
     CHANGES["scale"](tiny_lcm_copy)
@@ -83,7 +83,7 @@ def test_a_run_keeps_to_the_commit_when_the_branch_moves_on(hub, tmp_path, tiny_
     new, other = start_run(tmp_path / "new", asked)
     assert new.config.model.commit == f"{1:040x}"
     assert other.digest != model.digest
-    drawn_with, _ = choose_settings(find_lora(str(tmp_path / "run")), model={}, sample={})
+    drawn_with, *_ = choose_settings(find_lora(str(tmp_path / "run")), model={}, sample={}, sampler={})
     assert drawn_with.pinned_revision == "0" * 40
     with pytest.raises(RunMismatchError, match=r"model.commit"):
         start_run(tmp_path / "run", pin_commit(asked, f"{1:040x}"))

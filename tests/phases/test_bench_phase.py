@@ -18,7 +18,7 @@ CPU = torch.device("cpu")
 
 
 def measure(config, *, batches=(1, 2), budget=None, tasks=None):
-    model = load_configured_model(config.model, "cpu")
+    model = load_configured_model(config.model, config.sampler.kind, "cpu")
     told = []
     found = bench(
         config,
@@ -60,7 +60,7 @@ def test_the_share_of_the_peak_is_flops_over_time(found):
 
 def test_flops_are_those_of_the_model(found, tiny_lcm):
     """Counted from outside: a forward of the U-Net; training is less than three, frozen weights having no gradient."""
-    model = load_configured_model(make_config(tiny_lcm).model, "cpu")
+    model = load_configured_model(make_config(tiny_lcm).model, "lcm", "cpu")
     conditioning = model.encode_prompts(["a cat"])
     latents = torch.zeros(1, *model.latent_shape)
     with torch.no_grad():

@@ -6,11 +6,12 @@ import pytest
 
 from rlcm_cli.config import ModelSettings, SampleSettings
 from rlcm_cli.phases import comfyui
+from rlcm_cli.samplers import SAMPLERS
 
 
 def use(
     monkeypatch,
-    policy,
+    sampler,
     *,
     name="SimianLuo/LCM_Dreamshaper_v7",
     embedding=False,
@@ -18,7 +19,7 @@ def use(
     **model,
 ):
     monkeypatch.setattr(comfyui, "name_architecture", lambda model: architecture)
-    stand_in = SimpleNamespace(policy=policy, guided_by_embedding=embedding)
+    stand_in = SimpleNamespace(sampler=SAMPLERS[sampler], guided_by_embedding=embedding)
     sample = SampleSettings(steps=4, guidance_scale=8.0)
     return comfyui.describe_use(stand_in, ModelSettings(name=name, **model), sample)
 
@@ -53,7 +54,7 @@ def test_a_folder_is_named_without_its_place(monkeypatch, tmp_path):
     assert (told["sampler_name"], told["scheduler"]) == ("ddim", "ddim_uniform")
 
 
-@pytest.mark.parametrize("policy", ["lcm", "tcd"])
-def test_an_architecture_that_it_does_not_know_has_no_settings(monkeypatch, policy):
-    assert use(monkeypatch, policy, architecture=None) == {}
+@pytest.mark.parametrize("sampler", ["lcm", "tcd"])
+def test_an_architecture_that_it_does_not_know_has_no_settings(monkeypatch, sampler):
+    assert use(monkeypatch, sampler, architecture=None) == {}
     assert "extension" in use(monkeypatch, "tcd")["sampler_name"]

@@ -46,7 +46,13 @@ def test_the_images_are_those_of_generate(tiny_lcm, tmp_path):
     events = finish(draw_samples(rows, "cpu"))
     assert not any(isinstance(event, FileWritten) for event in events)
     drawing = plan_drawing(
-        rows[1].drawing.prompts, count=1, seed=0, adapter=find_lora(str(run), 1.0), model={}, sample={"steps": 2}
+        rows[1].drawing.prompts,
+        count=1,
+        seed=0,
+        adapter=find_lora(str(run), 1.0),
+        model={},
+        sample={"steps": 2},
+        sampler={},
     )
     finish(generate(drawing, load_drawing_model(drawing, "cpu"), tmp_path / "expected"))
     assert np.array_equal(pixels(rows[1].folder), pixels(tmp_path / "expected"))

@@ -129,7 +129,7 @@ def test_the_average_can_be_drawn_with(averaged, tiny_lcm, tmp_path):
         folder = averaged.layout.checkpoint(3) / place
         lora = find_lora(str(folder), 1.0)
         assert Path(lora.place) == folder / LORA_FILE
-        drawing = plan_drawing(["cat"], count=2, seed=0, adapter=lora, model={}, sample={})
+        drawing = plan_drawing(["cat"], count=2, seed=0, adapter=lora, model={}, sample={}, sampler={})
         assert drawing.model.name == str(tiny_lcm)  # the settings are those of the run that it lies in
         model = load_drawing_model(drawing, "cpu")
         finish(generate(drawing, model, tmp_path / f"out-{place}"))

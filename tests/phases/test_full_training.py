@@ -160,7 +160,7 @@ def test_what_is_kept_of_the_optimizer_is_of_every_weight(finished, tiny_lcm):
 def test_it_is_drawn_with_as_a_lora_is(finished, tiny_lcm, tmp_path, place):
     folder = finished.layout.root / place
     adapter = find_lora(str(folder), 1.0)
-    drawing = plan_drawing(["cat"], count=2, seed=0, adapter=adapter, model={}, sample={})
+    drawing = plan_drawing(["cat"], count=2, seed=0, adapter=adapter, model={}, sample={}, sampler={})
     assert (drawing.model.name, drawing.sample) == (str(tiny_lcm), finished.config.sample)
     model = load_drawing_model(drawing, "cpu")
     there = place or "checkpoints/000002"
@@ -173,7 +173,7 @@ def test_it_is_drawn_with_as_a_lora_is(finished, tiny_lcm, tmp_path, place):
 
 def test_a_whole_u_net_has_no_strength_and_the_start_none_of_its_own(finished):
     drawing = plan_drawing(
-        ["cat"], count=1, seed=0, adapter=find_lora(str(finished.layout.root), 0.5), model={}, sample={}
+        ["cat"], count=1, seed=0, adapter=find_lora(str(finished.layout.root), 0.5), model={}, sample={}, sampler={}
     )
     with pytest.raises(ConfigError, match=r"--scale 0\.5: .* is a whole U-Net") as caught:
         load_drawing_model(drawing, "cpu")

@@ -21,16 +21,16 @@ def plain(tiny_lcm, tmp_path_factory) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("policy", "guidance_scale", "told"),
+    ("sampler", "guidance_scale", "told"),
     [("lcm", 8.0, True), ("tcd", 8.0, True), ("lcm", 2.0, False), ("ddim", 8.0, False), ("own", 8.0, False)],
 )
-def test_it_is_told_where_guidance_takes_two_predictions(plain, tiny_lcm, tmp_path, policy, guidance_scale, told):
+def test_it_is_told_where_guidance_takes_two_predictions(plain, tiny_lcm, tmp_path, sampler, guidance_scale, told):
     # A latent consistency model takes its guidance as an embedding, which it was trained with.
-    model = {"name": str(tiny_lcm)} if policy == "own" else {"name": str(plain), "policy": policy}
-    values = tiny_values(plain, sample={"guidance_scale": guidance_scale, "steps": 2})
-    config = parse_config({**values, "model": model})
+    folder, kind = (tiny_lcm, "lcm") if sampler == "own" else (plain, sampler)
+    settings = {"guidance_scale": guidance_scale, "steps": 2}
+    config = parse_config(tiny_values(folder, sample=settings, sampler={"kind": kind}))
     run, loaded = create_run(tmp_path / "run", config), load_policy_model(config)
     events = [event for number in (0, 1) for event in finish(sample(run, loaded, Worker(number, 2)))]
     found = [event.message for event in events if isinstance(event, Warned)]
     assert len(found) == told
-    assert all(message.startswith("sample.guidance_scale is 8, and the policy") for message in found)
+    assert all(message.startswith("sample.guidance_scale is 8, and the sampler") for message in found)

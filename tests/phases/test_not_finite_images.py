@@ -8,7 +8,6 @@ import pytest
 import torch
 from phase_runs import finish, make_config
 
-from rlcm_cli.config import SampleSettings
 from rlcm_cli.errors import NotFiniteError
 from rlcm_cli.models.export import draw_by_pipeline
 from rlcm_cli.models.loading import load_model
@@ -30,7 +29,7 @@ def damage_decoder(model, value: float) -> None:
 
 
 def draw(model, prompts, **settings):
-    schedule = drawing_schedule(SampleSettings(steps=2, **settings), model)
+    schedule = drawing_schedule(model.sampler.default_settings(), 2, model)
     return draw_batch(model, schedule, prompts, range(5, 5 + len(prompts)), guidance_scale=4.0, reduction="mean")
 
 

@@ -185,7 +185,7 @@ def test_a_configuration_with_an_unknown_key_names_the_file(tiny_config, tmp_pat
         {"rewards": {"no-such-reward": 1.0}},
         {"prompts": {"source": "no-such-prompts"}},
         {"lora": {"start": "no/such/lora"}},
-        {"sample": {"original_steps": 2000}},
+        {"sampler": {"kind": "lcm", "original_steps": 2000}},
     ],
 )
 def test_a_configuration_that_cannot_be_leaves_no_directory(tiny_lcm, tmp_path, sections):

@@ -2,10 +2,25 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from rlcm_cli.core.schedule import PredictionType, Schedule, predict_image, predict_noise, roots
+from pydantic import Field
+
+from rlcm_cli.samplers import Noise, Sampler
+from rlcm_cli.samplers._distilled import DistilledSettings, choose_timesteps, timestep_arguments
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from rlcm_cli.core.schedule import PredictionType, Schedule
+
+
+class TcdSettings(DistilledSettings):
+    """The sampling of a trajectory consistency model: H − 1 of H model calls draw noise."""
+
+    kind: Literal["tcd"] = "tcd"
+    gamma: Annotated[float, Field(ge=0, le=1)] = 0.3
+    """Stochasticity, 0 to 1; 0 draws no noise, so that there is nothing to train."""
 
 
 def tcd_schedule(
@@ -24,6 +39,10 @@ def tcd_schedule(
         prediction_type: What the model predicts.
         gamma: γ in 0 … 1; at 0 the sampler is deterministic and has no actions.
     """
+    import torch
+
+    from rlcm_cli.core.schedule import Schedule, predict_image, predict_noise, roots
+
     next_timesteps = torch.cat([timesteps[1:], timesteps.new_zeros(1)])
     reached = ((1 - gamma) * next_timesteps).floor().long()
     alpha, sigma = roots(alphas_cumprod[timesteps])
@@ -40,3 +59,32 @@ def tcd_schedule(
         of_output=renoised * (reached_alpha * image_of_output + reached_sigma * noise_of_output),
         std=std,
     )
+
+
+def _schedule(settings: TcdSettings, noise: Noise, steps: int, last_std: float) -> Schedule:
+    timesteps = choose_timesteps(settings, noise, steps)
+    return tcd_schedule(noise.alphas_cumprod, timesteps, noise.scheduler["prediction_type"], gamma=settings.gamma)
+
+
+def _call_arguments(settings: TcdSettings, noise: Noise, steps: int) -> dict[str, Any]:
+    return {**timestep_arguments(settings, noise, steps), "eta": settings.gamma}
+
+
+def _find_no_actions(settings: TcdSettings, steps: int) -> tuple[str, str] | None:
+    if steps > 1 and settings.gamma > 0:
+        return None
+    return f"sampler.gamma is {settings.gamma:g} and sample.steps {steps}", "raise it"
+
+
+SAMPLER = Sampler(
+    settings=TcdSettings,
+    scheduler="TCDScheduler",
+    schedule=_schedule,
+    call_arguments=_call_arguments,
+    find_no_actions=_find_no_actions,
+    noise_on_last_call=False,
+    folds_lora=True,
+    fits_pretraining=False,
+    distilled=True,
+    steps=4,
+)

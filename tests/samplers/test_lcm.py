@@ -6,9 +6,10 @@ from diffusers import LCMScheduler
 from parity_tables import ParityTable, assert_rows_close, parity_cases
 
 from rlcm_cli.core.gaussian import take_action
-from rlcm_cli.core.lcm import lcm_schedule, lcm_timesteps
 from rlcm_cli.core.schedule import Schedule, rounded_sqrt, sample_trajectories, transition
 from rlcm_cli.core.trajectory import flatten_transitions
+from rlcm_cli.samplers._distilled import distilled_timesteps
+from rlcm_cli.samplers.lcm import lcm_schedule
 
 PREDICTION_TYPES = ["epsilon", "v_prediction", "sample"]
 CASES = parity_cases("lcm_transition")
@@ -23,7 +24,7 @@ def diffusers_scheduler(prediction_type: str = "epsilon") -> LCMScheduler:
 def make_schedule(
     steps: int, spacing: str, prediction_type: str = "epsilon", *, alphas_cumprod=None, **settings
 ) -> Schedule:
-    timesteps = lcm_timesteps(steps, original_steps=50, train_steps=1000, spacing=spacing)
+    timesteps = distilled_timesteps(steps, original_steps=50, train_steps=1000, spacing=spacing)
     if alphas_cumprod is None:
         alphas_cumprod = diffusers_scheduler().alphas_cumprod
     return lcm_schedule(alphas_cumprod, timesteps, prediction_type, **settings)
@@ -85,7 +86,7 @@ def test_timesteps_equal_those_of_diffusers(original_steps):
     scheduler = diffusers_scheduler()
     for steps in [*range(1, min(original_steps, 50) + 1), original_steps]:
         scheduler.set_timesteps(steps, original_inference_steps=original_steps)
-        timesteps = lcm_timesteps(steps, original_steps=original_steps, train_steps=1000, spacing="diffusers")
+        timesteps = distilled_timesteps(steps, original_steps=original_steps, train_steps=1000, spacing="diffusers")
         assert timesteps.dtype == torch.int64
         assert timesteps.tolist() == scheduler.timesteps.tolist(), steps
 
@@ -102,7 +103,7 @@ def test_timesteps_equal_those_of_diffusers(original_steps):
     ],
 )
 def test_strided_timesteps_are_those_of_the_published_code(steps, timesteps):
-    assert lcm_timesteps(steps, original_steps=50, train_steps=1000, spacing="strided").tolist() == timesteps
+    assert distilled_timesteps(steps, original_steps=50, train_steps=1000, spacing="strided").tolist() == timesteps
 
 
 def test_a_schedule_by_hand():

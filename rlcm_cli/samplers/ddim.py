@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import torch
-from torch import Tensor
+from pydantic import Field
 
-from rlcm_cli.core.schedule import PredictionType, Schedule, predict_image, predict_noise, roots, rounded_sqrt
+from rlcm_cli.errors import ConfigError
+from rlcm_cli.samplers import Noise, Sampler, SamplerSettings
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from rlcm_cli.core.schedule import PredictionType, Schedule
 
 TimestepSpacing = Literal["leading", "trailing", "linspace"]
+
+
+class DdimSettings(SamplerSettings):
+    """DDIM with noise: all H model calls draw noise, or H − 1 where the model's scheduler says so."""
+
+    kind: Literal["ddim"] = "ddim"
+    eta: Annotated[float, Field(ge=0, le=1)] = 1.0
+    """How much noise each step draws, 0 to 1; 1 is DDPO's, 0 none, so that there is nothing to train."""
 
 
 def ddim_timesteps(steps: int, *, train_steps: int, spacing: TimestepSpacing, offset: int) -> Tensor:
@@ -17,6 +30,8 @@ def ddim_timesteps(steps: int, *, train_steps: int, spacing: TimestepSpacing, of
 
     The spacings are those of arXiv 2305.08891, table 2; `offset` is added to the timesteps of `leading`.
     """
+    import torch
+
     if spacing == "leading":
         return (torch.arange(steps) * (train_steps // steps)).flip(0) + offset
     # In the very arithmetic of numpy's arange and linspace: halves are rounded as its last bits say.
@@ -47,6 +62,10 @@ def ddim_schedule(
         eta: η in 0 … 1; at 0 the sampler is deterministic and has no actions.
         final_alpha_cumprod: ᾱ' where t' is below 0; where it is 1, the last call is deterministic.
     """
+    import torch
+
+    from rlcm_cli.core.schedule import Schedule, predict_image, predict_noise, roots, rounded_sqrt
+
     next_timesteps = timesteps - len(alphas_cumprod) // len(timesteps)
     alpha_bar = alphas_cumprod[timesteps]
     next_alpha_bar = torch.where(
@@ -69,3 +88,49 @@ def ddim_schedule(
         of_output=next_alpha * image_of_output + direction * noise_of_output,
         std=std.double(),
     )
+
+
+def _schedule(settings: DdimSettings, noise: Noise, steps: int, last_std: float) -> Schedule:
+    scheduler, alphas_cumprod = noise.scheduler, noise.alphas_cumprod
+    train_steps = len(alphas_cumprod)
+    if steps > train_steps:
+        raise ConfigError(f"sample.steps is {steps}, more than the {train_steps} timesteps of the model's training")
+    offset = int(scheduler["steps_offset"])
+    timesteps = ddim_timesteps(steps, train_steps=train_steps, spacing=scheduler["timestep_spacing"], offset=offset)
+    if timesteps[0] >= train_steps:
+        raise ConfigError(
+            f"sample.steps is {steps}, and with the scheduler's steps_offset of {offset} the first timestep is "
+            f"{timesteps[0]}, beyond the {train_steps} of the model's training; use fewer steps"
+        )
+    return ddim_schedule(
+        alphas_cumprod,
+        timesteps,
+        scheduler["prediction_type"],
+        eta=settings.eta,
+        final_alpha_cumprod=1.0 if scheduler["set_alpha_to_one"] else float(alphas_cumprod[0]),
+    )
+
+
+def _call_arguments(settings: DdimSettings, noise: Noise, steps: int) -> dict[str, Any]:
+    return {"num_inference_steps": steps, "eta": settings.eta}
+
+
+def _find_no_actions(settings: DdimSettings, steps: int) -> tuple[str, str] | None:
+    return (f"sampler.eta is {settings.eta:g}", "raise it") if settings.eta == 0 else None
+
+
+SAMPLER = Sampler(
+    settings=DdimSettings,
+    scheduler="DDIMScheduler",
+    schedule=_schedule,
+    call_arguments=_call_arguments,
+    find_no_actions=_find_no_actions,
+    noise_on_last_call=False,
+    # The noise of the last steps is so small that the rounding of folded products would show in the ratio.
+    folds_lora=False,
+    fits_pretraining=True,
+    distilled=False,
+    steps=50,
+    drawing={"eta": 0.0},
+    comfyui={"sampler_name": "ddim", "scheduler": "ddim_uniform"},
+)

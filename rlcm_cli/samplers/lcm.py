@@ -6,29 +6,23 @@ H − 1 are actions; the last one is deterministic, and its image gets the rewar
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-import torch
-from torch import Tensor
+from rlcm_cli.samplers import Noise, Sampler
+from rlcm_cli.samplers._distilled import DistilledSettings, choose_timesteps, timestep_arguments
 
-from rlcm_cli.core.schedule import PredictionType, Schedule, predict_image, roots
+if TYPE_CHECKING:
+    from torch import Tensor
 
-Spacing = Literal["diffusers", "strided"]
+    from rlcm_cli.core.schedule import PredictionType, Schedule
 
 SIGMA_DATA = 0.5
 
 
-def lcm_timesteps(steps: int, *, original_steps: int, train_steps: int, spacing: Spacing) -> Tensor:
-    """Choose H timesteps of the distillation's schedule k, 2k, … (each − 1), int64 [H], falling.
+class LcmSettings(DistilledSettings):
+    """The multistep sampling of a latent consistency model: H − 1 of H model calls draw noise."""
 
-    `diffusers` takes evenly spaced indices as `LCMScheduler` and `TCDScheduler` do, `strided` every
-    (original_steps // H)-th as the published RLCM code: for H = 4, [999, 759, 499, 259] against [999, 759, 519, 279].
-    """
-    origin = (torch.arange(1, original_steps + 1) * (train_steps // original_steps) - 1).flip(0)
-    if spacing == "strided":
-        return origin[:: original_steps // steps][:steps]
-    # In float64, not in whole numbers: where a multiple is whole, diffusers' index may be rounded to the one below.
-    return origin[(torch.arange(steps).double() * (original_steps / steps)).long()]
+    kind: Literal["lcm"] = "lcm"
 
 
 def lcm_schedule(
@@ -53,6 +47,10 @@ def lcm_schedule(
         last_std: Standard deviation of the last call around its denoised latents; 0: deterministic. Above 0 it is
             an action as well, so that H calls have H actions (LaSRO, arXiv 2411.15247).
     """
+    import torch
+
+    from rlcm_cli.core.schedule import Schedule, predict_image, roots
+
     alpha, sigma = roots(alphas_cumprod[timesteps])
     scaled = timesteps.double() * timestep_scaling
     c_skip = SIGMA_DATA**2 / (scaled**2 + SIGMA_DATA**2)
@@ -67,3 +65,32 @@ def lcm_schedule(
         of_output=signal * c_out * image_of_output,
         std=std,
     )
+
+
+def _schedule(settings: LcmSettings, noise: Noise, steps: int, last_std: float) -> Schedule:
+    return lcm_schedule(
+        noise.alphas_cumprod,
+        choose_timesteps(settings, noise, steps),
+        noise.scheduler["prediction_type"],
+        timestep_scaling=float(noise.scheduler["timestep_scaling"]),
+        last_std=last_std,
+    )
+
+
+def _find_no_actions(settings: LcmSettings, steps: int) -> tuple[str, str] | None:
+    return (f"sample.steps is {steps}", "use --steps 2 or more") if steps < 2 else None
+
+
+SAMPLER = Sampler(
+    settings=LcmSettings,
+    scheduler="LCMScheduler",
+    schedule=_schedule,
+    call_arguments=timestep_arguments,
+    find_no_actions=_find_no_actions,
+    noise_on_last_call=True,
+    folds_lora=True,
+    fits_pretraining=False,
+    distilled=True,
+    steps=4,
+    comfyui={"ModelSamplingDiscrete": "lcm", "sampler_name": "lcm", "scheduler": "sgm_uniform"},
+)

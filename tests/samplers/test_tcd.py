@@ -4,9 +4,9 @@ import pytest
 import torch
 from diffusers import TCDScheduler
 
-from rlcm_cli.core.lcm import lcm_timesteps
 from rlcm_cli.core.schedule import Schedule, transition
-from rlcm_cli.core.tcd import tcd_schedule
+from rlcm_cli.samplers._distilled import distilled_timesteps
+from rlcm_cli.samplers.tcd import tcd_schedule
 
 PREDICTION_TYPES = ["epsilon", "v_prediction", "sample"]
 
@@ -18,7 +18,7 @@ def diffusers_scheduler(prediction_type="epsilon") -> TCDScheduler:
 
 
 def make_schedule(steps, gamma, prediction_type="epsilon", *, alphas_cumprod=None) -> Schedule:
-    timesteps = lcm_timesteps(steps, original_steps=50, train_steps=1000, spacing="diffusers")
+    timesteps = distilled_timesteps(steps, original_steps=50, train_steps=1000, spacing="diffusers")
     if alphas_cumprod is None:
         alphas_cumprod = diffusers_scheduler().alphas_cumprod
     return tcd_schedule(alphas_cumprod, timesteps, prediction_type, gamma=gamma)

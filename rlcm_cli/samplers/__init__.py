@@ -1,0 +1,141 @@
+"""The samplers, one file each: settings, timesteps, the Gaussian of each model call, and what else depends on them.
+
+A module of this folder that does not begin with an underscore is a sampler. Its name is the sampler's kind, and its
+constant `SAMPLER` says all that the rest of the program needs to know. No module imports torch when it is imported.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Annotated, Any, Union
+
+from pydantic import Field
+
+from rlcm_cli.discovery import discover
+from rlcm_cli.errors import ConfigError
+from rlcm_cli.sections import Section
+from rlcm_cli.wording import nearest
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from rlcm_cli.core.schedule import Schedule
+
+
+class SamplerSettings(Section):
+    """What the settings of every sampler have in common."""
+
+    kind: str
+    """Name of the sampler."""
+
+
+@dataclass(frozen=True)
+class Noise:
+    """The noise that a model was trained with, as its pipeline's scheduler states it."""
+
+    scheduler: Mapping[str, Any]
+    """The configuration of the sampler's scheduler, with the noise schedule of the pipeline's own."""
+    alphas_cumprod: Tensor
+    """ᾱ, float32 [train steps], on the CPU."""
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """A way to draw images with a model."""
+
+    settings: type[SamplerSettings]
+    """Settings of the table [sampler]; their `kind` is a literal, with itself as its default."""
+    scheduler: str
+    """Class of diffusers whose steps are drawn."""
+    schedule: Callable[[Any, Noise, int, float], Schedule]
+    """(settings, noise, H, last std) → the H model calls, timesteps included. The last std, of the last call, is above
+    0 only where `noise_on_last_call` is set. Raises `ConfigError` for settings that do not fit the noise."""
+    call_arguments: Callable[[Any, Noise, int], dict[str, Any]]
+    """(settings, noise, H) → what the `__call__` of diffusers' pipelines takes to draw the same."""
+    find_no_actions: Callable[[Any, int], tuple[str, str] | None]
+    """(settings, H) → why no model call draws noise, and what to do about it; None: these settings are no reason."""
+    noise_on_last_call: bool
+    """Whether a small Gaussian can be added to the last call (last_step.mode noise)."""
+    folds_lora: bool
+    """Whether a LoRA may be added to the weights while drawing: the noise of every step is large beside the rounding
+    of the sum."""
+    fits_pretraining: bool
+    """Whether its models were trained to denoise images, as the loss of [pretraining] does."""
+    distilled: bool
+    """Whether it draws with weights that few steps were distilled into, mostly with their guidance."""
+    steps: int
+    """Model calls H of an image, outside of training."""
+    drawing: Mapping[str, Any] = field(default_factory=dict)
+    """Settings that are others than the defaults outside of training."""
+    comfyui: Mapping[str, str] = field(default_factory=dict)
+    """ComfyUI's node or field → its value; empty: it has no such sampler."""
+
+    @property
+    def kind(self) -> str:
+        """Name of the sampler, which a configuration chooses it by."""
+        return str(self.settings.model_fields["kind"].default)
+
+    @property
+    def setting_names(self) -> list[str]:
+        """Names of its settings, but for the kind."""
+        return [name for name in self.settings.model_fields if name != "kind"]
+
+    def default_settings(self) -> SamplerSettings:
+        """Return the settings of training, where nothing is said of them."""
+        return self.settings.model_validate({})
+
+    def drawing_settings(self) -> SamplerSettings:
+        """Return the settings outside of training, where nothing is said of them."""
+        return self.settings.model_validate(self.drawing)
+
+
+SAMPLERS: Mapping[str, Sampler] = discover(__name__, __path__, "SAMPLER", Sampler)
+"""Every sampler, by its kind."""
+
+
+DEFAULT = "lcm"
+"""Kind of the sampler of a configuration that names none."""
+
+if TYPE_CHECKING:
+    AnySamplerSettings = SamplerSettings
+else:
+    AnySamplerSettings = Annotated[
+        Union[tuple(sampler.settings for sampler in SAMPLERS.values())],  # noqa: UP007 - of a tuple
+        Field(discriminator="kind"),
+    ]
+
+
+def find_sampler(kind: str) -> Sampler:
+    """Return the sampler of a kind. Raises `ConfigError` for an unknown one."""
+    if kind not in SAMPLERS:
+        raise ConfigError(
+            f"there is no sampler '{kind}'{nearest(kind, list(SAMPLERS))}; the samplers are {', '.join(SAMPLERS)}"
+        )
+    return SAMPLERS[kind]
+
+
+def find_owners(setting: str) -> list[str]:
+    """Return the kinds of the samplers that have a setting of a name."""
+    return [kind for kind, sampler in SAMPLERS.items() if setting in sampler.setting_names]
+
+
+def read_setting(text: str) -> int | float | str:
+    """Read the value of a setting from an option, a cell or a picture: a number where it is a finite one."""
+    for kind in (int, float):
+        with contextlib.suppress(ValueError):
+            number = kind(text)
+            if math.isfinite(number):
+                return number
+    return text
+
+
+def explain_no_actions(settings: SamplerSettings, steps: int) -> str | None:
+    """Return an error's line where these settings leave no model call that draws noise; None where they leave one."""
+    found = SAMPLERS[settings.kind].find_no_actions(settings, steps)
+    if found is None:
+        return None
+    cause, advice = found
+    return f"{cause}: no step of the sampler {settings.kind} draws noise, so there is no action to train; {advice}"
