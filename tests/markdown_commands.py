@@ -46,7 +46,7 @@ def read_commands(text: str) -> list[Shown]:
 
 
 def read_files(text: str) -> dict[str, str]:
-    """Give the fenced blocks that begin with a comment naming a file, `# redness.py`: name → text."""
+    """Return the fenced blocks that begin with a comment naming a file, `# redness.py`: name → text."""
     named = re.findall(r"^```\w*\n# ([\w.]+\.py)\b[^\n]*\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
     return dict(named)
 
@@ -94,7 +94,7 @@ def _join(lines: list[tuple[int, str]]) -> Iterator[tuple[int, str]]:
 
 
 def _commands(line: str) -> Iterator[tuple[str, ...]]:
-    """Give the commands of a line that call one of `PROGRAMS`, without their environment and what follows a pipe."""
+    """Yield the commands of a line that call one of `PROGRAMS`, without their environment and what follows a pipe."""
     try:
         words = shlex.split(line.removeprefix("$ "), comments=True)
     except ValueError:  # an apostrophe in a drawing

@@ -1,8 +1,7 @@
-"""The commands of the README are what they say: each is run, or is listed here with the reason why it is not."""
+"""The commands of README and docs do what they say: each is run, or is listed here with the reason why it is not."""
 
 from __future__ import annotations
 
-import itertools
 import os
 import re
 import shlex
@@ -20,7 +19,9 @@ from rlcm_cli.cli.app import app
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
-PAGES = [README, *sorted((ROOT / "examples").glob("*/README.md"))]
+RUN_PAGES = [README, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+"""Every command of these is run, in this order."""
+PAGES = [*RUN_PAGES, *sorted((ROOT / "examples").glob("*/README.md"))]
 PROGRAM = typer.main.get_command(app)
 LONGEST = 1200  # seconds; a loaded machine starts a process slowly
 
@@ -31,10 +32,10 @@ SMALL = (
 """Appended to what starts a run, which would take minutes as it is; 12 images are whole groups of 1, 2, 3, 4 or 6."""
 
 
-LENT = {"runs/a": "runs/compression", "runs/b": "runs/rlcm-1"}
-"""Runs whose LoRA the README draws with before it makes them, or without: other ones of it, made where need be."""
-FILES = {"prompts.csv": "prompt,seed\na cat,1\na dog,2\n"}
-"""Files that the README speaks of and one has."""
+LENT = "runs/lent"
+"""A small run. Where a page speaks of a run before it makes it, or of one that takes a GPU, a copy of it is there."""
+FILES = {"prompts.csv": "prompt,seed\na cat,1\na dog,2\n", "mine.toml": 'task = "compression"\n'}
+"""Files that the pages speak of and one has, or that they write by a redirection."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class Rule:
     how: str
     """`run`; `make`, of whose target the recipe is looked at and run; `parse`, for the reason given."""
     append: str = ""
-    """Options after those of the README."""
+    """Options after those of the page."""
     reason: str = ""
 
 
@@ -98,10 +99,18 @@ def show(page: Path, command: Shown) -> str:
     return f"{page.relative_to(ROOT)}:{command.line}: {command.text}"
 
 
-def test_every_command_of_the_readme_is_known_to_this_test():
-    commands = [command for command in read_page(README) if not command.inline]
-    assert len(commands) > 10
-    assert [show(README, command) for command in commands if find_rule(command) is None] == []
+def blocks(page: Path) -> list[Shown]:
+    return [command for command in read_page(page) if not command.inline]
+
+
+@pytest.mark.parametrize("page", RUN_PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_command_is_known_to_this_test(page):
+    assert [show(page, command) for command in blocks(page) if find_rule(command) is None] == []
+
+
+def test_commands_are_found_where_they_are():
+    assert len(blocks(README)) >= 5
+    assert len(replay()) > 40
 
 
 def test_what_is_not_run_has_a_reason():
@@ -136,6 +145,8 @@ def test_modules_and_targets_exist(page):
             source = module.read_text(encoding="utf-8") if module.exists() else ""
             known = all(f'"{option}"' in source for option in command.options[1:])
             known &= bool(source)
+        elif program == "python" and words and words[0].endswith(".py"):
+            known = (ROOT / words[0]).exists()
         else:
             continue
         if not known:
@@ -152,41 +163,56 @@ def test_options_of_the_scripts_exist(script):
         assert set(re.findall(r"(?<=\s)--[a-z-]+", rest)) <= known, script
 
 
-# Run, in the order of the page, in one folder
+# Run, in the order of the pages, in one folder
 
 
-def replay() -> list[tuple[Shown, Rule]]:
-    found = [(command, find_rule(command)) for command in read_page(README) if not command.inline]
-    return [(command, rule) for command, rule in found if rule is not None and rule.how != "parse"]
+def replay() -> list[tuple[str, Shown, Rule]]:
+    found = [(page, command, find_rule(command)) for page in RUN_PAGES for command in blocks(page)]
+    return [
+        (str(page.relative_to(ROOT)), command, rule)
+        for page, command, rule in found
+        if rule is not None and rule.how != "parse"
+    ]
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Where the commands are run, with the files that the README tells one to write."""
-    folder = tmp_path_factory.mktemp("readme")
-    for name, text in {**FILES, **read_files(README.read_text(encoding="utf-8"))}.items():
-        (folder / name).write_text(text, encoding="utf-8")
+    """Where the commands are run, with the files that the pages tell one to write."""
+    folder = tmp_path_factory.mktemp("pages")
+    written = [read_files(page.read_text(encoding="utf-8")) for page in RUN_PAGES]
+    for files in (FILES, *written):
+        for name, text in files.items():
+            (folder / name).write_text(text, encoding="utf-8")
     return folder
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("command", "rule"), replay(), ids=lambda part: part.text if isinstance(part, Shown) else "")
-def test_a_command_of_the_readme_runs(folder, command, rule):
+@pytest.mark.parametrize(
+    ("page", "command", "rule"), replay(), ids=lambda part: part.text if isinstance(part, Shown) else str(part)[:40]
+)
+def test_a_command_runs(folder, page, command, rule):
     words = list(command.words)
     if rule.how == "make":
         words = recipe(words)
-    assert words[0] == "rlcm"
-    for option, name in itertools.pairwise(words):
-        if option == "--lora" and name in LENT and not (folder / name).exists():
-            lend(folder / LENT[name], folder / name)
+    assert words[0] == "rlcm", page
+    for run in missing_runs(folder, words):
+        lend(folder, run)
     call(folder, *words[1:], *shlex.split(rule.append))
 
 
-def lend(made: Path, wanted: Path) -> None:
-    """Put a run of the README where it wants another."""
-    if not made.exists():
-        call(made.parent.parent, *shlex.split(f"loop --task compression --seed 1 --run {made} --iterations 2 {SMALL}"))
-    shutil.copytree(made, wanted)
+def missing_runs(folder: Path, words: list[str]) -> list[Path]:
+    """List the runs that a command reads, as it starts none, and that are not there."""
+    if "--task" in words or "--config" in words:
+        return []
+    named = {found[0] for word in words if (found := re.match(r"runs/[\w.-]+", word))}
+    return [folder / name for name in sorted(named) if not (folder / name).exists()]
+
+
+def lend(folder: Path, wanted: Path) -> None:
+    """Put the small run where a command reads another."""
+    if not (folder / LENT).exists():
+        call(folder, *shlex.split(f"loop --task compression --seed 1 --run {LENT} --iterations 2 {SMALL}"))
+    shutil.copytree(folder / LENT, wanted)
 
 
 def call(folder: Path, *words: str) -> None:
@@ -205,7 +231,7 @@ def call(folder: Path, *words: str) -> None:
 
 
 def recipe(words: list[str]) -> list[str]:
-    """Give the command of `rlcm` that a make target ends with."""
+    """Return the command of `rlcm` that a make target ends with."""
     make = shutil.which("make")
     if make is None:
         pytest.skip("needs make")

@@ -1,0 +1,151 @@
+"""Write the tables of these pages from the package: each stands between a line that names it and an end mark.
+
+python docs/tables.py
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import rlcm_cli
+from rlcm_cli.objectives import Need, list_objectives
+from rlcm_cli.rewards import REWARDS
+from rlcm_cli.samplers import SAMPLERS
+
+FOLDER = Path(__file__).parent
+PRESETS = Path(rlcm_cli.__file__).with_name("tasks")
+BLOCK = re.compile(r"(<!-- generated: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def main() -> None:
+    """Bring every page up to date."""
+    for page in sorted(FOLDER.rglob("*.md")):
+        text = page.read_text(encoding="utf-8")
+        current = fill(text)
+        if current != text:
+            page.write_text(current, encoding="utf-8")
+            print(f"{page.relative_to(FOLDER)}: updated")
+
+
+def fill(text: str) -> str:
+    """Return a page with its tables as the package has them now."""
+    return BLOCK.sub(lambda found: f"{found[1]}\n{TABLES[found[2]]()}\n{found[3]}", text)
+
+
+def list_rewards() -> str:
+    """List the rewards."""
+    rows = []
+    for name, entry in REWARDS.items():
+        notes = ["differentiable"] if entry.differentiable else []
+        notes += ["all images of a prompt together"] if entry.set_level else []
+        rows.append([code(name), entry.description, entry.value_range, entry.needs, ", ".join(notes)])
+    rows.append([code("FILE.py:FUNCTION"), "any Python function of images", "any", "your code", ""])
+    rows.append([code("http://HOST:8000/NAME"), "what `rlcm serve-reward NAME` serves there", "any", "a server", ""])
+    return table(["reward", "measures", "range", "needs", "notes"], rows)
+
+
+def list_samplers() -> str:
+    """List the samplers."""
+    rows = [
+        [
+            code(kind),
+            first_sentence(sampler.settings.__doc__),
+            code(sampler.scheduler),
+            list_settings("sampler", sampler.default_settings().model_dump()),
+            sampler.steps,
+            "yes" if sampler.noise_on_last_call else "no",
+        ]
+        for kind, sampler in SAMPLERS.items()
+    ]
+    return table(
+        ["`--sampler`", "what it is", "scheduler of diffusers", "settings (default)", "steps", "`--last-step noise`"],
+        rows,
+    )
+
+
+def list_all_objectives() -> str:
+    """List the objectives."""
+    rows = [
+        [
+            code(kind),
+            first_sentence(objective.settings.__doc__),
+            list_settings("objective", objective.settings().model_dump()),
+            ", ".join(need.value for need in Need if need in objective.needs),
+            ", ".join(objective.advantages.admitted),
+        ]
+        for kind, objective in list_objectives().items()
+    ]
+    return table(
+        ["`--objective`", "what it does", "settings (default)", "needs", "`train.advantages`, first the default"], rows
+    )
+
+
+def list_presets() -> str:
+    """List the presets."""
+    rows = []
+    for file in sorted(PRESETS.glob("*.toml")):
+        text = file.read_text(encoding="utf-8")
+        published = tomllib.loads(text)
+        embedded = published["embedded"]
+        papers = list(dict.fromkeys(re.findall(r"arXiv (\d{4}\.\d{5})", text)))
+        rows.append(
+            [
+                code(file.stem),
+                text.splitlines()[0].removeprefix("# ").partition(" (")[0].rstrip("."),
+                f"{published['sampler']['kind']}, {published['objective']['kind']}",
+                describe_run(published, {}),
+                describe_run(published, embedded),
+                ", ".join(f"[{paper}](https://arxiv.org/abs/{paper})" for paper in papers),
+            ]
+        )
+    return table(
+        ["`--task`", "for", "sampler, objective", "published values", "on the embedded model", "source"], rows
+    )
+
+
+def describe_run(published: Mapping[str, Any], embedded: Mapping[str, Any]) -> str:
+    """Describe the size of a preset's run and its rewards."""
+
+    def find(section: str, key: str) -> Any:
+        return {**published[section], **embedded.get(section, {})}[key]
+
+    rewards = embedded.get("rewards", published["rewards"])
+    weighed = " + ".join(name if weight == 1 else f"{weight:g} × {name}" for name, weight in rewards.items())
+    size = f"{find('runtime', 'iterations'):,} × {find('sample', 'samples'):,} images"
+    return f"{weighed}; H = {find('sample', 'steps')}; {size}"
+
+
+def list_settings(section: str, values: Mapping[str, Any]) -> str:
+    """List settings with their defaults."""
+    return ", ".join(f"`{section}.{name}` ({value})" for name, value in values.items() if name != "kind")
+
+
+def first_sentence(text: str | None) -> str:
+    """Return the first sentence of a docstring, on one line."""
+    return " ".join((text or "").split("\n\n")[0].split()).rstrip(".")
+
+
+def code(name: str) -> str:
+    """Put a name between backquotes."""
+    return f"`{name}`"
+
+
+def table(head: list[str], rows: Iterable[list[Any]]) -> str:
+    """Lay out a Markdown table."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(str(cell).replace('|', '&#124;') for cell in line)} |" for line in lines) + "\n"
+
+
+TABLES: Mapping[str, Callable[[], str]] = {
+    "rewards": list_rewards,
+    "samplers": list_samplers,
+    "objectives": list_all_objectives,
+    "presets": list_presets,
+}
+
+if __name__ == "__main__":
+    main()
