@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
 from pydantic import Field, model_validator
 
 from rlcm_cli.errors import ConfigError
-from rlcm_cli.objectives import DEFAULT, UNMET, Need, find_objective, list_objectives
+from rlcm_cli.objectives import DEFAULT, OBJECTIVES, UNMET, Need, find_objective
 from rlcm_cli.samplers import DEFAULT as DEFAULT_SAMPLER
 from rlcm_cli.samplers import SAMPLERS, AnySamplerSettings, explain_no_actions
 from rlcm_cli.sections import NonNegativeFloat, PositiveFloat, PositiveInt, Section
@@ -297,13 +297,13 @@ if TYPE_CHECKING:
 
 else:
     ObjectiveSettings = Annotated[
-        Union[tuple(objective.settings for objective in list_objectives().values())],  # noqa: UP007
+        Union[tuple(objective.settings for objective in OBJECTIVES.values())],  # noqa: UP007
         Field(discriminator="kind"),
     ]
 
 
 def _default_objective() -> Any:
-    return list_objectives()[DEFAULT].settings()
+    return OBJECTIVES[DEFAULT].settings()
 
 
 class Config(Section):
@@ -390,7 +390,7 @@ class Config(Section):
                 "sample.group_size to 2 or more"
             )
         if kind not in admitted:
-            others = [name for name, one in list_objectives().items() if kind in one.advantages.admitted]
+            others = [name for name, one in OBJECTIVES.items() if kind in one.advantages.admitted]
             raise ValueError(
                 f"train.advantages is {kind}, and objective.kind {objective.kind} takes {', '.join(admitted)}; leave "
                 f"it out, or use objective {' or '.join(others)}"

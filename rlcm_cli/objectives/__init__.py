@@ -8,7 +8,6 @@ module with hyphens. No module of this folder imports torch at its top, since th
 from __future__ import annotations
 
 import enum
-import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
@@ -111,12 +110,10 @@ class Objective(Generic[SettingsT]):
         return str(self.settings.model_fields["kind"].default)
 
 
-@functools.cache
-def list_objectives() -> Mapping[str, Objective[Any]]:
-    """Return the objectives by kind. Raises `ConfigError` for a module of this folder that declares none."""
-    return discover(__name__, __path__, "OBJECTIVE", Objective)
-
-
 def find_objective(config: Config) -> Objective[Any]:
     """Return the objective of a configuration."""
-    return list_objectives()[config.objective.kind]
+    return OBJECTIVES[config.objective.kind]
+
+
+OBJECTIVES: Mapping[str, Objective[Any]] = discover(__name__, __path__, "OBJECTIVE", Objective)
+"""Every objective, by its kind. The modules import what stands above."""

@@ -11,6 +11,7 @@ from rlcm_cli.core.schedule import Schedule
 from rlcm_cli.errors import ConfigError
 from rlcm_cli.models.diffusion import DiffusionModel
 from rlcm_cli.models.schedules import build_schedule
+from rlcm_cli.objectives import Need, find_objective
 from rlcm_cli.samplers import SamplerSettings, explain_no_actions
 from rlcm_cli.store.manifest import ScheduleRecord
 
@@ -23,7 +24,8 @@ def drawing_schedule(settings: SamplerSettings, steps: int, model: DiffusionMode
 def training_schedule(config: Config, model: DiffusionModel) -> Schedule:
     """Build the schedule that rollouts are drawn with.
 
-    Raises `ConfigError` where no step of it draws an action, or the last one cannot be what the configuration says.
+    Raises `ConfigError` where no step of it draws an action and the objective needs some, or the last one cannot be
+    what the configuration says.
     """
     sample, last = config.sample, config.last_step
     if last.mode == "noise" and not model.sampler.noise_on_last_call:
@@ -38,7 +40,7 @@ def training_schedule(config: Config, model: DiffusionModel) -> Schedule:
             "last_step.mode backprop is for samplers whose last call alone draws no noise, as an LCM's; here the "
             f"sampler {model.sampler.kind} draws noise at {schedule.actions} of {schedule.steps} calls; leave it out"
         )
-    if not schedule.actions and last.mode != "backprop":
+    if not schedule.actions and last.mode != "backprop" and Need.ACTIONS in find_objective(config).needs:
         raise ConfigError(
             explain_no_actions(config.sampler, sample.steps)
             or f"sample.steps is {sample.steps}: no step of the sampler {model.sampler.kind} draws noise with this "

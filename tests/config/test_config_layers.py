@@ -24,7 +24,7 @@ from rlcm_cli.config import (
     task_text,
 )
 from rlcm_cli.errors import ConfigError
-from rlcm_cli.objectives import Need, list_objectives
+from rlcm_cli.objectives import OBJECTIVES, Need
 
 PAPERS_MODEL = "SimianLuo/LCM_Dreamshaper_v7"
 
@@ -631,7 +631,7 @@ def test_a_configuration_cannot_be_changed_in_place(preset):
 
 
 def test_an_objective_whose_needs_no_phase_meets_is_refused(monkeypatch):
-    ppo = list_objectives()["ppo"]
+    ppo = OBJECTIVES["ppo"]
     needy = dataclasses.replace(ppo, needs=ppo.needs | {Need.FINAL_LATENTS})
     monkeypatch.setattr("rlcm_cli.config.settings.find_objective", lambda config: needy)
     with pytest.raises(ConfigError, match=r"^objective\.kind ppo needs final latents, which no phase provides yet"):
@@ -640,6 +640,6 @@ def test_an_objective_whose_needs_no_phase_meets_is_refused(monkeypatch):
 
 def test_an_objective_without_actions_asks_for_none(monkeypatch, preset):
     resolved = resolve_config([preset], flags={"sample.steps": 1})
-    free = dataclasses.replace(list_objectives()["ppo"], needs=frozenset())
+    free = dataclasses.replace(OBJECTIVES["ppo"], needs=frozenset())
     monkeypatch.setattr("rlcm_cli.config.settings.find_objective", lambda config: free)
     resolved.require_actions()

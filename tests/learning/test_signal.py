@@ -8,7 +8,7 @@ import torch
 
 from rlcm_cli.config import Config, parse_config
 from rlcm_cli.learning.signal import describe_rest, find_no_signal, starts_to_rest
-from rlcm_cli.objectives import find_objective, list_objectives
+from rlcm_cli.objectives import OBJECTIVES, find_objective
 
 
 def configure(kind: str, **sections) -> Config:
@@ -23,7 +23,7 @@ def no_signal(config, advantages, rewards, pathwise=()):
     return find_no_signal(data, np.array(advantages))
 
 
-@pytest.mark.parametrize("kind", list_objectives())
+@pytest.mark.parametrize("kind", OBJECTIVES)
 def test_rewards_that_differ_teach_and_equal_ones_do_not(kind):
     assert no_signal(configure(kind), [1.0, -1.0], [3.0, 1.0]) is None
     assert no_signal(configure(kind), [0.0, 0.0], [3.0, 3.0]) == (
@@ -31,9 +31,9 @@ def test_rewards_that_differ_teach_and_equal_ones_do_not(kind):
     )
 
 
-@pytest.mark.parametrize("kind", list_objectives())
+@pytest.mark.parametrize("kind", OBJECTIVES)
 def test_equal_advantages_teach_where_they_are_not_compared_with_each_other(kind):
-    differences_only = list_objectives()[kind].advantages.differences_only
+    differences_only = OBJECTIVES[kind].advantages.differences_only
     assert differences_only == (kind in ("rebel", "rwr", "rwr-sparse"))
     found = no_signal(configure(kind), [0.5, 0.5], [3.0, 3.0])
     assert (found is not None) == differences_only

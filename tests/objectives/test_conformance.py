@@ -28,7 +28,7 @@ from rlcm_cli.learning.rollout import Rollout
 from rlcm_cli.learning.update import weigh_samples
 from rlcm_cli.models.diffusion import DiffusionModel
 from rlcm_cli.models.lora import lora_parameters
-from rlcm_cli.objectives import UNMET, Need, list_objectives
+from rlcm_cli.objectives import OBJECTIVES, UNMET, Need
 from rlcm_cli.phases.read_rollout import read_rollout
 from rlcm_cli.phases.train import train
 from rlcm_cli.store.checkpoint import read_trainer_state
@@ -124,11 +124,11 @@ def take_gradient(model: DiffusionModel) -> Tensor:
     return gradient
 
 
-@pytest.mark.parametrize("kind", list_objectives())
+@pytest.mark.parametrize("kind", OBJECTIVES)
 def test_the_gradient_of_the_step_is_that_of_the_definition(tiny_lcm, moved, kind):
     assert kind in DEFINITIONS, f"write the definition of '{kind}' out in DEFINITIONS, with settings that make it act"
     model, rollout = moved
-    objective, config = list_objectives()[kind], configure(tiny_lcm, kind)
+    objective, config = OBJECTIVES[kind], configure(tiny_lcm, kind)
     log_probs, old = log_probs_of(model, rollout), rollout.trajectories.log_probs_BA
     assert (log_probs - old).abs().max() > 1e-4, "the policy has moved"
     loss = DEFINITIONS[kind][0](log_probs, old, ADVANTAGES, config.objective)
@@ -149,7 +149,7 @@ def test_the_gradient_of_the_step_is_that_of_the_definition(tiny_lcm, moved, kin
     assert set(metrics[1]) == set(objective.metrics)
 
 
-@pytest.mark.parametrize("kind", list_objectives())
+@pytest.mark.parametrize("kind", OBJECTIVES)
 def test_the_kl_penalty_is_independent_of_the_micro_batch(tiny_lcm, moved, kind):
     model, rollout = moved
     minibatch, gradients = Minibatch(ORDER, torch.arange(ACTIONS).expand(SAMPLES, -1)), []
@@ -157,12 +157,12 @@ def test_the_kl_penalty_is_independent_of_the_micro_batch(tiny_lcm, moved, kind)
         flags = {"runtime.micro_batch_size": size, "train.kl_weight": 0.3}
         config = override_config(configure(tiny_lcm, kind), flags=flags)
         learner = Learner(model, rollout, weigh_samples(config, ADVANTAGES), config)
-        assert list_objectives()[kind].accumulate(learner, minibatch).values["kl_to_base"] > 0
+        assert OBJECTIVES[kind].accumulate(learner, minibatch).values["kl_to_base"] > 0
         gradients.append(take_gradient(model))
     assert (gradients[0] - gradients[1]).norm() < 1e-4 * gradients[0].norm()
 
 
-@pytest.mark.parametrize("kind", list_objectives())
+@pytest.mark.parametrize("kind", OBJECTIVES)
 def test_the_forwards_that_it_counts_are_those_that_it_makes(tiny_lcm, moved, kind, monkeypatch):
     model, rollout = moved
     config = configure(tiny_lcm, kind)
@@ -175,12 +175,12 @@ def test_the_forwards_that_it_counts_are_those_that_it_makes(tiny_lcm, moved, ki
 
     monkeypatch.setattr(model, "predict", counted)
     learner = Learner(model, rollout, weigh_samples(config, ADVANTAGES), config)
-    list_objectives()[kind].accumulate(learner, Minibatch(ORDER, torch.arange(ACTIONS).expand(SAMPLES, -1)))
+    OBJECTIVES[kind].accumulate(learner, Minibatch(ORDER, torch.arange(ACTIONS).expand(SAMPLES, -1)))
     take_gradient(model)
-    assert sum(asked) == SAMPLES * list_objectives()[kind].forwards(config, ACTIONS)
+    assert sum(asked) == SAMPLES * OBJECTIVES[kind].forwards(config, ACTIONS)
 
 
-@pytest.mark.parametrize("kind", [kind for kind, one in list_objectives().items() if Need.ACTIONS in one.needs])
+@pytest.mark.parametrize("kind", [kind for kind, one in OBJECTIVES.items() if Need.ACTIONS in one.needs])
 def test_trajectories_without_actions_have_no_gradient(tiny_lcm, moved, kind):
     model, rollout = moved
     short = Trajectories(
@@ -191,21 +191,21 @@ def test_trajectories_without_actions_have_no_gradient(tiny_lcm, moved, kind):
         model, dataclasses.replace(rollout, trajectories=short), weigh_samples(config, ADVANTAGES), config
     )
     none = Minibatch(ORDER, torch.empty(SAMPLES, 0, dtype=torch.int64))
-    assert list_objectives()[kind].accumulate(learner, none).values == {LARGEST: 0.0}
+    assert OBJECTIVES[kind].accumulate(learner, none).values == {LARGEST: 0.0}
     assert all(parameter.grad is None for parameter in lora_parameters(model).values())
-    assert list_objectives()[kind].forwards(config, 0) == 0
+    assert OBJECTIVES[kind].forwards(config, 0) == 0
 
 
-@pytest.mark.parametrize("kind", list_objectives())
+@pytest.mark.parametrize("kind", OBJECTIVES)
 def test_its_needs_are_met_and_its_advantages_are_known(kind):
-    objective = list_objectives()[kind]
+    objective = OBJECTIVES[kind]
     assert not objective.needs & UNMET
     assert objective.advantages.admitted
     assert objective.settings.__doc__
 
 
 def test_no_objective_needs_torch_to_be_listed():
-    code = "import sys; import rlcm_cli.objectives as o; o.list_objectives(); assert 'torch' not in sys.modules"
+    code = "import sys; import rlcm_cli.objectives; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
@@ -296,8 +296,8 @@ def run_copy(copy: Path, *arguments: object) -> str:
 
 
 def test_an_iteration_trains_with_each(tiny_lcm, tmp_path):
-    for kind in list_objectives():
+    for kind in OBJECTIVES:
         run, model = prepare(tmp_path / kind, configure(tiny_lcm, kind))
         metrics = finish(train(run, model))[-1].metrics
         assert metrics["grad_norm"] > 0
-        assert set(list_objectives()[kind].metrics) <= set(metrics)
+        assert set(OBJECTIVES[kind].metrics) <= set(metrics)

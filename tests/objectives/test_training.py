@@ -7,9 +7,8 @@ import pytest
 import torch
 from phase_runs import adapter, fingerprint, finish, largest_difference, make_config, prepare, shared_model
 
-from rlcm_cli.config import override_config, parse_config
+from rlcm_cli.config import override_config
 from rlcm_cli.core.gaussian import take_action
-from rlcm_cli.errors import ConfigError
 from rlcm_cli.learning.learner import Learner
 from rlcm_cli.learning.minibatches import Minibatch
 from rlcm_cli.learning.optimizer import clip_gradient
@@ -20,7 +19,6 @@ from rlcm_cli.phases.loop import loop
 from rlcm_cli.phases.policy import load_policy_model
 from rlcm_cli.phases.read_rollout import read_rollout
 from rlcm_cli.phases.run import create_run, open_run
-from rlcm_cli.phases.schedules import training_schedule
 from rlcm_cli.phases.score import load_scorers
 from rlcm_cli.phases.train import train
 from rlcm_cli.store.checkpoint import read_trainer_state
@@ -193,67 +191,6 @@ def test_rebel_ranks_actions_by_reward(tiny_lcm, tmp_path):
     record, _ = accumulate(model, rollout, whole(torch.arange(8)), advantages, settings)
     assert record.values["loss"] < reference.values["loss"]
     assert largest_difference(before, adapter(model)) > 0
-
-
-@pytest.fixture(scope="module")
-def teacher():
-    """The embedded diffusion model, sampled with DDIM."""
-    return load_policy_model(plain_config("emoji-diffusion", sampler={"kind": "ddim"}))
-
-
-def plain_config(name, **sections):
-    values = {"task": "compression", "rewards": {"compressibility": 1.0}, "runtime": {"device": "cpu"}}
-    return parse_config({**values, **sections, "model": {"name": str(name)}})
-
-
-def refused(config, model):
-    """Give the message of the refusal."""
-    with pytest.raises(ConfigError) as caught:
-        training_schedule(config, model)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
-
-
-class TestWhatMakesNoSense:
-    def test_ddim_without_noise(self, teacher):
-        message = refused(plain_config("emoji-diffusion", sampler={"kind": "ddim", "eta": 0.0}), teacher)
-        assert "sampler.eta is 0: no step of the sampler ddim draws noise" in message
-
-    @pytest.mark.parametrize("mode", ["noise", "backprop"])
-    def test_a_last_step_of_its_own_where_ddim_draws_noise_in_all(self, teacher, mode):
-        message = refused(plain_config("emoji-diffusion", sampler={"kind": "ddim"}, last_step={"mode": mode}), teacher)
-        assert f"last_step.mode {mode}" in message
-        assert "ddim" in message
-
-    def test_ddim_of_more_steps_than_it_was_trained_with(self, teacher):
-        message = refused(plain_config("emoji-diffusion", sampler={"kind": "ddim"}, sample={"steps": 1001}), teacher)
-        assert "sample.steps is 1001, more than the 1000 timesteps" in message
-
-    @pytest.mark.parametrize(
-        ("sections", "words"),
-        [
-            ({"sample": {"steps": 1}}, "sample.steps is 1: no step of the sampler lcm draws noise"),
-            ({"sample": {"steps": 51}}, "sample.steps is 51, more than the schedule's 50 (sampler.original_steps)"),
-            (
-                {"sampler": {"kind": "lcm", "original_steps": 1001}},
-                "sampler.original_steps is 1001, more than the 1000 timesteps",
-            ),
-        ],
-    )
-    def test_an_lcm_of_too_few_or_too_many_steps(self, tiny_lcm, sections, words):
-        assert words in refused(plain_config(tiny_lcm, **sections), shared_model(tiny_lcm))
-
-    @pytest.mark.parametrize(("gamma", "steps"), [(0.0, 4), (0.3, 1)])
-    def test_tcd_without_noise(self, gamma, steps):
-        sampler = {"kind": "tcd", "gamma": gamma}
-        settings = plain_config("emoji-diffusion", sampler=sampler, sample={"steps": steps})
-        message = refused(settings, load_policy_model(settings))
-        assert "no step of the sampler tcd draws noise" in message
-        assert f"sampler.gamma is {gamma:g}" in message
-
-    def test_an_lcm_of_one_step_has_an_action_where_noise_is_added(self, tiny_lcm):
-        config = plain_config(tiny_lcm, sample={"steps": 1}, last_step={"mode": "noise"})
-        assert training_schedule(config, shared_model(tiny_lcm)).actions == 1
 
 
 def test_noise_at_the_last_step_trains_as_many_actions_as_calls(tiny_lcm, tmp_path):
