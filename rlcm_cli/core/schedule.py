@@ -25,7 +25,7 @@ from rlcm_cli.core.trajectory import Trajectories
 
 PredictionType = Literal["epsilon", "v_prediction", "sample"]
 Predict = Callable[[Tensor, Tensor], Tensor]
-"""(latents [B, C, H, W], timesteps int64 [B]) → model output [B, C, H, W]."""
+"""(latents [B, C, H, W], timesteps [B]) → model output [B, C, H, W]."""
 
 
 @dataclass(frozen=True)
@@ -33,9 +33,9 @@ class Schedule:
     """The H model calls of a sampler, each with what its transition needs."""
 
     timesteps: Tensor
-    """int64 [H], falling."""
+    """int64 [H], falling; float64 of a sampler whose times are not whole."""
     next_timesteps: Tensor
-    """int64 [H]; below 0: the image."""
+    """Like `timesteps`; below 0: the image."""
     of_latents: Tensor
     """a of each call, float64 [H]."""
     of_output: Tensor
@@ -74,7 +74,7 @@ class Schedule:
         )
 
     def transition_pairs(self) -> Tensor:
-        """(timestep, next timestep) of each action, int64 [A, 2]."""
+        """(timestep, next timestep) of each action, [A, 2]."""
         return torch.stack([self.timesteps, self.next_timesteps], dim=1)[: self.actions]
 
 

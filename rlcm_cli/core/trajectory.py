@@ -21,7 +21,7 @@ class Trajectories:
     log_probs_BA: Tensor
     """float32, under the policy that drew them."""
     timesteps_A2: Tensor
-    """int64, (timestep, next timestep) of each action."""
+    """(timestep, next timestep) of each action, int64; float64 of a sampler whose times are not whole."""
 
     def __len__(self) -> int:
         return len(self.latents_BSCHW)

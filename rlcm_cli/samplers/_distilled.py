@@ -18,8 +18,8 @@ class DistilledSettings(SamplerSettings):
     """Settings of a sampler whose timesteps are some of the distillation's."""
 
     spacing: Spacing = "diffusers"
-    """Which timesteps: `diffusers`, those of its schedulers; `strided`, every (original_steps // H)-th, as RLCM's
-    code."""
+    """Which of the distillation's timesteps; `diffusers`: those of its schedulers; `strided`: every
+    (original_steps // H)-th, as RLCM's code."""
     original_steps: PositiveInt = 50
     """Length of the distillation's schedule, of which the H timesteps are a part."""
 

@@ -23,7 +23,8 @@ those of RFC 2119.
 
         latents          [B, S, C, h, w]  float    each state as the model was fed it
         log_probs        [B, A]           float32  of the actions, under the policy that drew them
-        timesteps        [A, 2]           int64    (timestep, next timestep) of each action
+        timesteps        [A, 2]           int64    (timestep, next timestep) of each action; float64 where a
+                                                   sampler has times that are not whole
         images           [B, 3, H, W]     uint8    decoded after the last model call, RGB
         sample_index     [B]              int64    position in the iteration
         group_id, member [B]              int64    group of the iteration, and place in it
