@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import rlcm_cli
-from rlcm_cli.objectives import Need, list_objectives
+from rlcm_cli.objectives import OBJECTIVES, Need
 from rlcm_cli.rewards import REWARDS
 from rlcm_cli.samplers import SAMPLERS
 
@@ -77,7 +77,7 @@ def list_all_objectives() -> str:
             ", ".join(need.value for need in Need if need in objective.needs),
             ", ".join(objective.advantages.admitted),
         ]
-        for kind, objective in list_objectives().items()
+        for kind, objective in OBJECTIVES.items()
     ]
     return table(
         ["`--objective`", "what it does", "settings (default)", "needs", "`train.advantages`, first the default"], rows
