@@ -187,9 +187,7 @@ def folder(tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("page", "command", "rule"), replay(), ids=lambda part: part.text if isinstance(part, Shown) else str(part)[:40]
-)
+@pytest.mark.parametrize(("page", "command", "rule"), replay(), ids=lambda part: getattr(part, "text", None))
 def test_a_command_runs(folder, page, command, rule):
     words = list(command.words)
     if rule.how == "make":

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class PpoSettings(Section):
-    """PPO: the clipped probability ratio times the advantage, over several optimizer steps an iteration."""
+    """PPO: the clipped probability ratio times the advantage, over several optimizer steps per iteration."""
 
     kind: Literal["ppo"] = "ppo"
     clip_range: PositiveFloat = 1e-4

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class ReinforceSettings(Section):
-    """REINFORCE: the plain policy gradient, in one optimizer step an iteration."""
+    """REINFORCE: the plain policy gradient, in one optimizer step per iteration."""
 
     kind: Literal["reinforce"] = "reinforce"
 

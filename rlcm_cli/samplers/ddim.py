@@ -18,7 +18,7 @@ TimestepSpacing = Literal["leading", "trailing", "linspace"]
 
 
 class DdimSettings(SamplerSettings):
-    """DDIM with noise: all H model calls draw noise, or H − 1 where the model's scheduler says so."""
+    """DDIM with noise: all H model calls add noise, or H − 1 where the model's scheduler says so."""
 
     kind: Literal["ddim"] = "ddim"
     eta: Annotated[float, Field(ge=0, le=1)] = 1.0

@@ -20,7 +20,7 @@ SIGMA_DATA = 0.5
 
 
 class LcmSettings(DistilledSettings):
-    """The multistep sampling of a latent consistency model: H − 1 of H model calls draw noise."""
+    """The multistep sampling of a latent consistency model: H − 1 of H model calls add noise."""
 
     kind: Literal["lcm"] = "lcm"
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class TcdSettings(DistilledSettings):
-    """The sampling of a trajectory consistency model: H − 1 of H model calls draw noise."""
+    """The sampling of a trajectory consistency model: H − 1 of H model calls add noise."""
 
     kind: Literal["tcd"] = "tcd"
     gamma: Annotated[float, Field(ge=0, le=1)] = 0.3

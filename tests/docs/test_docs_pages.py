@@ -67,3 +67,16 @@ def test_python_compiles_and_imports_what_the_package_has(page):
 def test_a_page_speaks_of_no_machine(page):
     text = page.read_text(encoding="utf-8")
     assert re.findall(r"(?:/home/|/root\b|/Users/|/work/|/tmp/)\S*", text) == []
+
+
+@by_path
+def test_modules_that_a_page_names_are_there(page):
+    text = page.read_text(encoding="utf-8")
+    missing = []
+    for path, name in re.findall(r"`([a-z_./]+\.py)(?:: (\w+))?`", text):
+        file = next((file for file in (ROOT / path, ROOT / "rlcm_cli" / path) if file.exists()), None)
+        if file is None and "/" in path:
+            missing.append(path)
+        elif file and name and not re.search(rf"\b(def|class) {name}\b", file.read_text(encoding="utf-8")):
+            missing.append(f"{path}: {name}")
+    assert missing == []
