@@ -113,6 +113,11 @@ def test_commands_are_found_where_they_are():
     assert len(replay()) > 40
 
 
+def test_the_readme_lists_every_command():
+    rows = re.findall(r"^\| `rlcm ([a-z-]+)\b[^`]*` \|", README.read_text(encoding="utf-8"), re.MULTILINE)
+    assert sorted(rows) == sorted(PROGRAM.commands)
+
+
 def test_what_is_not_run_has_a_reason():
     assert [rule.pattern for rule in RULES if "--dry-run" in rule.append.split() or rule.how == "parse"] == [
         rule.pattern for rule in RULES if rule.reason

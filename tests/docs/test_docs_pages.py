@@ -80,3 +80,10 @@ def test_modules_that_a_page_names_are_there(page):
         elif file and name and not re.search(rf"\b(def|class) {name}\b", file.read_text(encoding="utf-8")):
             missing.append(f"{path}: {name}")
     assert missing == []
+
+
+def test_the_architecture_lists_every_room():
+    text = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
+    listed = set(re.findall(r"^\| `(\w+)/` \|", text, re.MULTILINE))
+    rooms = {path.name for path in (ROOT / "rlcm_cli").iterdir() if path.is_dir() and any(path.glob("*.[pt][yo]*"))}
+    assert listed == rooms
