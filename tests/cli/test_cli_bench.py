@@ -3,7 +3,7 @@
 import pytest
 from command_line import refuse, succeed, write_settings
 
-from rlcm_cli.cli.bench import parse_batches
+from rlcm_cli.cli.bench import parse_batches, rate_text
 from rlcm_cli.config import RuntimeSettings, parse_config, parse_size
 from rlcm_cli.errors import ConfigError, ModelError
 
@@ -26,6 +26,11 @@ def test_a_model_is_measured(capsys, tiny_lcm):
         " --set runtime.micro_batch_size=",
     ):
         assert words in outcome.out, words
+
+
+@pytest.mark.parametrize(("rate", "text"), [(4876.2, "4,876"), (123.4, "123"), (99.94, "99.9"), (0.0456, "0.0456")])
+def test_a_rate_has_three_digits_and_no_exponent(rate, text):
+    assert rate_text(rate) == text
 
 
 def test_the_machine_s_line_holds_everything(capsys, tiny_lcm):
@@ -54,7 +59,7 @@ def test_the_machine_s_line_holds_everything(capsys, tiny_lcm):
         (ConfigError, ["--reward", "diversity"], ("--reward diversity", "name another")),
         (ConfigError, ["--reward", "beauty"], ("no reward 'beauty'",)),
         (ConfigError, ["--task", "compresion"], ("did you mean 'compression'?",)),
-        (ModelError, ["--size", "30"], ("images of 30 pixels", "multiples of")),
+        (ModelError, ["--size", "31"], ("images of 31 pixels", "multiples of")),
         (ConfigError, ["--memory-budget", "1MB"], ("memory_budget 0.00 GB", "give at least that")),
     ],
 )

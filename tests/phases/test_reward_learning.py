@@ -40,7 +40,7 @@ def test_alignment_raises_the_judged_score_and_no_alarm(tmp_path):
     run, events = run_loop(
         tmp_path / "run",
         "prompt_image_alignment",
-        'watch.rewards=["recognition"]',
+        'watch.rewards=["emoji_clip"]',
     )
     assert risen_by(run, run.config.rewards) > 2
     assert not [event for event in events if isinstance(event, HackingFound)]
