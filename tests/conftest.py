@@ -52,7 +52,7 @@ def pytest_configure(config: pytest.Config) -> None:
     # No test cuts the power, and waiting for the disk is a good part of the time of the tests.
     os.fsync = lambda _: None
     if config.getoption("--perturb-schedules"):
-        perturb_schedules()
+        perturb_schedules(torch)
         # … in the processes that a test starts, too.
         paths = [str(Path(__file__).parent / "perturbed"), os.environ.get("PYTHONPATH", "")]
         os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
