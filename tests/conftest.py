@@ -52,7 +52,7 @@ def pytest_configure(config: pytest.Config) -> None:
     # No test cuts the power, and waiting for the disk is a good part of the time of the tests.
     os.fsync = lambda _: None
     if config.getoption("--perturb-schedules"):
-        perturb_schedules()
+        perturb_schedules(torch)
         # … in the processes that a test starts, too.
         paths = [str(Path(__file__).parent / "perturbed"), os.environ.get("PYTHONPATH", "")]
         os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
@@ -87,9 +87,10 @@ def build_tiny_lcm(folder: Path) -> None:
         sample_size=8,
         in_channels=4,
         out_channels=4,
-        block_out_channels=(16, 32),
-        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        block_out_channels=(16,),
+        down_block_types=("CrossAttnDownBlock2D",),
+        mid_block_type=None,
+        up_block_types=("CrossAttnUpBlock2D",),
         layers_per_block=1,
         cross_attention_dim=16,
         attention_head_dim=2,

@@ -194,7 +194,12 @@ def _cells(row: Measured) -> list[str]:
     timing = row.timing
     spread = (timing.slowest - timing.fastest) / timing.median
     share = "" if row.peak_share is None else f"{row.peak_share:.1%}"
-    return [str(row.batch), f"{row.rate:.3g}", f"{spread:.0%}", share, format_size(row.peak_bytes)]
+    return [str(row.batch), rate_text(row.rate), f"{spread:.0%}", share, format_size(row.peak_bytes)]
+
+
+def rate_text(rate: float) -> str:
+    """Return three digits of a rate, without an exponent."""
+    return f"{rate:,.0f}" if rate >= 100 else f"{rate:.3g}"
 
 
 def _tera(count: float) -> str:

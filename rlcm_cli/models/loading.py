@@ -36,6 +36,7 @@ STABLE_DIFFUSION_SCHEDULE = {
 _log = logging.getLogger(__name__)
 
 
+@quiet_libraries()
 def load_model(
     name: str,
     *,

@@ -22,7 +22,7 @@ from typing import Annotated, Any
 
 import safetensors
 import safetensors.torch
-from pydantic import AfterValidator, ConfigDict, Field
+from pydantic import AfterValidator, Field
 from torch import Tensor
 
 from rlcm_cli.core.advantages import PromptStatistics
@@ -68,8 +68,6 @@ def _check_name(name: str) -> str:
 
 class Marker(Record):
     """Digest and size of each other file of a checkpoint."""
-
-    model_config = ConfigDict(extra="ignore")
 
     format_version: int
     files: dict[Annotated[str, AfterValidator(_check_name)], str]

@@ -3,7 +3,7 @@
 import pytest
 from command_line import refuse, succeed, write_settings
 
-from rlcm_cli.cli.bench import parse_batches
+from rlcm_cli.cli.bench import parse_batches, rate_text
 from rlcm_cli.config import RuntimeSettings, parse_config, parse_size
 from rlcm_cli.errors import ConfigError, ModelError
 
@@ -26,6 +26,11 @@ def test_a_model_is_measured(capsys, tiny_lcm):
         " --set runtime.micro_batch_size=",
     ):
         assert words in outcome.out, words
+
+
+@pytest.mark.parametrize(("rate", "text"), [(4876.2, "4,876"), (123.4, "123"), (99.94, "99.9"), (0.0456, "0.0456")])
+def test_a_rate_has_three_digits_and_no_exponent(rate, text):
+    assert rate_text(rate) == text
 
 
 def test_the_machine_s_line_holds_everything(capsys, tiny_lcm):
@@ -54,7 +59,7 @@ def test_the_machine_s_line_holds_everything(capsys, tiny_lcm):
         (ConfigError, ["--reward", "diversity"], ("--reward diversity", "name another")),
         (ConfigError, ["--reward", "beauty"], ("no reward 'beauty'",)),
         (ConfigError, ["--task", "compresion"], ("did you mean 'compression'?",)),
-        (ModelError, ["--size", "30"], ("images of 30 pixels", "multiples of")),
+        (ModelError, ["--size", "31"], ("images of 31 pixels", "multiples of")),
         (ConfigError, ["--memory-budget", "1MB"], ("memory_budget 0.00 GB", "give at least that")),
     ],
 )
@@ -90,7 +95,7 @@ def test_a_run_is_fitted_to_a_budget_and_says_so(capsys, tiny_lcm, tmp_path):
     outcome = succeed(
         capsys, "loop", "--config", settings, "--run", tmp_path / "run", "--memory-budget", "1GB", "--json"
     )
-    assert "memory budget 1GB: 2 images at once: 0.00 GB; micro-batch 64: 0.04 GB" in outcome.err
+    assert "memory budget 1GB: 2 images at once: 0.00 GB; micro-batch 64: 0.03 GB" in outcome.err
     summary = outcome.json_line()
     assert summary["training_fit"]["micro_batch_size"] == 64
     assert summary["sampling_fit"]["decode_slicing"] is False
@@ -103,7 +108,7 @@ def test_a_budget_may_change_between_the_phases_of_a_run(capsys, tiny_lcm, tmp_p
     line = refuse(capsys, ConfigError, "train", "--run", run, "--memory-budget", "0.1MB", saying=("takes 0.00 GB",))
     assert "\n" not in line
     outcome = succeed(capsys, "train", "--run", run, "--memory-budget", "500MB")
-    assert "memory budget 500MB: micro-batch 64: 0.04 GB" in outcome.out
+    assert "memory budget 500MB: micro-batch 64: 0.03 GB" in outcome.out
     assert "images at once" in succeed(capsys, "sample", "--run", run, "--memory-budget", "1GB").out
 
 

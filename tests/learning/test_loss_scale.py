@@ -69,6 +69,7 @@ def tall(tiny_lcm, tmp_path_factory) -> Path:
     settings |= {
         "block_out_channels": (8, 8, 16),
         "down_block_types": ("DownBlock2D", "DownBlock2D", "CrossAttnDownBlock2D"),
+        "mid_block_type": "UNetMidBlock2DCrossAttn",
         "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D", "UpBlock2D"),
     }
     UNet2DConditionModel(**settings).save_pretrained(folder / "unet")

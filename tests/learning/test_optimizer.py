@@ -153,7 +153,7 @@ def test_a_run_with_8_bit_moments_goes_on_bit_for_bit(tiny_lcm, tmp_path, monkey
     config = make_config(
         tiny_lcm,
         train={"optimizer": "adamw8bit", "learning_rate": 1e-4},
-        lora={"rank": 128},
+        lora={"rank": 256},
         runtime={"iterations": 3},
     )
     run, model = start_run(tmp_path / "run", config)

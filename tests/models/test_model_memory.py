@@ -3,6 +3,7 @@
 import pytest
 import torch
 from model_helpers import attach_tiny, draw, load_tiny, shake_lora
+from tiny_pipelines import build_sd
 
 from rlcm_cli.core.allocations import PeakAllocations
 from rlcm_cli.errors import ModelError
@@ -141,12 +142,13 @@ def test_the_embedded_model_is_an_architecture_with_its_own_weights():
     assert images.shape == (1, 3, 128, 128)
 
 
-def test_what_cannot_be_built_is_refused(tiny_lcm):
+def test_what_cannot_be_built_is_refused(tmp_path):
     with pytest.raises(
         ModelError, match=r"unknown architecture 'sd16'; there are emoji-lcm, sd15-lcm, sd15, sdxl-lcm"
     ):
         build_architecture("sd16", dtype="float32", device="cpu")
-    model = load_tiny(tiny_lcm)  # halved once below its latents of 8, which are half of the pixels
+    # Halved once below its latents of 8, which are half of the pixels.
+    model = load_model(str(build_sd(tmp_path / "sd")), revision=None, dtype="float32", device="cpu")
     for size in (0, 3, 18):
         with pytest.raises(ModelError, match=rf"images of {size} pixels: this model's are multiples of 4 pixels"):
             model.set_image_size(size)

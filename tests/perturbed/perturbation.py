@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
-
-import torch
-
-
-def perturb_schedules() -> None:
-    """Replace the functions of torch that schedules are made with."""
-    torch.cumprod = _perturbed(torch.cumprod)
-    torch.Tensor.cumprod = _perturbed(torch.Tensor.cumprod)
-    torch.Tensor.sqrt = _perturbed(torch.Tensor.sqrt)
+from typing import Any
 
 
-def _perturbed(function: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
-    return lambda *arguments, **settings: _perturb(function(*arguments, **settings))
+def perturb_schedules(torch: Any) -> None:
+    """Replace the functions of torch that schedules are made with, once in a process."""
+    for home, name in ((torch, "cumprod"), (torch.Tensor, "cumprod"), (torch.Tensor, "sqrt")):
+        function = getattr(home, name)
+        if not hasattr(function, "perturbs"):
+            setattr(home, name, _wrap(torch, function))
 
 
-def _perturb(values: torch.Tensor) -> torch.Tensor:
-    if values.dtype != torch.float32 or values.ndim > 1 or values.requires_grad:
+def _wrap(torch: Any, function: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(function)
+    def perturbed(*arguments: Any, **settings: Any) -> Any:
+        return _perturb(torch, function(*arguments, **settings))
+
+    perturbed.perturbs = True  # type: ignore[attr-defined]
+    return perturbed
+
+
+def _perturb(torch: Any, values: Any) -> Any:
+    if values.dtype != torch.float32 or values.ndim > 1 or values.requires_grad or values.is_meta:
         return values
-    towards = (torch.arange(values.numel()) % 3 - 1).view_as(values)
+    towards = (torch.arange(values.numel(), device=values.device) % 3 - 1).view_as(values)
     exact = (values == 0) | (values == 1) | (towards == 0)  # 0 and 1 are exact on every processor
     return torch.where(exact, values, torch.nextafter(values, towards * torch.inf))

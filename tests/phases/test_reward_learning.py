@@ -36,14 +36,9 @@ def risen_by(run: Run, weights: Mapping[str, float]) -> float:
     return difference.mean().item() / (difference.std().item() / math.sqrt(len(difference)))
 
 
-def test_alignment_raises_the_judged_score_and_no_alarm(tmp_path):
-    run, events = run_loop(
-        tmp_path / "run",
-        "prompt_image_alignment",
-        'watch.rewards=["recognition"]',
-    )
+def test_alignment_raises_the_scores_of_its_judges(tmp_path):
+    run, _ = run_loop(tmp_path / "run", "prompt_image_alignment")
     assert risen_by(run, run.config.rewards) > 2
-    assert not [event for event in events if isinstance(event, HackingFound)]
 
 
 def test_plain_incompression_raises_the_alarm_of_the_embedded_judge_and_stops(tmp_path):
