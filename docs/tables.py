@@ -1,4 +1,4 @@
-"""Write the tables of these pages from the package: each stands between a line that names it and an end mark.
+"""Write the generated parts of these pages from the package: each stands between a line that names it and an end mark.
 
 python docs/tables.py
 """
@@ -15,6 +15,7 @@ import rlcm_cli
 from rlcm_cli.objectives import OBJECTIVES, Need
 from rlcm_cli.rewards import REWARDS
 from rlcm_cli.samplers import SAMPLERS
+from rlcm_cli.store import shards
 
 FOLDER = Path(__file__).parent
 PRESETS = Path(rlcm_cli.__file__).with_name("tasks")
@@ -107,6 +108,11 @@ def list_presets() -> str:
     )
 
 
+def quote_specification() -> str:
+    """Quote the specification of the file format."""
+    return f"```text\n{(shards.__doc__ or '').strip()}\n```\n"
+
+
 def describe_run(published: Mapping[str, Any], embedded: Mapping[str, Any]) -> str:
     """Describe the size of a preset's run and its rewards."""
 
@@ -145,6 +151,7 @@ TABLES: Mapping[str, Callable[[], str]] = {
     "samplers": list_samplers,
     "objectives": list_all_objectives,
     "presets": list_presets,
+    "specification": quote_specification,
 }
 
 if __name__ == "__main__":
