@@ -17,6 +17,8 @@ endif
 # A file's tests stay together, for what they share. Two processes with a thread each: more threads than cores wait for each other.
 IN_PARALLEL := --numprocesses 2 --dist loadfile
 test test-all: export OMP_NUM_THREADS := 1
+# Threads that wait for others sleep: where there are more of them than cores, those that spin take the others' time.
+test test-all: export OMP_WAIT_POLICY := PASSIVE
 
 .PHONY: run test test-all check setup clean
 
