@@ -14,7 +14,7 @@ from conftest import tiny_values
 
 from rlcm_cli.config import Config, parse_config
 from rlcm_cli.core.digests import canonical_json, sha256
-from rlcm_cli.models.diffusion import DiffusionModel
+from rlcm_cli.models.latent_model import LatentModel
 from rlcm_cli.models.lora import lora_parameters
 from rlcm_cli.phases.evaluate import evaluate
 from rlcm_cli.phases.events import Event, PhaseSkipped
@@ -40,7 +40,7 @@ def make_config(model: Path, **sections: Any) -> Config:
 
 
 @functools.cache
-def shared_model(folder: Path, rank: int = 2, sampler: str = "lcm") -> DiffusionModel:
+def shared_model(folder: Path, rank: int = 2, sampler: str = "lcm") -> LatentModel:
     """Give a model that all tests share: each phase puts the weights of its checkpoint into it."""
     return load_policy_model(make_config(folder, lora={"rank": rank}, sampler={"kind": sampler}))
 
@@ -69,7 +69,7 @@ def make_by_hand(root: Path, config: Config, workers: tuple[Worker, ...] = (Work
     """Make a run as commands do: each phase opens the run anew and, where `fresh`, loads its own model."""
     create_run(root, config)
 
-    def model() -> DiffusionModel:
+    def model() -> LatentModel:
         return (
             load_policy_model(config)
             if fresh
@@ -90,7 +90,7 @@ def make_by_hand(root: Path, config: Config, workers: tuple[Worker, ...] = (Work
     return run
 
 
-def prepare(root: Path, config: Config, *, upto: str = "score") -> tuple[Run, DiffusionModel]:
+def prepare(root: Path, config: Config, *, upto: str = "score") -> tuple[Run, LatentModel]:
     """Make a run whose next phase is score or train."""
     run = create_run(root, config)
     model = shared_model(Path(config.model.name), config.lora.rank, config.sampler.kind)
@@ -178,7 +178,7 @@ def remove_record(path: Path) -> None:
     receipt_path(path).unlink()
 
 
-def adapter(model: DiffusionModel) -> dict[str, torch.Tensor]:
+def adapter(model: LatentModel) -> dict[str, torch.Tensor]:
     """Copy the adapter's weights."""
     return {name: parameter.detach().clone() for name, parameter in lora_parameters(model).items()}
 

@@ -23,26 +23,26 @@ import torch
 from examples.benchmarks.costs import Cost, describe_machine, measure, show_spread, spread, write_json
 from examples.benchmarks.rlcm_side import RlcmSide
 from rlcm_cli.config import Config, resolve_config
-from rlcm_cli.models.diffusion import DiffusionModel
+from rlcm_cli.models.latent_model import LatentModel
 from rlcm_cli.models.lora import base_model, folded_lora, lora_parameters
 from rlcm_cli.phases.schedules import training_schedule
 
 
-def run_bare_iteration(model: DiffusionModel, config: Config) -> None:
+def run_bare_iteration(model: LatentModel, config: Config) -> None:
     """Do an iteration's forwards, backwards and decodes, and nothing else."""
     settings = config.sample
     embeds = model.encode_prompts([""])["prompt_embeds"].to(model.device)
     embedding, rows_an_image = None, 1
     if model.guided_by_embedding:
         embedding = model.pipeline.get_guidance_scale_embedding(
-            torch.full((1,), settings.guidance_scale - 1), model.unet.config.time_cond_proj_dim
+            torch.full((1,), settings.guidance_scale - 1), model.denoiser.config.time_cond_proj_dim
         ).to(model.device, model.dtype)
     elif settings.guidance_scale > 1:
         rows_an_image = 2
 
     def call_unet(count: int) -> torch.Tensor:
         rows = rows_an_image * count
-        output: torch.Tensor = model.unet(
+        output: torch.Tensor = model.denoiser(
             torch.randn(rows, *model.latent_shape, device=model.device, dtype=model.dtype),
             torch.full((rows,), 999, device=model.device),
             timestep_cond=None if embedding is None else embedding.expand(rows, -1),

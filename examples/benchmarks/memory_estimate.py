@@ -19,7 +19,7 @@ from rlcm_cli.core.allocations import PeakAllocations
 from rlcm_cli.core.gaussian import gaussian_log_prob
 from rlcm_cli.core.throughput import largest_that_fits
 from rlcm_cli.models import architectures
-from rlcm_cli.models.diffusion import DiffusionModel
+from rlcm_cli.models.latent_model import LatentModel
 from rlcm_cli.models.lora import attach_lora, lora_parameters
 from rlcm_cli.models.memory import checkpoint_activations
 
@@ -27,7 +27,7 @@ BUDGETS_GB = (8, 12, 24)
 GUIDANCE = 8.0
 
 
-def build(architecture: str, dtype: str, size: int) -> DiffusionModel:
+def build(architecture: str, dtype: str, size: int) -> LatentModel:
     """Build a model of fake tensors with an adapter on it; call it within the mode."""
     # Fake parameters cannot be moved or cast, and need not be.
     architectures.freeze_pipeline = lambda pipeline, place: pipeline.unet.requires_grad_(False)
@@ -38,7 +38,7 @@ def build(architecture: str, dtype: str, size: int) -> DiffusionModel:
     return model
 
 
-def weight_bytes(model: DiffusionModel) -> int:
+def weight_bytes(model: LatentModel) -> int:
     """Give the bytes of all parameters and buffers, with the adapter's two moments of Adam."""
     modules = [part for part in model.pipeline.components.values() if isinstance(part, torch.nn.Module)]
     tensors = [tensor for module in modules for tensor in (*module.parameters(), *module.buffers())]
@@ -46,14 +46,14 @@ def weight_bytes(model: DiffusionModel) -> int:
     return sum(tensor.nbytes for tensor in tensors) + moments
 
 
-def step_bytes(model: DiffusionModel, transitions: int) -> int:
+def step_bytes(model: LatentModel, transitions: int) -> int:
     """Give the peak of a forward and a backward pass, weights left out."""
     for parameter in lora_parameters(model).values():
         parameter.grad = None
     states = torch.randn(transitions, *model.latent_shape, dtype=model.dtype)
     tokens = model.pipeline.tokenizer.model_max_length
     conditioning = {
-        "prompt_embeds": torch.randn(transitions, tokens, model.unet.config.cross_attention_dim, dtype=model.dtype)
+        "prompt_embeds": torch.randn(transitions, tokens, model.denoiser.config.cross_attention_dim, dtype=model.dtype)
     }
     with PeakAllocations() as counted:
         mean = model.predict(states, torch.randint(0, 999, (transitions,)), conditioning, GUIDANCE)

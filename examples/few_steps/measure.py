@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from examples.frontier.measure import named_label_wins
-from rlcm_cli.models.diffusion import DiffusionModel
+from rlcm_cli.models.latent_model import LatentModel
 from rlcm_cli.phases.evaluate import FixedImage, plan_evaluation
 from rlcm_cli.phases.policy import load_checkpoint, load_policy_model
 from rlcm_cli.phases.run import Run, open_run
@@ -25,7 +25,7 @@ from rlcm_cli.store.checkpoint import latest_checkpoint
 STEPS = (1, 2, 4, 8)
 
 
-def draw(run: Run, model: DiffusionModel, plan: list[FixedImage], steps: int) -> Tensor:
+def draw(run: Run, model: LatentModel, plan: list[FixedImage], steps: int) -> Tensor:
     """Draw the fixed images with the weights that the model has, uint8 [B, 3, H, W]."""
     sample = run.config.sample.model_copy(update={"steps": steps})
     schedule = drawing_schedule(run.config.sampler, steps, model)

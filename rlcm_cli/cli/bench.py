@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from rlcm_cli.config import Config
-    from rlcm_cli.models.diffusion import DiffusionModel
+    from rlcm_cli.models.latent_model import LatentModel
     from rlcm_cli.phases.bench import Bench, Measured
 
 DEFAULT_TASK = "compression"
@@ -106,7 +106,7 @@ def run(
     display.finish({"model": config.model.name, "reward_name": reward, **to_values(found)})
 
 
-def load(config: Config, architecture: str | None) -> DiffusionModel:
+def load(config: Config, architecture: str | None) -> LatentModel:
     """Build the architecture or load the model of the configuration."""
     from rlcm_cli.models.architectures import build_architecture
     from rlcm_cli.phases.policy import load_configured_model
@@ -135,7 +135,8 @@ def render(name: str, found: Bench, reward: str) -> list[Table | str]:
 
     from rlcm_cli.cli.display import format_duration
 
-    table = Table(title=f"{name}, {found.image_size} × {found.image_size} pixels, {found.dtype}, {found.device}")
+    height, width = found.image_size
+    table = Table(title=f"{name}, {width} × {height} pixels, {found.dtype}, {found.device}")
     for heading in ("", "batch", "per second", "spread", "of the peak", "memory"):
         table.add_column(heading, justify="left" if not heading else "right", no_wrap=True)
     kinds = {

@@ -20,7 +20,7 @@ from rlcm_cli.wording import to_line
 if TYPE_CHECKING:
     from rlcm_cli.cli.display import Display
     from rlcm_cli.config import Config, ModelSettings
-    from rlcm_cli.models.diffusion import DiffusionModel
+    from rlcm_cli.models.latent_model import LatentModel
     from rlcm_cli.phases.run import Run
     from rlcm_cli.recommendation import Recommendation
     from rlcm_cli.store.score_cache import ScoreCache
@@ -206,7 +206,7 @@ TrainOption = Annotated[
     setting(
         "--train",
         "WHAT",
-        "What is trained: lora, an adapter; full, the U-Net itself.",
+        "What is trained: lora, an adapter; full, the denoiser itself.",
         False,
         c.complete_words("train", "parameters"),
     ),
@@ -391,13 +391,13 @@ def open_cache(unwanted: bool) -> AbstractContextManager[ScoreCache | None]:
     return nullcontext() if unwanted else ScoreCache(default_cache())
 
 
-def fit_memory(display: Display, *phases: Literal["sample", "train"]) -> Callable[[Run, DiffusionModel], Run]:
+def fit_memory(display: Display, *phases: Literal["sample", "train"]) -> Callable[[Run, LatentModel], Run]:
     """Make the function that fits phases into a run's memory budget, where it has one, and tells what it picks."""
     from dataclasses import asdict
 
     from rlcm_cli.phases.memory import fit_run
 
-    def fit(run: Run, model: DiffusionModel) -> Run:
+    def fit(run: Run, model: LatentModel) -> Run:
         fitted, found = fit_run(run, model, phases)
         parts = []
         if found.sampling is not None:

@@ -75,7 +75,7 @@ class SampleSettings(Section):
     steps: PositiveInt = 4
     """Model calls H an image; those that draw noise are actions of the policy, of most samplers H − 1."""
     guidance_scale: NonNegativeFloat = 8.0
-    """As in diffusers' pipelines: an LCM's U-Net is given the embedding of w = guidance_scale − 1, any other is
+    """As in diffusers' pipelines: an LCM's denoiser is given the embedding of w = guidance_scale − 1, any other is
     guided without a classifier above 1, in training too."""
     samples: PositiveInt = 64
     """Images an iteration."""
@@ -152,7 +152,7 @@ class TrainSettings(Section):
     """What is learned from the stored trajectories, and how."""
 
     parameters: Literal["lora", "full"] = "lora"
-    """What is trained: the adapter of [lora], or all weights of the U-Net, which takes model.dtype float32."""
+    """What is trained: the adapter of [lora], or all weights of the denoiser, which takes model.dtype float32."""
     # How a reward is compared and cut stands here and not in [objective]: whoever tries another objective keeps it.
     advantages: Literal["per-prompt", "batch", "group", "leave-one-out", "none"] | None = None
     """What a reward is compared with: its prompt's running statistics, the batch, its group, the others of its
@@ -365,7 +365,7 @@ class Config(Section):
     def _check_trained(self) -> Config:
         if self.train.parameters == "full" and self.model.dtype != "float32":
             raise ValueError(
-                f"train.parameters full changes the U-Net's weights by less than {self.model.dtype} resolves; set "
+                f"train.parameters full changes the denoiser's weights by less than {self.model.dtype} resolves; set "
                 "model.dtype to float32, or train a LoRA"
             )
         if self.train.parameters == "full" and self.lora.start is not None:

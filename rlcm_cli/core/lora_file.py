@@ -26,10 +26,14 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 METADATA_KEY = "lora_adapter_metadata"
-UNET, TEXT_ENCODER, TEXT_ENCODER_2 = PARTS = ("unet", "text_encoder", "text_encoder_2")
+DENOISERS = ("unet", "transformer")
+"""What pipelines call their denoiser, and diffusers' files of a LoRA with them."""
+TEXT_ENCODERS = TEXT_ENCODER, TEXT_ENCODER_2 = ("text_encoder", "text_encoder_2")
+PARTS = (*DENOISERS, *TEXT_ENCODERS)
 
 KOHYA_PARTS = {
-    "lora_unet": UNET,
+    "lora_unet": "unet",
+    "lora_transformer": "transformer",
     "lora_te": TEXT_ENCODER,
     "lora_te1": TEXT_ENCODER,
     "lora_te2": TEXT_ENCODER_2,
@@ -43,8 +47,8 @@ PEFT_ROLES = {
     "lora_magnitude_vector.weight": "magnitude",
 }
 
-KOHYA = re.compile(r"(lora_unet|lora_te[12]?)_(\w+)\.([\w.]+)")
-PART = re.compile(r"(unet|text_encoder|text_encoder_2)\.(.+)")
+KOHYA = re.compile(r"(lora_unet|lora_transformer|lora_te[12]?)_(\w+)\.([\w.]+)")
+PART = re.compile(r"(unet|transformer|text_encoder|text_encoder_2)\.(.+)")
 PEFT = re.compile(r"(.+)\.(lora_[AB]|lora_magnitude_vector)(\.(?!weight$|bias$)\w+)?(\.weight|\.bias)?")
 PROCESSOR = re.compile(r"(.+?)(?:\.processor)?\.to_(q|k|v|out)_lora\.(down|up)\.weight")
 LAYER = re.compile(r"(.+)\.(?:lora|lora_linear_layer)\.(down|up)\.weight")
@@ -263,7 +267,7 @@ def _split(key: str) -> tuple[str, str, str, str] | None:
         return (part, name, role, adapter.removeprefix(".")) if role else None
     if match := PROCESSOR.fullmatch(rest):
         name, projection, direction = match.groups()
-        if part in (TEXT_ENCODER, TEXT_ENCODER_2):
+        if part in TEXT_ENCODERS:
             projection = f"{projection}_proj"
         else:
             projection = "to_out.0" if projection == "out" else f"to_{projection}"

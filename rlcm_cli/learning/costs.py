@@ -8,7 +8,7 @@ from rlcm_cli.config import Config
 from rlcm_cli.core.throughput import Work
 from rlcm_cli.learning.log_probs import refresh_passes
 from rlcm_cli.learning.rollout import Rollout
-from rlcm_cli.models.diffusion import DiffusionModel
+from rlcm_cli.models.latent_model import LatentModel
 from rlcm_cli.objectives import BACKWARD_FORWARDS, find_objective
 from rlcm_cli.runs.team import Team
 from rlcm_cli.store.layout import RunLayout
@@ -16,7 +16,7 @@ from rlcm_cli.store.manifest import RolloutManifest
 from rlcm_cli.store.timings import read_timings
 
 
-def count_forwards(config: Config, model: DiffusionModel, rollout: Rollout, *, refreshes: int) -> int:
+def count_forwards(config: Config, model: LatentModel, rollout: Rollout, *, refreshes: int) -> int:
     """Count the model forwards of an iteration, a backward pass as `BACKWARD_FORWARDS`.
 
     `refreshes`: passes over all transitions that took their old log-probabilities again.
@@ -43,13 +43,13 @@ def count_work(config: Config, actions: int) -> Work:
     return Work(images, config.sample.steps + refresh_passes(config) * actions, images * trained)
 
 
-def drawing_forwards(model: DiffusionModel, rollout: Rollout) -> int:
+def drawing_forwards(model: LatentModel, rollout: Rollout) -> int:
     """Count the model forwards that drawing an iteration took."""
     return _forwards_a_call(model, rollout) * len(rollout.trajectories) * rollout.schedule.steps
 
 
-def _forwards_a_call(model: DiffusionModel, rollout: Rollout) -> int:
-    return 1 + (not model.guided_by_embedding and rollout.manifest.schedule.guidance_scale > 1)
+def _forwards_a_call(model: LatentModel, rollout: Rollout) -> int:
+    return model.count_predictions(rollout.manifest.schedule.guidance_scale)
 
 
 def read_phase_times(layout: RunLayout, manifest: RolloutManifest) -> dict[str, list[dict[str, float]]]:

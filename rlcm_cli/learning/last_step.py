@@ -21,7 +21,7 @@ from rlcm_cli.learning.advantages import rows_of
 from rlcm_cli.learning.loss_scale import LossScale
 from rlcm_cli.learning.replay import pick_conditioning, predict_transition
 from rlcm_cli.learning.rollout import Rollout, sample_seed
-from rlcm_cli.models.diffusion import DiffusionModel
+from rlcm_cli.models.latent_model import LatentModel
 from rlcm_cli.rewards import Reward
 from rlcm_cli.runs.team import Team
 
@@ -88,7 +88,7 @@ def tell_pathwise(config: Config, chosen: Sequence[PathwiseReward]) -> str | Non
 
 
 def accumulate_last_step(
-    model: DiffusionModel,
+    model: LatentModel,
     rollout: Rollout,
     samples_M: Tensor,
     rewards: list[PathwiseReward],
@@ -146,7 +146,7 @@ def accumulate_last_step(
     return {"last_step_reward": mean_reward, **scale.metrics()}
 
 
-def _draw_images(model: DiffusionModel, rollout: Rollout, states: Tensor, samples: Tensor) -> Tensor:
+def _draw_images(model: LatentModel, rollout: Rollout, states: Tensor, samples: Tensor) -> Tensor:
     """Make the last call: states [M, C, h, w] to images, float32 [M, 3, H, W], differentiable."""
     last = torch.full((len(samples),), rollout.schedule.steps - 1, device=model.device)
     conditioning = pick_conditioning(model, rollout, samples)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from rlcm_cli.config import Config
 from rlcm_cli.learning.rollout import Rollout
-from rlcm_cli.models.diffusion import DiffusionModel
+from rlcm_cli.models.latent_model import LatentModel
 from rlcm_cli.runs.team import Team
 
 LARGEST = "ratio_drift"
@@ -22,7 +22,7 @@ LARGEST = "ratio_drift"
 class Learner:
     """What every optimizer step of an iteration has at hand, whatever the objective."""
 
-    model: DiffusionModel
+    model: LatentModel
     """With what is trained attached; its gradients are what a step adds to."""
     rollout: Rollout
     weights: Tensor

@@ -18,7 +18,7 @@ from rlcm_cli.core.trajectory import Trajectories, flatten_transitions
 from rlcm_cli.errors import TrainingError
 from rlcm_cli.learning.replay import micro_batches, replay, replay_log_probs
 from rlcm_cli.learning.rollout import Rollout
-from rlcm_cli.models.diffusion import DiffusionModel
+from rlcm_cli.models.latent_model import LatentModel
 from rlcm_cli.objectives import Need, find_objective
 from rlcm_cli.runs.team import Team
 
@@ -48,7 +48,7 @@ def refresh_passes(config: Config) -> int:
 
 
 def refresh_log_probs(
-    model: DiffusionModel,
+    model: LatentModel,
     rollout: Rollout,
     micro_batch_size: int,
     team: Team = Team(),  # noqa: B008
@@ -69,7 +69,7 @@ def refresh_log_probs(
 
 
 @torch.no_grad()
-def measure_drift(model: DiffusionModel, rollout: Rollout, micro_batch_size: int) -> float:
+def measure_drift(model: LatentModel, rollout: Rollout, micro_batch_size: int) -> float:
     """Replay as many stored transitions as a micro-batch has, and return the largest |ratio − 1|; 0 where none is.
 
     All processes of a team replay the same ones, so that all find the same.

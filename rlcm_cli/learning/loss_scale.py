@@ -20,7 +20,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from rlcm_cli.models.diffusion import DiffusionModel
+from rlcm_cli.models.latent_model import LatentModel
 
 BACKOFFS = "loss_scale_backoffs"
 """Metric of float16 only: how often a backward pass of an optimizer step was repeated with a smaller scale."""
@@ -35,9 +35,9 @@ MeasuredT = TypeVar("MeasuredT")
 class LossScale:
     """The scale of one loss, through the micro-batches of one optimizer step."""
 
-    def __init__(self, model: DiffusionModel, values: int) -> None:
+    def __init__(self, model: LatentModel, values: int) -> None:
         """Start with a scale for a loss that is a mean over so many `values`."""
-        self._parameters = [parameter for parameter in model.unet.parameters() if parameter.requires_grad]
+        self._parameters = [parameter for parameter in model.denoiser.parameters() if parameter.requires_grad]
         self._scales = model.dtype == torch.float16
         self._values = values
         self._exponent: int | None = None

@@ -19,13 +19,13 @@ from rlcm_cli.config import PretrainingSettings
 from rlcm_cli.core.denoising import add_noise, denoising_error
 from rlcm_cli.core.noise import derive_seed, seed_generator
 from rlcm_cli.learning.loss_scale import LossScale
-from rlcm_cli.models.diffusion import DiffusionModel
+from rlcm_cli.models.latent_model import LatentModel
 from rlcm_cli.prompts.pairs import Pairs
 from rlcm_cli.runs.team import Team
 
 
 def accumulate_pretraining(
-    model: DiffusionModel,
+    model: LatentModel,
     pairs: Pairs,
     settings: PretrainingSettings,
     seed: int,
@@ -71,11 +71,9 @@ def step_seed(run_seed: int, iteration: int, step: int) -> int:
     return derive_seed(run_seed, "pretraining", iteration, step)
 
 
-def _denoise(
-    model: DiffusionModel, images: list[Any], captions: list[str], timesteps: Tensor, noise: Tensor
-) -> Tensor:
+def _denoise(model: LatentModel, images: list[Any], captions: list[str], timesteps: Tensor, noise: Tensor) -> Tensor:
     """Give the error of each image, float32 [B]; timesteps int64 [B], noise float32 [B, C, h, w]."""
-    pixels = torch.stack([fit_image(image, model.image_size) for image in images])
+    pixels = torch.stack([fit_image(image, *model.image_size) for image in images])
     latents = model.encode_images(pixels).float()
     alpha_bar = model.alphas_cumprod[timesteps].to(model.device)
     noise, timesteps = noise.to(model.device), timesteps.to(model.device)
@@ -86,9 +84,9 @@ def _denoise(
     return denoising_error(prediction, latents, noise, alpha_bar, model.prediction_type)
 
 
-def fit_image(image: Any, size: int) -> Tensor:
-    """Resize a picture of Pillow's and crop its middle to a square, uint8 [3, size, size]."""
+def fit_image(image: Any, height: int, width: int) -> Tensor:
+    """Resize a picture of Pillow's and crop its middle, uint8 [3, height, width]."""
     from PIL import Image, ImageOps
 
-    fitted = ImageOps.fit(image.convert("RGB"), (size, size), method=Image.Resampling.BICUBIC)
+    fitted = ImageOps.fit(image.convert("RGB"), (width, height), method=Image.Resampling.BICUBIC)
     return torch.from_numpy(np.array(fitted)).permute(2, 0, 1)

@@ -12,7 +12,7 @@ from rlcm_cli.core.gaussian import take_action
 from rlcm_cli.core.schedule import Transition, transition
 from rlcm_cli.core.trajectory import Transitions
 from rlcm_cli.learning.rollout import Rollout
-from rlcm_cli.models.diffusion import DiffusionModel
+from rlcm_cli.models.latent_model import LatentModel
 from rlcm_cli.runs.team import Team
 
 
@@ -26,7 +26,7 @@ class Replay:
     conditioning: dict[str, Tensor]
 
 
-def replay(model: DiffusionModel, rollout: Rollout, part: Transitions) -> Replay:
+def replay(model: LatentModel, rollout: Rollout, part: Transitions) -> Replay:
     """Score stored actions with the model as it is now; `part` lies on the model's device."""
     conditioning = pick_conditioning(model, rollout, part.samples_N)
     gaussian = predict_transition(model, rollout, part.states_NCHW, part.steps_N, conditioning)
@@ -38,7 +38,7 @@ def replay(model: DiffusionModel, rollout: Rollout, part: Transitions) -> Replay
 
 @torch.no_grad()
 def replay_log_probs(
-    model: DiffusionModel,
+    model: LatentModel,
     rollout: Rollout,
     transitions: Transitions,
     micro_batch_size: int,
@@ -57,14 +57,14 @@ def replay_log_probs(
     return log_probs_N
 
 
-def pick_conditioning(model: DiffusionModel, rollout: Rollout, samples_N: Tensor) -> dict[str, Tensor]:
+def pick_conditioning(model: LatentModel, rollout: Rollout, samples_N: Tensor) -> dict[str, Tensor]:
     """Give the conditioning of samples, int64 [N], on the model's device: name → [N, …]."""
     picked = rollout.conditioning_index[samples_N.cpu()]
     return {name: table[picked].to(model.device) for name, table in rollout.conditioning.items()}
 
 
 def predict_transition(
-    model: DiffusionModel, rollout: Rollout, states_NCHW: Tensor, steps_N: Tensor, conditioning: dict[str, Tensor]
+    model: LatentModel, rollout: Rollout, states_NCHW: Tensor, steps_N: Tensor, conditioning: dict[str, Tensor]
 ) -> Transition:
     """Ask the present policy for the Gaussians after N states at model calls 0 … H − 1, on the model's device."""
     timesteps = rollout.schedule.timesteps.to(model.device)[steps_N]
@@ -74,7 +74,7 @@ def predict_transition(
 
 
 def micro_batches(
-    model: DiffusionModel, transitions: Transitions, size: int, team: Team
+    model: LatentModel, transitions: Transitions, size: int, team: Team
 ) -> Iterator[tuple[float, Transitions]]:
     """Cut this process's transitions into parts on the model's device, each with its share of those of all."""
     own = team.part(len(transitions))

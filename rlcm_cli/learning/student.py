@@ -13,14 +13,14 @@ from rlcm_cli.config import TrainSettings
 from rlcm_cli.core.ema import average_weights
 from rlcm_cli.errors import TrainingError
 from rlcm_cli.learning.optimizer import clip_gradient
-from rlcm_cli.models.diffusion import DiffusionModel
+from rlcm_cli.models.latent_model import LatentModel
 
 
 @dataclass
 class Student:
     """What an iteration's optimizer steps change."""
 
-    model: DiffusionModel
+    model: LatentModel
     parameters: Mapping[str, torch.nn.Parameter]
     optimizer: torch.optim.Optimizer
     average: Mapping[str, Tensor] | None

@@ -16,7 +16,7 @@ from rlcm_cli.learning.learner import Learner, UpdateMetrics
 from rlcm_cli.learning.minibatches import Minibatch
 from rlcm_cli.learning.pretraining import accumulate_pretraining
 from rlcm_cli.learning.rollout import Rollout
-from rlcm_cli.models.diffusion import DiffusionModel
+from rlcm_cli.models.latent_model import LatentModel
 from rlcm_cli.models.trained import TRAINED
 from rlcm_cli.objectives import Objective, find_objective
 from rlcm_cli.prompts.pairs import Pairs
@@ -37,7 +37,7 @@ class IterationData:
 
 
 def gather_iteration(
-    model: DiffusionModel,
+    model: LatentModel,
     rollout: Rollout,
     advantages: np.ndarray,
     config: Config,

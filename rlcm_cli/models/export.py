@@ -15,10 +15,9 @@ from torch import Tensor
 
 from rlcm_cli.core.noise import seed_generator
 from rlcm_cli.errors import ModelError, NotFiniteError
-from rlcm_cli.models.conditioning import is_sdxl
-from rlcm_cli.models.diffusion import DiffusionModel
+from rlcm_cli.models.latent_model import LatentModel
 from rlcm_cli.models.libraries import quiet_libraries, summarise
-from rlcm_cli.models.lora import ADAPTER, LORA_FILE, PREFIX, save_lora
+from rlcm_cli.models.lora import ADAPTER, LORA_FILE, save_lora
 from rlcm_cli.models.lora_binding import adapted_layers, apply_weight, state_strengths
 from rlcm_cli.samplers import SamplerSettings
 
@@ -27,14 +26,14 @@ PLACES = ("_name_or_path", "name_or_path")
 """Keys under which the libraries write where a part was loaded from."""
 
 
-def use_float32(model: DiffusionModel) -> None:
+def use_float32(model: LatentModel) -> None:
     """Compute in float32 from now on: the weights keep their values, as each float16 and bfloat16 is a float32."""
     with quiet_libraries():
         model.pipeline.to(torch.float32)
     model.dtype = torch.float32
 
 
-def write_lora(model: DiffusionModel, folder: Path, dtype: torch.dtype) -> Path:
+def write_lora(model: LatentModel, folder: Path, dtype: torch.dtype) -> Path:
     """Write the attached adapter as diffusers does, rank and alpha in its metadata; return the file."""
     _settle_strengths(model)
     save_lora(model, folder)
@@ -46,27 +45,30 @@ def write_lora(model: DiffusionModel, folder: Path, dtype: torch.dtype) -> Path:
     return file
 
 
-def write_kohya(model: DiffusionModel, file: Path, dtype: torch.dtype, *, title: str) -> Path:
+def write_kohya(model: LatentModel, file: Path, dtype: torch.dtype, *, title: str) -> Path:
     """Write the attached adapter under kohya's keys, which ComfyUI, A1111 and others read; return the file.
 
-    Each module has `lora_unet_<module>.lora_down.weight` (A), `.lora_up.weight` (B) and its `.alpha`; the strength is
-    alpha / rank. Module names are diffusers', with underscores, which those tools know for Stable Diffusion 1, 2 and
-    XL. The metadata are the ones that they show, and name no place. Raises `ModelError` for a DoRA or biases.
+    Each module has `<prefix>_<module>.lora_down.weight` (A), `.lora_up.weight` (B) and its `.alpha`, with the family's
+    prefix; the strength is alpha / rank. Module names are diffusers', with underscores. The metadata are the ones that
+    those tools show, and name no place. Raises `ModelError` for a DoRA or biases.
     """
     from diffusers.utils import convert_state_dict_to_kohya
     from peft import get_peft_model_state_dict
 
-    layers = dict(adapted_layers(model.unet, ADAPTER))
+    layers = dict(adapted_layers(model.denoiser, ADAPTER))
     if any(layer.lora_variant or layer.lora_bias[ADAPTER] for layer in layers.values()):
         raise ModelError(
             "the LoRA is a DoRA or has biases, which kohya's format has no room for; use another --format"
         )
     _settle_strengths(model)
-    state = get_peft_model_state_dict(model.unet, adapter_name=ADAPTER)
-    tensors = convert_state_dict_to_kohya({PREFIX + name: tensor for name, tensor in state.items()})
+    state = get_peft_model_state_dict(model.denoiser, adapter_name=ADAPTER)
+    converted = convert_state_dict_to_kohya({f"denoiser.{name}": tensor for name, tensor in state.items()})
+    prefix = model.family.names.kohya
+    tensors = {f"{prefix}_{key.removeprefix('denoiser_')}": tensor for key, tensor in converted.items()}
     # diffusers' converter gives every module its rank as alpha, which would change its strength.
     alphas = {
-        _kohya_name(n): torch.tensor(float(layer.scaling[ADAPTER] * layer.r[ADAPTER])) for n, layer in layers.items()
+        f"{prefix}_{name.replace('.', '_')}.alpha": torch.tensor(float(layer.scaling[ADAPTER] * layer.r[ADAPTER]))
+        for name, layer in layers.items()
     }
     if alphas.keys() != {key for key in tensors if key.endswith(".alpha")}:
         raise ModelError("the LoRA has modules that kohya's format has no names for; use --format diffusers")
@@ -80,39 +82,39 @@ def write_kohya(model: DiffusionModel, file: Path, dtype: torch.dtype, *, title:
         "modelspec.title": title,
         "modelspec.implementation": "diffusers",
         "modelspec.prediction_type": "v" if model.prediction_type == "v_prediction" else "epsilon",
-        "modelspec.resolution": f"{model.image_size}x{model.image_size}",
-        **_describe_base(model),
+        "modelspec.resolution": "x".join(map(str, reversed(model.image_size))),
+        **(described[1] if (described := model.family.names.describe(model.pipeline)) else {}),
     }
     save_file(_cast(tensors | alphas, dtype), file, metadata=metadata)
     return file
 
 
-def write_pipeline(model: DiffusionModel, folder: Path, dtype: torch.dtype) -> Path:
+def write_pipeline(model: LatentModel, folder: Path, dtype: torch.dtype) -> Path:
     """Write the whole pipeline as `from_pretrained` reads it, with W + alpha / rank · B A for each adapted W.
 
     The model is of no use for training afterwards. Raises `ModelError` where the sum is not finite.
     """
     pipeline = model.pipeline
     with quiet_libraries():
-        if ADAPTER in getattr(model.unet, "peft_config", {}):
-            if any(layer.lora_bias[ADAPTER] for _, layer in adapted_layers(model.unet, ADAPTER)):
+        if ADAPTER in getattr(model.denoiser, "peft_config", {}):
+            if any(layer.lora_bias[ADAPTER] for _, layer in adapted_layers(model.denoiser, ADAPTER)):
                 raise ModelError("the LoRA has biases, which weights cannot hold; use --format diffusers")
             try:
-                model.unet.fuse_lora(safe_fusing=True)
+                model.denoiser.fuse_lora(safe_fusing=True)
             except ValueError as error:
                 raise ModelError(
                     f"the LoRA cannot be folded into the model ({summarise(error)}); export another checkpoint"
                 ) from error
-            model.unet.unload_lora()
+            model.denoiser.unload_lora()
         pipeline.to(dtype)
         pipeline.vae.to(memory_format=torch.contiguous_format)  # safetensors writes no other
         pipeline.save_pretrained(folder, safe_serialization=True)
-    for part in ("text_encoder", "text_encoder_2"):
-        if type(getattr(pipeline, part, None)).__name__.startswith("CLIPText"):
+    for part in model.family.loading.components:
+        component = getattr(pipeline, part)
+        if part.startswith("tokenizer"):
+            _write_vocabulary(component, folder / part)
+        elif type(component).__name__.startswith("CLIPText"):
             _rename_for_transformers_4(folder / part)
-    for part in ("tokenizer", "tokenizer_2"):
-        if hasattr(pipeline, part):
-            _write_vocabulary(getattr(pipeline, part), folder / part)
     for file in folder.rglob("*.json"):
         _withhold_places(file)
     return folder
@@ -145,26 +147,26 @@ def _write_vocabulary(tokenizer: Any, folder: Path) -> None:
         backend.model.save(str(folder))
 
 
-def apply_base(model: DiffusionModel, layers: Iterable[str]) -> dict[str, Tensor]:
-    """Return the base weights of layers of the U-Net, applied as `compare_fused` compares them."""
+def apply_base(model: LatentModel, layers: Iterable[str]) -> dict[str, Tensor]:
+    """Return the base weights of layers of the denoiser, applied as `compare_fused` compares them."""
     found = {}
     for name in layers:
-        layer = model.unet.get_submodule(name)
+        layer = model.denoiser.get_submodule(name)
         found[name] = apply_weight(getattr(layer, "base_layer", layer).weight)
     return found
 
 
-def read_fused(folder: Path, layers: Iterable[str]) -> dict[str, Tensor]:
-    """Return the weights of layers in the U-Net's files of a pipeline's folder, applied as `compare_fused` does."""
+def read_fused(folder: Path, denoiser: str, layers: Iterable[str]) -> dict[str, Tensor]:
+    """Return the weights of layers in the denoiser's files of a pipeline's folder, applied as `compare_fused` does."""
     keys = {f"{name}.weight": name for name in layers}
     found: dict[str, Tensor] = {}
-    for file in (folder / "unet").glob("*.safetensors"):
+    for file in (folder / denoiser).glob("*.safetensors"):
         with safe_open(file, framework="pt") as opened:
             found |= {keys[key]: apply_weight(opened.get_tensor(key)) for key in keys.keys() & set(opened.keys())}
     return found
 
 
-def read_back_lora(base: DiffusionModel, file: Path) -> Any:
+def read_back_lora(base: LatentModel, file: Path) -> Any:
     """Load a LoRA file into a base pipeline by diffusers' public loader; give the pipeline."""
     with quiet_libraries():
         base.pipeline.load_lora_weights(str(file.parent), weight_name=file.name, use_safetensors=True)
@@ -183,7 +185,7 @@ def read_back_pipeline(folder: Path, device: torch.device) -> Any:
 
 
 def call_arguments(
-    model: DiffusionModel, settings: SamplerSettings, *, steps: int, guidance_scale: float
+    model: LatentModel, settings: SamplerSettings, *, steps: int, guidance_scale: float
 ) -> dict[str, Any]:
     """Return what a pipeline's own `__call__` takes to draw as the model's sampler does."""
     return {**model.sampler.call_arguments(settings, model.noise, steps), "guidance_scale": guidance_scale}
@@ -200,18 +202,18 @@ def draw_by_pipeline(pipeline: Any, prompt: str, seed: int, arguments: dict[str,
     return cast("Tensor", drawn.images[0].float().mul(255).round().to(torch.uint8).cpu())
 
 
-def adapted_parts(model: DiffusionModel) -> list[str]:
+def adapted_parts(model: LatentModel) -> list[str]:
     """Give the parts of the pipeline that have an adapter."""
     return sorted(model.pipeline.get_list_adapters())
 
 
-def _settle_strengths(model: DiffusionModel) -> None:
+def _settle_strengths(model: LatentModel) -> None:
     """Give all modules one whole alpha, whatever theirs were: what their strengths differ in goes into the matrices.
 
     A run can start from such a LoRA, and diffusers, which loses the alphas of a kohya file, cannot lose this one.
     """
-    layers = dict(adapted_layers(model.unet, ADAPTER))
-    config = model.unet.peft_config[ADAPTER]
+    layers = dict(adapted_layers(model.denoiser, ADAPTER))
+    config = model.denoiser.peft_config[ADAPTER]
     alphas = {layer.lora_alpha[ADAPTER] for layer in layers.values()}
     if len(alphas) == 1 and all(alpha == int(alpha) for alpha in alphas) and not config.use_rslora:
         config.lora_alpha = int(alphas.pop())
@@ -224,11 +226,7 @@ def _settle_strengths(model: DiffusionModel) -> None:
                 layer.lora_B[ADAPTER].weight *= layer.scaling[ADAPTER] / settled
             layer.use_rslora[ADAPTER] = False
             layer.lora_alpha[ADAPTER], layer.scaling[ADAPTER] = config.lora_alpha, settled
-    state_strengths(model.unet, ADAPTER)
-
-
-def _kohya_name(module: str) -> str:
-    return f"lora_unet_{module.replace('.', '_')}.alpha"
+    state_strengths(model.denoiser, ADAPTER)
 
 
 def _only(values: set[str]) -> str:
@@ -236,30 +234,10 @@ def _only(values: set[str]) -> str:
     return values.pop() if len(values) == 1 else "Dynamic"
 
 
-def name_architecture(model: DiffusionModel) -> str | None:
-    """Return what other tools call the U-Net's architecture; None where they have no name for it."""
-    version = _describe_base(model).get("ss_base_model_version")
-    return version and {"sd_v1": "Stable Diffusion 1", "sd_v2": "Stable Diffusion 2"}.get(
-        version, "Stable Diffusion XL"
-    )
-
-
-def _describe_base(model: DiffusionModel) -> dict[str, str]:
-    width = model.unet.config.cross_attention_dim
-    if is_sdxl(model.pipeline):
-        version, architecture = "sdxl_base_v1-0", "stable-diffusion-xl-v1-base"
-    elif width == 768:
-        version, architecture = "sd_v1", "stable-diffusion-v1"
-    elif width == 1024:
-        version = "sd_v2"
-        architecture = f"stable-diffusion-v2-{'768-v' if model.prediction_type == 'v_prediction' else '512'}"
-    else:  # a make that these tools have no name for
-        return {}
-    return {
-        "ss_base_model_version": version,
-        "ss_v2": str(version == "sd_v2"),
-        "modelspec.architecture": f"{architecture}/lora",
-    }
+def name_architecture(model: LatentModel) -> str | None:
+    """Return what other tools call the denoiser's architecture; None where they have no name for it."""
+    described = model.family.names.describe(model.pipeline)
+    return described and described[0]
 
 
 def _cast(tensors: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:

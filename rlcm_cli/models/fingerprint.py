@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from rlcm_cli.core.digests import digest_json, digest_tensors
-from rlcm_cli.models.conditioning import is_sdxl
+from rlcm_cli.families import Family
 from rlcm_cli.models.libraries import quiet_libraries
 
 WITHOUT_EFFECT = {
@@ -37,27 +37,25 @@ PROBES = (
 """Texts on which tokenizers of one vocabulary differ: case, spaces, accents, contractions, digits, other scripts."""
 
 
-def modules_of(pipeline: Any) -> dict[str, torch.nn.Module]:
-    """Return the modules of a pipeline by name."""
-    names = ["unet", "vae", "text_encoder"] + ["text_encoder_2"] * is_sdxl(pipeline)
-    return {name: getattr(pipeline, name) for name in names}
+def modules_of(pipeline: Any, family: Family) -> dict[str, torch.nn.Module]:
+    """Return the modules of a pipeline of a family by name."""
+    return {name: getattr(pipeline, name) for name in family.modules}
 
 
-def digest_pipeline(pipeline: Any) -> str:
+def digest_pipeline(pipeline: Any, family: Family) -> str:
     """Return the SHA-256 over all that makes an image of a prompt and noise.
 
     That is every weight as loaded, the settings of each component that differ from its class's defaults, so that a
     newer library with new settings gives the same digest, and how the tokenizers cut texts.
     """
-    modules = modules_of(pipeline)
+    modules = modules_of(pipeline, family)
     weights = {
         f"{part}.{name}": tensor for part, module in modules.items() for name, tensor in module.state_dict().items()
     }
     # Names with an underscore say which diffusers wrote the file.
     settings: dict[str, Any] = {k: v for k, v in pipeline.scheduler.config.items() if not k.startswith("_")}
-    if is_sdxl(pipeline):
-        settings["force_zeros_for_empty_prompt"] = pipeline.config.force_zeros_for_empty_prompt
-    tokenizers = ["tokenizer"] + ["tokenizer_2"] * is_sdxl(pipeline)
+    settings |= {name: getattr(pipeline.config, name) for name in family.loading.settings}
+    tokenizers = [name for name in family.loading.components if name.startswith("tokenizer")]
     settings["components"] = {part: _settings_of(module) for part, module in modules.items()}
     settings["tokenizers"] = [_digest_tokenizer(getattr(pipeline, name)) for name in tokenizers]
     return digest_tensors(weights, settings)

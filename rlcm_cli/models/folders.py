@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rlcm_cli.errors import ModelError
+from rlcm_cli.families import FAMILIES, list_components
 from rlcm_cli.foreign.faults import ForeignError
 from rlcm_cli.foreign.folders import check_configuration, read_json_object, suggest_path
 from rlcm_cli.foreign.hub import HubError, fetch_snapshot, is_hub_id, list_files
@@ -39,7 +40,7 @@ class PipelineFolder:
         for part, value in index.items():
             if not part.startswith("_") and isinstance(value, list) and not _is_class(value):
                 raise ModelError(f"{self.name}: {INDEX} says {part}: {value}, which is not [library, class]; fix it")
-        for part in ("unet", "vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "scheduler"):
+        for part in (*list_components(), "scheduler"):
             if part in index and not isinstance(index[part], list):
                 raise ModelError(
                     f"{self.name}: {INDEX} says {part}: {index[part]!r}, which is not [library, class]; fix it"
@@ -81,7 +82,7 @@ class PipelineFolder:
             raise ModelError(f"{self.name}: {fault}; {advice}") from fault
 
     def _read(self, file: str) -> dict[str, Any]:
-        with self.explained("it needs model_index.json, unet, vae, text_encoder, tokenizer, with safetensors weights"):
+        with self.explained("it needs model_index.json and a folder for each component, with safetensors weights"):
             values = read_json_object(self.path / file)
             check_configuration(values, self.path / file)
         return values
@@ -131,13 +132,10 @@ def _choose_downloads(name: str, revision: str | None, *, weights: bool) -> tupl
     commit, files = list_files(name, revision=revision)
     chosen = [INDEX, "*/*.json"] + ["tokenizer*/*.txt"] * weights
     if not weights:
-        return commit, [INDEX, "unet/config.json", "scheduler/scheduler_config.json"]
-    for part, stem in (
-        ("unet", WEIGHT_STEMS["diffusers"]),
-        ("vae", WEIGHT_STEMS["diffusers"]),
-        ("text_encoder", WEIGHT_STEMS["transformers"]),
-        ("text_encoder_2", WEIGHT_STEMS["transformers"]),
-    ):
+        denoisers = sorted({family.denoiser for family in FAMILIES.values()})
+        return commit, [INDEX, *(f"{part}/config.json" for part in denoisers), "scheduler/scheduler_config.json"]
+    for part, library in list_components().items():
+        stem = WEIGHT_STEMS[library]
         names = [file.removeprefix(f"{part}/") for file in files if file.startswith(f"{part}/{stem}")]
         variants = {variant_of(n, stem) for n in names if n.endswith(".safetensors")}
         if variants:
@@ -159,6 +157,6 @@ def _explain_no_index(name: str, folder: Path) -> str:
             "folder of the whole pipeline"
         )
     return (
-        f"{name}: is not a pipeline of diffusers (no {INDEX}); it needs {INDEX}, unet, vae, text_encoder, tokenizer, "
+        f"{name}: is not a pipeline of diffusers (no {INDEX}); it needs {INDEX} and a folder for each component, "
         "all with safetensors weights"
     )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -12,26 +11,17 @@ import torch
 from rlcm_cli.core.device import select_device
 from rlcm_cli.core.digests import digest_json
 from rlcm_cli.errors import ModelError
-from rlcm_cli.models.components import check_fit, check_noise_schedule, load_module, load_scheduler, load_tokenizer
-from rlcm_cli.models.conditioning import is_sdxl
-from rlcm_cli.models.diffusion import DiffusionModel
+from rlcm_cli.families import Family
+from rlcm_cli.models.components import load_module, load_scheduler, load_tokenizer
 from rlcm_cli.models.fingerprint import digest_pipeline, modules_of
 from rlcm_cli.models.folders import INDEX, PipelineFolder, find_pipeline
+from rlcm_cli.models.latent_model import LatentModel
 from rlcm_cli.models.libraries import quiet_libraries
 from rlcm_cli.models.lora import fuse_lora
-from rlcm_cli.models.parts import Parts, choose_sampler, read_parts
+from rlcm_cli.models.parts import Parts, read_parts
 from rlcm_cli.samplers import Sampler
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-UNCLIPPED = {"clip_sample": False, "thresholding": False}
-STABLE_DIFFUSION_SCHEDULE = {
-    "beta_start": 0.00085,
-    "beta_end": 0.012,
-    "beta_schedule": "scaled_linear",
-    "set_alpha_to_one": False,
-    "steps_offset": 1,
-}
-"""The schedule of all Stable Diffusion models, for folders that state none (early LCM_Dreamshaper_v7)."""
 
 _log = logging.getLogger(__name__)
 
@@ -46,12 +36,12 @@ def load_model(
     sampler: str | None = None,
     distilled_lora: str | None = None,
     image_size: int | None = None,
-) -> DiffusionModel:
-    """Load an embedded model, a local pipeline folder or a hub id; the U-Net comes frozen and in eval mode.
+) -> LatentModel:
+    """Load an embedded model, a local pipeline folder or a hub id; the denoiser comes frozen and in eval mode.
 
-    Stable Diffusion 1.x, 2.x and XL, and latent consistency models of their sizes. `distilled_lora` (a file, folder
+    Pipelines of the families in `rlcm_cli.families`. `distilled_lora` (a file, folder
     or hub id, such as LCM-LoRA or TCD-LoRA) is fused into the weights. `sampler` is the kind of a sampler, None for
-    the model's own (`choose_sampler`); the pipeline's scheduler becomes the sampler's, with the noise schedule of the
+    the model's own; the pipeline's scheduler becomes the sampler's, with the noise schedule of the
     folder's own. `image_size`: pixels along each side, None for the pipeline's own.
 
     Raises `ModelError` for what is not there, cannot be reached, is no such pipeline, or does not fit the sampler.
@@ -59,31 +49,29 @@ def load_model(
     place = select_device(device)
     folder = find_pipeline(name, revision)
     parts = read_parts(folder)
-    parts.check(name)
-    chosen = choose_sampler(name, parts, sampler, distilled_lora)
+    chosen = parts.choose_sampler(name, sampler, distilled_lora)
     for part in parts.unused:
         _log.warning("%s: its %s is not used", name, part)
     pipeline = _load_pipeline(folder, DTYPES[dtype], parts)
     _set_scheduler(name, pipeline, parts, chosen)
-    digest = digest_pipeline(pipeline)
+    digest = digest_pipeline(pipeline, parts.family)
     if distilled_lora is not None:
-        digest = digest_json([digest, fuse_lora(pipeline, distilled_lora)])
-    freeze_pipeline(pipeline, place)
-    model = DiffusionModel(pipeline, chosen, place, DTYPES[dtype], digest, commit=folder.commit)
+        digest = digest_json([digest, fuse_lora(pipeline, parts.family, distilled_lora)])
+    freeze_pipeline(pipeline, parts.family, place)
+    model = LatentModel(pipeline, parts.family, chosen, place, DTYPES[dtype], digest, commit=folder.commit)
     if image_size is not None:
-        model.set_image_size(image_size)
+        model.set_image_size(image_size, image_size)
     return model
 
 
-def freeze_pipeline(pipeline: Any, place: torch.device) -> None:
+def freeze_pipeline(pipeline: Any, family: Family, place: torch.device) -> None:
     """Put a pipeline on a device, its modules frozen and in eval mode."""
-    for module in modules_of(pipeline).values():
+    for module in modules_of(pipeline, family).values():
         module.requires_grad_(False)
         module.eval()
     with quiet_libraries():
         pipeline.to(place)
-        # diffusers casts SDXL's autoencoder, whose activations overflow float16, there and back at each image.
-        if is_sdxl(pipeline) and pipeline.vae.dtype == torch.float16 and pipeline.vae.config.get("force_upcast"):
+        if pipeline.vae.dtype == torch.float16 and family.autoencoder.needs_float32(pipeline.vae.config):
             pipeline.vae.to(torch.float32)
         # Decoding is convolutions alone, for whose kernels this is the native layout.
         pipeline.vae.to(memory_format=torch.channels_last)
@@ -91,9 +79,11 @@ def freeze_pipeline(pipeline: Any, place: torch.device) -> None:
 
 
 def _load_pipeline(folder: PipelineFolder, dtype: torch.dtype, parts: Parts) -> Any:
+    loading = parts.family.loading
     with quiet_libraries():  # their first import warns of packages that nothing here uses
+        import diffusers
+
         kinds = _find_classes(folder, parts)
-        pipeline, settings = _choose_pipeline(parts)
     components = {
         part: load_tokenizer(folder, part, kind)
         if part.startswith("tokenizer")
@@ -101,23 +91,15 @@ def _load_pipeline(folder: PipelineFolder, dtype: torch.dtype, parts: Parts) -> 
         for part, kind in kinds.items()
         if part != "scheduler"
     }
-    check_fit(folder.name, components)
-    scheduler = _default_scheduler() if parts.scheduler is None else load_scheduler(folder, kinds["scheduler"])
+    loading.check_fit(folder.name, components)
+    kind, settings = loading.assemble(parts.configs)
     with quiet_libraries():
-        return pipeline(**components, scheduler=scheduler, **settings)
-
-
-def _choose_pipeline(parts: Parts) -> tuple[Any, dict[str, Any]]:
-    """Return the class of a pipeline, and what it takes beside components."""
-    import diffusers
-
-    if parts.is_sdxl:
-        stated = {key: bool(value) for key, value in parts.index.items() if key == "force_zeros_for_empty_prompt"}
-        return diffusers.StableDiffusionXLPipeline, {"add_watermarker": False, **stated}
-    kind = diffusers.StableDiffusionPipeline
-    if parts.guided_by_embedding:
-        kind = diffusers.LatentConsistencyModelPipeline
-    return kind, {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+        if "scheduler" not in kinds:
+            default, stated = parts.family.scheduling.default
+            scheduler = getattr(diffusers, default)(**stated)
+        else:
+            scheduler = load_scheduler(folder, kinds["scheduler"])
+        return getattr(diffusers, kind)(**components, scheduler=scheduler, **settings)
 
 
 def _find_classes(folder: PipelineFolder, parts: Parts) -> dict[str, Any]:
@@ -125,34 +107,28 @@ def _find_classes(folder: PipelineFolder, parts: Parts) -> dict[str, Any]:
     import diffusers
     import transformers
 
-    find = functools.partial(_find_class, folder, parts.index)
-    kinds: dict[str, Any] = {
-        "unet": diffusers.UNet2DConditionModel,
-        "vae": find("vae", diffusers, diffusers.ModelMixin),
-    }
-    for suffix in ["", "_2"] if parts.is_sdxl else [""]:
-        encoder, tokenizer = f"text_encoder{suffix}", f"tokenizer{suffix}"
-        kinds[encoder] = find(encoder, transformers, transformers.PreTrainedModel)
-        kinds[tokenizer] = find(tokenizer, transformers, transformers.PreTrainedTokenizerBase)
-    if parts.scheduler is not None:
+    find = functools.partial(_find_class, folder, parts)
+    kinds: dict[str, Any] = {}
+    for part, library in parts.family.loading.components.items():
+        if library == "diffusers":
+            kinds[part] = find(part, diffusers, diffusers.ModelMixin)
+        elif part.startswith("tokenizer"):
+            kinds[part] = find(part, transformers, transformers.PreTrainedTokenizerBase)
+        else:
+            kinds[part] = find(part, transformers, transformers.PreTrainedModel)
+    if parts.configs.scheduler is not None:
         kinds["scheduler"] = find("scheduler", diffusers, diffusers.SchedulerMixin)
     return kinds
 
 
-def _default_scheduler() -> Any:
-    import diffusers
-
-    return diffusers.LCMScheduler(**STABLE_DIFFUSION_SCHEDULE)
-
-
-def _find_class(folder: PipelineFolder, index: Mapping[str, Any], part: str, library: Any, base: type) -> Any:
+def _find_class(folder: PipelineFolder, parts: Parts, part: str, library: Any, base: type) -> Any:
     """Return the class of a component. Raises `ModelError` for any but a class of the library's own."""
-    stated = index.get(part) or [None, None]
+    stated = parts.configs.index.get(part) or [None, None]
     kind = getattr(library, str(stated[1]), None) if stated[0] == library.__name__ else None
     if not (isinstance(kind, type) and issubclass(kind, base)):
         raise ModelError(
             f"{folder.name}: its {part} is {'.'.join(map(str, stated))} by {INDEX}, and should be a class of "
-            f"{library.__name__}; use a pipeline of Stable Diffusion or a latent consistency model"
+            f"{library.__name__}; use a pipeline of {parts.family.title}"
         )
     return kind
 
@@ -161,20 +137,10 @@ def _set_scheduler(name: str, pipeline: Any, parts: Parts, sampler: Sampler) -> 
     """Give the pipeline its sampler's scheduler, with the noise schedule that its own has."""
     import diffusers
 
-    config = pipeline.scheduler.config
-    if "beta_schedule" not in config:
-        raise ModelError(
-            f"{name}: its scheduler, {type(pipeline.scheduler).__name__}, states no schedule of betas, which the "
-            "samplers draw with; use a Stable Diffusion pipeline that was trained with one"
-        )
-    # StableDiffusionPipeline corrects a scheduler that clips without a word: look at the file as well.
-    if any(settings.get(key) for settings in (config, parts.scheduler or {}) for key in UNCLIPPED):
-        raise ModelError(
-            f"{name}: its scheduler clips or thresholds predictions, so its samples follow no Gaussian policy; "
-            "set clip_sample and thresholding to false in scheduler/scheduler_config.json"
-        )
+    scheduling = parts.family.scheduling
+    scheduling.check(name, pipeline.scheduler, parts.configs.scheduler)
     if type(pipeline.scheduler).__name__ != sampler.scheduler:
         with quiet_libraries():
-            # DDIM clips unless told not to.
-            pipeline.scheduler = getattr(diffusers, sampler.scheduler).from_config(config, **UNCLIPPED)
-    check_noise_schedule(name, pipeline.scheduler)
+            kind = getattr(diffusers, sampler.scheduler)
+            pipeline.scheduler = kind.from_config(pipeline.scheduler.config, **scheduling.overrides)
+        scheduling.check(name, pipeline.scheduler, None)

@@ -16,24 +16,24 @@ from rlcm_cli.core.digests import digest_tensors
 from rlcm_cli.core.lora_file import LoraFile, read_lora
 from rlcm_cli.core.noise import derive_seed
 from rlcm_cli.errors import ModelError
+from rlcm_cli.families import Family
 from rlcm_cli.foreign.faults import ForeignError, faults_of_libraries
 from rlcm_cli.foreign.folders import suggest_path
 from rlcm_cli.foreign.hub import HubError, fetch_file, is_cached, list_files
-from rlcm_cli.models.diffusion import DiffusionModel
+from rlcm_cli.models.latent_model import LatentModel
 from rlcm_cli.models.libraries import quiet_libraries, summarise
 from rlcm_cli.models.lora_binding import bind_modules, check_loaded
 from rlcm_cli.models.weights import copy_weights, exchanged_weights
 
 ADAPTER = "policy"
 DISTILLED = "distilled"
-PREFIX = "unet."
 LORA_FILE = "pytorch_lora_weights.safetensors"
 
 _log = logging.getLogger(__name__)
 
 
-def attach_lora(model: DiffusionModel, *, rank: int, alpha: int, target_modules: Sequence[str], run_seed: int) -> None:
-    """Put a fresh adapter on the U-Net: A gaussian from the run's seed, B zero, float32.
+def attach_lora(model: LatentModel, *, rank: int, alpha: int, target_modules: Sequence[str], run_seed: int) -> None:
+    """Put a fresh adapter on the denoiser: A gaussian from the run's seed, B zero, float32.
 
     Raises `ModelError` where no module has one of the names.
     """
@@ -41,46 +41,46 @@ def attach_lora(model: DiffusionModel, *, rank: int, alpha: int, target_modules:
     from peft import LoraConfig
 
     config = LoraConfig(r=rank, lora_alpha=alpha, init_lora_weights="gaussian", target_modules=sorted(target_modules))
-    if ADAPTER in getattr(model.unet, "peft_config", {}):
-        model.unet.delete_adapters(ADAPTER)
+    if ADAPTER in getattr(model.denoiser, "peft_config", {}):
+        model.denoiser.delete_adapters(ADAPTER)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(run_seed, "lora"))
         try:
-            model.unet.add_adapter(config, adapter_name=ADAPTER)
+            model.denoiser.add_adapter(config, adapter_name=ADAPTER)
         except ValueError as error:
             raise ModelError(
-                f"lora.target_modules {list(target_modules)}: no such module in the U-Net ({error})"
+                f"lora.target_modules {list(target_modules)}: no such module in the {model.family.denoiser_title} "
+                f"({error}); usual ones are {', '.join(model.family.lora_targets)}"
             ) from None
-    cast_training_params(model.unet, dtype=torch.float32)
+    cast_training_params(model.denoiser, dtype=torch.float32)
     model.adapter_digest = None
 
 
-def lora_parameters(model: DiffusionModel) -> dict[str, torch.nn.Parameter]:
-    """Give the adapter's trainable parameters by name, in the U-Net's order."""
-    return {name: p for name, p in model.unet.named_parameters() if p.requires_grad}
+def lora_parameters(model: LatentModel) -> dict[str, torch.nn.Parameter]:
+    """Give the adapter's trainable parameters by name, in the denoiser's order."""
+    return {name: p for name, p in model.denoiser.named_parameters() if p.requires_grad}
 
 
-def save_lora(model: DiffusionModel, folder: Path) -> None:
+def save_lora(model: LatentModel, folder: Path) -> None:
     """Write the adapter as diffusers does, with the metadata without which alpha would be lost."""
     from peft import get_peft_model_state_dict
 
-    metadata: dict[str, Any] = model.unet.peft_config[ADAPTER].to_dict()
+    metadata: dict[str, Any] = model.denoiser.peft_config[ADAPTER].to_dict()
     # A set of names has another order in each process; where the base came from is nobody's business.
     metadata = {key: sorted(v) if isinstance(v, set) else v for key, v in metadata.items()}
     metadata["base_model_name_or_path"] = None
-    model.pipeline.save_lora_weights(
-        folder,
-        unet_lora_layers=get_peft_model_state_dict(model.unet, adapter_name=ADAPTER),
-        unet_lora_adapter_metadata=metadata,
-    )
+    denoiser = model.family.denoiser
+    layers = get_peft_model_state_dict(model.denoiser, adapter_name=ADAPTER)
+    named = {f"{denoiser}_lora_layers": layers, f"{denoiser}_lora_adapter_metadata": metadata}
+    model.pipeline.save_lora_weights(folder, **named)
 
 
-def bind_lora(model: DiffusionModel, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def bind_lora(model: LatentModel, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Give the tensors of a LoRA file (diffusers' names) by the names of the parameters that they belong to.
 
     Raises `ModelError` unless they bind every module of the adapter and nothing else.
     """
-    weights = {name.removeprefix(PREFIX): tensor for name, tensor in tensors.items()}
+    weights = {name.removeprefix(f"{model.family.denoiser}."): tensor for name, tensor in tensors.items()}
     in_file = {name: name.replace(f".{ADAPTER}.", ".") for name in lora_parameters(model)}
     expected = {in_file[name]: tuple(parameter.shape) for name, parameter in lora_parameters(model).items()}
     found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
@@ -93,7 +93,7 @@ def bind_lora(model: DiffusionModel, tensors: Mapping[str, Tensor]) -> dict[str,
     return {name: weights[key] for name, key in in_file.items()}
 
 
-def load_lora(model: DiffusionModel, tensors: Mapping[str, Tensor], digest: str) -> None:
+def load_lora(model: LatentModel, tensors: Mapping[str, Tensor], digest: str) -> None:
     """Put the tensors of a LoRA file into the attached adapter, unless they are there.
 
     `digest` is the file's. Raises `ModelError` as `bind_lora`.
@@ -105,17 +105,17 @@ def load_lora(model: DiffusionModel, tensors: Mapping[str, Tensor], digest: str)
 
 
 @contextlib.contextmanager
-def base_model(model: DiffusionModel) -> Iterator[None]:
+def base_model(model: LatentModel) -> Iterator[None]:
     """Switch the adapter off within the block."""
-    model.unet.disable_adapters()
+    model.denoiser.disable_adapters()
     try:
         yield
     finally:
-        model.unet.enable_adapters()
+        model.denoiser.enable_adapters()
 
 
 @contextlib.contextmanager
-def folded_lora(model: DiffusionModel) -> Iterator[None]:
+def folded_lora(model: LatentModel) -> Iterator[None]:
     """Draw with W + alpha / rank · B A in the place of each adapted layer's W within the block: one product for three.
 
     The base weights are put aside and put back, not subtracted from, so that they keep their bits. Only in float32,
@@ -133,7 +133,7 @@ def folded_lora(model: DiffusionModel) -> Iterator[None]:
         yield
 
 
-def _foldable_layers(model: DiffusionModel) -> dict[str, Any]:
+def _foldable_layers(model: LatentModel) -> dict[str, Any]:
     from peft.tuners.lora import LoraLayer
 
     tf32 = model.device.type == "cuda" and torch.backends.cuda.matmul.allow_tf32
@@ -141,7 +141,7 @@ def _foldable_layers(model: DiffusionModel) -> dict[str, Any]:
         return {}
     layers = {
         name: module
-        for name, module in model.unet.named_modules()
+        for name, module in model.denoiser.named_modules()
         if isinstance(module, LoraLayer) and ADAPTER in module.scaling and not module.disable_adapters
     }
     # What a foreign file may bring: DoRA, or a bias, whose sum with W is no sum of weights alone.
@@ -149,36 +149,36 @@ def _foldable_layers(model: DiffusionModel) -> dict[str, Any]:
     return layers if plain else {}
 
 
-def load_foreign_lora(model: DiffusionModel, place: str, scale: float) -> None:
+def load_foreign_lora(model: LatentModel, place: str, scale: float) -> None:
     """Load any LoRA that diffusers reads (its own, kohya's, a hub id) for drawing, at a strength.
 
     Every layer is compared with the file. What this model has no layer for is told. Raises `ModelError` for what is
     not there, is not a LoRA for this model or mostly not, or is not loaded as the file says.
     """
-    _read_lora(model.pipeline, place, ADAPTER)
+    _read_lora(model.pipeline, model.family, place, ADAPTER)
     scale_foreign_lora(model, scale)
 
 
-def scale_foreign_lora(model: DiffusionModel, scale: float) -> None:
+def scale_foreign_lora(model: LatentModel, scale: float) -> None:
     """Set the strength of the LoRA that `load_foreign_lora` has loaded; 0 draws as the base model does."""
     model.pipeline.set_adapters([ADAPTER], [scale])
     model.forget_prompts()  # it may have layers in the text encoder
 
 
-def unload_foreign_lora(model: DiffusionModel) -> None:
+def unload_foreign_lora(model: LatentModel) -> None:
     """Take the LoRA that `load_foreign_lora` has loaded out of the model again."""
     model.pipeline.unload_lora_weights()
     model.forget_prompts()
 
 
-def fuse_lora(pipeline: Any, place: str) -> str:
+def fuse_lora(pipeline: Any, family: Family, place: str) -> str:
     """Add any LoRA that diffusers reads to the weights of a pipeline at full strength, and leave no adapter behind.
 
     For a distilled LoRA (LCM-LoRA, arXiv 2311.05556; TCD-LoRA, arXiv 2402.19159), which the policy is made of.
     Returns the digest of its tensors and strengths: that of fused weights would depend on how a machine rounds a
     product. Raises `ModelError` as `load_foreign_lora` does, and for layers with a bias, which weights cannot hold.
     """
-    lora = _read_lora(pipeline, place, DISTILLED)
+    lora = _read_lora(pipeline, family, place, DISTILLED)
     if any(module.bias is not None for module in lora.modules):
         raise ModelError(
             f"LoRA '{place}': has biases (lora_bias), which cannot be fused into weights; use another LoRA"
@@ -213,7 +213,7 @@ def _digest_adapter(pipeline: Any, adapter: str) -> str:
     return digest_tensors(tensors, strengths)
 
 
-def _read_lora(pipeline: Any, place: str, adapter: str) -> LoraFile:
+def _read_lora(pipeline: Any, family: Family, place: str, adapter: str) -> LoraFile:
     file = locate_lora(place)
     lora = read_lora_file(file, place)
     if lora.adapter_names:
@@ -226,7 +226,7 @@ def _read_lora(pipeline: Any, place: str, adapter: str) -> LoraFile:
             f"{place}: is a DoRA in kohya's format (dora_scale), which diffusers would load as a plain LoRA; use one "
             "that diffusers saved"
         )
-    binding = bind_modules(lora, pipeline, place)
+    binding = bind_modules(lora, pipeline, family, place)
     try:
         with quiet_libraries(), faults_of_libraries():
             pipeline.load_lora_weights(

@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rlcm_cli.core.lora_file import PARTS, UNET, LoraFile, LoraModule, normalise
+from rlcm_cli.core.lora_file import PARTS, LoraFile, LoraModule, normalise
 from rlcm_cli.errors import ModelError
+from rlcm_cli.families import Family
 
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 5e-3, torch.bfloat16: 4e-2}
 """Of a module's effect, relative to its largest value, where the file's numbers are of a dtype."""
@@ -36,10 +37,10 @@ class Binding:
         return sum(map(len, self.bound.values()))
 
 
-def bind_modules(lora: LoraFile, pipeline: Any, place: str) -> Binding:
+def bind_modules(lora: LoraFile, pipeline: Any, family: Family, place: str) -> Binding:
     """Find the layer of each module of a LoRA, in a pipeline that has no adapter yet.
 
-    Raises `ModelError` where there is none for the U-Net, or where a layer has another size than the module: such a
+    Raises `ModelError` where there is none for the denoiser, or where a layer has another size than the module: such a
     LoRA was made for another base model.
     """
     bound: dict[str, dict[str, LoraModule]] = {}
@@ -47,7 +48,7 @@ def bind_modules(lora: LoraFile, pipeline: Any, place: str) -> Binding:
     for part in PARTS:
         component = getattr(pipeline, part, None)
         layers = dict(_layers(component)) if component is not None else {}
-        spellings = _spell(layers, component)
+        spellings = _find_spellings(component, family, part)
         for module in lora.of(part):
             name = spellings.get(module.key)
             if name is None:
@@ -57,15 +58,16 @@ def bind_modules(lora: LoraFile, pipeline: Any, place: str) -> Binding:
             if name in bound.setdefault(part, {}):
                 raise ModelError(f"{place}: has layer {part}.{name} twice; get the file again")
             bound[part][name] = module
-    if not lora.of(UNET):
+    denoiser, title = family.denoiser, family.denoiser_title
+    if not lora.of(denoiser):
         raise ModelError(
-            f"{place}: holds no LoRA layer for the U-Net (its keys should begin with 'unet.' or 'lora_unet_'); save "
-            "it with the pipeline's save_lora_weights"
+            f"{place}: holds no LoRA layer for the {title} (its keys should begin with '{denoiser}.' or "
+            f"'{family.names.kohya}_'); save it with the pipeline's save_lora_weights"
         )
-    if not bound.get(UNET):
+    if not bound.get(denoiser):
         raise ModelError(
-            f"{place}: is no LoRA for this model, whose U-Net has none of its {len(lora.of(UNET))} modules "
-            f"(such as {lora.of(UNET)[0].name}); name the base model that it was made for"
+            f"{place}: is no LoRA for this model, whose {title} has none of its {len(lora.of(denoiser))} modules "
+            f"(such as {lora.of(denoiser)[0].name}); name the base model that it was made for"
         )
     return Binding(bound, tuple(missing))
 
@@ -116,9 +118,11 @@ def state_strengths(component: Any, adapter: str) -> None:
     }
 
 
-def compare_files(written: LoraFile, wanted: Mapping[str, LoraModule], unet: nn.Module, place: str) -> None:
-    """Raise `ModelError` unless a file has the effect on each layer of a U-Net that is wanted of it, and no other."""
-    spellings = _spell(dict(_layers(unet)), unet)
+def compare_files(
+    written: LoraFile, wanted: Mapping[str, LoraModule], denoiser: nn.Module, family: Family, place: str
+) -> None:
+    """Raise `ModelError` unless a file has the effect on each layer of a denoiser that is wanted, and no other."""
+    spellings = _find_spellings(denoiser, family, family.denoiser)
     found = {spellings.get(module.key, module.name): module for module in written.modules}
     if found.keys() != wanted.keys():
         different = sorted(found.keys() ^ wanted.keys())
@@ -195,58 +199,16 @@ def adapted_layers(component: nn.Module, adapter: str) -> Iterator[tuple[str, An
             yield name, module
 
 
-def _spell(names: Mapping[str, object], component: Any) -> dict[str, str]:
-    """Return each layer's name by its normalised spellings: diffusers', and that of Stability's code."""
+def _find_spellings(component: Any, family: Family, part: str) -> dict[str, str]:
+    """Return the names of a component's layers by their normalised spellings in LoRA files."""
+    layers = dict(_layers(component)) if component is not None else {}
+    if part != family.denoiser:
+        return {normalise(name): name for name in layers}
     spellings = {}
-    layers_per_block = getattr(getattr(component, "config", None), "layers_per_block", None)
-    for name in names:
+    for name in layers:
         spellings[normalise(name)] = name
-        if isinstance(layers_per_block, int):
-            spellings[normalise(_spell_as_sgm(name, layers_per_block, names))] = name
+        spellings[normalise(family.names.spell(name, component.config, layers))] = name
     return spellings
-
-
-SGM_PATHS = {
-    "conv_in": "input_blocks.0.0",
-    "conv_out": "out.2",
-    "time_embedding.linear_1": "time_embed.0",
-    "time_embedding.linear_2": "time_embed.2",
-    "add_embedding.linear_1": "label_emb.0.0",
-    "add_embedding.linear_2": "label_emb.0.2",
-}
-SGM_LAYERS = {
-    "conv1": "in_layers.2",
-    "time_emb_proj": "emb_layers.1",
-    "conv2": "out_layers.3",
-    "conv_shortcut": "skip_connection",
-}
-
-
-def _spell_as_sgm(name: str, layers: int, names: Mapping[str, object]) -> str:
-    """Return the name of a U-Net's layer in Stability's code, which kohya's tools use for SDXL.
-
-    There the blocks of each side are numbered through: every residual block, with the attention after it, is one;
-    going down, so is every downsampler; going up, an upsampler is the last part of its block.
-    """
-    if name in SGM_PATHS:
-        return SGM_PATHS[name]
-    match = re.fullmatch(
-        r"(down|mid|up)_blocks?(?:\.(\d+))?\.(resnets|attentions|downsamplers|upsamplers)\.(\d+)\.(.+)", name
-    )
-    if match is None:
-        return name
-    side, block, kind, index, rest = match[1], int(match[2] or 0), match[3], int(match[4]), match[5]
-    rest = SGM_LAYERS.get(rest, rest) if kind == "resnets" else rest
-    if side == "mid":
-        return f"middle_block.{1 if kind == 'attentions' else 2 * index}.{rest}"
-    first = block * (layers + 1)
-    if kind == "downsamplers":
-        return f"input_blocks.{first + layers + 1}.0.op"
-    if kind == "upsamplers":
-        attended = any(other.startswith(f"up_blocks.{block}.attentions.") for other in names)
-        return f"output_blocks.{first + layers}.{1 + attended}.conv"
-    number = first + index + (side == "down")
-    return f"{'input' if side == 'down' else 'output'}_blocks.{number}.{int(kind == 'attentions')}.{rest}"
 
 
 def _check_size(module: LoraModule, name: str, weight: Tensor, place: str) -> None:

@@ -10,17 +10,17 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 from rlcm_cli.core.allocations import distinct_bytes
-from rlcm_cli.models.diffusion import DiffusionModel
+from rlcm_cli.models.latent_model import LatentModel
 
 
-def checkpoint_activations(model: DiffusionModel, wanted: bool) -> None:
-    """Let the U-Net keep its blocks' inputs alone for the backward pass, and compute the rest again there, or not.
+def checkpoint_activations(model: LatentModel, wanted: bool) -> None:
+    """Let the denoiser keep its blocks' inputs alone for the backward pass, and compute the rest again there, or not.
 
     The gradient is the same but for rounding. Without re-entrance, which would need an input with a gradient: in LoRA
     training the latents have none.
     """
     if not wanted:
-        model.unet.disable_gradient_checkpointing()
+        model.denoiser.disable_gradient_checkpointing()
         return
 
     def run_block(block: Callable[..., Any], *inputs: Any) -> Any:
@@ -29,10 +29,10 @@ def checkpoint_activations(model: DiffusionModel, wanted: bool) -> None:
             block, *inputs, use_reentrant=False, context_fn=lambda: (nullcontext(), model.attention_kernel())
         )
 
-    model.unet.enable_gradient_checkpointing(run_block)
+    model.denoiser.enable_gradient_checkpointing(run_block)
 
 
-def slice_decoding(model: DiffusionModel, wanted: bool) -> None:
+def slice_decoding(model: LatentModel, wanted: bool) -> None:
     """Decode the images of a batch one after the other, or together.
 
     Tiles, which diffusers has too, are no choice here: their seams change the images, and with them the rewards.
@@ -40,7 +40,7 @@ def slice_decoding(model: DiffusionModel, wanted: bool) -> None:
     model.pipeline.vae.use_slicing = wanted
 
 
-def model_bytes(model: DiffusionModel) -> int:
+def model_bytes(model: LatentModel) -> int:
     """Give the bytes of all weights and buffers of a pipeline, and of those kept beside it."""
     modules = [part for part in model.pipeline.components.values() if isinstance(part, torch.nn.Module)]
     tensors = [tensor for module in modules for tensor in (*module.parameters(), *module.buffers())]

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from rlcm_cli.core.schedule import Schedule
 from rlcm_cli.errors import ConfigError
-from rlcm_cli.models.diffusion import DiffusionModel
+from rlcm_cli.models.latent_model import LatentModel
 from rlcm_cli.samplers import Noise, SamplerSettings
 
 
-def build_schedule(model: DiffusionModel, settings: SamplerSettings, steps: int, *, last_std: float = 0.0) -> Schedule:
+def build_schedule(model: LatentModel, settings: SamplerSettings, steps: int, *, last_std: float = 0.0) -> Schedule:
     """Build the schedule of H = `steps` model calls for the model's sampler, whose settings these are.
 
     `last_std`: standard deviation of the last call, of samplers with `noise_on_last_call`. Raises `ConfigError` for

@@ -6,13 +6,9 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
-LAYOUTS = {
-    "conditioner.embedders.1.": "StableDiffusionXLPipeline",
-    "conditioner.embedders.0.": "StableDiffusionXLPipeline",
-    "cond_stage_model.": "StableDiffusionPipeline",
-}
-"""Prefix of a text encoder's tensors → the pipeline of diffusers that such a file is."""
-UNET_PREFIX = "model.diffusion_model."
+from rlcm_cli.families import FAMILIES
+
+DENOISER_PREFIX = "model.diffusion_model."
 LORA_MARKS = ("lora_down", "lora_up", "lora_A", "lora_B", ".hada_", ".lokr_")
 
 
@@ -34,13 +30,15 @@ def explain_single_file(name: str, file: Path) -> str:
         return (
             f"{name}: is a LoRA, not a model; use it with `generate --lora`, and the model it was made for as --model"
         )
-    for prefix, pipeline in LAYOUTS.items():
-        if any(key.startswith(prefix) for key in keys) and any(key.startswith(UNET_PREFIX) for key in keys):
+    has_denoiser = any(key.startswith(DENOISER_PREFIX) for key in keys)
+    for family in FAMILIES.values():
+        if has_denoiser and any(key.startswith(family.names.single_file) for key in keys):
+            pipeline = family.pipelines[0]
             return (
                 f"{name}: is a whole model in one file; a folder of diffusers is needed: where there is a network, "
                 f"make one by `python -c \"from diffusers import {pipeline} as P; P.from_single_file('{file}')"
                 f".save_pretrained('{file.stem}')\"`, then use --model {file.stem}"
             )
-    if any(key.startswith(UNET_PREFIX) for key in keys):
-        return f"{name}: holds a U-Net without its text encoders; use a checkpoint of the whole model"
-    return f"{name}: is not a model of Stable Diffusion in one file; name a pipeline folder or a hub id"
+    if has_denoiser:
+        return f"{name}: holds a denoiser without its text encoders; use a checkpoint of the whole model"
+    return f"{name}: is not a model of a known family in one file; name a pipeline folder or a hub id"

@@ -31,7 +31,7 @@ from rlcm_cli.core.throughput import (
 )
 from rlcm_cli.errors import ConfigError
 from rlcm_cli.learning.costs import count_work
-from rlcm_cli.models.diffusion import DiffusionModel
+from rlcm_cli.models.latent_model import LatentModel
 from rlcm_cli.models.memory import cap_memory
 from rlcm_cli.objectives import find_objective
 from rlcm_cli.phases.memory import TrainingFit, fit_training, release_memory, training_peaks
@@ -101,7 +101,7 @@ class Bench:
 
     device: str
     dtype: str
-    image_size: int
+    image_size: tuple[int, int]
     steps: int
     matrix_peak: float
     """FLOP/s, by `measure_matrix_peak`."""
@@ -127,7 +127,7 @@ class Bench:
 
 def bench(
     config: Config,
-    model: DiffusionModel,
+    model: LatentModel,
     reward: Reward,
     *,
     batches: Sequence[int] | None,
@@ -210,7 +210,7 @@ def bench(
     )
 
 
-def _fit_sampler(config: Config, model: DiffusionModel) -> Config:
+def _fit_sampler(config: Config, model: LatentModel) -> Config:
     """Return a configuration whose sampler is the model's."""
     if config.sampler.kind == model.sampler.kind:
         return config
@@ -269,7 +269,7 @@ class _Bencher:
     """What all measurements share."""
 
     config: Config
-    model: DiffusionModel
+    model: LatentModel
     schedule: Schedule
     batches: Sequence[int] | None
     seconds: float

@@ -6,21 +6,21 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from rlcm_cli.config import ModelSettings, SampleSettings
-from rlcm_cli.models.diffusion import DiffusionModel
 from rlcm_cli.models.export import name_architecture
+from rlcm_cli.models.latent_model import LatentModel
 
-UNET_FILES = {"SimianLuo/LCM_Dreamshaper_v7": "LCM_Dreamshaper_v7_4k.safetensors"}
-"""Base model → the file of its repository that its authors publish for others, where it is its U-Net only."""
+DENOISER_FILES = {"SimianLuo/LCM_Dreamshaper_v7": "LCM_Dreamshaper_v7_4k.safetensors"}
+"""Base model → the file of its repository that its authors publish for others, where it is its denoiser only."""
 
 
-def describe_use(model: DiffusionModel, settings: ModelSettings, sample: SampleSettings) -> Mapping[str, str]:
-    """Return what to set → to which value; empty where ComfyUI does not know the U-Net's architecture."""
+def describe_use(model: LatentModel, settings: ModelSettings, sample: SampleSettings) -> Mapping[str, str]:
+    """Return what to set → to which value; empty where ComfyUI does not know the denoiser's architecture."""
     architecture = name_architecture(model)
     if architecture is None:
         return {}
-    unet = UNET_FILES.get(settings.name, "unet/diffusion_pytorch_model.safetensors")
+    file = DENOISER_FILES.get(settings.name, f"{model.family.denoiser}/diffusion_pytorch_model.safetensors")
     use = {
-        "Load Diffusion Model": f"{unet} of {_name(settings.name)} ({architecture})",
+        "Load Diffusion Model": f"{file} of {_name(settings.name)} ({architecture})",
         "CLIP and VAE": "those of the same model, from its folders text_encoder and vae",
     }
     if settings.distilled_lora is not None:

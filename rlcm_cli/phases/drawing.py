@@ -11,15 +11,21 @@ from typing import Any
 
 from rlcm_cli.config import Config, ModelSettings, SampleSettings, keep_commit, override_section
 from rlcm_cli.errors import ConfigError, CorruptFileError, ModelError
-from rlcm_cli.models.diffusion import DiffusionModel
-from rlcm_cli.models.full import load_unet
+from rlcm_cli.models.full import load_denoiser
+from rlcm_cli.models.latent_model import LatentModel
 from rlcm_cli.models.lora import load_foreign_lora, locate_lora, scale_foreign_lora, unload_foreign_lora
 from rlcm_cli.models.parts import recommend
 from rlcm_cli.phases.policy import load_configured_model
 from rlcm_cli.phases.run import open_run
 from rlcm_cli.samplers import SAMPLERS, SamplerSettings, find_sampler
 from rlcm_cli.store.adapters import find_adapter
-from rlcm_cli.store.checkpoint import UNET_FILE, WEIGHT_FILES, digest_safetensors, read_tensors, read_trainer_state
+from rlcm_cli.store.checkpoint import (
+    WEIGHT_FILES,
+    digest_safetensors,
+    is_whole_denoiser,
+    read_tensors,
+    read_trainer_state,
+)
 from rlcm_cli.store.quarantine import find_run
 
 MAX_SEED = 2**63 - 1
@@ -39,7 +45,7 @@ class Shot:
 
 @dataclass(frozen=True)
 class Adapter:
-    """A LoRA to draw with, or a U-Net that full training made."""
+    """A LoRA to draw with, or a denoiser that full training made."""
 
     place: str
     """File, or hub id."""
@@ -52,9 +58,9 @@ class Adapter:
     """Hub id, or the file's path from the folder of its run on: what pictures may tell of a path."""
 
     @property
-    def is_whole_unet(self) -> bool:
-        """Whether it stands for the model's U-Net, and so has no strength."""
-        return Path(self.place).match(UNET_FILE)
+    def is_whole_denoiser(self) -> bool:
+        """Whether it stands for the model's denoiser, and so has no strength."""
+        return is_whole_denoiser(Path(self.place))
 
 
 @dataclass(frozen=True)
@@ -160,10 +166,10 @@ def settings_of_lora(adapter: Adapter | None) -> Config | None:
     return open_run(layout.root).config
 
 
-def load_drawing_model(drawing: Drawing, device: str) -> DiffusionModel:
-    """Load the model of a drawing, with its LoRA at its scale, or with the U-Net that full training made of its own.
+def load_drawing_model(drawing: Drawing, device: str) -> LatentModel:
+    """Load the model of a drawing, with its LoRA at its scale, or with the denoiser that full training made.
 
-    Raises `ConfigError` for a strength of a whole U-Net, and `ModelError` for weights of another model.
+    Raises `ConfigError` for a strength of a whole denoiser, and `ModelError` for weights of another model.
     """
     return Easel(device).set_up(drawing)
 
@@ -174,10 +180,10 @@ class Easel:
     def __init__(self, device: str) -> None:
         self._device = device
         self._settings: tuple[ModelSettings, str] | None = None
-        self._model: DiffusionModel | None = None
+        self._model: LatentModel | None = None
         self._adapter: Adapter | None = None
 
-    def set_up(self, drawing: Drawing) -> DiffusionModel:
+    def set_up(self, drawing: Drawing) -> LatentModel:
         """Give the model of a drawing; the one given before is no longer to be used. Raises `load_drawing_model`'s."""
         if drawing.adapter:
             check_strength(drawing.adapter)
@@ -189,13 +195,13 @@ class Easel:
         self._exchange(model, drawing)
         return model
 
-    def _fitting_model(self, drawing: Drawing) -> DiffusionModel | None:
-        replaced = self._adapter is not None and self._adapter.is_whole_unet
+    def _fitting_model(self, drawing: Drawing) -> LatentModel | None:
+        replaced = self._adapter is not None and self._adapter.is_whole_denoiser
         if self._settings != (drawing.model, drawing.sampler.kind) or (replaced and self._adapter != drawing.adapter):
             return None
         return self._model
 
-    def _exchange(self, model: DiffusionModel, drawing: Drawing) -> None:
+    def _exchange(self, model: LatentModel, drawing: Drawing) -> None:
         there, wanted = self._adapter, drawing.adapter
         if there == wanted:
             return
@@ -211,24 +217,24 @@ class Easel:
 
 
 def check_strength(adapter: Adapter) -> None:
-    """Raise `ConfigError` for a whole U-Net that is asked for at another strength than 1."""
-    if adapter.is_whole_unet and adapter.scale != 1:
+    """Raise `ConfigError` for a whole denoiser that is asked for at another strength than 1."""
+    if adapter.is_whole_denoiser and adapter.scale != 1:
         raise ConfigError(
-            f"--scale {adapter.scale:g}: {adapter.place} is a whole U-Net, without a strength; leave it out"
+            f"--scale {adapter.scale:g}: {adapter.place} is a whole denoiser, without a strength; leave it out"
         )
 
 
-def _load(model: DiffusionModel, adapter: Adapter) -> None:
-    if not adapter.is_whole_unet:
+def _load(model: LatentModel, adapter: Adapter) -> None:
+    if not adapter.is_whole_denoiser:
         load_foreign_lora(model, adapter.place, adapter.scale)
         return
     try:
-        load_unet(model, read_tensors(Path(adapter.place)), adapter.digest)
+        load_denoiser(model, read_tensors(Path(adapter.place)), adapter.digest)
     except ModelError as error:
         raise ModelError(f"--lora {adapter.place}: {error}") from None
 
 
-def _tell_changed_base(model: DiffusionModel, adapter: Adapter, settings: ModelSettings) -> None:
+def _tell_changed_base(model: LatentModel, adapter: Adapter, settings: ModelSettings) -> None:
     """Warn where a run's base model is not what it was when the checkpoint was trained, although it has its name."""
     known = settings_of_lora(adapter)
     if known is None or known.model != settings:

@@ -12,7 +12,7 @@ from rlcm_cli.config import Config
 from rlcm_cli.core.noise import derive_seed
 from rlcm_cli.errors import ForeignFileError
 from rlcm_cli.learning.advantages import rows_of, sum_rewards
-from rlcm_cli.models.diffusion import DiffusionModel
+from rlcm_cli.models.latent_model import LatentModel
 from rlcm_cli.phases.events import Advanced, Evaluated, Event, PhaseStarted
 from rlcm_cli.phases.inputs import TaskPrompts
 from rlcm_cli.phases.policy import load_checkpoint
@@ -30,7 +30,7 @@ from rlcm_cli.store.shards import is_published
 
 def evaluate(
     run: Run,
-    model: DiffusionModel,
+    model: LatentModel,
     scorers: Mapping[str, Scorer],
     checkpoint: int,
     team: Team = Team(),  # noqa: B008
@@ -47,7 +47,7 @@ def evaluate(
         total = len(plan)
         yield PhaseStarted("evaluate", checkpoint, total, "images")
         schedule = drawing_schedule(config.sampler, config.sample.steps, model)
-        pictures = torch.zeros(total, 3, model.image_size, model.image_size, dtype=torch.uint8)
+        pictures = torch.zeros(total, 3, *model.image_size, dtype=torch.uint8)
         batches = range(0, total, config.sample.batch_size)
         for batch in team.part(len(batches)):
             part = plan[batches[batch] : batches[batch] + config.sample.batch_size]

@@ -13,10 +13,9 @@ from torch import Tensor
 
 from rlcm_cli import __version__
 from rlcm_cli.config import Config, ModelSettings, SampleSettings, keep_commit, override_section
-from rlcm_cli.core.lora_file import UNET, LoraModule
+from rlcm_cli.core.lora_file import LoraModule
 from rlcm_cli.core.noise import derive_seed
 from rlcm_cli.errors import ConfigError, CorruptFileError, ForeignFileError, MissingFileError, ModelError
-from rlcm_cli.models.diffusion import DiffusionModel
 from rlcm_cli.models.export import (
     adapted_parts,
     apply_base,
@@ -30,7 +29,8 @@ from rlcm_cli.models.export import (
     write_lora,
     write_pipeline,
 )
-from rlcm_cli.models.full import load_unet
+from rlcm_cli.models.full import load_denoiser
+from rlcm_cli.models.latent_model import LatentModel
 from rlcm_cli.models.licences import Licence, read_licence
 from rlcm_cli.models.loading import DTYPES
 from rlcm_cli.models.lora import ADAPTER, attach_lora, load_foreign_lora, load_lora, read_lora_file
@@ -47,9 +47,9 @@ from rlcm_cli.store.adapters import find_adapter
 from rlcm_cli.store.atomic import explain_safetensors, publish_folder, remove_folder
 from rlcm_cli.store.checkpoint import (
     AVERAGE_FOLDER,
-    UNET_FILE,
     digest_safetensors,
     find_weights,
+    is_whole_denoiser,
     latest_checkpoint,
     read_tensors,
     read_trainer_state,
@@ -76,7 +76,7 @@ class Source:
     sample: SampleSettings
     sampler: SamplerSettings
     full: bool
-    """The file is a whole U-Net."""
+    """The file is a whole denoiser."""
     config: Config | None = None
     """Of the run; None: the file lies in none."""
     layout: RunLayout | None = None
@@ -144,7 +144,7 @@ class Exported:
     licence: Licence | None
     """Of the base model."""
     guided_by_embedding: bool
-    """Whether the base's U-Net takes the guidance scale as an embedding."""
+    """Whether the base's denoiser takes the guidance scale as an embedding."""
     comfyui: Mapping[str, str]
     """Settings with which ComfyUI draws with it; empty where it does not know the architecture."""
 
@@ -206,14 +206,14 @@ def _find_lone_lora(file: Path, *, average: bool, model: Mapping[str, Any]) -> S
         digest = digest_safetensors(file)
     except CorruptFileError as error:
         raise ModelError(f"{error}; name a run, a checkpoint or a LoRA file") from None
-    return Source(file, digest, chosen, sample, SAMPLERS[found.sampler].drawing_settings(), file.match(UNET_FILE))
+    return Source(file, digest, chosen, sample, SAMPLERS[found.sampler].drawing_settings(), is_whole_denoiser(file))
 
 
 def check_request(source: Source, form: Format, out: Path, *, overwrite: bool) -> None:
     """Raise `ConfigError` for a format that makes no sense, or an output that is there."""
     if source.full and form != "pipeline":
         raise ConfigError(
-            f"--format {form}: {source.file} is a whole U-Net, of which there is no LoRA; use --format pipeline"
+            f"--format {form}: {source.file} is a whole denoiser, of which there is no LoRA; use --format pipeline"
         )
     if not (out.exists() or out.is_symlink()):
         return
@@ -300,16 +300,19 @@ def compare_images(drawn: Tensor, wanted: Tensor, base: Tensor) -> Verification:
     )
 
 
-def _load_weights(source: Source, model: DiffusionModel) -> dict[str, LoraModule]:
+def _load_weights(source: Source, model: LatentModel) -> dict[str, LoraModule]:
     """Put the weights into the model: those of a run as training does, any other LoRA as diffusers reads it.
 
-    Returns the modules of the LoRA's file by the layers of the U-Net that they are loaded into; none of a whole U-Net.
+    Returns the modules of the LoRA's file by the layers of the denoiser that they are loaded into; none of a whole
+    denoiser.
     """
     try:
         if source.full:
-            load_unet(model, read_tensors(source.file), source.digest)
+            load_denoiser(model, read_tensors(source.file), source.digest)
             return {}
-        binding = bind_modules(read_lora_file(source.file, str(source.file)), model.pipeline, str(source.file))
+        binding = bind_modules(
+            read_lora_file(source.file, str(source.file)), model.pipeline, model.family, str(source.file)
+        )
         if source.config is not None:
             lora, seed = source.config.lora, source.config.seed
             attach_lora(model, rank=lora.rank, alpha=lora.alpha, target_modules=lora.target_modules, run_seed=seed)
@@ -318,20 +321,21 @@ def _load_weights(source: Source, model: DiffusionModel) -> dict[str, LoraModule
             load_foreign_lora(model, str(source.file), 1.0)
     except ModelError as error:
         raise ModelError(_name_once(source.file, str(error))) from None
-    others = [part for part in adapted_parts(model) if part != UNET]
+    others = [part for part in adapted_parts(model) if part != model.family.denoiser]
     if others:
         raise ModelError(
-            f"{source.file}: has layers for the {', '.join(others)}, which an export of the U-Net's would lose; use a "
-            "LoRA of the U-Net alone"
+            f"{source.file}: has layers for the {', '.join(others)}, which an export of the "
+            f"{model.family.denoiser_title}'s would lose; use a LoRA of the {model.family.denoiser_title} only"
         )
-    return {name: binding.bound[UNET][name] for name, _ in adapted_layers(model.unet, ADAPTER)}
+    modules = binding.bound[model.family.denoiser]
+    return {name: modules[name] for name, _ in adapted_layers(model.denoiser, ADAPTER)}
 
 
 def _name_once(file: Path, message: str) -> str:
     return message if message.startswith(f"{file}: ") else f"{file}: {message}"
 
 
-def _draw(source: Source, model: DiffusionModel) -> Generator[Event, None, Tensor]:
+def _draw(source: Source, model: LatentModel) -> Generator[Event, None, Tensor]:
     schedule = drawing_schedule(source.sampler, source.sample.steps, model)
     images = []
     for prompt, seed in zip(source.prompts, _seeds(source.prompts), strict=True):
@@ -343,13 +347,13 @@ def _draw(source: Source, model: DiffusionModel) -> Generator[Event, None, Tenso
     return torch.stack(images)
 
 
-def _call_arguments(source: Source, model: DiffusionModel) -> dict[str, Any]:
+def _call_arguments(source: Source, model: LatentModel) -> dict[str, Any]:
     sample = source.sample
     return call_arguments(model, source.sampler, steps=sample.steps, guidance_scale=sample.guidance_scale)
 
 
 def _write_checked(
-    model: DiffusionModel,
+    model: LatentModel,
     form: Format,
     folder: Path,
     dtype: torch.dtype,
@@ -360,14 +364,16 @@ def _write_checked(
     if form == "pipeline":
         base = apply_base(model, modules)
         weights = _write(model, form, folder, dtype, title)
-        compare_fused(read_fused(weights, modules), base, modules, "not written, since the pipeline")
+        fused = read_fused(weights, model.family.denoiser, modules)
+        compare_fused(fused, base, modules, "not written, since the pipeline")
     else:
         weights = _write(model, form, folder, dtype, title)
-        compare_files(read_lora_file(weights, weights.name), modules, model.unet, "not written, since the export")
+        written = read_lora_file(weights, weights.name)
+        compare_files(written, modules, model.denoiser, model.family, "not written, since the export")
     return weights
 
 
-def _write(model: DiffusionModel, form: Format, folder: Path, dtype: torch.dtype, title: str) -> Path:
+def _write(model: LatentModel, form: Format, folder: Path, dtype: torch.dtype, title: str) -> Path:
     if form == "kohya":
         return write_kohya(model, folder / f"{title}.safetensors", dtype, title=title)
     return (write_lora if form == "diffusers" else write_pipeline)(model, folder, dtype)

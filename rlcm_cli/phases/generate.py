@@ -14,7 +14,7 @@ from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from rlcm_cli.errors import ConfigError
-from rlcm_cli.models.diffusion import DiffusionModel
+from rlcm_cli.models.latent_model import LatentModel
 from rlcm_cli.phases.drawing import Drawing, Easel, Shot
 from rlcm_cli.phases.events import Advanced, Event, FileWritten, PhaseStarted, Warned
 from rlcm_cli.phases.provenance import describe, describe_sheet
@@ -112,7 +112,7 @@ def _in_the_way(plan: Plan, folder: Path) -> list[Path]:
     return [file for file in plan.written(folder) if file.exists()]
 
 
-def generate(drawing: Drawing, model: DiffusionModel, folder: Path, count: int = 1) -> Generator[Event, None, Speed]:
+def generate(drawing: Drawing, model: LatentModel, folder: Path, count: int = 1) -> Generator[Event, None, Speed]:
     """Draw the images of one drawing, with its model as loaded, into a folder: a PNG each, and `sheet.png`."""
     return _generate(plan_plainly(drawing, count), lambda _: model, folder)
 
@@ -122,7 +122,7 @@ def generate_plan(plan: Plan, device: str, folder: Path) -> Generator[Event, Non
     return _generate(plan, Easel(device).set_up, folder)
 
 
-def _generate(plan: Plan, set_up: Callable[[Drawing], DiffusionModel], folder: Path) -> Generator[Event, None, Speed]:
+def _generate(plan: Plan, set_up: Callable[[Drawing], LatentModel], folder: Path) -> Generator[Event, None, Speed]:
     _spare_sources(plan, folder)
     for warning in plan.warnings:
         yield Warned(warning)
@@ -153,7 +153,7 @@ def _generate(plan: Plan, set_up: Callable[[Drawing], DiffusionModel], folder: P
     return speed
 
 
-def draw_shots(drawing: Drawing, model: DiffusionModel) -> Iterator[list[tuple[Tensor, PngInfo]]]:
+def draw_shots(drawing: Drawing, model: LatentModel) -> Iterator[list[tuple[Tensor, PngInfo]]]:
     """Draw the images of a drawing, uint8 [3, H, W], batch by batch, each with what it says of itself."""
     sample = drawing.sample
     schedule = drawing_schedule(drawing.sampler, sample.steps, model)

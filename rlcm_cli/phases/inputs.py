@@ -21,7 +21,7 @@ from rlcm_cli.store.inputs import Inputs, publish_inputs, read_inputs
 from rlcm_cli.store.layout import RunLayout
 
 if TYPE_CHECKING:  # what needs the prompts alone needs no torch
-    from rlcm_cli.models.diffusion import DiffusionModel
+    from rlcm_cli.models.latent_model import LatentModel
 
 SHOWN = 3
 """Prompts that a message shows."""
@@ -163,7 +163,7 @@ def check_images(layout: RunLayout, config: Config) -> None:
         )
 
 
-def find_pairs(config: Config, model: DiffusionModel) -> Pairs | None:
+def find_pairs(config: Config, model: LatentModel) -> Pairs | None:
     """Open the images that a configuration names; None where it names none.
 
     Raises `ConfigError` where they cannot be had, or the model is none that is trained so.

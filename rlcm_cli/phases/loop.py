@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import time
 from collections.abc import Iterator, Mapping
@@ -11,7 +12,7 @@ import torch
 
 from rlcm_cli.learning.costs import count_training_calls
 from rlcm_cli.learning.log_probs import refresh_passes
-from rlcm_cli.models.diffusion import DiffusionModel
+from rlcm_cli.models.latent_model import LatentModel
 from rlcm_cli.phases.evaluate import evaluate, plan_evaluation
 from rlcm_cli.phases.events import CostEstimated, Event, Warned
 from rlcm_cli.phases.iterations import run_iterations
@@ -27,7 +28,7 @@ from rlcm_cli.store.checkpoint import latest_checkpoint
 
 def loop(
     run: Run,
-    model: DiffusionModel,
+    model: LatentModel,
     scorers: Mapping[str, Scorer],
     team: Team = Team(),  # noqa: B008
 ) -> Iterator[Event]:
@@ -73,7 +74,7 @@ def warn_of_space(root: Path, estimate: CostEstimated) -> Iterator[Warned]:
 @torch.no_grad()
 def estimate_cost(
     run: Run,
-    model: DiffusionModel,
+    model: LatentModel,
     iterations: int,
     team: Team = Team(),  # noqa: B008
 ) -> CostEstimated:
@@ -102,10 +103,11 @@ def estimate_cost(
     forwards = iterations * (samples * steps / drawing + trained / team.size) + drawn * steps / team.size
 
     latent_bytes = (actions + 1) * torch.zeros(model.latent_shape, dtype=model.dtype).nbytes
-    sample_bytes = latent_bytes + 3 * model.image_size**2
+    image_bytes = 3 * math.prod(model.image_size)
+    sample_bytes = latent_bytes + image_bytes
     kept = iterations if config.runtime.keep_rollouts is None else config.runtime.keep_rollouts
     copies = 3 + (config.train.ema_decay is not None)  # the weights and Adam's two moments
-    trained_bytes = copies * 4 * sum(p.numel() for p in model.unet.parameters() if p.requires_grad)
+    trained_bytes = copies * 4 * sum(p.numel() for p in model.denoiser.parameters() if p.requires_grad)
     checkpoints = iterations if config.kept_checkpoints is None else config.kept_checkpoints
     disk = min(kept, iterations) * samples * sample_bytes + min(checkpoints, iterations) * trained_bytes
-    return CostEstimated(forwards * forward, disk + drawn * 3 * model.image_size**2, iterations)
+    return CostEstimated(forwards * forward, disk + drawn * image_bytes, iterations)

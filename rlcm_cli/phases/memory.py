@@ -18,7 +18,7 @@ from rlcm_cli.config import Config, parse_size
 from rlcm_cli.core.allocations import PeakAllocations, distinct_bytes
 from rlcm_cli.core.throughput import largest_that_fits
 from rlcm_cli.errors import ConfigError
-from rlcm_cli.models.diffusion import DiffusionModel
+from rlcm_cli.models.latent_model import LatentModel
 from rlcm_cli.models.memory import cap_memory, checkpoint_activations, model_bytes, slice_decoding
 from rlcm_cli.phases.probe import Probe
 from rlcm_cli.phases.run import Run
@@ -59,7 +59,7 @@ class MemoryFit:
     training: TrainingFit | None = None
 
 
-def fit_run(run: Run, model: DiffusionModel, phases: Collection[Literal["sample", "train"]]) -> tuple[Run, MemoryFit]:
+def fit_run(run: Run, model: LatentModel, phases: Collection[Literal["sample", "train"]]) -> tuple[Run, MemoryFit]:
     """Pick the runtime settings that fit some phases of a run into its memory budget, and prepare the model for them.
 
     The model is one of `load_policy_model`. Gives the run with the settings, and what was picked; of a run without a
@@ -83,7 +83,7 @@ def fit_run(run: Run, model: DiffusionModel, phases: Collection[Literal["sample"
     return Run(run.layout, config), MemoryFit(sampling, training)
 
 
-def fit_sampling(config: Config, model: DiffusionModel, budget: int) -> SamplingFit:
+def fit_sampling(config: Config, model: LatentModel, budget: int) -> SamplingFit:
     """Find out whether images must be decoded one at a time so that a batch of sampling fits.
 
     Leaves the model decoding so. Raises `ConfigError` where even then it does not fit.
@@ -108,7 +108,7 @@ def fit_sampling(config: Config, model: DiffusionModel, budget: int) -> Sampling
     )
 
 
-def sampling_peak(config: Config, model: DiffusionModel, batch: int) -> int | None:
+def sampling_peak(config: Config, model: LatentModel, batch: int) -> int | None:
     """Give the peak in bytes of drawing and decoding a batch; None where the device has no room for it."""
     # Two calls: the peak is that of one, and of the decoder.
     short = config.model_copy(update={"sample": config.sample.model_copy(update={"steps": 2})})
@@ -122,7 +122,7 @@ def sampling_peak(config: Config, model: DiffusionModel, batch: int) -> int | No
     )
 
 
-def fit_training(config: Config, model: DiffusionModel, budget: int) -> TrainingFit:
+def fit_training(config: Config, model: LatentModel, budget: int) -> TrainingFit:
     """Pick the largest micro-batch that fits, with activations computed twice only where else not even one does.
 
     Leaves the model computing them so. Raises `ConfigError` where nothing fits.
@@ -166,7 +166,7 @@ def training_peaks(probe: Probe) -> Callable[[int], int | None]:
     return lambda size: one + (size - 1) * (two - one)
 
 
-def measure_peak(model: DiffusionModel, work: Callable[[], object]) -> int | None:
+def measure_peak(model: LatentModel, work: Callable[[], object]) -> int | None:
     """Do some work and give the largest number of bytes that tensors took meanwhile, the model's among them.
 
     On CUDA as its allocator knows it, and None where memory ended; elsewhere as counted by `PeakAllocations`.
@@ -199,7 +199,7 @@ def _cuda_peak(device: torch.device, work: Callable[[], object]) -> int:
     return torch.cuda.max_memory_allocated(device)
 
 
-def _need(model: DiffusionModel, config: Config) -> str:
+def _need(model: LatentModel, config: Config) -> str:
     cap_memory(model.device, None)
     peak = sampling_peak(config, model, 1)
     return "more than this device has" if peak is None else _gigabytes(peak)

@@ -13,8 +13,8 @@ from rlcm_cli.config import Config, ModelSettings
 from rlcm_cli.core.device import allow_tf32
 from rlcm_cli.errors import ConfigError, ForeignFileError, ModelError
 from rlcm_cli.learning.optimizer import find_optimizer
-from rlcm_cli.models.diffusion import DiffusionModel
 from rlcm_cli.models.full import attach_full
+from rlcm_cli.models.latent_model import LatentModel
 from rlcm_cli.models.loading import load_model
 from rlcm_cli.models.lora import attach_lora, load_lora
 from rlcm_cli.models.memory import checkpoint_activations
@@ -35,7 +35,7 @@ from rlcm_cli.store.reading import REMEDY
 from rlcm_cli.wording import command
 
 
-def load_configured_model(settings: ModelSettings, sampler: str, device: str) -> DiffusionModel:
+def load_configured_model(settings: ModelSettings, sampler: str, device: str) -> LatentModel:
     """Load the model of a configuration for a sampler of a kind, with nothing to train attached."""
     return load_model(
         settings.name,
@@ -48,7 +48,7 @@ def load_configured_model(settings: ModelSettings, sampler: str, device: str) ->
     )
 
 
-def load_policy_model(config: Config) -> DiffusionModel:
+def load_policy_model(config: Config) -> LatentModel:
     """Load the model of a configuration with what is trained attached, as it is before any training."""
     allow_tf32(config.runtime.tf32)
     model = load_configured_model(config.model, config.sampler.kind, config.runtime.device)
@@ -56,8 +56,8 @@ def load_policy_model(config: Config) -> DiffusionModel:
     return model
 
 
-def attach(config: Config, model: DiffusionModel) -> None:
-    """Make trainable what the configuration trains: a fresh adapter from the run's seed, or the base's U-Net."""
+def attach(config: Config, model: LatentModel) -> None:
+    """Make trainable what the configuration trains: a fresh adapter from the run's seed, or the base's denoiser."""
     checkpoint_activations(model, config.runtime.gradient_checkpointing)
     if config.train.parameters == "full":
         # The KL penalty asks the base at each step.
@@ -68,8 +68,8 @@ def attach(config: Config, model: DiffusionModel) -> None:
 
 
 def start_run(
-    root: Path, config: Config, fit: Callable[[Run, DiffusionModel], Run] = lambda run, model: run
-) -> tuple[Run, DiffusionModel]:
+    root: Path, config: Config, fit: Callable[[Run, LatentModel], Run] = lambda run, model: run
+) -> tuple[Run, LatentModel]:
     """Open or make a run, and load its model.
 
     A run is made only once all that its configuration names was found good, so that a mistake leaves no
@@ -90,7 +90,7 @@ def start_run(
     return fitted, model
 
 
-def ensure_start(run: Run, model: DiffusionModel) -> None:
+def ensure_start(run: Run, model: LatentModel) -> None:
     """Publish checkpoint 0, a function of the configuration alone, unless the run has checkpoints."""
     if run.layout.checkpoints():
         return
@@ -106,13 +106,13 @@ def ensure_start(run: Run, model: DiffusionModel) -> None:
     )
 
 
-def write_start(config: Config, model: DiffusionModel, folder: Path) -> None:
+def write_start(config: Config, model: LatentModel, folder: Path) -> None:
     """Write the weights that a run starts with, unless they are the base model's."""
     if model.adapter_digest != model.digest:
         TRAINED[config.train.parameters].save(model, folder)
 
 
-def load_start(config: Config, model: DiffusionModel) -> None:
+def load_start(config: Config, model: LatentModel) -> None:
     """Give the model the weights that a run of this configuration starts with.
 
     Raises `ConfigError` or `ModelError` where the LoRA to start from is not there or does not fit.
@@ -136,7 +136,7 @@ def load_start(config: Config, model: DiffusionModel) -> None:
         load_lora(model, read_tensors(file), digest_safetensors(file))
 
 
-def load_checkpoint(run: Run, model: DiffusionModel, number: int) -> TrainerState:
+def load_checkpoint(run: Run, model: LatentModel, number: int) -> TrainerState:
     """Put the trained weights of a checkpoint into the model.
 
     Raises `ForeignFileError` where the checkpoint was trained on another base model.

@@ -16,7 +16,7 @@ from rlcm_cli.learning.minibatches import Minibatch
 from rlcm_cli.learning.optimizer import clip_gradient, make_optimizer, optimizer_tensors
 from rlcm_cli.learning.rollout import Rollout, join_conditioning
 from rlcm_cli.learning.update import IterationData, accumulate_update, weigh_samples
-from rlcm_cli.models.diffusion import DiffusionModel
+from rlcm_cli.models.latent_model import LatentModel
 from rlcm_cli.models.trained import TRAINED
 from rlcm_cli.models.weights import copy_weights
 from rlcm_cli.objectives import Need, find_objective
@@ -33,7 +33,7 @@ class Probe:
     `ConfigError` where a differentiable reward is part of training, whose memory nothing here measures.
     """
 
-    def __init__(self, config: Config, model: DiffusionModel, *, samples: int, batch_size: int, steps: int) -> None:
+    def __init__(self, config: Config, model: LatentModel, *, samples: int, batch_size: int, steps: int) -> None:
         if config.last_step.mode == "backprop":
             raise ConfigError(
                 "last_step.mode backprop trains through the decoder and the reward, which is not measured ahead; set "
@@ -110,9 +110,7 @@ class Probe:
         return accumulate_update(data, minibatch, seed=0).values.get(LARGEST, 0.0)
 
 
-def _draw(
-    config: Config, model: DiffusionModel, samples: int, batch_size: int, steps: int, group_size: int
-) -> Rollout:
+def _draw(config: Config, model: LatentModel, samples: int, batch_size: int, steps: int, group_size: int) -> Rollout:
     tasks = len(config.joint_tasks())
     changes = {
         "samples": group_size * max(-(-samples // group_size), tasks),

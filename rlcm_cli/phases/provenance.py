@@ -15,8 +15,8 @@ from PIL.PngImagePlugin import PngInfo
 from rlcm_cli import __version__
 from rlcm_cli.config import ModelSettings, override_section
 from rlcm_cli.errors import ConfigError, ModelError
-from rlcm_cli.models.diffusion import DiffusionModel
 from rlcm_cli.models.embedded import EMBEDDED
+from rlcm_cli.models.latent_model import LatentModel
 from rlcm_cli.phases.drawing import HUB_ID, MAX_SEED, Adapter, Drawing, Shot, find_lora, settings_of_lora, show_name
 from rlcm_cli.samplers import find_sampler, read_setting
 
@@ -47,7 +47,7 @@ class Provenance:
     scale: float
 
 
-def describe(drawing: Drawing, model: DiffusionModel, shot: Shot, place_in_batch: tuple[int, int]) -> PngInfo:
+def describe(drawing: Drawing, model: LatentModel, shot: Shot, place_in_batch: tuple[int, int]) -> PngInfo:
     """Write down how an image is made, in chunks that any viewer of PNG files shows; no path of this machine."""
     settings, sample, adapter = drawing.model, drawing.sample, drawing.adapter
     row, size = place_in_batch

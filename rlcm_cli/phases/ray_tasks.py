@@ -19,7 +19,7 @@ import torch
 from rlcm_cli import __version__
 from rlcm_cli.config import Config, override_config, parse_config
 from rlcm_cli.errors import ConfigError, MissingFileError
-from rlcm_cli.models.diffusion import DiffusionModel
+from rlcm_cli.models.latent_model import LatentModel
 from rlcm_cli.phases.evaluate import evaluate
 from rlcm_cli.phases.events import Evaluated, Event, IterationTrained, Warned
 from rlcm_cli.phases.memory import fit_run
@@ -98,7 +98,7 @@ def evaluate_checkpoint(errand: Errand, checkpoint: int) -> list[Event]:
     return _finish(evaluate(run, model, _open_with_scorers(errand)[1], checkpoint))
 
 
-def _open_with_model(errand: Errand) -> tuple[Run, DiffusionModel]:
+def _open_with_model(errand: Errand) -> tuple[Run, LatentModel]:
     config = _begin(errand)
     _require_run(errand)
     return _start(errand.run, config.to_json())
@@ -140,7 +140,7 @@ def _require_run(errand: Errand) -> None:
 
 # Of each kind a process keeps the newest: a run has one configuration, and a task rarely gets another GPU.
 @functools.lru_cache(maxsize=1)
-def _start(root: str, config: str) -> tuple[Run, DiffusionModel]:
+def _start(root: str, config: str) -> tuple[Run, LatentModel]:
     """Open the run, or make it, and load its model."""
     return start_run(
         Path(root), parse_config(json.loads(config)), lambda run, model: fit_run(run, model, ("sample", "train"))[0]

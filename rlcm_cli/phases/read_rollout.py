@@ -7,7 +7,7 @@ import torch
 from rlcm_cli.errors import ForeignFileError, MissingFileError, StalePolicyError
 from rlcm_cli.learning.advantages import sum_rewards
 from rlcm_cli.learning.rollout import Rollout, join_shards
-from rlcm_cli.models.diffusion import DiffusionModel
+from rlcm_cli.models.latent_model import LatentModel
 from rlcm_cli.phases.run import Run
 from rlcm_cli.phases.schedules import restore_schedule
 from rlcm_cli.store.checkpoint import TrainerState, read_trainer_state
@@ -17,7 +17,7 @@ from rlcm_cli.store.rollouts import missing_shards, read_scores, read_shard
 from rlcm_cli.wording import command
 
 
-def read_rollout(run: Run, model: DiffusionModel, policy: TrainerState, *, off_policy: bool) -> Rollout:
+def read_rollout(run: Run, model: LatentModel, policy: TrainerState, *, off_policy: bool) -> Rollout:
     """Read and join the shards and rewards of the iteration that follows a checkpoint.
 
     Raises `StalePolicyError` where another checkpoint drew them than should have, unless `off_policy` admits that.

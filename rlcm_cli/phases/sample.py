@@ -16,8 +16,7 @@ from rlcm_cli.core.schedule import Schedule, sample_trajectories
 from rlcm_cli.core.trajectory import Trajectories, join_trajectories
 from rlcm_cli.errors import NotFiniteError
 from rlcm_cli.learning.rollout import sample_seed
-from rlcm_cli.models.conditioning import count_cut_prompts
-from rlcm_cli.models.diffusion import DiffusionModel
+from rlcm_cli.models.latent_model import LatentModel
 from rlcm_cli.models.lora import folded_lora
 from rlcm_cli.phases.events import Advanced, Event, PhaseSkipped, PhaseStarted, Warned
 from rlcm_cli.phases.inputs import TaskPrompts
@@ -43,7 +42,7 @@ REDUCTION: Reduction = "mean"
 
 def sample(
     run: Run,
-    model: DiffusionModel,
+    model: LatentModel,
     worker: Worker = Worker(),  # noqa: B008
     *,
     iteration: int | None = None,
@@ -85,7 +84,7 @@ def sample(
                     writer.wait()
 
 
-def is_guided_twice(model: DiffusionModel, guidance_scale: float) -> bool:
+def is_guided_twice(model: LatentModel, guidance_scale: float) -> bool:
     """Tell whether weights that were distilled for few steps are guided by two predictions, and strongly."""
     return model.sampler.distilled and not model.guided_by_embedding and guidance_scale > 2
 
@@ -93,7 +92,7 @@ def is_guided_twice(model: DiffusionModel, guidance_scale: float) -> bool:
 def plan_rollout(
     config: Config,
     task_prompts: Mapping[str, TaskPrompts],
-    model: DiffusionModel,
+    model: LatentModel,
     policy: TrainerState,
     iteration: int,
 ) -> RolloutManifest:
@@ -133,7 +132,7 @@ class Drawn:
 
 @torch.no_grad()
 def draw_batch(
-    model: DiffusionModel,
+    model: LatentModel,
     schedule: Schedule,
     prompts: Sequence[str],
     seeds: Sequence[int],
@@ -167,10 +166,10 @@ def draw_batch(
     return Drawn(on_cpu, images)
 
 
-def tell_cut_prompts(model: DiffusionModel, prompts: Iterable[str]) -> Iterator[Event]:
+def tell_cut_prompts(model: LatentModel, prompts: Iterable[str]) -> Iterator[Event]:
     """Yield a warning where the text encoder does not read some of the prompts to their end."""
     distinct = list(dict.fromkeys(prompts))
-    cut, longest = count_cut_prompts(model.pipeline, distinct)
+    cut, longest = model.count_cut_prompts(distinct)
     if cut:
         verb = "is" if cut == 1 else "are"
         yield Warned(
@@ -179,7 +178,7 @@ def tell_cut_prompts(model: DiffusionModel, prompts: Iterable[str]) -> Iterator[
         )
 
 
-def draw_shard(manifest: RolloutManifest, model: DiffusionModel, number: int) -> Iterator[Drawn]:
+def draw_shard(manifest: RolloutManifest, model: LatentModel, number: int) -> Iterator[Drawn]:
     """Draw the batches of a shard, in the plan's split."""
     schedule = restore_schedule(manifest.schedule)
     start, stop = manifest.shards[number]
@@ -196,7 +195,7 @@ def draw_shard(manifest: RolloutManifest, model: DiffusionModel, number: int) ->
 
 
 def assemble_shard(
-    manifest: RolloutManifest, model: DiffusionModel, number: int, batches: Sequence[Drawn]
+    manifest: RolloutManifest, model: LatentModel, number: int, batches: Sequence[Drawn]
 ) -> RolloutShard:
     """Join the batches of a shard with the identity and the conditioning of its samples."""
     samples = range(*manifest.shards[number])
@@ -213,5 +212,5 @@ def assemble_shard(
     )
 
 
-def _to_device(conditioning: Mapping[str, Tensor], model: DiffusionModel) -> dict[str, Tensor]:
+def _to_device(conditioning: Mapping[str, Tensor], model: LatentModel) -> dict[str, Tensor]:
     return {name: tensor.to(model.device) for name, tensor in conditioning.items()}

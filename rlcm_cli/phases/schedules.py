@@ -9,19 +9,19 @@ import torch
 from rlcm_cli.config import Config
 from rlcm_cli.core.schedule import Schedule
 from rlcm_cli.errors import ConfigError
-from rlcm_cli.models.diffusion import DiffusionModel
+from rlcm_cli.models.latent_model import LatentModel
 from rlcm_cli.models.schedules import build_schedule
 from rlcm_cli.objectives import Need, find_objective
 from rlcm_cli.samplers import SamplerSettings, explain_no_actions
 from rlcm_cli.store.manifest import ScheduleRecord
 
 
-def drawing_schedule(settings: SamplerSettings, steps: int, model: DiffusionModel) -> Schedule:
+def drawing_schedule(settings: SamplerSettings, steps: int, model: LatentModel) -> Schedule:
     """Build the schedule that images are drawn with, outside of training. Raises `ConfigError`."""
     return build_schedule(model, settings, steps)
 
 
-def training_schedule(config: Config, model: DiffusionModel) -> Schedule:
+def training_schedule(config: Config, model: LatentModel) -> Schedule:
     """Build the schedule that rollouts are drawn with.
 
     Raises `ConfigError` where no step of it draws an action and the objective needs some, or the last one cannot be

@@ -37,7 +37,7 @@ from rlcm_cli.learning.rollout import Rollout
 from rlcm_cli.learning.signal import find_no_signal, starts_to_rest
 from rlcm_cli.learning.student import Student
 from rlcm_cli.learning.update import IterationData, accumulate_own_step, accumulate_update, gather_iteration
-from rlcm_cli.models.diffusion import DiffusionModel
+from rlcm_cli.models.latent_model import LatentModel
 from rlcm_cli.models.trained import TRAINED, TrainedWeights
 from rlcm_cli.models.weights import exchanged_weights
 from rlcm_cli.objectives import Need, find_objective
@@ -66,7 +66,7 @@ from rlcm_cli.wording import command, count
 
 def train(
     run: Run,
-    model: DiffusionModel,
+    model: LatentModel,
     scorers: Mapping[str, Scorer] | None = None,
     team: Team = Team(),  # noqa: B008
     *,
@@ -144,7 +144,7 @@ class OpenIteration:
 
 
 def open_iteration(
-    run: Run, model: DiffusionModel, scorers: Mapping[str, Scorer] | None, team: Team, *, off_policy: bool
+    run: Run, model: LatentModel, scorers: Mapping[str, Scorer] | None, team: Team, *, off_policy: bool
 ) -> Generator[Event, None, OpenIteration]:
     """Read the newest checkpoint and its rollout, and make of its rewards what the updates learn from."""
     layout, config = run.layout, run.config
@@ -182,7 +182,7 @@ def open_iteration(
 
 def gather_data(
     run: Run,
-    model: DiffusionModel,
+    model: LatentModel,
     rollout: Rollout,
     advantages: np.ndarray,
     scorers: Mapping[str, Scorer] | None,
@@ -224,7 +224,7 @@ def _learn(run: Run, opened: OpenIteration) -> Generator[Event, None, dict[str, 
     on_policy = not opened.off_policy and run.config.sample.drawing_checkpoint(iteration) == iteration
     refreshed = refresh_data(run, opened.data, on_policy=on_policy, off_policy=opened.off_policy)
     data, replay_drift = refreshed.data, refreshed.drift
-    # On the host: of a whole U-Net there may be no room for another one beside it.
+    # On the host: of a whole denoiser there may be no room for another one beside it.
     before = {name: parameter.detach().to("cpu", copy=True) for name, parameter in student.parameters.items()}
     own_steps = run.config.pretraining.own_steps if data.pairs is not None else 0
     if own_steps and on_policy and replay_drift is None:
@@ -385,7 +385,7 @@ def continue_optimizer(
 
 
 def start_average(
-    run: Run, model: DiffusionModel, trained: TrainedWeights, iteration: int
+    run: Run, model: LatentModel, trained: TrainedWeights, iteration: int
 ) -> Mapping[str, Tensor] | None:
     """Give the moving average of the weights, by name, that training goes on with; None: none is kept.
 
@@ -400,7 +400,7 @@ def start_average(
 
 
 def write_weights(
-    model: DiffusionModel, trained: TrainedWeights, average: Mapping[str, Tensor] | None, folder: Path
+    model: LatentModel, trained: TrainedWeights, average: Mapping[str, Tensor] | None, folder: Path
 ) -> None:
     """Write a checkpoint's weights and, where one is kept, their average as a file of the same kind."""
     trained.save(model, folder)

@@ -83,7 +83,7 @@ class CardSubject:
     average: bool
     verification: str
     guided_by_embedding: bool
-    """The base's U-Net takes the guidance scale as an embedding."""
+    """The base's denoiser takes the guidance scale as an embedding."""
     comfyui: Mapping[str, str]
     """What to set in ComfyUI → to which value; empty where it does not know the architecture."""
 

@@ -157,7 +157,9 @@ def describe_training(evidence: Evidence) -> str:
     """Say in a sentence what was trained, on what and how."""
     config = evidence.run.config
     train, sample = config["train"], config["sample"]
-    what = "All weights of the U-Net" if train["parameters"] == "full" else f"A LoRA of rank {config['lora']['rank']}"
+    what = (
+        "All weights of the denoiser" if train["parameters"] == "full" else f"A LoRA of rank {config['lora']['rank']}"
+    )
     sources = [task["prompts"]["source"] for task in config["tasks"].values()] or [config["prompts"]["source"]]
     return (
         f"{what} of {withhold_text(config['model']['name'])}, trained by {config['objective']['kind'].upper()} for "

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
-from rlcm_cli.core.lora_file import METADATA_KEY, UNET, PartSettings, read_settings
+from rlcm_cli.core.lora_file import DENOISERS, METADATA_KEY, PartSettings, read_settings
 from rlcm_cli.errors import CorruptFileError, MissingFileError, ModelError
 from rlcm_cli.store.checkpoint import LORA_FILE, MARKER_FILE, find_weights, latest_checkpoint, read_trainer_state
 from rlcm_cli.store.layout import RunLayout
@@ -30,7 +30,7 @@ class AdapterSettings:
 def find_adapter(place: str) -> Path | None:
     """Find the LoRA file of a run (its newest checkpoint), a checkpoint folder or a file; None: no such path or URL.
 
-    Where the U-Net itself was trained, its file. Raises `ModelError` where the path is there but holds neither.
+    Where the denoiser itself was trained, its file. Raises `ModelError` where the path is there but holds neither.
     """
     path = fetch_adapter(place) if is_url(place) else Path(place)
     if path.is_file():
@@ -42,7 +42,7 @@ def find_adapter(place: str) -> Path | None:
         layout = RunLayout(path)
         path = layout.checkpoint(latest_checkpoint(layout))
     file = find_weights(path)
-    # A whole pipeline has a U-Net as well, which nobody trained.
+    # A whole pipeline has a denoiser as well, which nobody trained.
     if file is not None and not (path / "model_index.json").is_file():
         _check_checkpoint_of(file)
         return file
@@ -51,7 +51,7 @@ def find_adapter(place: str) -> Path | None:
 
 def _check_checkpoint_of(file: Path) -> None:
     """Check the checkpoint that weights are of, where they lie in one of a run. Raises as `read_trainer_state`."""
-    for folder in file.absolute().parents[:3]:  # in the folder of an average that of a U-Net is the third
+    for folder in file.absolute().parents[:3]:  # in the folder of an average that of a denoiser is the third
         number = re.fullmatch(r"\d{6,9}", folder.name, re.ASCII)
         if number and folder.parent.name == "checkpoints" and (folder / MARKER_FILE).exists():
             read_trainer_state(RunLayout(folder.parent.parent), int(number[0]))
@@ -65,12 +65,13 @@ def read_adapter_settings(path: Path) -> AdapterSettings:
     a module.
     """
     names, metadata = _read_header(path)
-    stated = read_settings(metadata, UNET, str(path))
+    denoiser = _find_denoiser(names)
+    stated = read_settings(metadata, denoiser, str(path))
     if stated is None:
         raise ModelError(
             f"{path}: states no rank and alpha ('{METADATA_KEY}' of diffusers' save_lora_weights); {EXPORT_IT}"
         )
-    fault = _find_fault(stated, names)
+    fault = _find_fault(stated, denoiser, names)
     if fault:
         raise ModelError(f"{path}: {fault}")
     return AdapterSettings(stated.rank, int(stated.alpha), stated.target_modules or ())
@@ -79,10 +80,18 @@ def read_adapter_settings(path: Path) -> AdapterSettings:
 EXPORT_IT = "to start from it, write it again by `rlcm export FILE --model NAME --format diffusers`"
 
 
-def _find_fault(stated: PartSettings, names: Sequence[str]) -> str | None:
+def _find_denoiser(names: Sequence[str]) -> str:
+    """Return the name of the denoiser that the tensors of a LoRA's file are of."""
+    return next((part for part in DENOISERS if any(name.startswith(f"{part}.") for name in names)), DENOISERS[0])
+
+
+def _find_fault(stated: PartSettings, denoiser: str, names: Sequence[str]) -> str | None:
     """Return why a run, which has one rank and one whole alpha, cannot start from a LoRA."""
-    if any(not name.startswith(f"{UNET}.") for name in names):
-        return "has layers of other parts than the U-Net, which a run does not train; start from a LoRA of the U-Net"
+    if any(not name.startswith(f"{denoiser}.") for name in names):
+        return (
+            "has layers of other parts than the denoiser, which a run does not train; start from a LoRA of the "
+            "denoiser only"
+        )
     if any("lora_magnitude_vector" in name or name.endswith(".bias") for name in names):
         return "is a DoRA, or has biases, which a run does not train; start from a plain LoRA"
     if stated.rank_pattern:

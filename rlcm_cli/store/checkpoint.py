@@ -8,8 +8,9 @@ prompt_statistics.json             component → prompt → newest rewards
 trainer.json                       `TrainerState`
 complete.json                      digest and size of each file above, written last
 
-Where the U-Net itself is trained, `unet/`, as diffusers writes it, stands in the place of the LoRA. Checkpoint 0 has
-none then, for its gigabytes are those of the base model: it is the checkpoint whose policy digest is the model's.
+Where the denoiser itself is trained, its folder as diffusers writes it, such as `unet/`, stands in the place of the
+LoRA. Checkpoint 0 has none then, for its gigabytes are those of the base model: it is the checkpoint whose policy
+digest is the model's.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from torch import Tensor
 
 from rlcm_cli.core.advantages import PromptStatistics
 from rlcm_cli.core.digests import canonical_json, digest_tensors
+from rlcm_cli.core.lora_file import DENOISERS
 from rlcm_cli.errors import CorruptFileError, ForeignFileError, MissingFileError
 from rlcm_cli.store.atomic import explain_safetensors, publish_folder
 from rlcm_cli.store.identity import check_owner, read_run_identity
@@ -36,8 +38,9 @@ from rlcm_cli.store.shards import METADATA_KEY
 from rlcm_cli.wording import command
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
-UNET_FILE = "unet/diffusion_pytorch_model.safetensors"
-WEIGHT_FILES = (LORA_FILE, UNET_FILE)
+DENOISER_FILES = tuple(f"{name}/diffusion_pytorch_model.safetensors" for name in DENOISERS)
+"""Where the denoiser itself is trained, under the name that its pipeline has for it."""
+WEIGHT_FILES = (LORA_FILE, *DENOISER_FILES)
 AVERAGE_FOLDER = "ema"
 OPTIMIZER_FILE = "optimizer.safetensors"
 STATISTICS_FILE = "prompt_statistics.json"
@@ -112,7 +115,7 @@ def publish_checkpoint(
             number=number,
             optimizer_steps=optimizer_steps,
             model_digest=model_digest,
-            policy_digest=digests.get(LORA_FILE) or digests.get(UNET_FILE) or model_digest,
+            policy_digest=next((digest for name in WEIGHT_FILES if (digest := digests.get(name))), model_digest),
         )
         (folder / TRAINER_FILE).write_text(canonical_json(state.model_dump()), encoding="utf-8")
         digests[TRAINER_FILE] = _digest(folder / TRAINER_FILE)
@@ -199,6 +202,11 @@ def _is_published(path: Path, marker: Marker, name: str) -> bool:
 def find_weights(folder: Path) -> Path | None:
     """Find the file of trained weights in a checkpoint's folder or that of its average; None: there is none."""
     return next((folder / name for name in WEIGHT_FILES if (folder / name).is_file()), None)
+
+
+def is_whole_denoiser(path: Path) -> bool:
+    """Return whether a file of weights, by its path, is a whole denoiser's, and not a LoRA."""
+    return any(path.match(name) for name in DENOISER_FILES)
 
 
 def read_weights(layout: RunLayout, number: int) -> dict[str, Tensor]:

@@ -7,9 +7,15 @@ from typing import Any
 
 from safetensors import safe_open
 
-from rlcm_cli.core.lora_file import PARTS, UNET, read_lora
+from rlcm_cli.core.lora_file import DENOISERS, PARTS, read_lora
 from rlcm_cli.errors import ConfigError, MissingFileError
-from rlcm_cli.store.checkpoint import UNET_FILE, digest_safetensors, find_weights, read_tensors, read_trainer_state
+from rlcm_cli.store.checkpoint import (
+    digest_safetensors,
+    find_weights,
+    is_whole_denoiser,
+    read_tensors,
+    read_trainer_state,
+)
 from rlcm_cli.store.layout import RunLayout, receipt_path
 from rlcm_cli.store.manifest import read_manifest
 from rlcm_cli.store.rollouts import missing_shards
@@ -97,11 +103,11 @@ def _describe_weights(path: Path) -> dict[str, Any]:
         "parameters": sum(tensor.numel() for tensor in tensors.values()),
         "digest": digest_safetensors(path),
     }
-    if path.match(UNET_FILE):
-        return {"kind": "U-Net", **size}
+    if is_whole_denoiser(path):
+        return {"kind": "denoiser", **size}
     with safe_open(path, framework="np") as opened:
         lora = read_lora(tensors, opened.metadata() or {}, str(path))
-    stated = lora.stated.get(UNET)
+    stated = next((lora.stated[part] for part in DENOISERS if part in lora.stated), None)
     return {
         "kind": "adapter",
         "format": "kohya" if lora.kohya else "diffusers",

@@ -39,7 +39,7 @@ def test_the_machine_s_line_holds_everything(capsys, tiny_lcm):
     )
     found = outcome.json_line()
     assert outcome.err == ""
-    assert (found["image_size"], found["steps"], found["dtype"]) == (32, 2, "float32")
+    assert (found["image_size"], found["steps"], found["dtype"]) == ([32, 32], 2, "float32")
     assert [row["batch"] for row in found["training"]] == [1, 2]
     assert found["fit"]["micro_batch_size"] == 64
     assert found["fit"]["measured"] is False

@@ -160,11 +160,11 @@ def test_a_run_of_full_training_gives_a_pipeline_alone(capsys, tiny_lcm, tmp_pat
     run = loop(tmp_path, tiny_lcm, "--train", "full", runtime={"iterations": 1})
     assert checkpoints(run) == [0, 1]
     for form in ("kohya", "diffusers"):
-        refuse(capsys, ConfigError, "export", run, "--format", form, saying=("whole U-Net", "--format pipeline"))
+        refuse(capsys, ConfigError, "export", run, "--format", form, saying=("whole denoiser", "--format pipeline"))
     outcome = succeed(capsys, "export", run, "--format", "pipeline", "--out", tmp_path / "out", "--json")
     assert outcome.json_line()["verification"]["largest"] == 0
     _, card = read_card(tmp_path / "out")
-    assert "All weights of the U-Net" in card
+    assert "All weights of the denoiser" in card
     assert "lora.rank" not in card
 
 

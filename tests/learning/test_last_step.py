@@ -18,7 +18,7 @@ from rlcm_cli.config import Config, parse_config
 from rlcm_cli.errors import ConfigError
 from rlcm_cli.learning.last_step import accumulate_last_step, choose_pathwise
 from rlcm_cli.learning.rollout import Rollout
-from rlcm_cli.models.diffusion import DiffusionModel
+from rlcm_cli.models.latent_model import LatentModel
 from rlcm_cli.models.lora import lora_parameters
 from rlcm_cli.phases.events import Warned
 from rlcm_cli.phases.loop import estimate_cost
@@ -43,13 +43,13 @@ def backprop(folder: Path, *, rewards: Mapping[str, float] = BRIGHT, **sections:
     return parse_config({**values, "rewards": dict(rewards)})
 
 
-def prepared(root: Path, config: Config) -> tuple[Run, DiffusionModel, Rollout, dict[str, Reward]]:
+def prepared(root: Path, config: Config) -> tuple[Run, LatentModel, Rollout, dict[str, Reward]]:
     run, model = prepare(root, config)
     rollout = read_rollout(run, model, load_checkpoint(run, model, 0), off_policy=False)
     return run, model, rollout, {name: scorer.reward for name, scorer in load_scorers(run).items()}
 
 
-def gradient_of(model: DiffusionModel, rollout: Rollout, pathwise: list, *, weight: float = 1.0, micro: int = 8):
+def gradient_of(model: LatentModel, rollout: Rollout, pathwise: list, *, weight: float = 1.0, micro: int = 8):
     """Gradient of the adapter, a vector, and the metrics."""
     parameters = lora_parameters(model).values()
     for parameter in parameters:
@@ -114,7 +114,7 @@ class TestGradient:
         assert torch.allclose(triple, 3 * whole, rtol=1e-5)
 
 
-def load_checkpoint_anew(run: Run, model: DiffusionModel) -> None:
+def load_checkpoint_anew(run: Run, model: LatentModel) -> None:
     model.adapter_digest = None
     load_checkpoint(run, model, 0)
 

@@ -26,7 +26,7 @@ from rlcm_cli.learning.loss_scale import BACKOFFS, LossScale
 from rlcm_cli.learning.minibatches import Minibatch
 from rlcm_cli.learning.pretraining import accumulate_pretraining
 from rlcm_cli.learning.rollout import Rollout
-from rlcm_cli.models.diffusion import DiffusionModel
+from rlcm_cli.models.latent_model import LatentModel
 from rlcm_cli.models.lora import lora_parameters
 from rlcm_cli.objectives import find_objective
 from rlcm_cli.phases.inputs import find_pairs
@@ -49,7 +49,7 @@ def configure(folder: Path, dtype: str = "float16", *, side: int = SIDE, **secti
     return parse_config({**values, "rewards": {"brightness": 1.0}, "model": model})
 
 
-def load_moved(config: Config) -> DiffusionModel:
+def load_moved(config: Config) -> LatentModel:
     """Load a model whose adapter acts: with B at 0, the gradient of A is 0."""
     model = load_policy_model(config)
     generator = torch.Generator().manual_seed(3)
@@ -86,7 +86,7 @@ def drawn(tall, tmp_path_factory) -> tuple[Run, Rollout]:
     return run, read_rollout(run, model, read_trainer_state(run.layout, 0), off_policy=False)
 
 
-def gradient(model: DiffusionModel) -> torch.Tensor:
+def gradient(model: LatentModel) -> torch.Tensor:
     found = torch.cat([p.grad.flatten() for p in lora_parameters(model).values() if p.grad is not None])
     for parameter in lora_parameters(model).values():
         parameter.grad = None
@@ -97,7 +97,7 @@ def cosine(one: torch.Tensor, other: torch.Tensor) -> float:
     return float(torch.nn.functional.cosine_similarity(one, other, dim=0))
 
 
-def cast_to(model: DiffusionModel, rollout: Rollout) -> Rollout:
+def cast_to(model: LatentModel, rollout: Rollout) -> Rollout:
     """Store the same float16 values in the dtype of the model that replays them."""
     states = rollout.trajectories.latents_BSCHW.to(model.dtype)
     return dataclasses.replace(

@@ -19,7 +19,7 @@ from rlcm_cli.core.noise import seed_generator
 from rlcm_cli.errors import ConfigError
 from rlcm_cli.learning.log_probs import refresh_passes
 from rlcm_cli.learning.pretraining import accumulate_pretraining, fit_image, step_seed
-from rlcm_cli.models.diffusion import DiffusionModel
+from rlcm_cli.models.latent_model import LatentModel
 from rlcm_cli.models.lora import lora_parameters
 from rlcm_cli.phases.inputs import find_pairs
 from rlcm_cli.phases.policy import load_policy_model
@@ -68,7 +68,7 @@ def pretrained(model: Path, folder: Path | str, **settings: Any) -> Config:
     return make_config(model, sampler=DDIM, pretraining=pretraining)
 
 
-def gradient(model: DiffusionModel) -> torch.Tensor:
+def gradient(model: LatentModel) -> torch.Tensor:
     found = []
     for parameter in lora_parameters(model).values():
         found.append(parameter.grad.flatten() if parameter.grad is not None else torch.zeros(parameter.numel()))
@@ -90,7 +90,8 @@ class TestLoss:
         timesteps = torch.randint(1000, (5,), generator=generator)
         noise = torch.randn(5, 4, 8, 8, generator=generator)
         pipe = model.pipeline
-        pixels = torch.stack([fit_image(Image.open(folder / f"{row}.png"), 16) for row in rows]).float() / 127.5 - 1
+        fitted = [fit_image(Image.open(folder / f"{row}.png"), 16, 16) for row in rows]
+        pixels = torch.stack(fitted).float() / 127.5 - 1
         latents = pipe.vae.encode(pixels).latent_dist.mode() * pipe.vae.config.scaling_factor
         embeds = torch.cat([pipe.encode_prompt(CAPTIONS[row], "cpu", 1, False)[0] for row in rows])
         noised = pipe.scheduler.add_noise(latents, noise, timesteps)
@@ -125,15 +126,16 @@ class TestLoss:
             images = torch.randint(0, 256, (2, 3, 16, 16), dtype=torch.uint8)
             encoded = model.pipeline.vae.encode(images.float() / 127.5 - 1)
             raw = encoded.latents if "latents" in encoded else encoded.latent_dist.mode()
-            assert torch.allclose(model._unscale(model.encode_images(images)), raw, atol=1e-5)
+            unscaled = model.encode_images(images) / model.pipeline.vae.config.scaling_factor
+            assert torch.allclose(unscaled, raw, atol=1e-5)
 
     def test_pictures_are_resized_and_cropped_in_the_middle(self):
         wide = Image.new("RGB", (60, 20), (255, 0, 0))
         wide.paste((0, 0, 255), (20, 0, 40, 20))
-        fitted = fit_image(wide, 16)
+        fitted = fit_image(wide, 16, 16)
         assert fitted.shape == (3, 16, 16)
         assert fitted[:, 8, 8].tolist() == [0, 0, 255]
-        assert fit_image(Image.new("L", (5, 9), 7), 4).unique().tolist() == [7]
+        assert fit_image(Image.new("L", (5, 9), 7), 4, 4).unique().tolist() == [7]
 
 
 class TestRuns:

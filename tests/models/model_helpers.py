@@ -12,7 +12,7 @@ from torch import Tensor
 
 from rlcm_cli.config import LoraSettings, override_section
 from rlcm_cli.core.noise import seed_generator
-from rlcm_cli.models.diffusion import DiffusionModel
+from rlcm_cli.models.latent_model import LatentModel
 from rlcm_cli.models.loading import load_model
 from rlcm_cli.models.lora import attach_lora, lora_parameters
 from rlcm_cli.phases.sample import Drawn, draw_batch
@@ -22,7 +22,7 @@ MODULES = LoraSettings().target_modules
 GUIDANCE = 4.0
 
 
-def load_tiny(folder: Path, dtype: str = "float32") -> DiffusionModel:
+def load_tiny(folder: Path, dtype: str = "float32") -> LatentModel:
     return load_model(str(folder), revision=None, dtype=dtype, device="cpu")
 
 
@@ -30,11 +30,11 @@ def edit_json(file: Path, **changes: Any) -> None:
     file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
 
 
-def attach_tiny(model: DiffusionModel, *, rank: int = 2, alpha: int = 8, run_seed: int = 0, **settings: Any) -> None:
+def attach_tiny(model: LatentModel, *, rank: int = 2, alpha: int = 8, run_seed: int = 0, **settings: Any) -> None:
     attach_lora(model, **{"rank": rank, "alpha": alpha, "target_modules": MODULES, "run_seed": run_seed, **settings})
 
 
-def shake_lora(model: DiffusionModel, seed: int = 1) -> None:
+def shake_lora(model: LatentModel, seed: int = 1) -> None:
     """Stand in for some updates: every weight of the adapter moves, so that it acts.
 
     Not by much: from 0.3 on the tiny U-Net is chaotic, and turns rounding of 1e-7 into 1e-3.
@@ -46,7 +46,7 @@ def shake_lora(model: DiffusionModel, seed: int = 1) -> None:
 
 
 def draw(
-    model: DiffusionModel,
+    model: LatentModel,
     prompts: Sequence[str],
     seeds: Sequence[int],
     *,

@@ -57,8 +57,8 @@ def test_fused_weights_are_those_of_diffusers(folder, lora, dtype):
         plain.fuse_lora()
         plain.unload_lora_weights()
     expected = plain.unet.state_dict()
-    assert list(model.unet.state_dict()) == list(expected)
-    assert all(torch.equal(tensor, expected[name]) for name, tensor in model.unet.state_dict().items())
+    assert list(model.denoiser.state_dict()) == list(expected)
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in model.denoiser.state_dict().items())
     assert (predict(model) - predict(load(folder, dtype=dtype))).abs().max() > 0.01
 
 
@@ -70,11 +70,13 @@ def test_fused_weights_predict_as_the_adapter_beside_the_weights(folder, lora):
 
 def test_no_trace_of_the_lora_stays(folder, lora):
     model, untouched = load(folder, lora), load(folder)
-    assert not hasattr(model.unet, "peft_config")
+    assert not hasattr(model.denoiser, "peft_config")
     assert model.pipeline.get_list_adapters() == {}
     assert model.pipeline.num_fused_loras == 0
-    assert [name for name, _ in model.unet.named_modules()] == [name for name, _ in untouched.unet.named_modules()]
-    assert not any(p.requires_grad for p in model.unet.parameters())
+    assert [name for name, _ in model.denoiser.named_modules()] == [
+        name for name, _ in untouched.denoiser.named_modules()
+    ]
+    assert not any(p.requires_grad for p in model.denoiser.parameters())
 
 
 def test_the_digest_covers_the_lora(folder, lora, tmp_path):
@@ -104,7 +106,7 @@ def test_a_run_trains_its_own_adapter_beside_the_fused_one(folder, lora, tmp_pat
     fused = predict(model)
     attach_tiny(model)
     modules = {name.partition(".lora_")[0] for name in lora_parameters(model)}
-    assert modules == {name for name, _ in load(folder).unet.named_modules() if name.endswith(MODULES)}
+    assert modules == {name for name, _ in load(folder).denoiser.named_modules() if name.endswith(MODULES)}
     shake_lora(model)
     adapted = predict(model)
     assert not torch.equal(adapted, fused)

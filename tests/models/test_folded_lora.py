@@ -23,11 +23,11 @@ def predict(model):
 
 
 def copies(model):
-    return {name: tensor.clone() for name, tensor in model.unet.state_dict().items()}
+    return {name: tensor.clone() for name, tensor in model.denoiser.state_dict().items()}
 
 
 def assert_untouched(model, before):
-    after = model.unet.state_dict()
+    after = model.denoiser.state_dict()
     assert after.keys() == before.keys()
     assert all(torch.equal(before[name], tensor) for name, tensor in after.items())
 
@@ -46,7 +46,7 @@ def test_all_weights_keep_their_bits(adapted):
     for _ in range(3):
         with folded_lora(adapted):
             assert not torch.equal(
-                adapted.unet.state_dict()[
+                adapted.denoiser.state_dict()[
                     "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q.base_layer.weight"
                 ],
                 before["down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q.base_layer.weight"],
@@ -58,12 +58,12 @@ def test_all_weights_keep_their_bits(adapted):
 
 
 def test_the_adapter_trains_on_after_the_block(adapted):
-    trained = {name for name, parameter in adapted.unet.named_parameters() if parameter.requires_grad}
+    trained = {name for name, parameter in adapted.denoiser.named_parameters() if parameter.requires_grad}
     own = predict(adapted)
     with folded_lora(adapted):
         predict(adapted)
     assert torch.equal(predict(adapted), own)
-    assert {name for name, parameter in adapted.unet.named_parameters() if parameter.requires_grad} == trained
+    assert {name for name, parameter in adapted.denoiser.named_parameters() if parameter.requires_grad} == trained
 
 
 def test_an_adapter_that_is_switched_off_stays_off(adapted):
@@ -89,7 +89,7 @@ def test_what_is_no_sum_of_weights_is_left_as_it_is(tiny_lcm, settings):
 
     model = load_tiny(tiny_lcm)
     config = LoraConfig(r=2, lora_alpha=8, init_lora_weights=False, target_modules=["to_out.0"], **settings)
-    model.unet.add_adapter(config, adapter_name="policy")
+    model.denoiser.add_adapter(config, adapter_name="policy")
     own = predict(model)
     with folded_lora(model):
         assert torch.equal(predict(model), own)

@@ -97,7 +97,7 @@ def test_each_layer_keeps_its_strength(model, tiny_lcm, lora, tmp_path, form):
 def test_a_pipeline_has_each_layer_changed_by_its_strength(model, tiny_lcm, lora, tmp_path):
     load_foreign_lora(model, str(lora.file), 1.0)
     fused = load_file(write_pipeline(model, tmp_path, torch.float32) / "unet/diffusion_pytorch_model.safetensors")
-    before = load_tiny(tiny_lcm).unet.state_dict()
+    before = load_tiny(tiny_lcm).denoiser.state_dict()
     for name, delta in lora.deltas.items():
         key = f"{name.removeprefix('unet.')}.weight"
         torch.testing.assert_close(fused[key] - before[key], delta, rtol=1e-4, atol=1e-6)
@@ -124,7 +124,7 @@ def test_a_run_starts_from_the_export_with_the_strength_of_the_file(model, tiny_
 def exported(model, tmp_path):
     """A kohya file that is exported in each form, and the modules that it should have."""
     file = save_kohya(make_modules(model.pipeline, alphas=(4.0,)), tmp_path / "foreign.safetensors")
-    wanted = bind_modules(read_lora_file(file, "x"), model.pipeline, "x").bound["unet"]
+    wanted = bind_modules(read_lora_file(file, "x"), model.pipeline, model.family, "x").bound["unet"]
     load_foreign_lora(model, str(file), 1.0)
     return wanted
 
@@ -133,7 +133,7 @@ def exported(model, tmp_path):
 @pytest.mark.parametrize("fault", ["strength", "one module's values", "a module less"])
 def test_a_file_with_a_fault_is_found(model, exported, tmp_path, form, fault):
     file = write(model, form, tmp_path)
-    compare_files(read_lora_file(file, "x"), exported, model.unet, "x")
+    compare_files(read_lora_file(file, "x"), exported, model.denoiser, model.family, "x")
     with safe_open(file, framework="pt") as opened:
         metadata = opened.metadata()
     tensors = load_file(file)
@@ -154,16 +154,16 @@ def test_a_file_with_a_fault_is_found(model, exported, tmp_path, form, fault):
         }
     save_file(tensors, file, metadata=metadata)
     with pytest.raises(ModelError, match=r"^x: "):
-        compare_files(read_lora_file(file, "x"), exported, model.unet, "x")
+        compare_files(read_lora_file(file, "x"), exported, model.denoiser, model.family, "x")
 
 
 def test_a_pipeline_at_another_strength_is_found(model, exported, tmp_path):
     base = apply_base(model, exported)
-    layers = [layer for _, layer in adapted_layers(model.unet, "policy")]
+    layers = [layer for _, layer in adapted_layers(model.denoiser, "policy")]
     layers[0].scaling["policy"] *= 0.5
     folder = write_pipeline(model, tmp_path, torch.float32)
     with pytest.raises(ModelError, match="differs from what the LoRA makes of it"):
-        compare_fused(read_fused(folder, exported), base, exported, "x")
+        compare_fused(read_fused(folder, "unet", exported), base, exported, "x")
 
 
 # What a format has no room for

@@ -115,8 +115,8 @@ def test_kohya_fused_weights_have_each_module_s_alpha(sd, tmp_path):
     modules = make_modules(plain.pipeline, ends=EVERYTHING, ranks=(2, 3), alphas=(1.0, 6.0, 0.5))
     file = save_kohya(modules, tmp_path / "kohya.safetensors")
     fused = load_model(str(sd), revision=None, dtype="float32", device="cpu", distilled_lora=str(file))
-    before = plain.unet.state_dict()
-    change = {name: tensor - before[name] for name, tensor in fused.unet.state_dict().items()}
+    before = plain.denoiser.state_dict()
+    change = {name: tensor - before[name] for name, tensor in fused.denoiser.state_dict().items()}
     for module in modules:
         torch.testing.assert_close(change.pop(f"{module.name}.weight"), module.delta(), rtol=1e-4, atol=1e-6)
     assert not any(tensor.any() for tensor in change.values())
@@ -177,7 +177,7 @@ def test_the_strength_of_a_dora_that_diffusers_saved(model, tmp_path):
         tensors[f"unet.{module.name}.lora_magnitude_vector"] = magnitude
     save_file(tensors, file, metadata=adapter_metadata(modules, r=2, lora_alpha=4, use_dora=True))
     load_foreign_lora(model, str(file), 1.0)
-    layer = model.unet.get_submodule(modules[0].name)
+    layer = model.denoiser.get_submodule(modules[0].name)
     wanted = tensors[f"unet.{modules[0].name}.lora_magnitude_vector"]
     assert torch.equal(layer.lora_magnitude_vector["policy"].weight, wanted)
 
@@ -235,7 +235,7 @@ def refuse(model, file, pattern):
     assert "\n" not in str(caught.value)
     assert str(file) in str(caught.value)
     assert len(str(caught.value)) < 500
-    assert not getattr(model.unet, "peft_config", {})
+    assert not getattr(model.denoiser, "peft_config", {})
 
 
 def rename(file, change):

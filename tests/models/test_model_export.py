@@ -52,7 +52,7 @@ def test_kohya_s_file_has_each_module_with_its_true_alpha(trained, tmp_path):
     assert tensors[f"{module}.lora_up.weight"].shape == (16, 2)
     assert {key.rpartition(".")[2] for key in tensors} == {"weight", "alpha"}
     assert {tensor.item() for key, tensor in tensors.items() if key.endswith(".alpha")} == {8.0}
-    assert len(tensors) == 3 * sum("lora_A" in name for name, _ in trained.unet.named_parameters())
+    assert len(tensors) == 3 * sum("lora_A" in name for name, _ in trained.denoiser.named_parameters())
     told = metadata(file)
     assert (told["ss_network_dim"], told["ss_network_alpha"], told["ss_network_module"]) == (
         "2",
@@ -134,7 +134,7 @@ def test_the_call_of_a_card_draws_with_the_schedule_of_the_run(trained, spacing,
 def test_in_float32_a_half_precision_model_draws_in_float32(tiny_lcm):
     model = load_tiny(tiny_lcm, "bfloat16")
     use_float32(model)
-    assert {parameter.dtype for parameter in model.unet.parameters()} == {torch.float32}
+    assert {parameter.dtype for parameter in model.denoiser.parameters()} == {torch.float32}
     assert draw(model, ["cat"], [3]).trajectories.latents_BSCHW.dtype == torch.float32
 
 
@@ -179,8 +179,8 @@ def test_a_pipeline_s_text_encoder_has_the_names_that_are_published(trained, tin
 def trained_digest(tiny_lcm, folder):
     """Digest of the base with the exported U-Net in it, so that every other part is compared."""
     base = load_tiny(tiny_lcm)
-    base.unet.load_state_dict(load_file(folder / "unet/diffusion_pytorch_model.safetensors"))
-    return digest_pipeline(base.pipeline)
+    base.denoiser.load_state_dict(load_file(folder / "unet/diffusion_pytorch_model.safetensors"))
+    return digest_pipeline(base.pipeline, base.family)
 
 
 def test_both_text_encoders_of_sdxl_have_the_names_that_are_published(tmp_path):

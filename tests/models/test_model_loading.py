@@ -53,7 +53,7 @@ def pickle_weights(folder, file):
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 def test_a_model_comes_frozen_in_eval_mode_and_in_its_dtype(tiny_lcm, dtype):
     model = load_tiny(tiny_lcm, dtype)
-    for module in (model.unet, model.pipeline.vae, model.pipeline.text_encoder):
+    for module in (model.denoiser, model.pipeline.vae, model.pipeline.text_encoder):
         assert not module.training
         assert not any(parameter.requires_grad for parameter in module.parameters())
         assert {parameter.dtype for parameter in module.parameters()} == {model.dtype}
@@ -245,7 +245,7 @@ def test_a_model_index_that_is_no_json_object(tiny_lcm_copy, text):
 @pytest.mark.parametrize("value", [[], "x", ["os", "system"]])
 def test_components_that_are_no_class(tiny_lcm_copy, part, value):
     edit_json(tiny_lcm_copy / "model_index.json", **{part: value})
-    assert_refused(tiny_lcm_copy, f"{part}|without the U-Net")
+    assert_refused(tiny_lcm_copy, f"{part}|of no family")
 
 
 @pytest.mark.parametrize(
@@ -449,7 +449,7 @@ def test_shards_without_their_index(tiny_lcm_copy):
         (["model.diffusion_model.x", "conditioner.embedders.1.x"], "StableDiffusionXLPipeline as P"),
         (["model.diffusion_model.x"], "without its text encoders"),
         (["lora_unet_x.lora_down.weight"], "is a LoRA"),
-        (["x"], "is not a model of Stable Diffusion in one file"),
+        (["x"], "is not a model of a known family in one file"),
     ],
 )
 def test_a_model_in_one_file_comes_with_the_way_to_convert_it(tmp_path, names, said):

@@ -75,14 +75,14 @@ def test_a_fresh_adapter_changes_nothing_and_is_all_that_trains(model, base_imag
         assert bool(parameter.any()) == ("lora_A" in name)
         assert parameter.dtype == torch.float32
     modules = {name.partition(".lora_")[0] for name in parameters}
-    assert modules == {name for name, _ in model.unet.named_modules() if name.endswith(MODULES)}
+    assert modules == {name for name, _ in model.denoiser.named_modules() if name.endswith(MODULES)}
 
 
 def test_the_adapter_of_half_precision_weights_is_float32(tiny_lcm):
     half = load_tiny(tiny_lcm, "bfloat16")
     attach_tiny(half)
     assert {parameter.dtype for parameter in lora_parameters(half).values()} == {torch.float32}
-    assert {p.dtype for p in half.unet.parameters() if not p.requires_grad} == {torch.bfloat16}
+    assert {p.dtype for p in half.denoiser.parameters() if not p.requires_grad} == {torch.bfloat16}
 
 
 def test_an_adapter_depends_on_the_run_seed_alone(model):
@@ -241,7 +241,7 @@ def test_a_kohya_file_is_loaded_with_its_alpha(model, trained, checkpoint, tmp_p
 
 
 def save_without_prefix(folder, trained):
-    trained.unet.save_lora_adapter(folder, adapter_name="policy")
+    trained.denoiser.save_lora_adapter(folder, adapter_name="policy")
     return folder
 
 

@@ -87,7 +87,9 @@ def test_sliced_decoding_gives_the_same_images_in_less_memory(model):
 
 
 def test_the_bytes_of_a_model_are_those_of_its_weights(model):
-    weights = [p for part in (model.unet, model.pipeline.vae, model.pipeline.text_encoder) for p in part.parameters()]
+    weights = [
+        p for part in (model.denoiser, model.pipeline.vae, model.pipeline.text_encoder) for p in part.parameters()
+    ]
     least = sum(4 * parameter.numel() for parameter in weights)
     assert least <= model_bytes(model) <= least + 10_000
 
@@ -111,7 +113,7 @@ PUBLISHED = {
 def on_paper(monkeypatch):
     """Modules without memory."""
     monkeypatch.setattr(architectures, "select_device", torch.device)
-    monkeypatch.setattr(architectures, "freeze_pipeline", lambda pipeline, place: None)
+    monkeypatch.setattr(architectures, "freeze_pipeline", lambda pipeline, family, place: None)
 
 
 @pytest.mark.parametrize("name", sorted(PUBLISHED))
@@ -123,7 +125,7 @@ def test_an_architecture_has_as_many_parameters_as_the_published_weights(name):
     assert all(p.dtype == torch.bfloat16 for module in parts.values() for p in module.parameters())
     assert model.sampler.kind == ("lcm" if name.endswith("lcm") else "ddim")
     assert model.guided_by_embedding == name.endswith("lcm")
-    assert model.image_size == (1024 if name == "sdxl-lcm" else 512)
+    assert model.image_size == ((1024, 1024) if name == "sdxl-lcm" else (512, 512))
     assert model.pipeline.tokenizer("a cat", padding="max_length").input_ids[76] is not None
     assert torch.get_default_dtype() == torch.float32
 
@@ -131,29 +133,29 @@ def test_an_architecture_has_as_many_parameters_as_the_published_weights(name):
 @pytest.mark.usefixtures("on_paper")
 def test_an_architecture_is_built_at_a_size():
     model = build_architecture("sd15-lcm", dtype="bfloat16", device="meta", image_size=768)
-    assert (model.latent_shape, model.image_size) == ((4, 96, 96), 768)
+    assert (model.latent_shape, model.image_size) == ((4, 96, 96), (768, 768))
 
 
 def test_the_embedded_model_is_an_architecture_with_its_own_weights():
     assert ARCHITECTURES[0] == "emoji-lcm"
     model = build_architecture("emoji-lcm", dtype="float32", device="cpu", image_size=128)
-    assert model.image_size == 128
+    assert model.image_size == (128, 128)
     images = draw(model, ["a cat"], [0], steps=2).images
     assert images.shape == (1, 3, 128, 128)
 
 
 def test_what_cannot_be_built_is_refused(tmp_path):
     with pytest.raises(
-        ModelError, match=r"unknown architecture 'sd16'; there are emoji-lcm, sd15-lcm, sd15, sdxl-lcm"
+        ModelError, match=r"unknown architecture 'sd16'; there are emoji-lcm, sdxl-lcm, sd15-lcm, sd15"
     ):
         build_architecture("sd16", dtype="float32", device="cpu")
     # Halved once below its latents of 8, which are half of the pixels.
     model = load_model(str(build_sd(tmp_path / "sd")), revision=None, dtype="float32", device="cpu")
     for size in (0, 3, 18):
         with pytest.raises(ModelError, match=rf"images of {size} pixels: this model's are multiples of 4 pixels"):
-            model.set_image_size(size)
-    model.set_image_size(24)
-    assert model.image_size == 24
+            model.set_image_size(size, size)
+    model.set_image_size(24, 24)
+    assert model.image_size == (24, 24)
 
 
 def test_a_model_is_loaded_at_an_image_size(tiny_lcm):

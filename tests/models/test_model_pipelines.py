@@ -109,9 +109,9 @@ def test_guidance_acts_and_is_a_single_call_without_it(folder, monkeypatch):
     model = load_tiny(folder)
     conditioning = model.encode_prompts(PROMPTS)
     latents, timesteps = torch.ones(2, *model.latent_shape), torch.tensor([981, 21])
-    batches, call = [], model.unet.forward
+    batches, call = [], model.denoiser.forward
     monkeypatch.setattr(
-        model.unet,
+        model.denoiser,
         "forward",
         lambda latents, *rest, **named: batches.append(len(latents)) or call(latents, *rest, **named),
     )
@@ -148,7 +148,7 @@ def test_pixels_are_those_of_the_pipeline(folder, dtype):
     latents, pictures = drawn
     images = model.decode(latents)
     expected = torch.from_numpy(np.stack([np.array(picture) for picture in pictures])).permute(0, 3, 1, 2)
-    assert (images.shape, images.dtype) == ((2, 3, model.image_size, model.image_size), torch.uint8)
+    assert (images.shape, images.dtype) == ((2, 3, *model.image_size), torch.uint8)
     assert torch.equal(images, expected)
     assert images.unique().numel() > 20
 
@@ -183,5 +183,5 @@ def test_the_statistics_of_sdxl_latents_are_undone(tmp_path):
 def test_the_sizes_are_those_of_the_pipeline(folder):
     model = load_tiny(folder)
     assert model.latent_shape == (4, 8, 8)
-    assert model.image_size == 16
+    assert model.image_size == (16, 16)
     assert torch.equal(model.alphas_cumprod, load_plain(folder).scheduler.alphas_cumprod)

@@ -134,6 +134,6 @@ def test_half_precision_runs_end_to_end_within_its_tolerance(tiny_lcm, tiny_conf
     assert rollout.trajectories.log_probs_BA.isfinite().all()
     for micro_batch_size in (1, 5, 64):
         assert ratio_drift(model, rollout, config, micro_batch_size) <= RATIO_TOLERANCE[dtype]
-    gradients = [parameter.grad for parameter in model.unet.parameters() if parameter.requires_grad]
+    gradients = [parameter.grad for parameter in model.denoiser.parameters() if parameter.requires_grad]
     assert all(gradient.dtype == torch.float32 and gradient.isfinite().all() for gradient in gradients)
     assert any(gradient.any() for gradient in gradients)

@@ -2,7 +2,6 @@ import pytest
 import torch
 from model_helpers import GUIDANCE, draw, draw_with_diffusers, edit_json, load_tiny
 
-from rlcm_cli.models.conditioning import count_cut_prompts
 from rlcm_cli.phases.sample import tell_cut_prompts
 
 PROMPTS, SEEDS = ["cat", "a dog on blue", "cat"], [5, 2**62 + 1, 7]
@@ -98,14 +97,14 @@ def test_the_batch_changes_the_latents_by_rounding_alone(model):
 
 def test_the_sizes_are_those_of_the_pipeline(model):
     assert model.latent_shape == (4, 8, 8)
-    assert draw(model, ["cat"], [0]).images.shape == (1, 3, model.image_size, model.image_size)
+    assert draw(model, ["cat"], [0]).images.shape == (1, 3, *model.image_size)
     assert torch.equal(model.alphas_cumprod, model.pipeline.scheduler.alphas_cumprod)
 
 
 def test_a_prompt_longer_than_the_encoder_reads_is_counted_and_says_nothing_else(model, capfd, caplog):
     longest = model.pipeline.tokenizer.model_max_length
     long, short = "very " * longest + "long cat", "a cat"
-    assert count_cut_prompts(model.pipeline, [long, short, long + "!"]) == (2, longest)
+    assert model.count_cut_prompts([long, short, long + "!"]) == (2, longest)
     model.encode_prompts([long, long + " indeed"])
     assert "".join(capfd.readouterr()) + caplog.text == ""
     (event,) = tell_cut_prompts(model, [short, long, long])

@@ -17,7 +17,7 @@ def inputs(model, count=3):
 def test_attention_is_torchs_own_kernel_with_an_adapter_too(tiny_lcm):
     model = load_tiny(tiny_lcm)
     attach_tiny(model)
-    assert {type(processor) for processor in model.unet.attn_processors.values()} == {AttnProcessor2_0}
+    assert {type(processor) for processor in model.denoiser.attn_processors.values()} == {AttnProcessor2_0}
 
 
 def test_few_tokens_in_16_bits_on_a_cpu_take_plain_products(tiny_lcm):
@@ -30,7 +30,7 @@ def test_few_tokens_in_16_bits_on_a_cpu_take_plain_products(tiny_lcm):
             for kernel in (SDPBackend.MATH, SDPBackend.FLASH_ATTENTION):
                 embedding = model.pipeline.get_guidance_scale_embedding(torch.full((3,), GUIDANCE - 1), 32)
                 with sdpa_kernel(kernel):
-                    of_kernel[kernel] = model.unet(
+                    of_kernel[kernel] = model.denoiser(
                         latents,
                         timesteps,
                         timestep_cond=embedding.to(model.dtype),
@@ -47,14 +47,14 @@ def test_only_the_adapter_gets_gradients_and_nothing_before_it_is_gone_through(t
     shake_lora(model)
     outputs = {}
     for name in ("conv_in", "time_embedding", "down_blocks.0.resnets.0"):
-        model.unet.get_submodule(name).register_forward_hook(
+        model.denoiser.get_submodule(name).register_forward_hook(
             lambda module, arguments, output, name=name: outputs.update({name: output})
         )
     latents, timesteps, conditioning = inputs(model)
     model.predict(latents, timesteps, conditioning, GUIDANCE).square().mean().backward()
     assert {name for name, output in outputs.items() if output.requires_grad} == set()
     assert len(outputs) == 3
-    with_gradient = {name for name, parameter in model.unet.named_parameters() if parameter.grad is not None}
+    with_gradient = {name for name, parameter in model.denoiser.named_parameters() if parameter.grad is not None}
     assert with_gradient == set(lora_parameters(model))
 
 

@@ -22,7 +22,7 @@ from rlcm_cli.core.trajectory import flatten_transitions
 from rlcm_cli.learning.learner import Learner
 from rlcm_cli.learning.minibatches import Minibatch
 from rlcm_cli.learning.replay import replay
-from rlcm_cli.models.diffusion import DiffusionModel
+from rlcm_cli.models.latent_model import LatentModel
 from rlcm_cli.models.libraries import quiet_libraries
 from rlcm_cli.models.lora import base_model, lora_parameters
 from rlcm_cli.objectives import find_objective
@@ -74,7 +74,7 @@ class Made:
     case: Case
     plain: Any
     """The pipeline as a user of diffusers loads it."""
-    model: DiffusionModel
+    model: LatentModel
     """The same by this package, with a fresh adapter."""
     settings: dict[str, Any]
     """Of [model]."""

@@ -26,7 +26,7 @@ from rlcm_cli.learning.learner import LARGEST, Learner
 from rlcm_cli.learning.minibatches import Minibatch
 from rlcm_cli.learning.rollout import Rollout
 from rlcm_cli.learning.update import weigh_samples
-from rlcm_cli.models.diffusion import DiffusionModel
+from rlcm_cli.models.latent_model import LatentModel
 from rlcm_cli.models.lora import lora_parameters
 from rlcm_cli.objectives import OBJECTIVES, UNMET, Need
 from rlcm_cli.phases.read_rollout import read_rollout
@@ -91,7 +91,7 @@ def configure(model: Path, kind: str) -> Config:
 
 
 @pytest.fixture(scope="module")
-def moved(tiny_lcm: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[DiffusionModel, Rollout]:
+def moved(tiny_lcm: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[LatentModel, Rollout]:
     """A rollout, and the model a little away from the policy that drew it."""
     run, model = prepare(tmp_path_factory.mktemp("objectives") / "run", configure(tiny_lcm, "ppo"))
     rollout = read_rollout(run, model, read_trainer_state(run.layout, 0), off_policy=False)
@@ -103,7 +103,7 @@ def moved(tiny_lcm: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Dif
     return model, rollout
 
 
-def log_probs_of(model: DiffusionModel, rollout: Rollout) -> Tensor:
+def log_probs_of(model: LatentModel, rollout: Rollout) -> Tensor:
     """Log-probabilities of all stored actions, [B, A], one model call a step, with a graph."""
     states, columns = rollout.trajectories.latents_BSCHW, []
     conditioning = {name: table[rollout.conditioning_index] for name, table in rollout.conditioning.items()}
@@ -116,7 +116,7 @@ def log_probs_of(model: DiffusionModel, rollout: Rollout) -> Tensor:
     return torch.stack(columns, dim=1)
 
 
-def take_gradient(model: DiffusionModel) -> Tensor:
+def take_gradient(model: LatentModel) -> Tensor:
     parameters = list(lora_parameters(model).values())
     gradient = torch.cat([parameter.grad.flatten() for parameter in parameters])
     for parameter in parameters:

@@ -19,7 +19,8 @@ def use(
     **model,
 ):
     monkeypatch.setattr(comfyui, "name_architecture", lambda model: architecture)
-    stand_in = SimpleNamespace(sampler=SAMPLERS[sampler], guided_by_embedding=embedding)
+    family = SimpleNamespace(denoiser="unet")
+    stand_in = SimpleNamespace(sampler=SAMPLERS[sampler], family=family, guided_by_embedding=embedding)
     sample = SampleSettings(steps=4, guidance_scale=8.0)
     return comfyui.describe_use(stand_in, ModelSettings(name=name, **model), sample)
 

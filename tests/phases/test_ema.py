@@ -135,7 +135,7 @@ def test_the_average_can_be_drawn_with(averaged, tiny_lcm, tmp_path):
         finish(generate(drawing, model, tmp_path / f"out-{place}"))
         images[place] = {
             name.replace(".policy.", "."): parameter.detach()
-            for name, parameter in model.unet.named_parameters()
+            for name, parameter in model.denoiser.named_parameters()
             if ".lora_" in name
         }
     average = read_average(averaged.layout, 3)

@@ -13,8 +13,8 @@ from phase_runs import fingerprint, finish, make_by_hand, make_config
 
 from rlcm_cli.config import parse_config
 from rlcm_cli.errors import ConfigError, ModelError
-from rlcm_cli.models.diffusion import DiffusionModel
-from rlcm_cli.models.full import unet_parameters
+from rlcm_cli.models.full import denoiser_parameters
+from rlcm_cli.models.latent_model import LatentModel
 from rlcm_cli.models.trained import TRAINED, TrainedWeights
 from rlcm_cli.phases.drawing import find_lora, load_drawing_model, plan_drawing
 from rlcm_cli.phases.evaluate import evaluate
@@ -25,10 +25,18 @@ from rlcm_cli.phases.run import create_run, open_run
 from rlcm_cli.phases.sample import sample
 from rlcm_cli.phases.score import load_scorers, score
 from rlcm_cli.phases.train import train
-from rlcm_cli.store.checkpoint import MARKER_FILE, UNET_FILE, digest_safetensors, read_optimizer, read_trainer_state
+from rlcm_cli.store.checkpoint import (
+    DENOISER_FILES,
+    MARKER_FILE,
+    digest_safetensors,
+    read_optimizer,
+    read_trainer_state,
+)
 from rlcm_cli.store.inspection import describe
 from rlcm_cli.store.layout import RunLayout
 from rlcm_cli.store.verification import verify_run
+
+UNET_FILE = DENOISER_FILES[0]
 
 FULL = {"parameters": "full", "learning_rate": 1e-5, "kl_weight": 0.1, "ema_decay": 0.5, "minibatch_size": 4}
 
@@ -90,7 +98,7 @@ def test_the_gradient_with_a_penalty_is_that_of_another_copy_of_the_base(finishe
     expected = fingerprint(run.layout.root)
     shutil.rmtree(run.layout.checkpoint(2))
 
-    copy, model, own = load_policy_model(run.config), load_policy_model(run.config), DiffusionModel.predict
+    copy, model, own = load_policy_model(run.config), load_policy_model(run.config), LatentModel.predict
     in_block = []
 
     @contextlib.contextmanager
@@ -100,7 +108,7 @@ def test_the_gradient_with_a_penalty_is_that_of_another_copy_of_the_base(finishe
         in_block.clear()
 
     monkeypatch.setattr(
-        DiffusionModel, "predict", lambda asked, *inputs: own(copy if in_block and asked is model else asked, *inputs)
+        LatentModel, "predict", lambda asked, *inputs: own(copy if in_block and asked is model else asked, *inputs)
     )
     full = TRAINED["full"]
     monkeypatch.setitem(TRAINED, "full", TrainedWeights(full.parameters, full.save, full.bind, full.load, other_model))
@@ -130,12 +138,12 @@ def test_a_run_that_was_stopped_goes_on_bit_for_bit(finished, tmp_path, phase):
 
 def test_one_model_goes_from_any_checkpoint_to_any_other(finished, tiny_lcm):
     model = load_policy_model(finished.config)
-    base = {name: p.detach().clone() for name, p in unet_parameters(model).items()}
+    base = {name: p.detach().clone() for name, p in denoiser_parameters(model).items()}
     for number in (2, 0, 1, 0):
         load_checkpoint(finished, model, number)
         folder = finished.layout.checkpoint(number) / "unet"
         there = UNet2DConditionModel.from_pretrained(folder).state_dict() if number else base
-        assert all(torch.equal(there[name], p) for name, p in unet_parameters(model).items())
+        assert all(torch.equal(there[name], p) for name, p in denoiser_parameters(model).items())
 
 
 def test_a_model_that_was_trained_starts_another_run_from_the_base(finished, tiny_lcm, tmp_path):
@@ -165,8 +173,8 @@ def test_it_is_drawn_with_as_a_lora_is(finished, tiny_lcm, tmp_path, place):
     model = load_drawing_model(drawing, "cpu")
     there = place or "checkpoints/000002"
     expected = UNet2DConditionModel.from_pretrained(finished.layout.root / there / "unet").state_dict()
-    assert all(torch.equal(expected[name], p) for name, p in model.unet.state_dict().items())
-    assert model.unet.dtype == torch.float32
+    assert all(torch.equal(expected[name], p) for name, p in model.denoiser.state_dict().items())
+    assert model.denoiser.dtype == torch.float32
     finish(generate(drawing, model, tmp_path / "out"))
     assert len(list((tmp_path / "out").glob("*cat*.png"))) == 2
 
@@ -175,7 +183,7 @@ def test_a_whole_u_net_has_no_strength_and_the_start_none_of_its_own(finished):
     drawing = plan_drawing(
         ["cat"], count=1, seed=0, adapter=find_lora(str(finished.layout.root), 0.5), model={}, sample={}, sampler={}
     )
-    with pytest.raises(ConfigError, match=r"--scale 0\.5: .* is a whole U-Net") as caught:
+    with pytest.raises(ConfigError, match=r"--scale 0\.5: .* is a whole denoiser") as caught:
         load_drawing_model(drawing, "cpu")
     assert "\n" not in str(caught.value)
     with pytest.raises(ModelError, match="holds no LoRA"):
@@ -187,7 +195,7 @@ def test_the_inspection_says_what_is_there(finished):
     assert verify_run(layout) == []
     assert "adapter" not in describe(layout.checkpoint(0))
     found = describe(layout.checkpoint(2))
-    assert found["adapter"]["kind"] == "U-Net"
+    assert found["adapter"]["kind"] == "denoiser"
     assert found["adapter"]["digest"] == found["policy_digest"]
     assert describe(layout.checkpoint(2) / UNET_FILE)["parameters"] == found["adapter"]["parameters"] > 10_000
 

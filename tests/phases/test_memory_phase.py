@@ -90,7 +90,7 @@ def test_activations_are_computed_twice_only_where_else_nothing_fits(config, mod
     assert found.gradient_checkpointing
     assert found.micro_batch_size >= 1
     assert found.peak_bytes < plain(1)
-    assert model.unet.is_gradient_checkpointing
+    assert model.denoiser.is_gradient_checkpointing
 
 
 def test_what_does_not_fit_is_refused_with_what_it_needs(config, model):
@@ -105,7 +105,7 @@ def test_the_probe_leaves_the_policy_as_it_was(config, model):
     before = adapter(model)
     fit_training(config, model, 10**9)
     assert largest_difference(before, adapter(model)) == 0
-    assert all(parameter.grad is None for parameter in model.unet.parameters())
+    assert all(parameter.grad is None for parameter in model.denoiser.parameters())
 
 
 def test_decoding_one_by_one_is_picked_where_it_is_needed(config, model, monkeypatch):
@@ -162,8 +162,8 @@ def test_a_budget_changes_no_result_and_is_recorded(config, tmp_path):
 
 
 def test_checkpointing_can_be_asked_for_by_itself(config, tiny_lcm):
-    assert load_policy_model(with_runtime(config, gradient_checkpointing=True)).unet.is_gradient_checkpointing
-    assert not load_policy_model(config).unet.is_gradient_checkpointing
+    assert load_policy_model(with_runtime(config, gradient_checkpointing=True)).denoiser.is_gradient_checkpointing
+    assert not load_policy_model(config).denoiser.is_gradient_checkpointing
 
 
 def test_a_differentiable_reward_is_refused(config, model):
@@ -202,7 +202,7 @@ def test_on_a_gpu_sizes_are_tried_under_the_cap(config, model, monkeypatch):
     monkeypatch.setattr(memory, "cap_memory", lambda device, budget: caps.append(budget))
 
     def tried(probe):
-        fitting = room[probe.model.unet.is_gradient_checkpointing]
+        fitting = room[probe.model.denoiser.is_gradient_checkpointing]
         return lambda size: 100 * size if size <= fitting else None
 
     monkeypatch.setattr(memory, "training_peaks", tried)

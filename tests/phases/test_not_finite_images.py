@@ -48,7 +48,7 @@ def test_the_decoder_is_named_with_the_images(model, value):
 def test_the_unet_is_named_where_the_decoder_would_hide_it(model, value):
     """The tiny decoder squashes what is infinite to a finite value."""
     with torch.no_grad():
-        model.unet.conv_out.bias[0] = value
+        model.denoiser.conv_out.bias[0] = value
     with pytest.raises(NotFiniteError, match="the model's U-Net gives NaN or infinity in float32"):
         draw(model, ["a cat"])
 

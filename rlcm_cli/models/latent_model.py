@@ -1,0 +1,198 @@
+"""A text-to-image model in latent space: diffusers' pipeline behind encode, predict and decode."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from rlcm_cli.core.schedule import PredictionType
+from rlcm_cli.errors import NotFiniteError
+from rlcm_cli.families import Family
+from rlcm_cli.models.libraries import quiet_libraries
+from rlcm_cli.samplers import Noise, Sampler
+
+KEPT_PROMPTS = 2000
+"""Encoded prompts that a model remembers; of Stable Diffusion's each is 0.2 MB."""
+FEW_TOKENS = 64
+"""Latents of so many places at most, where plain products beat a fused attention kernel (see `attention_kernel`)."""
+
+CACHED_PIXELS = 2**15
+"""Pixels that a CPU decodes at once: with more, the activations of an autoencoder leave its caches."""
+
+
+@dataclass
+class LatentModel:
+    """A loaded pipeline, frozen but for what is trained: an adapter on its denoiser, or the denoiser."""
+
+    pipeline: Any
+    """Of a class that the family lists. Its scheduler is the sampler's."""
+    family: Family
+    sampler: Sampler
+    device: torch.device
+    dtype: torch.dtype
+    digest: str
+    """SHA-256 over all that makes an image of a prompt and noise: weights as loaded, a distilled LoRA's, the settings
+    of every component, and the tokenizers."""
+    adapter_digest: str | None = None
+    """Digest of the file whose weights are in the denoiser: a LoRA's, or its own."""
+    commit: str | None = None
+    """Of a model of the hub: the commit that its revision named when it was loaded."""
+    base_weights: Mapping[str, Tensor] | None = None
+    """The denoiser's weights as loaded, by name; None unless they are themselves trained."""
+    kept: dict[Any, Tensor] = field(default_factory=dict)
+    """Tensors that the family keeps on the device from one call to the next."""
+    _encoded: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.image_size = self.family.latents.own_size(self.pipeline)
+        """(height, width) of an image in pixels."""
+
+    @property
+    def denoiser(self) -> Any:
+        """The module that predicts, and that is trained."""
+        return getattr(self.pipeline, self.family.denoiser)
+
+    @property
+    def guided_by_embedding(self) -> bool:
+        """Whether guidance was distilled into the denoiser, so that it costs no second prediction."""
+        return self.family.guidance.is_embedded(self.denoiser.config)
+
+    def count_predictions(self, guidance_scale: float) -> int:
+        """Return how many predictions of the denoiser a guided one is made of."""
+        return self.family.guidance.count_predictions(self.denoiser.config, guidance_scale)
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """(channels, height, width) of the latents."""
+        return self.family.latents.shape(self.pipeline, *self.image_size)
+
+    def set_image_size(self, height: int, width: int) -> None:
+        """Draw images of a size in pixels. Raises `ModelError` for a size that the model cannot have."""
+        self.family.latents.set_size(self.pipeline, height, width)
+        self.image_size = height, width
+        self.forget_prompts()  # a family may tell the denoiser the size
+
+    @property
+    def alphas_cumprod(self) -> Tensor:
+        """ᾱ of the pipeline's training schedule, float32 [train steps], on the CPU."""
+        return self.noise.alphas_cumprod
+
+    @property
+    def noise(self) -> Noise:
+        """The noise that the model was trained with."""
+        return self.family.scheduling.read_noise(self.pipeline.scheduler)
+
+    @property
+    def prediction_type(self) -> PredictionType:
+        """What the denoiser predicts."""
+        return cast("PredictionType", self.pipeline.scheduler.config.prediction_type)
+
+    @torch.no_grad()
+    def encode_prompts(self, prompts: Sequence[str]) -> dict[str, Tensor]:
+        """Encode U prompts to tables of U rows, in the model's dtype, on the CPU: what `predict` is conditioned on.
+
+        The family names the tables; `prompt_embeds` [U, tokens, width] is usual. Where guidance is not an embedding,
+        there are also those of the empty prompt, such as `negative_prompt_embeds`.
+
+        One prompt a call, so that an embedding's bytes do not depend on the prompts beside it.
+        """
+        for prompt in prompts:
+            if prompt not in self._encoded:
+                with quiet_libraries():  # which print what they cut off a long prompt: see `count_cut_prompts`
+                    rows = self.family.text.encode(self, prompt)
+                self._encoded[prompt] = {name: row.to("cpu", self.dtype) for name, row in rows.items()}
+        encoded = [self._encoded[prompt] for prompt in prompts]
+        for prompt in list(self._encoded)[:-KEPT_PROMPTS]:
+            del self._encoded[prompt]
+        return {name: torch.stack([rows[name] for rows in encoded]) for name in encoded[0]}
+
+    def count_cut_prompts(self, prompts: Sequence[str]) -> tuple[int, int]:
+        """Return how many prompts are longer than the text encoder reads, and how many tokens that is."""
+        with quiet_libraries():
+            return self.family.text.count_cut(self.pipeline, list(prompts))
+
+    def forget_prompts(self) -> None:
+        """Encode all prompts again from now on: the text encoder has changed."""
+        self._encoded.clear()
+
+    def predict(
+        self, latents: Tensor, timesteps: Tensor, conditioning: dict[str, Tensor], guidance_scale: float
+    ) -> Tensor:
+        """Predict with guidance: latents [B, C, h, w], timesteps int64 [B], conditioning [B, …] → [B, C, h, w]."""
+        with self.attention_kernel():
+            return self.family.predict(self, latents, timesteps, conditioning, guidance_scale)
+
+    def attention_kernel(self) -> AbstractContextManager[None]:
+        """Choose how attention is computed where torch's own choice is slow: few tokens in 16 bits on a CPU.
+
+        There its fused kernel takes half of a training step, most of it going backward. In drawing as in training,
+        so that both round alike.
+        """
+        _, height, width = self.latent_shape
+        if self.device.type == "cpu" and self.dtype.itemsize == 2 and height * width <= FEW_TOKENS:
+            return cast("AbstractContextManager[None]", sdpa_kernel(SDPBackend.MATH))
+        return nullcontext()
+
+    def decode_floats(self, latents: Tensor) -> Tensor:
+        """Decode latents [B, C, h, w] to images, float32 [B, 3, H, W] in 0 … 255, differentiable.
+
+        Clamped as an image is, so that a reward sees what `decode` gives but for the rounding: a pixel that is
+        black or white already has no gradient outwards or inwards.
+
+        Raises `NotFiniteError` for NaN and infinity, in latents or images: as pixels they would be black or white.
+        """
+        images = self.family.autoencoder.decode(self, latents)
+        self._check_finite(latents, images)
+        # Halved in the autoencoder's own dtype, as diffusers' image processor does.
+        return (images * 0.5 + 0.5).clamp(0, 1).float() * 255
+
+    @torch.no_grad()
+    def encode_images(self, images: Tensor) -> Tensor:
+        """Encode images, uint8 [B, 3, H, W], to latents [B, C, h, w] in the model's dtype, on its device.
+
+        The mean of the autoencoder's posterior, whose spread is far below the noise that a diffusion model adds.
+        """
+        return self.family.autoencoder.encode(self, images.to(self.device).float() / 127.5 - 1).to(self.dtype)
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        """Decode latents [B, C, h, w] to images, uint8 [B, 3, H, W] on the CPU, rounded as diffusers does.
+
+        Raises `NotFiniteError` as `decode_floats` does.
+        """
+        height, width = self.image_size
+        size = len(latents) if self.device.type != "cpu" else max(1, CACHED_PIXELS // (height * width))
+        images = []
+        for first in range(0, len(latents), size):
+            try:
+                # Bytes before they are copied: a CUDA device would send four times as much, for the CPU to convert.
+                images.append(self.decode_floats(latents[first : first + size]).round().to(torch.uint8).cpu())
+            except NotFiniteError as error:
+                raise NotFiniteError(str(error), tuple(first + row for row in error.rows)) from None
+        return torch.cat(images)
+
+    def _check_finite(self, latents: Tensor, images: Tensor) -> None:
+        """Raise `NotFiniteError` where the latents of an image, or what the decoder makes of them, are not finite."""
+        sound = latents.detach().flatten(1).isfinite().all(1)
+        drawn = images.detach().flatten(1).isfinite().all(1)
+        whole = torch.stack([sound, drawn]).cpu()
+        if whole.all():
+            return
+        decoder = bool(whole[0].all())
+        part = "autoencoder" if decoder else self.family.denoiser_title
+        dtype = str(images.dtype if decoder else self.dtype).removeprefix("torch.")
+        advice = (
+            "its weights or those of the LoRA are damaged, or the training rate was too high"
+            if dtype == "float32"
+            else "its values are too large for it: use --dtype float32 or bfloat16"
+            if dtype == "float16"
+            else "use --dtype float32; if that gives NaN too, weights are damaged"
+        )
+        rows = (~whole.all(0)).nonzero().flatten().tolist()
+        raise NotFiniteError(f"the model's {part} gives NaN or infinity in {dtype}; {advice}", tuple(rows))
