@@ -176,13 +176,13 @@ class TestBackoff:
     """What happens where a scaled gradient overflows: a U-Net of one weight stands for the model's."""
 
     def scaled(self, values: int, *, dtype: torch.dtype = torch.float16) -> tuple[LossScale, torch.nn.Parameter, Any]:
-        unet = torch.nn.Linear(1, 1, bias=False)
-        model: Any = type("Model", (), {"unet": unet, "dtype": dtype})()
+        denoiser = torch.nn.Linear(1, 1, bias=False)
+        model: Any = type("Model", (), {"denoiser": denoiser, "dtype": dtype})()
 
         def compute(slope: float):
-            return lambda: ((unet.weight.to(dtype).float() * slope).sum(), None, "measured")
+            return lambda: ((denoiser.weight.to(dtype).float() * slope).sum(), None, "measured")
 
-        return LossScale(model, values), unet.weight, compute
+        return LossScale(model, values), denoiser.weight, compute
 
     def test_a_gradient_that_overflows_is_taken_again_with_a_smaller_scale(self):
         scale, weight, compute = self.scaled(2**20)
