@@ -4,22 +4,12 @@ import contextlib
 
 import pytest
 import torch
+from drawn_rollouts import SAMPLES, draw_rollout, ratio_drift
 from model_helpers import attach_tiny, load_tiny, shake_lora
 
-from rlcm_cli.config import override_config
-from rlcm_cli.core.trajectory import join_trajectories
-from rlcm_cli.learning.learner import Learner
 from rlcm_cli.learning.log_probs import RATIO_TOLERANCE
-from rlcm_cli.learning.minibatches import Minibatch
-from rlcm_cli.learning.rollout import Rollout, join_conditioning
+from rlcm_cli.learning.rollout import Rollout
 from rlcm_cli.models.lora import base_model
-from rlcm_cli.objectives import find_objective
-from rlcm_cli.phases.inputs import read_prompts
-from rlcm_cli.phases.sample import assemble_shard, draw_shard, plan_rollout
-from rlcm_cli.phases.schedules import restore_schedule
-from rlcm_cli.store.checkpoint import TrainerState
-
-SAMPLES = 8
 
 
 def load_worker(folder, dtype="float32"):
@@ -34,41 +24,6 @@ def configure(config, *, batch_size=4, shards=1, dtype="float32"):
     sample = config.sample.model_copy(update={"batch_size": batch_size, "shards": shards, "samples": SAMPLES})
     model = config.model.model_copy(update={"dtype": dtype})
     return config.model_copy(update={"sample": sample, "model": model})
-
-
-def draw_rollout(workers, config) -> Rollout:
-    """Draw a whole plan, shard k by worker k mod N."""
-    model = workers[0]
-    policy = TrainerState(run="", number=0, optimizer_steps=0, model_digest=model.digest, policy_digest="")
-    manifest = plan_rollout(config, read_prompts(config), model, policy, iteration=0)
-    shards = []
-    for number in range(len(manifest.shards)):
-        worker = workers[number % len(workers)]
-        shards.append(assemble_shard(manifest, worker, number, list(draw_shard(manifest, worker, number))))
-    conditioning, index = join_conditioning(shards)
-    return Rollout(
-        manifest=manifest,
-        schedule=restore_schedule(manifest.schedule),
-        trajectories=join_trajectories([shard.trajectories for shard in shards]),
-        conditioning=conditioning,
-        conditioning_index=index,
-        groups=torch.arange(SAMPLES) // manifest.group_size,
-        prompts=[prompt for shard in shards for prompt in shard.sample_prompts()],
-        tasks=["compression"] * SAMPLES,
-        components={},
-        revisions={},
-        rewards=torch.zeros(SAMPLES),
-    )
-
-
-def ratio_drift(model, rollout, config, micro_batch_size=64) -> float:
-    order = torch.randperm(SAMPLES, generator=torch.Generator().manual_seed(0))
-    every = Minibatch(order, torch.arange(rollout.trajectories.actions).expand(SAMPLES, -1))
-    config = override_config(config, flags={"runtime.micro_batch_size": micro_batch_size})
-    learner = Learner(model, rollout, torch.linspace(-1, 1, SAMPLES), config)
-    record = find_objective(config).accumulate(learner, every)
-    assert abs(record.values["ratio"] - 1) <= record.values["ratio_drift"] + 1e-12
-    return record.values["ratio_drift"]
 
 
 @pytest.fixture(scope="module")

@@ -11,8 +11,8 @@ import diffusers
 import pytest
 import torch
 from conftest import tiny_values
+from drawn_rollouts import SAMPLES, draw_rollout, ratio_drift
 from model_helpers import attach_tiny, shake_lora
-from test_model_ratio import SAMPLES, draw_rollout, ratio_drift
 from tiny_pipelines import build_sd, build_sdxl, save_distilled_lora
 
 from rlcm_cli.config import Config, override_config, parse_config

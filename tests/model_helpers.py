@@ -17,6 +17,7 @@ from rlcm_cli.models.loading import load_model
 from rlcm_cli.models.lora import attach_lora, lora_parameters
 from rlcm_cli.phases.sample import Drawn, draw_batch
 from rlcm_cli.phases.schedules import drawing_schedule
+from rlcm_cli.samplers import SamplerSettings
 
 MODULES = LoraSettings().target_modules
 GUIDANCE = 4.0
@@ -51,11 +52,13 @@ def draw(
     seeds: Sequence[int],
     *,
     steps: int = 4,
+    guidance_scale: float = GUIDANCE,
+    sampler: SamplerSettings | None = None,
     **settings: Any,
 ) -> Drawn:
-    sampler = override_section(model.sampler.default_settings(), settings)
-    schedule = drawing_schedule(sampler, steps, model)
-    return draw_batch(model, schedule, prompts, seeds, guidance_scale=GUIDANCE, reduction="mean")
+    chosen = override_section(sampler or model.sampler.default_settings(), settings)
+    schedule = drawing_schedule(chosen, steps, model)
+    return draw_batch(model, schedule, prompts, seeds, guidance_scale=guidance_scale, reduction="mean")
 
 
 def draw_with_diffusers(pipeline: Any, prompts: Sequence[str], seeds: Sequence[int], *, steps: int = 4) -> Tensor:

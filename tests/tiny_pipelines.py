@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +88,19 @@ def build_sdxl(
         add_watermarker=False,
     ).save_pretrained(folder)
     return folder
+
+
+BUILDERS: Mapping[str, Mapping[str, Callable[[Path], Path]]] = {
+    "stable-diffusion": {
+        "sd1": build_sd,
+        "sd2": functools.partial(build_sd, scheduler="v_prediction"),
+    },
+    "sdxl": {
+        "sdxl": build_sdxl,
+        "sdxl-lcm": functools.partial(build_sdxl, scheduler="lcm", guided_by_embedding=True),
+    },
+}
+"""Family → name → what saves a pipeline of it, for the tests that every family passes."""
 
 
 def save_distilled_lora(pipeline: Any, folder: Path, *, kohya: bool = False) -> Path:
