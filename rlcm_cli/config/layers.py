@@ -197,7 +197,7 @@ def _explicit(
 ) -> dict[str, Any]:
     """Merge layers, then set single keys: `rewards.x=1` adds a reward, `rewards={x=1}` drops the others.
 
-    Which rewards there are and how they are combined is one choice: whoever names all rewards anew does not
+    Which rewards there are and how they are combined is one choice: whoever names all rewards again does not
     inherit `combine` from below.
     """
     values = _merge(layers)

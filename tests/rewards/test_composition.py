@@ -311,7 +311,12 @@ class TestDetector:
             (alone,) = detector(batch[row : row + 1], names[row : row + 1], threshold=0.0)
             assert found.keys() == alone.keys() == set(names[row])
             # Which of two names a box fits better may be a matter of rounding; how well it fits is not.
-            assert best_fits(found) == pytest.approx(best_fits(alone), rel=1e-4, abs=1e-6)
+            assert best_fits(found) == pytest.approx(best_fits(alone), rel=1e-5, abs=1e-6)
+
+    def test_a_prompt_of_one_name_is_padded_without_effect_on_its_reward(self, trained):
+        batch, reward = images(2), load(trained, threshold=0.0)
+        together = reward(batch, ["a cat", "a dog, an ox, a bee"], [{}] * 2)[:1]
+        torch.testing.assert_close(together, reward(batch[:1], ["a cat"], [{}]), rtol=1e-5, atol=1e-6)
 
     def test_batches_larger_than_8_keep_their_order(self, trained):
         batch = images(11)
