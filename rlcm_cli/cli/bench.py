@@ -20,10 +20,12 @@ DEFAULT_TASK = "compression"
 
 def register(app: typer.Typer) -> None:
     """Add the command to the program."""
-    app.command("bench", epilog="Example: rlcm bench --architecture sd15-lcm --dtype bfloat16 --size 512")(run)
+    app.command("bench", epilog="Example: rlcm bench --architecture sd15-lcm --dtype bfloat16 --size 512")(
+        bench_command
+    )
 
 
-def run(
+def bench_command(
     model: o.ModelOption = None,
     architecture: Annotated[
         str | None,

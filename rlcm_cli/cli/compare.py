@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rlcm_cli.cli import options as o
-from rlcm_cli.cli.places import open_place
+from rlcm_cli.cli.location import open_location
 from rlcm_cli.cli.streams import say
 
 if TYPE_CHECKING:
@@ -39,11 +39,11 @@ class Clock(StrEnum):
 def register(app: typer.Typer) -> None:
     """Add the command to the program."""
     app.command("compare", epilog="Example: rlcm compare runs/lcm-1 runs/lcm-2 runs/ddpo-1 runs/ddpo-2 --time cpu")(
-        run
+        compare_command
     )
 
 
-def run(
+def compare_command(
     roots: Annotated[
         list[str],
         typer.Argument(metavar="RUN", help="Run directories; those that differ only in seed are one method."),
@@ -101,8 +101,8 @@ def run(
     if not named:
         raise ConfigError("no run given; name run directories, for example rlcm compare runs/a runs/b")
     with ExitStack() as stack:
-        places = [(label, stack.enter_context(open_place(root, stage_report))) for label, root in named]
-        contenders = [open_contender(place.existing, label) for label, place in places]
+        locations = [(label, stack.enter_context(open_location(root, stage_report))) for label, root in named]
+        contenders = [open_contender(location.existing, label) for label, location in locations]
         comparison = compare_runs(contenders, component=reward, window=window, clock=clock.value, target=reach)
         table = tabulate(comparison)
         display = Display(quiet=quiet, as_json=as_json)
@@ -151,15 +151,15 @@ def open_contender(root: Path, label: str = "") -> Contender:
 
     if not (root / "config.json").is_file():
         raise MissingFileError(f"{root}: is not a run directory (no config.json); name one that `rlcm loop` has made")
-    the_run = open_run(root)
-    tasks = the_run.config.joint_tasks()
+    run = open_run(root)
+    tasks = run.config.joint_tasks()
     return Contender(
-        layout=the_run.layout,
-        seed=the_run.config.seed,
-        settings={key: value for key, value in identify(the_run.config).items() if key != "seed"},
+        layout=run.layout,
+        seed=run.config.seed,
+        settings={key: value for key, value in identify(run.config).items() if key != "seed"},
         tasks={name: dict(task.rewards) for name, task in tasks.items()},
         shares={name: task.share for name, task in tasks.items()},
-        rewards={name: spec.directory for name, spec in the_run.reward_specs().items()},
+        rewards={name: spec.directory for name, spec in run.reward_specs().items()},
         label=label,
     )
 

@@ -14,10 +14,10 @@ STYLES = {"ok": "green", "note": "yellow", "problem": "red"}
 
 def register(app: typer.Typer) -> None:
     """Add the command to the program."""
-    app.command("doctor", epilog="Example: rlcm doctor")(run)
+    app.command("doctor", epilog="Example: rlcm doctor")(doctor_command)
 
 
-def run(
+def doctor_command(
     runs: Annotated[
         Path, typer.Option("--runs", metavar="DIR", help="Folder that runs are to lie in.", file_okay=False)
     ] = Path("runs"),

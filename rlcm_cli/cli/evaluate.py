@@ -8,15 +8,17 @@ from typing import Annotated
 import typer
 
 from rlcm_cli.cli import options as o
-from rlcm_cli.cli.places import open_place
+from rlcm_cli.cli.location import open_location
 
 
 def register(app: typer.Typer) -> None:
     """Add the command to the program."""
-    app.command("evaluate", epilog="Example: rlcm evaluate --run runs/a --checkpoint 0 --checkpoint 40")(run)
+    app.command("evaluate", epilog="Example: rlcm evaluate --run runs/a --checkpoint 0 --checkpoint 40")(
+        evaluate_command
+    )
 
 
-def run(
+def evaluate_command(
     named: o.ExistingRunOption,
     checkpoints: Annotated[
         list[int],
@@ -45,20 +47,20 @@ def run(
     from rlcm_cli.phases.staging import stage_evaluating
     from rlcm_cli.store.checkpoint import latest_checkpoint
 
-    with open_place(named, partial(stage_evaluating, checkpoints=checkpoints), publishes=True) as place:
-        the_run = o.reopen_run(place.existing, assignments=assignments, flags={"runtime.device": device})
-        trusted = permit(the_run, Given(named_texts(assignments), allow_code, allow_hosts))
-        chosen = checkpoints or [latest_checkpoint(the_run.layout)]
-        team = join_team(the_run.config.runtime.device)
+    with open_location(named, partial(stage_evaluating, checkpoints=checkpoints), publishes=True) as location:
+        run = o.reopen_run(location.existing, assignments=assignments, flags={"runtime.device": device})
+        trusted = permit(run, Given(named_texts(assignments), allow_code, allow_hosts))
+        chosen = checkpoints or [latest_checkpoint(run.layout)]
+        team = join_team(run.config.runtime.device)
         display = Display(quiet=quiet, as_json=as_json, silent=not team.leads)
         display.say_all(trusted)
         display.follow(check_team(team, team.size))  # all draw, however few shards there are
         with o.open_cache(no_cache) as cache:
             scorers, model = (
-                load_scorers(the_run, cache=cache, allow_changed=allow_changed),
-                load_policy_model(the_run.config),
+                load_scorers(run, cache=cache, allow_changed=allow_changed),
+                load_policy_model(run.config),
             )
             for checkpoint in chosen:
-                display.follow(place.follow(evaluate(the_run, model, scorers, checkpoint, team)))
+                display.follow(location.follow(evaluate(run, model, scorers, checkpoint, team)))
         team.leave()
         display.finish({"run": named})

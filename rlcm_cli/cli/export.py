@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from rlcm_cli.cli import options as o
-from rlcm_cli.cli.places import open_place
+from rlcm_cli.cli.location import open_location
 from rlcm_cli.store.objects import is_url
 
 if TYPE_CHECKING:
@@ -36,10 +36,12 @@ class Dtype(StrEnum):
 
 def register(app: typer.Typer) -> None:
     """Add the command to the program."""
-    app.command("export", epilog="Example: rlcm export runs/compression --format kohya --out exports/compression")(run)
+    app.command("export", epilog="Example: rlcm export runs/compression --format kohya --out exports/compression")(
+        export_command
+    )
 
 
-def run(
+def export_command(
     named: Annotated[
         str, typer.Argument(metavar="SOURCE", help="A run, a checkpoint or a LoRA file.", show_default=False)
     ],
@@ -103,8 +105,8 @@ def run(
 
     display = Display(quiet=quiet, as_json=as_json)
     finished: list[Exported] = []
-    with open_place(run_named, fetch) as place:
-        source = find_source(str(place.existing / inside), average=average, model={"name": model})
+    with open_location(run_named, fetch) as location:
+        source = find_source(str(location.existing / inside), average=average, model={"name": model})
         folder = (
             out
             or Path("exports")

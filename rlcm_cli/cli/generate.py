@@ -28,10 +28,10 @@ def register(app: typer.Typer) -> None:
         "generate",
         cls=SamplerCommand,
         epilog="Example: rlcm generate --lora runs/compression --prompt 'a cat' --steps 1,2,4",
-    )(run)
+    )(generate_command)
 
 
-def run(
+def generate_command(
     context: typer.Context,
     prompts: Annotated[
         list[str], typer.Option("--prompt", metavar="TEXT", help="What to draw; repeatable.", show_default=False)

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from rlcm_cli.cli import options as o
-from rlcm_cli.cli.places import open_place
+from rlcm_cli.cli.location import open_location
 from rlcm_cli.cli.streams import say
 from rlcm_cli.store.objects import is_url
 from rlcm_cli.wording import count
@@ -21,10 +21,10 @@ NEWEST_SHOWN = 5
 
 def register(app: typer.Typer) -> None:
     """Add the command to the program."""
-    app.command("inspect", epilog="Example: rlcm inspect runs/compression --verify")(run)
+    app.command("inspect", epilog="Example: rlcm inspect runs/compression --verify")(inspect_command)
 
 
-def run(
+def inspect_command(
     named: Annotated[
         str,
         typer.Argument(metavar="PATH", help="A run, a checkpoint, a shard, a LoRA file or a PNG.", show_default=False),
@@ -71,8 +71,8 @@ def run(
     shown = None if images is None else [] if iteration is None else [iteration]
     run_named, inside = split_url(named) if is_url(named) else (named, "")
     fetch = partial(stage_inspection, place=inside, whole=verify, images_of=shown)
-    with open_place(run_named, fetch) as place:
-        path = place.existing / inside
+    with open_location(run_named, fetch) as location:
+        path = location.existing / inside
         if images is not None:
             _export(path, images, iteration, as_json=as_json)
             return
@@ -86,7 +86,7 @@ def run(
                 raise
             described = {"kind": "run"}
         if verify:
-            described["faults"] = [place.tell(fault) for fault in faults]
+            described["faults"] = [location.tell(fault) for fault in faults]
         if as_json:
             print_json(described)
         else:

@@ -8,7 +8,7 @@ import typer
 
 from rlcm_cli.cli import options as o
 from rlcm_cli.cli.headline import describe_dropped, describe_goal
-from rlcm_cli.cli.places import Place, open_place
+from rlcm_cli.cli.location import Location, open_location
 from rlcm_cli.errors import ConfigError
 from rlcm_cli.wording import command
 
@@ -21,10 +21,10 @@ PAPERS_MODELS = {"emoji-lcm": "SimianLuo/LCM_Dreamshaper_v7", "emoji-diffusion":
 
 def register(app: typer.Typer) -> None:
     """Add the command to the program."""
-    app.command("loop", epilog="Example: rlcm loop --task compression --iterations 40 --seed 1")(run)
+    app.command("loop", epilog="Example: rlcm loop --task compression --iterations 40 --seed 1")(loop_command)
 
 
-def run(
+def loop_command(
     tasks: o.TaskOption = [],  # noqa: B006
     root: o.RunOption = None,
     config_file: o.ConfigOption = None,
@@ -86,9 +86,9 @@ def run(
     """
     from rlcm_cli.phases.staging import stage_loop
 
-    with open_place(root, stage_loop, publishes=not dry_run) as place:
+    with open_location(root, stage_loop, publishes=not dry_run) as location:
         path, config = o.resolve_run(
-            place.root,
+            location.root,
             tasks=tasks,
             config_file=config_file,
             assignments=assignments,
@@ -163,23 +163,25 @@ def run(
             if executor == "ray":
                 from rlcm_cli.phases.ray_loop import loop_on_ray
 
-                check_shared(place, team)
-                the_run, device_found = checked, f"those of the Ray cluster {config.ray.address or 'of this machine'}"
-                events = loop_on_ray(the_run, cached=not no_cache, allow_changed=allow_changed)
+                check_shared(location, team)
+                run, device_found = checked, f"those of the Ray cluster {config.ray.address or 'of this machine'}"
+                events = loop_on_ray(run, cached=not no_cache, allow_changed=allow_changed)
             else:
                 scorers = load_scorers(checked, cache=cache, allow_changed=allow_changed)
-                the_run, loaded = start_run(path, config, o.fit_memory(display, "sample", "train"))
+                run, loaded = start_run(path, config, o.fit_memory(display, "sample", "train"))
                 device_found = str(loaded.device)
-                events = loop(the_run, loaded, scorers, team)
-            place.confirm(config)
-            display.say(f"run {place.tell(path)}: task {config.task}, model {config.model.name}, seed {config.seed}")
+                events = loop(run, loaded, scorers, team)
+            location.confirm(config)
+            display.say(
+                f"run {location.tell(path)}: task {config.task}, model {config.model.name}, seed {config.seed}"
+            )
             display.say(describe_goal(config))
             dropped = describe_dropped(config) if rewards else None
             if dropped:
                 display.say(dropped)
             display.say(device_line(config.model.name, device_found))
             display.follow(check_team(team, config.sample.shards))
-            done, wanted = (the_run.layout.checkpoints() or [0])[-1], config.runtime.iterations
+            done, wanted = (run.layout.checkpoints() or [0])[-1], config.runtime.iterations
             if done >= wanted:
                 display.say(
                     f"nothing left to train: {done} iterations are done; extend the run with --iterations {2 * done}"
@@ -187,35 +189,35 @@ def run(
             elif done:
                 display.say(f"going on after iteration {done}")
             display.follow(
-                place.follow(track(events, trackers), loop=the_run if team.leads else None),
-                look_at(the_run.layout, config, place.tell(path)),
+                location.follow(track(events, trackers), loop=run if team.leads else None),
+                look_at(run.layout, config, location.tell(path)),
             )
         team.leave()
         if not team.leads:
             return
-        picture = write_pairs(the_run.layout)
-        curves = write_curves(the_run.layout, the_run.reward_bounds())
+        picture = write_pairs(run.layout)
+        curves = write_curves(run.layout, run.reward_bounds())
         if curves:
-            display.say(f"{place.tell(curves)}: the rewards over the iterations")
+            display.say(f"{location.tell(curves)}: the rewards over the iterations")
         if picture:
-            display.say(f"{place.tell(picture)}: the same held-out seeds before (left) and after (right)")
+            display.say(f"{location.tell(picture)}: the same held-out seeds before (left) and after (right)")
         steps = config.sample.steps
-        advised = advise_checkpoint(read_metrics(the_run.layout), config)
+        advised = advise_checkpoint(read_metrics(run.layout), config)
         drawing = ["--prompt", "cat", "--count", 8, "--steps", steps]
-        if advised and advised[0] in the_run.layout.checkpoints():
+        if advised and advised[0] in run.layout.checkpoints():
             best, name = advised
-            lora = place.tell(the_run.layout.checkpoint(best))
+            lora = location.tell(run.layout.checkpoint(best))
             display.say(
                 f"the newest checkpoint is hacked; draw with {best}, the best by '{name}': "
                 f"{command('generate', '--lora', lora, *drawing)}"
             )
         else:
-            display.say(f"draw with it: {command('generate', '--lora', place.tell(path), *drawing)}")
+            display.say(f"draw with it: {command('generate', '--lora', location.tell(path), *drawing)}")
         display.finish(
             {
-                "run": place.tell(path),
-                "checkpoint": the_run.layout.checkpoints()[-1],
-                "picture": picture and place.tell(picture),
+                "run": location.tell(path),
+                "checkpoint": run.layout.checkpoints()[-1],
+                "picture": picture and location.tell(picture),
             }
         )
 
@@ -230,15 +232,15 @@ def device_line(model: str, device: str) -> str:
     return f"device {device}"
 
 
-def check_shared(place: Place, team: Team) -> None:
+def check_shared(location: Location, team: Team) -> None:
     """Raise `ConfigError` where the nodes of a Ray cluster could not see the run, or others do the work already."""
-    if place.url is not None:
+    if location.url is not None:
         raise ConfigError(
-            f"--executor ray: its nodes meet in a folder that all see by the same path, and {place.url} is none; name "
-            "one, or run `rlcm sample`, `score` and `train` on the machines in turn"
+            f"--executor ray: all nodes must see the run directory under the same path, and {location.url} is a URL; "
+            "name a shared folder, or run `rlcm sample`, `score` and `train` on the machines in turn"
         )
     if team.size > 1:
         raise ConfigError(
-            "--executor ray: torchrun or accelerate started several processes, and Ray divides the work itself; start "
-            "`rlcm loop` alone"
+            "--executor ray: Ray divides the work itself, but torchrun or accelerate started several processes; start "
+            "`rlcm loop` without a launcher"
         )

@@ -17,10 +17,10 @@ def register(app: typer.Typer) -> None:
     app.command(
         "quarantine",
         epilog="Example: rlcm quarantine runs/a/checkpoints/000003",
-    )(run)
+    )(quarantine_command)
 
 
-def run(
+def quarantine_command(
     path: Annotated[
         str, typer.Argument(metavar="PATH", help="File or folder of a run that a check refused.", show_default=False)
     ],

@@ -11,7 +11,7 @@ import typer
 
 from rlcm_cli.cli import options as o
 from rlcm_cli.cli.completion import complete_run
-from rlcm_cli.cli.places import open_place
+from rlcm_cli.cli.location import open_location
 from rlcm_cli.cli.streams import say
 
 if TYPE_CHECKING:
@@ -23,10 +23,10 @@ FILE = "report.html"
 
 def register(app: typer.Typer) -> None:
     """Add the command to the program."""
-    app.command("report", epilog="Example: rlcm report runs/compression")(run)
+    app.command("report", epilog="Example: rlcm report runs/compression")(report_command)
 
 
-def run(
+def report_command(
     named: Annotated[
         list[str],
         typer.Argument(
@@ -56,10 +56,12 @@ def run(
     from rlcm_cli.report.html import write_report
 
     with ExitStack() as stack:
-        places = [stack.enter_context(open_place(name, fetch_rewards)) for name in named]
-        here = len(places) > 1 or places[0].url is not None
-        path = out or (Path(FILE) if here else places[0].existing / FILE)
-        runs = [open_reported(place.existing, last_part(name)) for name, place in zip(named, places, strict=True)]
+        locations = [stack.enter_context(open_location(name, fetch_rewards)) for name in named]
+        here = len(locations) > 1 or locations[0].url is not None
+        path = out or (Path(FILE) if here else locations[0].existing / FILE)
+        runs = [
+            open_reported(location.existing, last_part(name)) for name, location in zip(named, locations, strict=True)
+        ]
         write_report(runs, path)
     size = path.stat().st_size
     if as_json:

@@ -13,10 +13,10 @@ from rlcm_cli.cli.completion import complete_reward
 
 def register(app: typer.Typer) -> None:
     """Add the command to the program."""
-    app.command("rewards", epilog="Example: rlcm rewards aesthetic")(run)
+    app.command("rewards", epilog="Example: rlcm rewards aesthetic")(rewards_command)
 
 
-def run(
+def rewards_command(
     name: Annotated[
         str | None,
         typer.Argument(

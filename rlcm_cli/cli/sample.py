@@ -6,17 +6,17 @@ import typer
 
 from rlcm_cli.cli import options as o
 from rlcm_cli.cli.headline import describe_dropped, describe_goal
-from rlcm_cli.cli.places import open_place
+from rlcm_cli.cli.location import open_location
 from rlcm_cli.cli.shares import follow_sampling
 from rlcm_cli.wording import command
 
 
 def register(app: typer.Typer) -> None:
     """Add the command to the program."""
-    app.command("sample", epilog="Example: rlcm sample --task compression --run runs/a --worker 0/4")(run)
+    app.command("sample", epilog="Example: rlcm sample --task compression --run runs/a --worker 0/4")(sample_command)
 
 
-def run(
+def sample_command(
     tasks: o.TaskOption = [],  # noqa: B006
     root: o.RunOption = None,
     config_file: o.ConfigOption = None,
@@ -42,9 +42,9 @@ def run(
     """Draw the next iteration's images with the newest policy; start the run where there is none."""
     from rlcm_cli.phases.staging import stage_sampling
 
-    with open_place(root, stage_sampling, publishes=True) as place:
+    with open_location(root, stage_sampling, publishes=True) as location:
         path, config = o.resolve_run(
-            place.root,
+            location.root,
             tasks=tasks,
             config_file=config_file,
             assignments=assignments,
@@ -79,22 +79,22 @@ def run(
         display = Display(quiet=quiet, as_json=as_json, silent=not team.leads)
         checked = check_run(path, config)
         o.settle_sources(checked, tasks=tasks, config_file=config_file, assignments=assignments, prompts=prompts)
-        the_run, loaded = start_run(path, config, o.fit_memory(display, "sample"))
-        place.confirm(config)
+        run, loaded = start_run(path, config, o.fit_memory(display, "sample"))
+        location.confirm(config)
         display.say(describe_goal(config))
         dropped = describe_dropped(config) if rewards else None
         if dropped:
             display.say(dropped)
         display.follow(check_team(team, config.sample.shards))
-        display.follow(tell_cut_prompts(loaded, the_run.all_prompts()))
-        display.follow(place.follow(sample(the_run, loaded, team.divide(share))))
+        display.follow(tell_cut_prompts(loaded, run.all_prompts()))
+        display.follow(location.follow(sample(run, loaded, team.divide(share))))
         team.wait()
         team.leave()
-        iteration = the_run.layout.checkpoints()[-1]
-        progress = follow_sampling(the_run, share, iteration)
+        iteration = run.layout.checkpoints()[-1]
+        progress = follow_sampling(run, share, iteration)
         told, when = progress.describe("sampled"), "next" if progress.complete else "once all are there"
         display.say(
-            f"{place.tell(the_run.layout.rollout(iteration))}: {told}; {when}: "
-            f"{command('score', '--run', place.tell(path))}"
+            f"{location.tell(run.layout.rollout(iteration))}: {told}; {when}: "
+            f"{command('score', '--run', location.tell(path))}"
         )
-        display.finish({"run": place.tell(path), "iteration": iteration + 1, **progress.to_json()})
+        display.finish({"run": location.tell(path), "iteration": iteration + 1, **progress.to_json()})

@@ -9,17 +9,17 @@ import typer
 
 from rlcm_cli.cli import options as o
 from rlcm_cli.cli.completion import complete_reward
-from rlcm_cli.cli.places import open_place
+from rlcm_cli.cli.location import open_location
 from rlcm_cli.cli.shares import follow_scoring
 from rlcm_cli.wording import command
 
 
 def register(app: typer.Typer) -> None:
     """Add the command to the program."""
-    app.command("score", epilog="Example: rlcm score --run runs/a --reward sharpness")(run)
+    app.command("score", epilog="Example: rlcm score --run runs/a --reward sharpness")(score_command)
 
 
-def run(
+def score_command(
     named: o.ExistingRunOption,
     rewards: Annotated[
         list[str],
@@ -63,31 +63,29 @@ def run(
 
     share = parse_worker(worker)
     fetch = partial(stage_scoring, worker=share, iterations=iterations, everything=bool(rewards))
-    with open_place(named, fetch, publishes=True) as place:
-        root = place.existing
+    with open_location(named, fetch, publishes=True) as location:
+        root = location.existing
         config = open_run(root).config
         known = config.reward_names()
         watched = [*config.watch.rewards, *(name for name in rewards if name not in known)]
-        the_run = o.reopen_run(
-            root, assignments=assignments, flags={"watch.rewards": watched, "runtime.device": device}
-        )
+        run = o.reopen_run(root, assignments=assignments, flags={"watch.rewards": watched, "runtime.device": device})
         # Rewards that the command line names are the run's in their settings.
         given = Given(named_texts(assignments, rewards), allow_code, allow_hosts)
-        trusted = permit(the_run, given, rewards=rewards or known)
-        chosen = choose_iterations(the_run, iterations, everything=bool(rewards), worker=share)
-        team = join_team(the_run.config.runtime.device)
+        trusted = permit(run, given, rewards=rewards or known)
+        chosen = choose_iterations(run, iterations, everything=bool(rewards), worker=share)
+        team = join_team(run.config.runtime.device)
         display = Display(quiet=quiet, as_json=as_json, silent=not team.leads)
         display.say_all(trusted)
-        display.follow(check_team(team, the_run.config.sample.shards))
-        device_found = select_device(the_run.config.runtime.device)
+        display.follow(check_team(team, run.config.sample.shards))
+        device_found = select_device(run.config.runtime.device)
         with o.open_cache(no_cache) as cache:
-            scorers = load_scorers(the_run, rewards or known, cache, allow_changed=allow_changed)
-            events = score(the_run, scorers, team.divide(share), iterations=chosen, device=device_found)
-            display.follow(place.follow(events))
+            scorers = load_scorers(run, rewards or known, cache, allow_changed=allow_changed)
+            events = score(run, scorers, team.divide(share), iterations=chosen, device=device_found)
+            display.follow(location.follow(events))
         team.wait()
         team.leave()
         folders = [scorer.spec.directory for scorer in scorers.values()]
-        progress = follow_scoring(the_run, share, chosen, folders)
+        progress = follow_scoring(run, share, chosen, folders)
         if not progress.complete:
             again = command("score", "--run", named, *(word for name in rewards for word in ("--reward", name)))
             display.say(f"{named}: {progress.describe('scored')}; once all are sampled: {again}")

@@ -17,10 +17,10 @@ EXTRA = ("fastapi", "httptools", "prometheus_client", "starlette", "uvicorn")
 
 def register(app: typer.Typer) -> None:
     """Add the command to the program."""
-    app.command("serve-reward", epilog="Example: rlcm serve-reward aesthetic --port 8000")(run)
+    app.command("serve-reward", epilog="Example: rlcm serve-reward aesthetic --port 8000")(serve_reward_command)
 
 
-def run(
+def serve_reward_command(
     names: Annotated[
         list[str], typer.Argument(metavar="NAME...", help="Rewards to serve; `rlcm rewards` lists them.")
     ],

@@ -14,10 +14,10 @@ from rlcm_cli.cli.streams import print_data
 
 def register(app: typer.Typer) -> None:
     """Add the command to the program."""
-    app.command("tasks", epilog="Example: rlcm tasks show compression > mine.toml")(run)
+    app.command("tasks", epilog="Example: rlcm tasks show compression > mine.toml")(tasks_command)
 
 
-def run(
+def tasks_command(
     words: Annotated[
         list[str],
         typer.Argument(

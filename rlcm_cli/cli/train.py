@@ -7,16 +7,16 @@ from typing import Annotated
 import typer
 
 from rlcm_cli.cli import options as o
-from rlcm_cli.cli.places import open_place
+from rlcm_cli.cli.location import open_location
 from rlcm_cli.wording import command
 
 
 def register(app: typer.Typer) -> None:
     """Add the command to the program."""
-    app.command("train", epilog="Example: rlcm train --run runs/a --device cuda")(run)
+    app.command("train", epilog="Example: rlcm train --run runs/a --device cuda")(train_command)
 
 
-def run(
+def train_command(
     named: o.ExistingRunOption,
     assignments: o.SetOption = [],  # noqa: B006
     device: o.DeviceOption = None,
@@ -46,9 +46,9 @@ def run(
     from rlcm_cli.phases.staging import stage_training
     from rlcm_cli.phases.train import train
 
-    with open_place(named, stage_training, publishes=True) as place:
-        the_run = o.reopen_run(
-            place.existing,
+    with open_location(named, stage_training, publishes=True) as location:
+        run = o.reopen_run(
+            location.existing,
             assignments=assignments,
             flags={
                 "runtime.device": device,
@@ -57,23 +57,23 @@ def run(
                 "runtime.log_with": log_with or None,
             },
         )
-        team = join_team(the_run.config.runtime.device)
-        trackers = open_trackers(the_run) if team.leads else None
+        team = join_team(run.config.runtime.device)
+        trackers = open_trackers(run) if team.leads else None
         scorers, trusted = None, []
-        if the_run.config.last_step.mode == "backprop":
-            trusted = permit(the_run, Given(named_texts(assignments), allow_code, allow_hosts))
-            scorers = load_scorers(the_run, allow_changed=allow_changed)
+        if run.config.last_step.mode == "backprop":
+            trusted = permit(run, Given(named_texts(assignments), allow_code, allow_hosts))
+            scorers = load_scorers(run, allow_changed=allow_changed)
         display = Display(quiet=quiet, as_json=as_json, silent=not team.leads)
         display.say_all(trusted)
         display.follow(check_team(team, team.size))  # all train, however few shards there are
-        model = load_policy_model(the_run.config)
-        the_run = o.fit_memory(display, "train")(the_run, model)
-        trained = train(the_run, model, scorers, team, off_policy=off_policy)
-        display.follow(place.follow(track(trained, trackers)))
+        model = load_policy_model(run.config)
+        run = o.fit_memory(display, "train")(run, model)
+        trained = train(run, model, scorers, team, off_policy=off_policy)
+        display.follow(location.follow(track(trained, trackers)))
         team.leave()
-        checkpoint = the_run.layout.checkpoints()[-1]
+        checkpoint = run.layout.checkpoints()[-1]
         display.say(
-            f"{place.tell(the_run.layout.checkpoint(checkpoint))}: trained; next: "
+            f"{location.tell(run.layout.checkpoint(checkpoint))}: trained; next: "
             f"{command('sample', '--run', named)}, or {command('generate', '--lora', named, '--prompt', 'cat')}"
         )
         display.finish({"run": named, "checkpoint": checkpoint})

@@ -13,7 +13,7 @@ import typer
 
 from rlcm_cli.cli import options as o
 from rlcm_cli.cli.completion import complete_run
-from rlcm_cli.cli.places import open_place
+from rlcm_cli.cli.location import open_location
 from rlcm_cli.cli.streams import say
 from rlcm_cli.errors import MissingFileError
 from rlcm_cli.wording import command
@@ -27,10 +27,10 @@ if TYPE_CHECKING:
 
 def register(app: typer.Typer) -> None:
     """Add the command to the program."""
-    app.command("watch", epilog="Example: rlcm watch runs/compression --every 5")(run)
+    app.command("watch", epilog="Example: rlcm watch runs/compression --every 5")(watch_command)
 
 
-def run(
+def watch_command(
     named: Annotated[
         str,
         typer.Argument(
@@ -95,8 +95,8 @@ def read_watched(named: str, before: RunProgress | None) -> RunProgress:
     from rlcm_cli.store.layout import RunLayout
     from rlcm_cli.store.run import read_config
 
-    with open_place(named, fetch_progress) as place:
-        layout = RunLayout(place.existing)
+    with open_location(named, fetch_progress) as location:
+        layout = RunLayout(location.existing)
         if not layout.config.exists():
             start = command("loop", "--task", "NAME", "--run", named)
             raise MissingFileError(

@@ -10,7 +10,7 @@ from command_line import refuse, rlcm, succeed, tensor_files, write_settings
 from object_stores import cut, download
 from PIL import Image
 
-from rlcm_cli.cli.places import open_place
+from rlcm_cli.cli.location import open_location
 from rlcm_cli.errors import (
     ConfigError,
     CorruptFileError,
@@ -236,19 +236,19 @@ def test_two_machines_with_the_same_shards_keep_the_version_of_one(capsys, setti
     """The loser's bytes differ, as those of another kind of processor do."""
     succeed(capsys, "sample", "--run", remote, "--config", settings, "-q")
     one = tmp_path / "stage-of-one"
-    for place in ("two", "three"):
-        shutil.copytree(one, tmp_path / f"stage-of-{place}")
+    for location in ("two", "three"):
+        shutil.copytree(one, tmp_path / f"stage-of-{location}")
     names = [SHARD.format(n) for n in (0, 1)]
     for name in names:
         for suffix in (".safetensors", ".json"):
             s3.rm_file(key(remote, name.replace(".safetensors", suffix)))
     publishers = []
-    for place in ("two", "three"):
-        machine(place)
+    for location in ("two", "three"):
+        machine(location)
         other = open_remote(remote)
         for name in names:
             other.stage.forget(name.replace(".safetensors", ".json"))
-            if place == "three":
+            if location == "three":
                 _change_a_pixel(other.stage.path(name))
         publishers.append(Publisher(other))
     threads = [threading.Thread(target=publisher.publish) for publisher in publishers]
@@ -310,13 +310,13 @@ def test_a_lora_is_drawn_with_from_its_url(capsys, settings, s3, remote, machine
     lora = "checkpoints/000001/pytorch_lora_weights.safetensors"
     s3.pipe_file(f"{remote.split('/')[2]}/alone.safetensors", (local / lora).read_bytes())
     pictures = {}
-    places = [local, remote, f"{remote}/checkpoints/000001", f"{remote}/{lora}"]
-    for number, place in enumerate([*places, f"s3://{remote.split('/')[2]}/alone.safetensors"]):
+    locations = [local, remote, f"{remote}/checkpoints/000001", f"{remote}/{lora}"]
+    for number, location in enumerate([*locations, f"s3://{remote.split('/')[2]}/alone.safetensors"]):
         machine(str(number))
         out = tmp_path / f"out-{number}"
         model = ("--model", json.loads((local / "config.json").read_text())["config"]["model"]["name"])
         options = ("--steps", 2, "--guidance", 4, "--out", out, "-q", *model)
-        succeed(capsys, "generate", "--lora", place, "--prompt", "cat", *options)
+        succeed(capsys, "generate", "--lora", location, "--prompt", "cat", *options)
         with Image.open(next(out.glob("0*.png"))) as picture:  # what it says of itself names the run
             pictures[number] = picture.tobytes()
     assert len(set(pictures.values())) == 1
@@ -375,5 +375,5 @@ def test_a_plain_path_has_no_stage(capsys, settings, machine, tmp_path):
     succeed(capsys, "sample", "--run", f"file://{tmp_path}/plain", "--config", settings, "-q")
     assert (tmp_path / "plain/config.json").exists()
     assert not stage.exists()
-    with open_place("runs/a", print) as place:
-        assert (place.root, place.url) == (Path("runs/a"), None)
+    with open_location("runs/a", print) as location:
+        assert (location.root, location.url) == (Path("runs/a"), None)

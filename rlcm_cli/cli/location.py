@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Place:
+class Location:
     """A run's folder, and what of it is elsewhere."""
 
     root: Path | None
@@ -62,13 +62,15 @@ class Place:
 
 
 @contextlib.contextmanager
-def open_place(named: str | None, fetch: Callable[[RemoteRun], object], *, publishes: bool = False) -> Iterator[Place]:
-    """Open the place of a run; of a URL, `fetch` brings what is needed, and at the end what is new is published.
+def open_location(
+    named: str | None, fetch: Callable[[RemoteRun], object], *, publishes: bool = False
+) -> Iterator[Location]:
+    """Open the location of a run; of a URL, `fetch` brings what is needed, and at the end what is new is published.
 
-    Raises `ConfigError`, `RemoteStoreError`, and the block's errors with the URL in the place of the stage.
+    Raises `ConfigError`, `RemoteStoreError`, and the block's errors with the URL in the location of the stage.
     """
     if named is None or not is_url(named):
-        yield Place(None if named is None else local_path(named))
+        yield Location(None if named is None else local_path(named))
         return
     from rlcm_cli.store.publishing import Publisher
     from rlcm_cli.store.remote import open_remote
@@ -76,20 +78,20 @@ def open_place(named: str | None, fetch: Callable[[RemoteRun], object], *, publi
     remote = open_remote(named)
     publisher = Publisher(remote) if publishes else None
     publish = publisher.publish if publisher else lambda: None
-    place = Place(remote.layout.root, remote.store.url, publisher)
+    location = Location(remote.layout.root, remote.store.url, publisher)
     try:
         publish()  # what a killed process has left
         with remote.stage.lock():
             fetch(remote)
         try:
-            yield place
+            yield location
         except RlcmError:
             with contextlib.suppress(RlcmError):  # the block's error is the one to be told
                 publish()
             raise
         publish()
     except RlcmError as error:
-        raise type(error)(place.tell(error)) from error
+        raise type(error)(location.tell(error)) from error
 
 
 def local_path(named: str) -> Path:
