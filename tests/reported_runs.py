@@ -110,8 +110,8 @@ def write_rollout(layout: RunLayout, iteration: int, prompts: Sequence[str] = PR
         schedule=ScheduleRecord(
             timesteps=(999, 499),
             next_timesteps=(499, -1),
-            of_latents=(1.5, 1.0),
-            of_output=(-1.25, -0.5),
+            latents_coef=(1.5, 1.0),
+            output_coef=(-1.25, -0.5),
             std=(0.9, 0.0),
             guidance_scale=4.0,
         ),
@@ -125,7 +125,12 @@ def write_rollout(layout: RunLayout, iteration: int, prompts: Sequence[str] = PR
     index = torch.arange(SAMPLES)
     publish_manifest(layout.manifest(iteration), manifest)
     shard = RolloutShard(
-        Trajectories(torch.zeros(SAMPLES, 2, 1, 2, 2), torch.zeros(SAMPLES, 1), torch.tensor([[999, 499]])),
+        Trajectories(
+            torch.zeros(SAMPLES, 2, 1, 2, 2),
+            torch.zeros(SAMPLES, 1),
+            torch.tensor([[999, 499]]),
+            torch.zeros(1).long(),
+        ),
         images=(index * 20).to(torch.uint8)[:, None, None, None].expand(-1, 3, 8, 8).contiguous(),
         sample_index=index,
         seed=2**62 + index,

@@ -64,8 +64,8 @@ def make_run(root: Path, images: int, size: int, per_shard: int) -> None:
         schedule=ScheduleRecord(
             timesteps=(999,),
             next_timesteps=(-1,),
-            of_latents=(1.0,),
-            of_output=(1.0,),
+            latents_coef=(1.0,),
+            output_coef=(1.0,),
             std=(0.0,),
             guidance_scale=1.0,
         ),
@@ -84,7 +84,7 @@ def make_run(root: Path, images: int, size: int, per_shard: int) -> None:
         empty = torch.zeros(len(rows), dtype=torch.int64)
         shard = RolloutShard(
             trajectories=Trajectories(
-                torch.zeros(len(rows), 1, 1, 1, 1), torch.zeros(len(rows), 0), torch.zeros(0, 2, dtype=torch.int64)
+                torch.zeros(len(rows), 1, 1, 1, 1), torch.zeros(len(rows), 0), empty.new_zeros(0, 2), empty[:0]
             ),
             images=pictures[rows % 64] + shift,
             sample_index=rows,

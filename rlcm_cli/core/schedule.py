@@ -6,13 +6,14 @@ the model's output (DDPO, arXiv 2305.13301, section 4; RLCM, arXiv 2404.03673, s
     next latents ~ N(a · latents + b · model output, std²)
 
 with numbers a, b and std that belong to the step alone. A `Schedule` holds them; the modules of `samplers` compute
-them. Calls with a std of 0 are deterministic and no actions: they can only be the last.
+them. The calls with a std above 0 are the actions, wherever they stand; the others are deterministic.
 
-Shape suffixes: B samples, S states (S = A + 1), A actions, H model calls, C channels, H and W of the latents.
+Shape suffixes: B samples, S recorded states, A actions, H model calls, C channels, H and W of the latents.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -25,7 +26,7 @@ from rlcm_cli.core.trajectory import Trajectories
 
 PredictionType = Literal["epsilon", "v_prediction", "sample"]
 Predict = Callable[[Tensor, Tensor], Tensor]
-"""(latents [B, C, H, W], timesteps [B]) → model output [B, C, H, W]."""
+"""(latents [B, …], timesteps [B]) → model output [B, …]."""
 
 
 @dataclass(frozen=True)
@@ -36,12 +37,14 @@ class Schedule:
     """int64 [H], falling; float64 of a sampler whose times are not whole."""
     next_timesteps: Tensor
     """Like `timesteps`; below 0: the image."""
-    of_latents: Tensor
+    latents_coef: Tensor
     """a of each call, float64 [H]."""
-    of_output: Tensor
+    output_coef: Tensor
     """b of each call, float64 [H]."""
     std: Tensor
-    """float64 [H]; 0 at the last call alone, at all of them, or nowhere."""
+    """float64 [H]; 0 where the call is deterministic."""
+    initial_scale: float = 1.0
+    """What the standard normal noise is multiplied by to be the initial state."""
 
     @property
     def steps(self) -> int:
@@ -50,32 +53,43 @@ class Schedule:
 
     @property
     def actions(self) -> int:
-        """A, the number of calls that draw: H, or H − 1 where the last one is deterministic."""
-        return int((self.std > 0).sum())
+        """A, the number of calls that draw: of most samplers H, or H − 1 where the last one is deterministic."""
+        return len(self.action_calls)
+
+    @property
+    def action_calls(self) -> Tensor:
+        """Which calls draw: int64 [A], rising."""
+        return (self.std > 0).nonzero().flatten()
+
+    @property
+    def recorded_calls(self) -> list[int]:
+        """The calls whose latents are recorded as they are fed, H being the image: see `core.trajectory`."""
+        actions = self.action_calls.tolist()
+        return sorted({*actions, *(call + 1 for call in actions), self.steps - 1})
 
     def find_fault(self) -> str | None:
         """Say why no image can be drawn with these numbers; None where one can."""
-        finite = torch.stack([self.of_latents, self.of_output, self.std]).isfinite().all(0)
+        finite = torch.stack([self.latents_coef, self.output_coef, self.std]).isfinite().all(0)
         if not finite.all():
             return f"the model call at timestep {self.timesteps[~finite][0]} has a factor that is NaN or infinite"
-        draws = self.std > 0
-        if draws.any() and not draws[:-1].all():
-            timestep = self.timesteps[:-1][~draws[:-1]][0]
-            return f"the model call at timestep {timestep} draws no noise, and others do"
+        if not 0 < self.initial_scale < math.inf:
+            return f"the initial noise is multiplied by {self.initial_scale}"
         return None
 
     def to(self, device: torch.device) -> Schedule:
         """Give the schedule with its tensors on a device, so that no step has to wait for them to be copied there."""
         return Schedule(
-            *(
-                values.to(device)
-                for values in (self.timesteps, self.next_timesteps, self.of_latents, self.of_output, self.std)
-            )
+            self.timesteps.to(device),
+            self.next_timesteps.to(device),
+            self.latents_coef.to(device),
+            self.output_coef.to(device),
+            self.std.to(device),
+            self.initial_scale,
         )
 
     def transition_pairs(self) -> Tensor:
         """(timestep, next timestep) of each action, [A, 2]."""
-        return torch.stack([self.timesteps, self.next_timesteps], dim=1)[: self.actions]
+        return torch.stack([self.timesteps, self.next_timesteps], dim=1)[self.action_calls]
 
 
 @dataclass(frozen=True)
@@ -83,9 +97,9 @@ class Transition:
     """The Gaussian of the next latents."""
 
     mean: Tensor
-    """[B, C, H, W], float32 (float64 stays)."""
+    """[B, …] as the latents, float32 (float64 stays)."""
     std: Tensor
-    """[B, 1, 1, 1]; 0 after a deterministic call."""
+    """[B, 1, …]; 0 after a deterministic call."""
 
 
 def transition(schedule: Schedule, model_output: Tensor, latents: Tensor, step: Tensor) -> Transition:
@@ -93,9 +107,9 @@ def transition(schedule: Schedule, model_output: Tensor, latents: Tensor, step: 
     dtype = torch.promote_types(latents.dtype, torch.float32)
 
     def column(values: Tensor) -> Tensor:
-        return values.to(dtype).to(latents.device)[step.to(latents.device)].view(-1, 1, 1, 1)
+        return values.to(dtype).to(latents.device)[step.to(latents.device)].view(-1, *[1] * (latents.ndim - 1))
 
-    mean = column(schedule.of_latents) * latents.to(dtype) + column(schedule.of_output) * model_output.to(dtype)
+    mean = column(schedule.latents_coef) * latents.to(dtype) + column(schedule.output_coef) * model_output.to(dtype)
     return Transition(mean, column(schedule.std))
 
 
@@ -104,26 +118,35 @@ def sample_trajectories(
 ) -> tuple[Trajectories, Tensor]:
     """Run the sampler and record it.
 
-    `noise_BSCHW`: standard normal [B, A + 1, C, H, W]; slice 0 is the initial state, slice s the noise of
+    `noise_BSCHW`: standard normal [B, A + 1, C, H, W]; slice 0, scaled, is the initial state, slice s the noise of
     action s − 1. Latents are kept in `dtype`, as the model is fed. Gives the trajectories, and the final
     latents [B, C, H, W] for the decoder: the last action, or the mean of a deterministic last call.
     """
     count = len(noise_BSCHW)
-    latents = noise_BSCHW[:, 0].to(dtype)
-    states, log_probs = [latents], []
+    latents = (noise_BSCHW[:, 0] * schedule.initial_scale).to(dtype)
+    recorded_calls = schedule.recorded_calls
+    states: list[Tensor] = []
+    log_probs: list[Tensor] = []
     on_device = schedule.to(latents.device)
-    for index in range(schedule.steps):
-        step = torch.full((count,), index, dtype=torch.int64, device=latents.device)
+    for call in range(schedule.steps):
+        if call in recorded_calls:
+            states.append(latents)
+        step = torch.full((count,), call, dtype=torch.int64, device=latents.device)
         output = predict(latents, on_device.timesteps[step])
         gaussian = transition(on_device, output, latents, step)
         latents = gaussian.mean.to(dtype)
-        if schedule.std[index] == 0:
+        if schedule.std[call] == 0:
             continue
-        latents, log_prob = take_action(latents, gaussian.std, noise=noise_BSCHW[:, index + 1], reduction=reduction)
-        states.append(latents)
+        noise = noise_BSCHW[:, len(log_probs) + 1]
+        latents, log_prob = take_action(latents, gaussian.std, noise=noise, reduction=reduction)
         log_probs.append(log_prob)
+    if schedule.steps in recorded_calls:
+        states.append(latents)
     recorded = torch.stack(log_probs, 1) if log_probs else latents.new_zeros((count, 0), dtype=torch.float32)
-    return Trajectories(torch.stack(states, 1), recorded, schedule.transition_pairs()), latents
+    trajectories = Trajectories(
+        torch.stack(states, 1), recorded, schedule.transition_pairs(), schedule.action_calls.cpu()
+    )
+    return trajectories, latents
 
 
 def predict_image(prediction_type: PredictionType, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:

@@ -127,7 +127,7 @@ def accumulate_last_step(
     mean_reward = torch.zeros(())
 
     def compute(samples: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        drawn = _draw_images(model, rollout, states[samples, -1].to(model.device), samples)
+        drawn = draw_images(model, rollout, states[samples, -1].to(model.device), samples)
         images = drawn.detach().requires_grad_()
         loss, total = torch.zeros((), device=model.device), torch.zeros(())
         for part in rewards:
@@ -146,7 +146,7 @@ def accumulate_last_step(
     return {"last_step_reward": mean_reward, **scale.metrics()}
 
 
-def _draw_images(model: LatentModel, rollout: Rollout, states: Tensor, samples: Tensor) -> Tensor:
+def draw_images(model: LatentModel, rollout: Rollout, states: Tensor, samples: Tensor) -> Tensor:
     """Make the last call: states [M, C, h, w] to images, float32 [M, 3, H, W], differentiable."""
     last = torch.full((len(samples),), rollout.schedule.steps - 1, device=model.device)
     conditioning = pick_conditioning(model, rollout, samples)

@@ -14,7 +14,7 @@ import math
 import torch
 
 from rlcm_cli.config import Config
-from rlcm_cli.core.trajectory import Trajectories, flatten_transitions
+from rlcm_cli.core.trajectory import flatten_transitions
 from rlcm_cli.errors import TrainingError
 from rlcm_cli.learning.replay import micro_batches, replay, replay_log_probs
 from rlcm_cli.learning.rollout import Rollout
@@ -64,7 +64,7 @@ def refresh_log_probs(
     # NaN stays NaN, for the check of the ratio to tell.
     drift = ((log_probs_N - everything.log_probs_N).exp() - 1).abs().max().item() if actions else 0.0
     log_probs_BA = log_probs_N.view(actions, count).T.contiguous()
-    refreshed = Trajectories(trajectories.latents_BSCHW, log_probs_BA, trajectories.timesteps_A2)
+    refreshed = dataclasses.replace(trajectories, log_probs_BA=log_probs_BA)
     return dataclasses.replace(rollout, trajectories=refreshed), drift
 
 

@@ -29,7 +29,7 @@ class Replay:
 def replay(model: LatentModel, rollout: Rollout, part: Transitions) -> Replay:
     """Score stored actions with the model as it is now; `part` lies on the model's device."""
     conditioning = pick_conditioning(model, rollout, part.samples_N)
-    gaussian = predict_transition(model, rollout, part.states_NCHW, part.steps_N, conditioning)
+    gaussian = predict_transition(model, rollout, part.states_NCHW, part.calls_N, conditioning)
     # As in sampling: the mean is rounded to the model's dtype before the density is taken.
     mean = gaussian.mean.to(part.states_NCHW.dtype)
     _, log_probs = take_action(mean, gaussian.std, action=part.actions_NCHW, reduction=rollout.manifest.reduction)
@@ -64,13 +64,13 @@ def pick_conditioning(model: LatentModel, rollout: Rollout, samples_N: Tensor) -
 
 
 def predict_transition(
-    model: LatentModel, rollout: Rollout, states_NCHW: Tensor, steps_N: Tensor, conditioning: dict[str, Tensor]
+    model: LatentModel, rollout: Rollout, states_NCHW: Tensor, calls_N: Tensor, conditioning: dict[str, Tensor]
 ) -> Transition:
     """Ask the present policy for the Gaussians after N states at model calls 0 … H − 1, on the model's device."""
-    timesteps = rollout.schedule.timesteps.to(model.device)[steps_N]
+    timesteps = rollout.schedule.timesteps.to(model.device)[calls_N]
     guidance = rollout.manifest.schedule.guidance_scale
     output = model.predict(states_NCHW, timesteps, conditioning, guidance)
-    return transition(rollout.schedule, output, states_NCHW, steps_N)
+    return transition(rollout.schedule, output, states_NCHW, calls_N)
 
 
 def micro_batches(
@@ -88,7 +88,7 @@ def micro_batches(
                     for tensor in (
                         transitions.states_NCHW,
                         transitions.actions_NCHW,
-                        transitions.steps_N,
+                        transitions.calls_N,
                         transitions.samples_N,
                         transitions.log_probs_N,
                     )

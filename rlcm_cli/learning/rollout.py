@@ -55,7 +55,7 @@ def join_shards(shards: Iterable[RolloutShard], samples: int) -> JoinedShards:
     A shard as it is read is a mapped file, of which only what is looked at takes memory. Each is let go of before the
     next but one is read, so that memory holds the trajectories once and no images, however many there are.
     """
-    latents, timesteps = torch.empty(0), torch.empty(0)
+    latents, timesteps, calls = torch.empty(0), torch.empty(0), torch.empty(0)
     log_probs: list[Tensor] = []
     conditioning, index = ConditioningTables(), []
     prompts: list[str] = []
@@ -63,12 +63,12 @@ def join_shards(shards: Iterable[RolloutShard], samples: int) -> JoinedShards:
         part = shard.trajectories
         if not prompts:
             latents = part.latents_BSCHW.new_empty(samples, *part.latents_BSCHW.shape[1:])
-            timesteps = part.timesteps_A2.clone()
+            timesteps, calls = part.timesteps_A2.clone(), part.calls_A
         latents[len(prompts) : len(prompts) + len(part)] = part.latents_BSCHW
         log_probs.append(part.log_probs_BA.clone())
         index.append(conditioning.add(shard))
         prompts += shard.sample_prompts()
-    trajectories = Trajectories(latents, torch.cat(log_probs), timesteps)
+    trajectories = Trajectories(latents, torch.cat(log_probs), timesteps, calls)
     return JoinedShards(trajectories, conditioning.stack(), torch.cat(index), prompts)
 
 

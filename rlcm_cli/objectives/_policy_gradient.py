@@ -67,7 +67,7 @@ def add_gradient(learner: Learner, transitions: Transitions, weights: Tensor, lo
         loss, metrics = result.loss, dict(result.metrics)
         if settings.kl_weight:
             with torch.no_grad(), TRAINED[settings.parameters].base_model(model):
-                base = predict_transition(model, rollout, part.states_NCHW, part.steps_N, replayed.conditioning)
+                base = predict_transition(model, rollout, part.states_NCHW, part.calls_N, replayed.conditioning)
             kl = gaussian_kl(
                 replayed.gaussian.mean, base.mean, replayed.gaussian.std, rollout.manifest.reduction
             ).mean()

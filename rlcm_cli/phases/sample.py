@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -162,7 +163,9 @@ def draw_batch(
         named = f"prompt '{prompts[row]}', seed {seeds[row]}"
         also = f" and {len(others)} more of {len(prompts)} images" if others else ""
         raise NotFiniteError(f"{named}{also}: {error}", error.rows) from None
-    on_cpu = Trajectories(trajectories.latents_BSCHW.cpu(), trajectories.log_probs_BA.cpu(), trajectories.timesteps_A2)
+    on_cpu = dataclasses.replace(
+        trajectories, latents_BSCHW=trajectories.latents_BSCHW.cpu(), log_probs_BA=trajectories.log_probs_BA.cpu()
+    )
     return Drawn(on_cpu, images)
 
 

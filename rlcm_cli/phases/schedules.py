@@ -35,10 +35,11 @@ def training_schedule(config: Config, model: LatentModel) -> Schedule:
         )
     last_std = last.noise_std if last.mode == "noise" else 0.0
     schedule = build_schedule(model, config.sampler, sample.steps, last_std=last_std)
-    if last.mode == "backprop" and schedule.actions != schedule.steps - 1:
+    if last.mode == "backprop" and (schedule.std[-1] > 0 or (schedule.steps > 1 and not schedule.actions)):
         raise ConfigError(
-            "last_step.mode backprop is for samplers whose last call alone draws no noise, as an LCM's; here the "
-            f"sampler {model.sampler.kind} draws noise at {schedule.actions} of {schedule.steps} calls; leave it out"
+            "last_step.mode backprop is for samplers that draw noise, but none at the last call, as an LCM's; here "
+            f"the sampler {model.sampler.kind} draws noise at {schedule.actions} of {schedule.steps} calls; "
+            "leave it out"
         )
     if not schedule.actions and last.mode != "backprop" and Need.ACTIONS in find_objective(config).needs:
         raise ConfigError(
@@ -54,9 +55,10 @@ def record_schedule(schedule: Schedule, guidance_scale: float) -> ScheduleRecord
     return ScheduleRecord(
         timesteps=tuple(schedule.timesteps.tolist()),
         next_timesteps=tuple(schedule.next_timesteps.tolist()),
-        of_latents=tuple(schedule.of_latents.tolist()),
-        of_output=tuple(schedule.of_output.tolist()),
+        latents_coef=tuple(schedule.latents_coef.tolist()),
+        output_coef=tuple(schedule.output_coef.tolist()),
         std=tuple(schedule.std.tolist()),
+        initial_scale=schedule.initial_scale,
         guidance_scale=guidance_scale,
     )
 
@@ -66,9 +68,10 @@ def restore_schedule(record: ScheduleRecord) -> Schedule:
     return Schedule(
         _times(record.timesteps),
         _times(record.next_timesteps),
-        torch.tensor(record.of_latents, dtype=torch.float64),
-        torch.tensor(record.of_output, dtype=torch.float64),
+        torch.tensor(record.latents_coef, dtype=torch.float64),
+        torch.tensor(record.output_coef, dtype=torch.float64),
         torch.tensor(record.std, dtype=torch.float64),
+        record.initial_scale,
     )
 
 

@@ -84,8 +84,8 @@ def ddim_schedule(
     return Schedule(
         timesteps,
         next_timesteps,
-        of_latents=next_alpha * image_of_latents + direction * noise_of_latents,
-        of_output=next_alpha * image_of_output + direction * noise_of_output,
+        latents_coef=next_alpha * image_of_latents + direction * noise_of_latents,
+        output_coef=next_alpha * image_of_output + direction * noise_of_output,
         std=std.double(),
     )
 

@@ -61,8 +61,8 @@ def lcm_schedule(
     return Schedule(
         timesteps,
         torch.cat([timesteps[1:], timesteps.new_tensor([-1])]),
-        of_latents=signal * (c_out * image_of_latents + c_skip),
-        of_output=signal * c_out * image_of_output,
+        latents_coef=signal * (c_out * image_of_latents + c_skip),
+        output_coef=signal * c_out * image_of_output,
         std=std,
     )
 

@@ -55,8 +55,8 @@ def tcd_schedule(
     return Schedule(
         timesteps,
         next_timesteps,
-        of_latents=renoised * (reached_alpha * image_of_latents + reached_sigma * noise_of_latents),
-        of_output=renoised * (reached_alpha * image_of_output + reached_sigma * noise_of_output),
+        latents_coef=renoised * (reached_alpha * image_of_latents + reached_sigma * noise_of_latents),
+        output_coef=renoised * (reached_alpha * image_of_output + reached_sigma * noise_of_output),
         std=std,
     )
 

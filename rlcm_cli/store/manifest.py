@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Sequence
 from functools import cached_property
-from itertools import pairwise
+from itertools import pairwise, repeat
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -20,6 +20,8 @@ from rlcm_cli.store.reading import REMEDY, Record, read_object
 
 ROUNDING = 1e-3
 """Of a schedule made from a float32 ᾱ: a root of a difference near 0 keeps half of its digits."""
+TIME_ROUNDING = 1e-6
+"""Of float32 model times; far below the distance of two whole ones."""
 Count = Annotated[int, Field(ge=0, lt=2**40)]
 Positive = Annotated[int, Field(ge=1, lt=2**40)]
 Timestep = Annotated[int, Field(ge=-(2**40), lt=2**40)] | Annotated[float, Field(ge=-(2**40), lt=2**40)]
@@ -39,41 +41,58 @@ class PolicyIdentity(Record):
 class ScheduleRecord(Record):
     """The sampler's H model calls, each with what is needed to score an action: `core.schedule.Schedule`.
 
-    Next latents ~ N(of_latents · latents + of_output · model output, std²); a call with a std of 0 is no action.
+    The initial latents are initial_scale · standard normal noise, the next ones of each call
+    ~ N(latents_coef · latents + output_coef · model output, std²); a call with a std of 0 is not an action.
     """
 
     timesteps: tuple[Timestep, ...]
     next_timesteps: tuple[Timestep, ...]
-    of_latents: tuple[float, ...]
-    of_output: tuple[float, ...]
+    latents_coef: tuple[float, ...]
+    output_coef: tuple[float, ...]
     std: tuple[Annotated[float, Field(ge=0)], ...]
     guidance_scale: float
+    initial_scale: Annotated[float, Field(gt=0)] = 1.0
 
     def agrees_with(self, other: ScheduleRecord) -> bool:
-        """Return whether two records describe the same sampler, up to the rounding of a float32 ᾱ."""
-        exact = ("timesteps", "next_timesteps", "guidance_scale")
-        return all(getattr(self, name) == getattr(other, name) for name in exact) and all(
-            len(own) == len(others)
-            and all(math.isclose(*pair, rel_tol=ROUNDING, abs_tol=ROUNDING) for pair in zip(own, others, strict=True))
-            for own, others in (
-                (self.of_latents, other.of_latents),
-                (self.of_output, other.of_output),
-                (self.std, other.std),
-            )
+        """Return whether two records describe the same sampler, up to the rounding of float32 noise levels."""
+        times, numbers = (self.timesteps, self.next_timesteps), (self.latents_coef, self.output_coef, self.std)
+        other_times = other.timesteps, other.next_timesteps
+        other_numbers = other.latents_coef, other.output_coef, other.std
+        return (
+            self.guidance_scale == other.guidance_scale
+            and all(map(_agree, times, other_times, repeat(TIME_ROUNDING)))
+            and all(map(_agree, numbers, other_numbers, repeat(ROUNDING)))
+            and _agree([self.initial_scale], [other.initial_scale], ROUNDING)
         )
+
+    @property
+    def action_calls(self) -> list[int]:
+        """The model calls that draw noise, which are the actions."""
+        return [call for call, std in enumerate(self.std) if std > 0]
 
     @property
     def transitions(self) -> list[list[float]]:
         """(timestep, next timestep) of each action."""
-        actions = sum(std > 0 for std in self.std)
-        return [[now, then] for now, then in zip(self.timesteps, self.next_timesteps, strict=True)][:actions]
+        return [[self.timesteps[call], self.next_timesteps[call]] for call in self.action_calls]
+
+    @property
+    def states(self) -> int:
+        """S, the states of a trajectory that are stored: those around each action, and that of the last call."""
+        actions = self.action_calls
+        return len({*actions, *(call + 1 for call in actions), len(self.std) - 1})
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        columns = (self.timesteps, self.next_timesteps, self.of_latents, self.of_output, self.std)
+        columns = (self.timesteps, self.next_timesteps, self.latents_coef, self.output_coef, self.std)
         if not self.std or len({len(column) for column in columns}) > 1:
             raise ValueError("its columns do not have the same length")
         return self
+
+
+def _agree(own: Sequence[float], other: Sequence[float], tolerance: float) -> bool:
+    return len(own) == len(other) and all(
+        math.isclose(*pair, rel_tol=tolerance, abs_tol=tolerance) for pair in zip(own, other, strict=True)
+    )
 
 
 class RolloutManifest(Record):

@@ -92,8 +92,18 @@ def read_shard(layout: RunLayout, manifest: RolloutManifest, number: int) -> Rol
         raise ForeignFileError(
             f"{path}: has other prompts, tasks or timesteps than its plan; {REMEDY.format(path=path)}"
         )
+    if tensors["latents"].shape[1] != manifest.schedule.states:
+        raise ForeignFileError(
+            f"{path}: has {tensors['latents'].shape[1]} states a sample, and its plan {manifest.schedule.states}; "
+            + REMEDY.format(path=path)
+        )
     return RolloutShard(
-        Trajectories(tensors["latents"], tensors["log_probs"], tensors["timesteps"]),
+        Trajectories(
+            tensors["latents"],
+            tensors["log_probs"],
+            tensors["timesteps"],
+            torch.tensor(manifest.schedule.action_calls, dtype=torch.int64),
+        ),
         tensors["images"],
         tensors["sample_index"],
         tensors["seed"],

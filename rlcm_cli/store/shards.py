@@ -19,9 +19,9 @@ those of RFC 2119.
     samples of `shards[k]` = [start, stop). A group (the `group_size` images of one prompt that were drawn
     together) never crosses a shard.
  7. Kind `rollout`: `rollouts/IIIIII/shard-KKKKK-of-NNNNN.safetensors`; fields `plan`, `prompts` (each once),
-    `tasks` (each once). Tensors, for B samples, S states, A = S − 1 actions, U unique prompts:
+    `tasks` (each once). Tensors, for B samples, S states, A actions, U unique prompts:
 
-        latents          [B, S, C, h, w]  float    each state as the model was fed it
+        latents          [B, S, C, h, w]  float    states, each as the model was fed it
         log_probs        [B, A]           float32  of the actions, under the policy that drew them
         timesteps        [A, 2]           int64    (timestep, next timestep) of each action; float64 where a
                                                    sampler has times that are not whole
@@ -32,6 +32,10 @@ those of RFC 2119.
         prompt_index, task_index [B]      int64    into `prompts` and `tasks`
         conditioning.X   [U, …]           float    what the model was conditioned on, by name
         conditioning_index.X [B]          int64    row of `conditioning.X` of each sample
+
+    Of the H model calls in the manifest's `schedule`, those with a `std` above 0 are the actions, in their order: call
+    c turns state c into state c + 1, and state H is decoded. The states in `latents` are c and c + 1 of each action,
+    and H − 1: each once, in their order. Where every call but the last is an action, these are 0 to H − 1.
 
  8. Kind `rewards`: `rewards/<slug>-<digest>/` in the rollout's folder, one record a shard under the shard's
     name; fields `plan`, `shard_sha256` (the scored shard), `reward` (`name`, `settings`, `digest` of both, which

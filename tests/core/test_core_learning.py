@@ -75,8 +75,8 @@ def test_the_policy_gradient_is_that_of_the_expected_reward():
             trajectories, torch.arange(len(batch)), torch.arange(ACTIONS).expand(len(batch), -1)
         )
         policy = parameters.clone().requires_grad_()
-        output = linear_predict(policy)(flat.states_NCHW, SCHEDULE.timesteps[flat.steps_N])
-        gaussian = transition(SCHEDULE, output, flat.states_NCHW, flat.steps_N)
+        output = linear_predict(policy)(flat.states_NCHW, SCHEDULE.timesteps[flat.calls_N])
+        gaussian = transition(SCHEDULE, output, flat.states_NCHW, flat.calls_N)
         _, log_probs = take_action(gaussian.mean, gaussian.std, action=flat.actions_NCHW, reduction="sum")
         # A constant baseline keeps the estimate unbiased; −1.4 is near the mean reward.
         result = ppo_clip(log_probs, flat.log_probs_N, (rewards + 1.4)[flat.samples_N], 1e-4)

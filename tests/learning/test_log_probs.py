@@ -8,7 +8,6 @@ from phase_runs import finish, make_config
 
 from rlcm_cli.config import override_config
 from rlcm_cli.core.schedule import sample_trajectories
-from rlcm_cli.core.trajectory import Trajectories
 from rlcm_cli.errors import TrainingError
 from rlcm_cli.learning.costs import count_forwards
 from rlcm_cli.learning.learner import Learner
@@ -146,7 +145,7 @@ def test_nan_is_not_hidden(tiny_lcm, tmp_path):
     model, rollout = make_rollout(tmp_path / "run", config)
     broken = rollout.trajectories.latents_BSCHW.clone()
     broken[3, 1, 0, 0, 0] = torch.nan
-    trajectories = Trajectories(broken, rollout.trajectories.log_probs_BA, rollout.trajectories.timesteps_A2)
+    trajectories = dataclasses.replace(rollout.trajectories, latents_BSCHW=broken)
     _, drift = refresh_log_probs(model, dataclasses.replace(rollout, trajectories=trajectories), 8)
     with pytest.raises(TrainingError, match="NaN"):
         check_ratio(drift, "bfloat16", "000000")

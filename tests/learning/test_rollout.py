@@ -23,7 +23,7 @@ def make_shard(first: int, prompts: list[str]) -> RolloutShard:
     latents = samples.view(-1, 1, 1, 1, 1) + torch.rand(1, STATES, 4, 2, 2)
     return RolloutShard(
         trajectories=Trajectories(
-            latents, samples.view(-1, 1) + torch.tensor([[0.25, 0.5]]), torch.tensor([[9, 5], [5, 1]])
+            latents, samples.view(-1, 1) + torch.tensor([[0.25, 0.5]]), torch.tensor([[9, 5], [5, 1]]), torch.arange(2)
         ),
         images=torch.zeros(len(prompts), 3, 8, 8, dtype=torch.uint8),
         sample_index=samples,
@@ -41,6 +41,7 @@ def test_samples_keep_what_they_had() -> None:
     assert torch.equal(joined.trajectories.latents_BSCHW, torch.cat([part.latents_BSCHW for part in trajectories]))
     assert torch.equal(joined.trajectories.log_probs_BA, torch.cat([part.log_probs_BA for part in trajectories]))
     assert torch.equal(joined.trajectories.timesteps_A2, trajectories[0].timesteps_A2)
+    assert torch.equal(joined.trajectories.calls_A, trajectories[0].calls_A)
     assert joined.prompts == ["dog", "cat", "eel", "dog", "eel", "cat"]
     rows = joined.conditioning["prompt_embeds"][joined.conditioning_index]
     assert torch.equal(rows, torch.stack([embed(prompt) for prompt in joined.prompts]))

@@ -110,7 +110,7 @@ def log_probs_of(model: LatentModel, rollout: Rollout) -> Tensor:
     for step in range(ACTIONS):
         timesteps = rollout.schedule.timesteps[step].expand(SAMPLES)
         output = model.predict(states[:, step], timesteps, conditioning, rollout.manifest.schedule.guidance_scale)
-        a, b, std = (getattr(rollout.schedule, name)[step].float() for name in ("of_latents", "of_output", "std"))
+        a, b, std = (getattr(rollout.schedule, name)[step].float() for name in ("latents_coef", "output_coef", "std"))
         mean = a * states[:, step] + b * output
         columns.append(take_action(mean, std.view(1, 1, 1, 1), action=states[:, step + 1], reduction="mean")[1])
     return torch.stack(columns, dim=1)
@@ -183,8 +183,9 @@ def test_the_forwards_that_it_counts_are_those_that_it_makes(tiny_lcm, moved, ki
 @pytest.mark.parametrize("kind", [kind for kind, one in OBJECTIVES.items() if Need.ACTIONS in one.needs])
 def test_trajectories_without_actions_have_no_gradient(tiny_lcm, moved, kind):
     model, rollout = moved
+    drawn = rollout.trajectories
     short = Trajectories(
-        rollout.trajectories.latents_BSCHW[:, :1], torch.zeros(SAMPLES, 0), rollout.trajectories.timesteps_A2[:0]
+        drawn.latents_BSCHW[:, :1], torch.zeros(SAMPLES, 0), drawn.timesteps_A2[:0], drawn.calls_A[:0]
     )
     config = configure(tiny_lcm, kind)
     learner = Learner(

@@ -119,7 +119,7 @@ def test_rebel_with_several_groups_is_its_formula_by_hand(tiny_lcm, tmp_path):
         conditioning = {"prompt_embeds": rollout.conditioning["prompt_embeds"][rollout.conditioning_index]}
         timesteps = rollout.schedule.timesteps[step].expand(8)
         output = model.predict(states[:, step], timesteps, conditioning, 4.0)
-        a, b, std = (getattr(rollout.schedule, name)[step].float() for name in ("of_latents", "of_output", "std"))
+        a, b, std = (getattr(rollout.schedule, name)[step].float() for name in ("latents_coef", "output_coef", "std"))
         mean = a * states[:, step] + b * output
         _, log_probs = take_action(mean, std.view(1, 1, 1, 1), action=states[rows, step + 1], reduction="mean")
         log_ratios = log_ratios + log_probs - rollout.trajectories.log_probs_BA[:, step]

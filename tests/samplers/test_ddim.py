@@ -146,7 +146,7 @@ def test_a_zero_terminal_signal_does_not_blow_up():
     )
     timesteps = ddim_timesteps(5, train_steps=1000, spacing="trailing", offset=0)
     schedule = ddim_schedule(scheduler.alphas_cumprod, timesteps, "v_prediction", eta=1.0, final_alpha_cumprod=1.0)
-    for values in (schedule.of_latents, schedule.of_output, schedule.std):
+    for values in (schedule.latents_coef, schedule.output_coef, schedule.std):
         assert values.isfinite().all()
         assert values.abs().max() <= 2
 
@@ -180,16 +180,23 @@ def test_faults_of_a_schedule_are_found():
     good = make_schedule(4, 1.0, alpha_to_one=True)
     assert good.find_fault() is None
     assert make_schedule(4, 0.0).find_fault() is None
-    infinite = dataclasses.replace(good, of_output=good.of_output.clone().index_fill(0, torch.tensor(1), math.inf))
+    infinite = dataclasses.replace(good, output_coef=good.output_coef.clone().index_fill(0, torch.tensor(1), math.inf))
     assert "timestep 501 has a factor that is NaN or infinite" in infinite.find_fault()
-    missing = dataclasses.replace(good, std=good.std.clone().index_fill(0, torch.tensor(2), 0.0))
-    assert "timestep 251 draws no noise, and others do" in missing.find_fault()
+    for scale in (0.0, math.inf, math.nan):
+        fault = dataclasses.replace(good, initial_scale=scale).find_fault()
+        assert fault == f"the initial noise is multiplied by {scale}"
 
 
-def test_without_noise_a_trajectory_is_its_first_state():
+def test_without_noise_a_trajectory_is_the_state_of_the_last_call():
     schedule = make_schedule(3, 0.0)
     noise = torch.randn(2, 1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
-    trajectories, final = sample_trajectories(lambda latents, _: 0.1 * latents, schedule, noise, "mean", torch.float32)
+    fed = []
+
+    def predict(latents, _):
+        fed.append(latents)
+        return 0.1 * latents
+
+    trajectories, final = sample_trajectories(predict, schedule, noise, "mean", torch.float32)
     assert trajectories.actions == 0
-    assert torch.equal(trajectories.latents_BSCHW, noise)
+    assert torch.equal(trajectories.latents_BSCHW[:, 0], fed[2])
     assert final.shape == (2, 4, 8, 8)

@@ -114,7 +114,7 @@ def test_a_schedule_by_hand():
     assert schedule.next_timesteps.tolist() == [759, 499, 259, -1]
     assert schedule.transition_pairs().tolist() == [[999, 759], [759, 499], [499, 259]]
     assert torch.equal(schedule.std, torch.cat([rounded_sqrt(1 - alphas[1:]), torch.zeros(1)]))
-    assert {values.dtype for values in (schedule.of_latents, schedule.of_output, schedule.std)} == {torch.float64}
+    assert {values.dtype for values in (schedule.latents_coef, schedule.output_coef, schedule.std)} == {torch.float64}
 
 
 @pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
@@ -142,7 +142,7 @@ def test_noise_at_the_last_call_makes_an_action_around_the_denoised_latents():
     assert (noisy.steps, noisy.actions) == (4, 4)
     assert noisy.transition_pairs().tolist() == [[999, 759], [759, 499], [499, 259], [259, -1]]
     assert (noisy.std - schedule.std).tolist() == [0, 0, 0, 0.1]
-    for name in ("timesteps", "next_timesteps", "of_latents", "of_output"):
+    for name in ("timesteps", "next_timesteps", "latents_coef", "output_coef"):
         assert torch.equal(getattr(noisy, name), getattr(schedule, name)), name
 
     output, latents = torch.randn(2, 1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -219,8 +219,8 @@ def test_sampling_records_what_replaying_gives(dtype):
     )
 
     flat = flatten_transitions(trajectories, torch.arange(3), torch.arange(3).expand(3, -1))
-    output = predict(flat.states_NCHW, schedule.timesteps[flat.steps_N])
-    gaussian = transition(schedule, output, flat.states_NCHW, flat.steps_N)
+    output = predict(flat.states_NCHW, schedule.timesteps[flat.calls_N])
+    gaussian = transition(schedule, output, flat.states_NCHW, flat.calls_N)
     _, log_probs = take_action(gaussian.mean.to(dtype), gaussian.std, action=flat.actions_NCHW, reduction="mean")
     assert log_probs.dtype == torch.float32
     assert torch.equal(log_probs, flat.log_probs_N)

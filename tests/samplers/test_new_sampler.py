@@ -52,8 +52,8 @@ def _schedule(settings: FreshNoiseSettings, noise: Noise, steps: int, last_std: 
     return Schedule(
         timesteps,
         torch.cat([timesteps[1:], timesteps.new_tensor([-1])]),
-        of_latents=signal * image_a + kept * noise_a,
-        of_output=signal * image_b + kept * noise_b,
+        latents_coef=signal * image_a + kept * noise_a,
+        output_coef=signal * image_b + kept * noise_b,
         std=level * settings.share,
     )
 

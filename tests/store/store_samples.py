@@ -43,8 +43,8 @@ def make_manifest(iteration: int = 0, **changes: Any) -> RolloutManifest:
         "schedule": ScheduleRecord(
             timesteps=(999, 679, 339),
             next_timesteps=(679, 339, -1),
-            of_latents=(1.5, 1.25, 1.0),
-            of_output=(-1.25, -0.75, -0.5),
+            latents_coef=(1.5, 1.25, 1.0),
+            output_coef=(-1.25, -0.75, -0.5),
             std=(0.9, 0.6, 0.0),
             guidance_scale=4.0,
         ),
@@ -69,6 +69,7 @@ def make_shard(manifest: RolloutManifest, number: int) -> RolloutShard:
             torch.randn(count, STATES, 4, 2, 2, generator=generator),
             torch.randn(count, STATES - 1, generator=generator),
             torch.tensor([[999, 679], [679, 339]]),
+            torch.arange(STATES - 1),
         ),
         images=torch.randint(0, 256, (count, 3, 4, 4), dtype=torch.uint8, generator=generator),
         sample_index=torch.arange(start, stop),

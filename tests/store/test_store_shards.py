@@ -179,7 +179,7 @@ def test_a_plan_is_published_once_and_another_in_its_place_is_refused(layout):
 def test_a_worker_on_another_processor_takes_the_published_plan(layout):
     """ᾱ is a float32 product, whose last bits are the processor's."""
     path, first = layout.manifest(0), make_manifest()
-    rounded = first.schedule.model_copy(update={"of_latents": (1.5000001, 1.25, 1.0)})
+    rounded = first.schedule.model_copy(update={"latents_coef": (1.5000001, 1.25, 1.0)})
     second = make_manifest(schedule=rounded)
     assert second.digest != first.digest
     assert publish_manifest(path, second) == first
