@@ -58,7 +58,7 @@ RULES = (
     Rule(r"^rlcm serve-reward\b", "parse", reason="it serves until it is stopped; examples/reward_server is run"),
     Rule(r"^rlcm (loop|sample) .*(--model [\w.-]+/|distilled_lora=)", "run", "--dry-run", "weights of the model hub"),
     Rule(r"^rlcm loop .*https?://", "run", "--dry-run", "a server that is elsewhere"),
-    Rule(r"^rlcm loop .*--executor ray", "run", "--dry-run", "a Ray cluster; tests/phases/test_ray_loop.py has one"),
+    Rule(r"^rlcm loop .*--executor ray", "run", "--dry-run", "a Ray cluster; tests/ray/test_ray_loop.py has one"),
     Rule(r"^rlcm \S+ .*(\b(s3|gs|hf)://|--hub\b)", "parse", reason="an account elsewhere; tests/cli have a server"),
     Rule(r"^rlcm .*(…|\b(NAME|HOST|OWNER|COMMIT|BUCKET|FILE|RUN)\b)", "parse", reason="a placeholder stands there"),
     Rule(r"^rlcm loop (?!.*--(task|config)\b).*--run\b", "run"),

@@ -32,7 +32,7 @@ from examples.benchmarks.costs import COLUMNS, Cost, describe_machine, print_tab
 from examples.benchmarks.rlcm_side import RlcmSide
 from rlcm_cli.config import Config, resolve_config
 from rlcm_cli.models.embedded import embedded_folder
-from rlcm_cli.phases.run import prompt_sets
+from rlcm_cli.runs.run import prompt_sets
 
 MODEL = "emoji-diffusion"
 RANK = 4

@@ -25,7 +25,7 @@ from examples.benchmarks.rlcm_side import RlcmSide
 from rlcm_cli.config import Config, resolve_config
 from rlcm_cli.models.latent_model import LatentModel
 from rlcm_cli.models.lora import base_model, folded_lora, lora_parameters
-from rlcm_cli.phases.schedules import training_schedule
+from rlcm_cli.runs.schedules import training_schedule
 
 
 def run_bare_iteration(model: LatentModel, config: Config) -> None:

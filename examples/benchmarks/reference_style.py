@@ -30,7 +30,7 @@ from examples.benchmarks.rlcm_side import RlcmSide
 from rlcm_cli.config import Config, resolve_config
 from rlcm_cli.models.embedded import embedded_folder
 from rlcm_cli.models.loading import DTYPES
-from rlcm_cli.phases.run import prompt_sets
+from rlcm_cli.runs.run import prompt_sets
 
 PUBLISHED = (4, 2)
 """Images a batch in sampling, samples a micro-step in training: of RLCM's compression task on one GPU."""

@@ -7,12 +7,12 @@ from pathlib import Path
 
 from examples.benchmarks.costs import Cost, measure
 from rlcm_cli.config import Config
-from rlcm_cli.phases.events import Event
-from rlcm_cli.phases.policy import load_policy_model
-from rlcm_cli.phases.run import create_run
+from rlcm_cli.events import Event
 from rlcm_cli.phases.sample import sample
 from rlcm_cli.phases.score import load_scorers, score
 from rlcm_cli.phases.train import train
+from rlcm_cli.runs.policy import load_policy_model
+from rlcm_cli.runs.run import create_run
 
 
 class RlcmSide:

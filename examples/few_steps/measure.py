@@ -15,11 +15,11 @@ from torch import Tensor
 from examples.frontier.measure import named_label_wins
 from rlcm_cli.models.latent_model import LatentModel
 from rlcm_cli.phases.evaluate import FixedImage, plan_evaluation
-from rlcm_cli.phases.policy import load_checkpoint, load_policy_model
-from rlcm_cli.phases.run import Run, open_run
 from rlcm_cli.phases.sample import REDUCTION, draw_batch
-from rlcm_cli.phases.schedules import drawing_schedule
 from rlcm_cli.rewards.compressibility import jpeg_kilobytes
+from rlcm_cli.runs.policy import load_checkpoint, load_policy_model
+from rlcm_cli.runs.run import Run, open_run
+from rlcm_cli.runs.schedules import drawing_schedule
 from rlcm_cli.store.checkpoint import latest_checkpoint
 
 STEPS = (1, 2, 4, 8)

@@ -13,14 +13,14 @@ from pathlib import Path
 from torch import Tensor
 
 from rlcm_cli.config import resolve_config
-from rlcm_cli.phases.events import Evaluated, Event, IterationTrained
+from rlcm_cli.events import Evaluated, Event, IterationTrained
 from rlcm_cli.phases.loop import loop
-from rlcm_cli.phases.policy import load_policy_model
-from rlcm_cli.phases.run import create_run
 from rlcm_cli.phases.sample import sample
 from rlcm_cli.phases.score import load_scorers, score
 from rlcm_cli.phases.train import train
-from rlcm_cli.report.pairs import write_pairs
+from rlcm_cli.report.run.before_after import write_pairs
+from rlcm_cli.runs.policy import load_policy_model
+from rlcm_cli.runs.run import create_run
 
 
 def redness(images: Tensor, prompts: Sequence[str], metadata: Sequence[Mapping[str, object]]) -> Tensor:

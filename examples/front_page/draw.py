@@ -9,11 +9,11 @@ import argparse
 from pathlib import Path
 
 from examples.frontier.measure import recognised
+from rlcm_cli.pictures.contact_sheet import write_png
+from rlcm_cli.pictures.labelled_sheet import Block, arrange_blocks
 from rlcm_cli.rewards.compressibility import jpeg_kilobytes
 from rlcm_cli.store.evaluations import Evaluation, read_evaluation
 from rlcm_cli.store.layout import RunLayout
-from rlcm_cli.store.pictures import write_png
-from rlcm_cli.store.sheets import Block, arrange_blocks
 
 SHOWN = ("cat", "lion", "bear", "fox", "dolphin", "fish")
 """Chosen by hand, one of them for what it loses; `all.png` has every prompt."""

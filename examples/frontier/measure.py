@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 
 from rlcm_cli.phases.evaluate import evaluate
-from rlcm_cli.phases.policy import load_policy_model
-from rlcm_cli.phases.run import Run, open_run
 from rlcm_cli.phases.score import load_scorers
 from rlcm_cli.rewards.compressibility import jpeg_kilobytes
+from rlcm_cli.runs.policy import load_policy_model
+from rlcm_cli.runs.run import Run, open_run
 from rlcm_cli.store.evaluations import Evaluation, read_evaluation
 
 CLASSIFIER = Path(__file__).parents[1] / "emoji_lcm" / "classifier"

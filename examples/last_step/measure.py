@@ -16,7 +16,7 @@ from typing import Any
 
 from examples.frontier.measure import recognised, run_loop
 from examples.rewards.measure import compare, judged_scores
-from rlcm_cli.phases.run import open_run
+from rlcm_cli.runs.run import open_run
 from rlcm_cli.store.evaluations import read_evaluation
 from rlcm_cli.store.layout import RunLayout
 from rlcm_cli.store.run import read_metrics

@@ -20,8 +20,8 @@ from torch import Tensor
 
 from examples.frontier.measure import recognised, run_loop
 from rlcm_cli.config import Config
-from rlcm_cli.phases.run import open_run
-from rlcm_cli.phases.watch import find_hacking, trained_progress
+from rlcm_cli.runs.hacking import find_hacking, trained_progress
+from rlcm_cli.runs.run import open_run
 from rlcm_cli.store.evaluations import Evaluation, read_evaluation
 from rlcm_cli.store.layout import RunLayout
 from rlcm_cli.store.run import read_metrics

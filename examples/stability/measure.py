@@ -21,9 +21,9 @@ from examples.frontier.measure import named_label_wins
 from rlcm_cli.core.ema import average_weights
 from rlcm_cli.models.lora import load_lora
 from rlcm_cli.phases.evaluate import plan_evaluation
-from rlcm_cli.phases.policy import load_policy_model
-from rlcm_cli.phases.run import open_run
 from rlcm_cli.rewards.compressibility import jpeg_kilobytes
+from rlcm_cli.runs.policy import load_policy_model
+from rlcm_cli.runs.run import open_run
 from rlcm_cli.store.checkpoint import read_weights
 from rlcm_cli.store.evaluations import read_evaluation
 from rlcm_cli.store.layout import RunLayout

@@ -277,6 +277,6 @@ def _speaks_for_its_job() -> bool:
     """Tell whether an error is to be shown: of several processes of a job, that of the first one to fail."""
     if "WORLD_SIZE" not in os.environ:  # without a launcher, nothing is imported for it
         return True
-    from rlcm_cli.phases.join import is_first_to_complain
+    from rlcm_cli.processes.join import is_first_to_complain
 
     return is_first_to_complain()

@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from rlcm_cli.config import Config
+    from rlcm_cli.measuring.bench import Bench, Measured
     from rlcm_cli.models.latent_model import LatentModel
-    from rlcm_cli.phases.bench import Bench, Measured
 
 DEFAULT_TASK = "compression"
 
@@ -82,7 +82,7 @@ def bench_command(
     o.announce(config.model.name, quiet=quiet, as_json=as_json)
 
     from rlcm_cli.cli.display import Display
-    from rlcm_cli.phases.bench import bench
+    from rlcm_cli.measuring.bench import bench
     from rlcm_cli.rewards import RewardSpec, load_reward
 
     spec = RewardSpec(reward)
@@ -111,7 +111,7 @@ def bench_command(
 def load(config: Config, architecture: str | None) -> LatentModel:
     """Build the architecture or load the model of the configuration."""
     from rlcm_cli.models.architectures import build_architecture
-    from rlcm_cli.phases.policy import load_configured_model
+    from rlcm_cli.runs.policy import load_configured_model
 
     settings, device = config.model, config.runtime.device
     if architecture is not None:

@@ -17,8 +17,8 @@ from rlcm_cli.cli.streams import say
 
 if TYPE_CHECKING:
     from rlcm_cli.cli.display import Display
-    from rlcm_cli.report.compare_contenders import Contender
-    from rlcm_cli.report.compare_samples import Strip
+    from rlcm_cli.report.compare.comparison.contenders import Contender
+    from rlcm_cli.report.compare.comparison.samples import Strip
 
 COST_NAMES = {
     "queries": "queries",
@@ -90,11 +90,11 @@ def compare_command(
     """Compare runs: reward against queries, time and model forwards, and what it costs to reach a target reward."""
     from rlcm_cli.cli.display import Display
     from rlcm_cli.errors import ConfigError
-    from rlcm_cli.phases.staging import stage_report
-    from rlcm_cli.report.compare import compare_runs
-    from rlcm_cli.report.compare_picture import draw_comparison
-    from rlcm_cli.report.compare_samples import write_samples
-    from rlcm_cli.report.compare_table import check_folder, tabulate, write_table
+    from rlcm_cli.report.compare.comparison.comparison import compare_runs
+    from rlcm_cli.report.compare.comparison.picture import draw_comparison
+    from rlcm_cli.report.compare.comparison.samples import write_samples
+    from rlcm_cli.report.compare.comparison.table import check_folder, tabulate, write_table
+    from rlcm_cli.runs.staging import stage_report
 
     check_folder(out)
     named = [*parse_labels(labels), *(("", root) for root in roots)]
@@ -122,8 +122,8 @@ def compare_command(
 
 def draw_strips(runs: Mapping[str, Path], folder: Path, device: str, display: Display) -> list[Strip]:
     """Draw the same prompts with the newest checkpoint of each run, method → run directory."""
-    from rlcm_cli.phases.compare import draw_samples, plan_samples
-    from rlcm_cli.report.compare_samples import Strip
+    from rlcm_cli.pictures.compare import draw_samples, plan_samples
+    from rlcm_cli.report.compare.comparison.samples import Strip
 
     rows = plan_samples(runs, folder)
     display.follow(draw_samples(rows, device))
@@ -146,8 +146,8 @@ def parse_labels(options: Sequence[str]) -> Iterator[tuple[str, str]]:
 def open_contender(root: Path, label: str = "") -> Contender:
     """Read what a comparison must know of a run. Raises `MissingFileError` where there is none."""
     from rlcm_cli.errors import MissingFileError
-    from rlcm_cli.phases.run import identify, open_run
-    from rlcm_cli.report.compare_contenders import Contender
+    from rlcm_cli.report.compare.comparison.contenders import Contender
+    from rlcm_cli.runs.run import identify, open_run
 
     if not (root / "config.json").is_file():
         raise MissingFileError(f"{root}: is not a run directory (no config.json); name one that `rlcm loop` has made")
@@ -202,7 +202,7 @@ def _head(table: Mapping[str, Any]) -> str:
 
 
 def _lines(table: Mapping[str, Any]) -> Iterator[tuple[str, list[str]]]:
-    from rlcm_cli.report.levels import say_level
+    from rlcm_cli.report.run.levels import say_level
 
     methods = table["methods"]
     yield "seeds × iterations", [f"{len(method['seeds'])} × {method['iterations']}" for method in methods]
@@ -226,7 +226,7 @@ def _lines(table: Mapping[str, Any]) -> Iterator[tuple[str, list[str]]]:
 
 
 def _spread(values: Mapping[str, float] | None) -> str:
-    from rlcm_cli.report.levels import say_level
+    from rlcm_cli.report.run.levels import say_level
 
     if values is None:
         return "–"

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 
 if TYPE_CHECKING:
-    from rlcm_cli.phases.run import Run
+    from rlcm_cli.runs.run import Run
 
 KEY_SETTING, ENDPOINT_SETTING = "api_key_env", "endpoint"
 RAY_VARIABLE = "RAY_ADDRESS"

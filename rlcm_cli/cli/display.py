@@ -21,13 +21,13 @@ from rich.progress import (
 from rlcm_cli.cli.headline import shorten_names
 from rlcm_cli.cli.streams import print_data
 from rlcm_cli.cli.terminal import open_console
-from rlcm_cli.report.progress import PHASES
+from rlcm_cli.report.run.progress import PHASES
 from rlcm_cli.wording import count
 
 if TYPE_CHECKING:
     from rlcm_cli.cli.live import LiveRun
-    from rlcm_cli.phases.events import Evaluated, Event
-    from rlcm_cli.report.progress import RunProgress
+    from rlcm_cli.events import Evaluated, Event
+    from rlcm_cli.report.run.progress import RunProgress
 
 
 class Display:
@@ -90,8 +90,8 @@ class Display:
             print_json({**self.summary, **(result or {})})
 
     def _show(self, event: Event) -> None:
+        from rlcm_cli import events
         from rlcm_cli.cli.live import describe_hacking
-        from rlcm_cli.phases import events
 
         match event:
             case events.PhaseStarted():

@@ -31,7 +31,7 @@ def doctor_command(
     from rlcm_cli.cli.display import print_json
     from rlcm_cli.cli.tables import print_rows
     from rlcm_cli.cli.terminal import open_console
-    from rlcm_cli.phases.doctor import examine
+    from rlcm_cli.measuring.doctor import examine
 
     console = open_console(highlight=False)
     findings = []

@@ -41,10 +41,10 @@ def evaluate_command(
     from rlcm_cli.cli.consent import Given, named_texts, permit
     from rlcm_cli.cli.display import Display
     from rlcm_cli.phases.evaluate import evaluate
-    from rlcm_cli.phases.join import check_team, join_team
-    from rlcm_cli.phases.policy import load_policy_model
     from rlcm_cli.phases.score import load_scorers
-    from rlcm_cli.phases.staging import stage_evaluating
+    from rlcm_cli.processes.join import check_team, join_team
+    from rlcm_cli.runs.policy import load_policy_model
+    from rlcm_cli.runs.staging import stage_evaluating
     from rlcm_cli.store.checkpoint import latest_checkpoint
 
     with open_location(named, partial(stage_evaluating, checkpoints=checkpoints), publishes=True) as location:

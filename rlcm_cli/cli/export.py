@@ -11,12 +11,12 @@ import typer
 
 from rlcm_cli.cli import options as o
 from rlcm_cli.cli.location import open_location
-from rlcm_cli.store.objects import is_url
+from rlcm_cli.store.remote.remote_run.remote_run.remote_run.objects import is_url
 
 if TYPE_CHECKING:
-    from rlcm_cli.phases.events import Event
-    from rlcm_cli.phases.export import Exported
-    from rlcm_cli.store.remote import RemoteRun
+    from rlcm_cli.events import Event
+    from rlcm_cli.pictures.export import Exported
+    from rlcm_cli.store.remote.remote_run.remote_run.remote_run.remote_run import RemoteRun
 
 
 class Format(StrEnum):
@@ -89,10 +89,10 @@ def export_command(
 
     from rlcm_cli.cli.display import Display
     from rlcm_cli.errors import ConfigError, RemoteStoreError
-    from rlcm_cli.phases.export import check_request, export, find_source
-    from rlcm_cli.phases.staging import stage_report
-    from rlcm_cli.store.hub import check_repository, upload_folder
-    from rlcm_cli.store.remote import split_url
+    from rlcm_cli.pictures.export import check_request, export, find_source
+    from rlcm_cli.runs.staging import stage_report
+    from rlcm_cli.store.remote.remote_run.remote_run.remote_run.model_repository import check_repository, upload_folder
+    from rlcm_cli.store.remote.remote_run.remote_run.remote_run.remote_run import split_url
 
     if public and hub is None:
         raise ConfigError("--public is of --hub OWNER/NAME; add that, or leave it out")
@@ -165,7 +165,7 @@ def describe_with(hub: str | None) -> Callable[[Exported, Path], None]:
     """Make the function that writes the model card of an export."""
     from rlcm_cli.cli.report import open_reported
     from rlcm_cli.models.embedded import embedded_folder
-    from rlcm_cli.report.card import CardSubject, read_evidence, write_card
+    from rlcm_cli.report.run.card import CardSubject, read_evidence, write_card
 
     def describe(exported: Exported, folder: Path) -> None:
         source, licence = exported.source, exported.licence

@@ -14,8 +14,8 @@ from rlcm_cli.cli.completion import complete_words
 from rlcm_cli.cli.sampler_options import SamplerCommand, chosen_settings
 
 if TYPE_CHECKING:
-    from rlcm_cli.phases.events import Event
-    from rlcm_cli.phases.generate import Speed
+    from rlcm_cli.events import Event
+    from rlcm_cli.pictures.generate import Speed
 
 NumberT = TypeVar("NumberT", int, float)
 OUT = "outputs"
@@ -144,8 +144,8 @@ def generate_command(
     o.announce(model or next(iter(loras), None) or EMBEDDED_MODEL, quiet=quiet, as_json=as_json)
 
     from rlcm_cli.cli.display import Display
-    from rlcm_cli.phases.generate import choose_folder, generate_plan
-    from rlcm_cli.phases.request import Request, plan_request
+    from rlcm_cli.pictures.generate import choose_folder, generate_plan
+    from rlcm_cli.pictures.generate_request import Request, plan_request
     from rlcm_cli.prompts import load_prompts
 
     plan = plan_request(

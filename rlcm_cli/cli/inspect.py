@@ -13,7 +13,7 @@ import typer
 from rlcm_cli.cli import options as o
 from rlcm_cli.cli.location import open_location
 from rlcm_cli.cli.streams import say
-from rlcm_cli.store.objects import is_url
+from rlcm_cli.store.remote.remote_run.objects import is_url
 from rlcm_cli.wording import count
 
 NEWEST_SHOWN = 5
@@ -61,10 +61,10 @@ def inspect_command(
     from rlcm_cli.cli.tables import print_rows
     from rlcm_cli.cli.terminal import open_console
     from rlcm_cli.errors import ConfigError, StoreError
-    from rlcm_cli.phases.staging import stage_inspection
+    from rlcm_cli.runs.staging import stage_inspection
     from rlcm_cli.store.inspection import describe
     from rlcm_cli.store.layout import RunLayout
-    from rlcm_cli.store.remote import split_url
+    from rlcm_cli.store.remote.remote_run.remote_run import split_url
     from rlcm_cli.store.verification import verify_run
     from rlcm_cli.wording import to_line
 
@@ -108,7 +108,7 @@ def _describe_picture(path: Path) -> dict[str, Any]:
     """Tell what a PNG says of itself: of one that `rlcm generate` has drawn, how it was made."""
     from PIL import Image
 
-    from rlcm_cli.phases.provenance import read_texts
+    from rlcm_cli.pictures.png_metadata import read_texts
 
     texts = read_texts(path)
     with Image.open(path) as picture:
@@ -119,7 +119,7 @@ def _describe_picture(path: Path) -> dict[str, Any]:
 def _export(path: Path, folder: Path, iteration: int | None, *, as_json: bool) -> None:
     from rlcm_cli.cli.display import print_json
     from rlcm_cli.errors import MissingFileError
-    from rlcm_cli.report.images import export_images
+    from rlcm_cli.report.run.images import export_images
     from rlcm_cli.store.layout import RunLayout
 
     layout = RunLayout(path)

@@ -16,7 +16,7 @@ from rich.text import Text
 
 from rlcm_cli.cli.display import format_duration
 from rlcm_cli.cli.headline import shorten_names
-from rlcm_cli.report.progress import (
+from rlcm_cli.report.run.progress import (
     PHASES,
     PhaseProgress,
     RunProgress,
@@ -28,7 +28,7 @@ from rlcm_cli.report.progress import (
 
 if TYPE_CHECKING:
     from rlcm_cli.config import Config
-    from rlcm_cli.phases.events import Event, HackingFound
+    from rlcm_cli.events import Event, HackingFound
     from rlcm_cli.store.layout import RunLayout
 
 WIDEST = 100
@@ -47,7 +47,7 @@ BLOCKS, ASCII_BLOCKS = "▁▂▃▄▅▆▇█", "._-~=+*#"
 
 def follow_event(progress: RunProgress, event: Event) -> RunProgress:
     """Give the progress of a run after an event of its phases; warnings are kept, newest last."""
-    from rlcm_cli.phases import events
+    from rlcm_cli import events
 
     match event:
         case events.PhaseStarted(phase, _, total, unit):

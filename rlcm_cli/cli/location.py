@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
 from rlcm_cli.errors import ConfigError, RlcmError
-from rlcm_cli.store.objects import is_url
+from rlcm_cli.store.remote.remote_run.objects import is_url
 
 if TYPE_CHECKING:
     from rlcm_cli.config import Config
-    from rlcm_cli.phases.events import Event
-    from rlcm_cli.phases.run import Run
-    from rlcm_cli.store.publishing import Publisher
-    from rlcm_cli.store.remote import RemoteRun
+    from rlcm_cli.events import Event
+    from rlcm_cli.runs.run import Run
+    from rlcm_cli.store.remote.remote_run.publishing import Publisher
+    from rlcm_cli.store.remote.remote_run.remote_run import RemoteRun
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Location:
         Raises `RunMismatchError`.
         """
         if self.publisher and self.root:
-            from rlcm_cli.phases.run import check_run
+            from rlcm_cli.runs.run import check_run
 
             self.publisher.publish()
             check_run(self.root, config)
@@ -56,7 +56,7 @@ class Location:
         """Give a phase's events while what they leave is published; of a loop, prune as its settings say."""
         if self.publisher is None:
             return events
-        from rlcm_cli.phases.staging import LoopPublisher, follow_published
+        from rlcm_cli.runs.staging import LoopPublisher, follow_published
 
         return follow_published(events, LoopPublisher(loop, self.publisher) if loop else self.publisher.publish)
 
@@ -72,8 +72,8 @@ def open_location(
     if named is None or not is_url(named):
         yield Location(None if named is None else local_path(named))
         return
-    from rlcm_cli.store.publishing import Publisher
-    from rlcm_cli.store.remote import open_remote
+    from rlcm_cli.store.remote.remote_run.publishing import Publisher
+    from rlcm_cli.store.remote.remote_run.remote_run import open_remote
 
     remote = open_remote(named)
     publisher = Publisher(remote) if publishes else None

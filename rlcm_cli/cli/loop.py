@@ -13,7 +13,7 @@ from rlcm_cli.errors import ConfigError
 from rlcm_cli.wording import command
 
 if TYPE_CHECKING:
-    from rlcm_cli.runs.team import Team
+    from rlcm_cli.processes.team import Team
 
 PAPERS_MODELS = {"emoji-lcm": "SimianLuo/LCM_Dreamshaper_v7", "emoji-diffusion": "CompVis/stable-diffusion-v1-4"}
 """What each embedded model stands for."""
@@ -84,7 +84,7 @@ def loop_command(
 
     Between calls only the settings of the tables runtime, watch and ray may change, and evaluate.every.
     """
-    from rlcm_cli.phases.staging import stage_loop
+    from rlcm_cli.runs.staging import stage_loop
 
     with open_location(root, stage_loop, publishes=not dry_run) as location:
         path, config = o.resolve_run(
@@ -120,7 +120,7 @@ def loop_command(
         )
         config.require_actions()
 
-        from rlcm_cli.phases.run import Run, check_rewards, check_run
+        from rlcm_cli.runs.run import Run, check_rewards, check_run
         from rlcm_cli.store.layout import RunLayout
 
         if dry_run:
@@ -135,13 +135,13 @@ def loop_command(
         from rlcm_cli.cli.display import Display
         from rlcm_cli.cli.live import look_at
         from rlcm_cli.cli.tracking import open_trackers, track
-        from rlcm_cli.phases.join import check_team, join_team
         from rlcm_cli.phases.loop import loop
-        from rlcm_cli.phases.policy import start_run
         from rlcm_cli.phases.score import load_scorers
-        from rlcm_cli.phases.watch import advise_checkpoint
-        from rlcm_cli.report.curves import write_curves
-        from rlcm_cli.report.pairs import write_pairs
+        from rlcm_cli.processes.join import check_team, join_team
+        from rlcm_cli.report.run.before_after import write_pairs
+        from rlcm_cli.report.run.curves import write_curves
+        from rlcm_cli.runs.hacking import advise_checkpoint
+        from rlcm_cli.runs.policy import start_run
         from rlcm_cli.store.run import read_metrics
 
         team = join_team(config.runtime.device)
@@ -161,7 +161,7 @@ def loop_command(
             )
             display.say_all(trusted)
             if executor == "ray":
-                from rlcm_cli.phases.ray_loop import loop_on_ray
+                from rlcm_cli.ray.loop import loop_on_ray
 
                 check_shared(location, team)
                 run, device_found = checked, f"those of the Ray cluster {config.ray.address or 'of this machine'}"

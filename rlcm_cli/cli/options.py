@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from rlcm_cli.cli.display import Display
     from rlcm_cli.config import Config, ModelSettings
     from rlcm_cli.models.latent_model import LatentModel
-    from rlcm_cli.phases.run import Run
     from rlcm_cli.recommendation import Recommendation
+    from rlcm_cli.runs.run import Run
     from rlcm_cli.store.score_cache import ScoreCache
 
 OBJECTIVE_KINDS = list_kinds([str(Path(rlcm_cli.__file__).with_name("objectives"))])
@@ -283,7 +283,7 @@ def resolve_run(
     """
     from rlcm_cli.config import override_config, resolve_settings
     from rlcm_cli.errors import ConfigError
-    from rlcm_cli.phases.run import open_run
+    from rlcm_cli.runs.run import open_run
     from rlcm_cli.toml_files import has_byte_order_mark
 
     if start is not None:
@@ -305,7 +305,7 @@ def resolve_run(
         say(f"note: {line}", err=True)
     if config_file is not None and config_file.suffix != ".toml":
         from rlcm_cli.cli.consent import named_texts
-        from rlcm_cli.phases.inputs import refuse_unnamed
+        from rlcm_cli.runs.inputs import refuse_unnamed
 
         refuse_unnamed(config, named_texts(assignments, list(flags.values())), f"--config {config_file}")
     if config_file is not None and config_file.is_file() and has_byte_order_mark(config_file):
@@ -336,7 +336,7 @@ def settle_sources(
 ) -> None:
     """Compare what a user names as a source with what the run began with. Raises as `settle_inputs`."""
     from rlcm_cli.cli.consent import named_texts
-    from rlcm_cli.phases.inputs import prompt_sources, settle_inputs
+    from rlcm_cli.runs.inputs import prompt_sources, settle_inputs
 
     named = named_texts(assignments, prompts)
     if tasks or config_file is not None:
@@ -347,7 +347,7 @@ def settle_sources(
 def reopen_run(root: Path, *, assignments: Sequence[str] = (), flags: Mapping[str, Any] | None = None) -> Run:
     """Open a run that is there, with some of the settings changed that may change; None means "not given"."""
     from rlcm_cli.config import override_config
-    from rlcm_cli.phases.run import create_run, open_run
+    from rlcm_cli.runs.run import create_run, open_run
 
     return create_run(root, override_config(open_run(root).config, assignments=assignments, flags=flags))
 
@@ -395,7 +395,7 @@ def fit_memory(display: Display, *phases: Literal["sample", "train"]) -> Callabl
     """Make the function that fits phases into a run's memory budget, where it has one, and tells what it picks."""
     from dataclasses import asdict
 
-    from rlcm_cli.phases.memory import fit_run
+    from rlcm_cli.measuring.memory import fit_run
 
     def fit(run: Run, model: LatentModel) -> Run:
         fitted, found = fit_run(run, model, phases)

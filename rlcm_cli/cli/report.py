@@ -15,8 +15,8 @@ from rlcm_cli.cli.location import open_location
 from rlcm_cli.cli.streams import say
 
 if TYPE_CHECKING:
-    from rlcm_cli.report.html_run import ReportedRun
-    from rlcm_cli.store.remote import RemoteRun
+    from rlcm_cli.report.run.data import ReportedRun
+    from rlcm_cli.store.remote.remote_run.remote_run import RemoteRun
 
 FILE = "report.html"
 
@@ -53,7 +53,7 @@ def report_command(
     o.announce(", ".join(named), quiet=quiet, as_json=as_json)
 
     from rlcm_cli.cli.display import format_size, print_json
-    from rlcm_cli.report.html import write_report
+    from rlcm_cli.report.html.page.page import write_report
 
     with ExitStack() as stack:
         locations = [stack.enter_context(open_location(name, fetch_rewards)) for name in named]
@@ -72,7 +72,7 @@ def report_command(
 
 def fetch_rewards(remote: RemoteRun) -> None:
     """Fetch what a report needs of a run that is elsewhere: all but the images of its rollouts."""
-    from rlcm_cli.phases.staging import stage_report
+    from rlcm_cli.runs.staging import stage_report
 
     stage_report(remote)
     for folder in remote.store.folders("rollouts"):
@@ -86,9 +86,9 @@ def fetch_rewards(remote: RemoteRun) -> None:
 def open_reported(root: Path, name: str) -> ReportedRun:
     """Open a run for a report. Raises `MissingFileError` where there is none."""
     from rlcm_cli.cli.compare import open_contender
-    from rlcm_cli.phases.run import open_run
-    from rlcm_cli.phases.watch import find_hacking, trained_progress
-    from rlcm_cli.report.html_run import ReportedRun
+    from rlcm_cli.report.run.data import ReportedRun
+    from rlcm_cli.runs.hacking import find_hacking, trained_progress
+    from rlcm_cli.runs.run import open_run
 
     contender = open_contender(root)
     run = open_run(root)

@@ -40,7 +40,7 @@ def sample_command(
     as_json: o.JsonOption = False,
 ) -> None:
     """Draw the next iteration's images with the newest policy; start the run where there is none."""
-    from rlcm_cli.phases.staging import stage_sampling
+    from rlcm_cli.runs.staging import stage_sampling
 
     with open_location(root, stage_sampling, publishes=True) as location:
         path, config = o.resolve_run(
@@ -69,10 +69,11 @@ def sample_command(
         o.announce(config.model.name, quiet=quiet, as_json=as_json)
 
         from rlcm_cli.cli.display import Display
-        from rlcm_cli.phases.join import check_team, join_team
-        from rlcm_cli.phases.policy import start_run
-        from rlcm_cli.phases.run import check_run, parse_worker
         from rlcm_cli.phases.sample import sample, tell_cut_prompts
+        from rlcm_cli.processes.join import check_team, join_team
+        from rlcm_cli.processes.worker import parse_worker
+        from rlcm_cli.runs.policy import start_run
+        from rlcm_cli.runs.run import check_run
 
         share = parse_worker(worker)
         team = join_team(config.runtime.device)

@@ -56,10 +56,11 @@ def score_command(
     from rlcm_cli.cli.consent import Given, named_texts, permit
     from rlcm_cli.cli.display import Display
     from rlcm_cli.core.device import select_device
-    from rlcm_cli.phases.join import check_team, join_team
-    from rlcm_cli.phases.run import open_run, parse_worker
     from rlcm_cli.phases.score import choose_iterations, load_scorers, score
-    from rlcm_cli.phases.staging import stage_scoring
+    from rlcm_cli.processes.join import check_team, join_team
+    from rlcm_cli.processes.worker import parse_worker
+    from rlcm_cli.runs.run import open_run
+    from rlcm_cli.runs.staging import stage_scoring
 
     share = parse_worker(worker)
     fetch = partial(stage_scoring, worker=share, iterations=iterations, everything=bool(rewards))

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from rlcm_cli.wording import count
 
 if TYPE_CHECKING:
-    from rlcm_cli.phases.run import Run
-    from rlcm_cli.runs.worker import Worker
+    from rlcm_cli.processes.worker import Worker
+    from rlcm_cli.runs.run import Run
 
 
 @dataclass(frozen=True)

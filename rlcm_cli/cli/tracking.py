@@ -6,9 +6,9 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from rlcm_cli.phases.events import Event
-    from rlcm_cli.phases.run import Run
+    from rlcm_cli.events import Event
     from rlcm_cli.report.trackers import RunTrackers
+    from rlcm_cli.runs.run import Run
 
 
 def open_trackers(run: Run) -> RunTrackers | None:
@@ -26,7 +26,7 @@ def open_trackers(run: Run) -> RunTrackers | None:
 
 def track(events: Iterable[Event], trackers: RunTrackers | None) -> Iterator[Event]:
     """Give a run's events; the trackers get each iteration and evaluation, and a failure of one is a warning."""
-    from rlcm_cli.phases.events import Evaluated, IterationTrained, Warned
+    from rlcm_cli.events import Evaluated, IterationTrained, Warned
 
     if trackers is None:
         yield from events

@@ -40,11 +40,11 @@ def train_command(
     from rlcm_cli.cli.consent import Given, named_texts, permit
     from rlcm_cli.cli.display import Display
     from rlcm_cli.cli.tracking import open_trackers, track
-    from rlcm_cli.phases.join import check_team, join_team
-    from rlcm_cli.phases.policy import load_policy_model
     from rlcm_cli.phases.score import load_scorers
-    from rlcm_cli.phases.staging import stage_training
     from rlcm_cli.phases.train import train
+    from rlcm_cli.processes.join import check_team, join_team
+    from rlcm_cli.runs.policy import load_policy_model
+    from rlcm_cli.runs.staging import stage_training
 
     with open_location(named, stage_training, publishes=True) as location:
         run = o.reopen_run(

@@ -21,8 +21,8 @@ from rlcm_cli.wording import command
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from rlcm_cli.report.progress import RunProgress
-    from rlcm_cli.store.remote import RemoteRun
+    from rlcm_cli.report.run.progress import RunProgress
+    from rlcm_cli.store.remote.remote_run.remote_run import RemoteRun
 
 
 def register(app: typer.Typer) -> None:
@@ -69,7 +69,7 @@ def watch_command(
 
 def to_values(progress: RunProgress) -> dict[str, Any]:
     """Return how far a run is as plain values: what the view shows, of the newest iteration the metrics."""
-    from rlcm_cli.report.progress import seconds_an_iteration, seconds_left, seconds_still
+    from rlcm_cli.report.run.progress import seconds_an_iteration, seconds_left, seconds_still
 
     now = time.time()
     return {
@@ -91,7 +91,7 @@ def read_watched(named: str, before: RunProgress | None) -> RunProgress:
     """Read how far a run is; `before`: an earlier reading. Raises `MissingFileError` where there is no run."""
     from rlcm_cli.cli.live import look_at
     from rlcm_cli.config import parse_config
-    from rlcm_cli.phases.watch import find_hacking, trained_progress
+    from rlcm_cli.runs.hacking import find_hacking, trained_progress
     from rlcm_cli.store.layout import RunLayout
     from rlcm_cli.store.run import read_config
 

@@ -462,7 +462,7 @@ class Config(Section):
         """Raise `ConfigError` where a trajectory would hold no action, and the objective learns from nothing else."""
         if Need.ACTIONS not in find_objective(self).needs:
             return
-        # Of some samplers only the pipeline tells what the last call is: `phases.schedules` looks there.
+        # Of some samplers only the pipeline tells what the last call is: `runs.schedules` looks there.
         fault = explain_no_actions(self.sampler, self.sample.steps)
         if fault is not None and self.last_step.mode == "deterministic":
             raise ConfigError(fault)

@@ -10,7 +10,7 @@ from rlcm_cli.learning.log_probs import refresh_passes
 from rlcm_cli.learning.rollout import Rollout
 from rlcm_cli.models.latent_model import LatentModel
 from rlcm_cli.objectives import BACKWARD_FORWARDS, find_objective
-from rlcm_cli.runs.team import Team
+from rlcm_cli.processes.team import Team
 from rlcm_cli.store.layout import RunLayout
 from rlcm_cli.store.manifest import RolloutManifest
 from rlcm_cli.store.timings import read_timings

@@ -22,8 +22,8 @@ from rlcm_cli.learning.loss_scale import LossScale
 from rlcm_cli.learning.replay import pick_conditioning, predict_transition
 from rlcm_cli.learning.rollout import Rollout, sample_seed
 from rlcm_cli.models.latent_model import LatentModel
+from rlcm_cli.processes.team import Team
 from rlcm_cli.rewards import Reward
-from rlcm_cli.runs.team import Team
 
 EPSILON = 1e-6
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from rlcm_cli.config import Config
 from rlcm_cli.learning.rollout import Rollout
 from rlcm_cli.models.latent_model import LatentModel
-from rlcm_cli.runs.team import Team
+from rlcm_cli.processes.team import Team
 
 LARGEST = "ratio_drift"
 """The metric of which the largest counts, not the mean."""

@@ -20,7 +20,7 @@ from rlcm_cli.learning.replay import micro_batches, replay, replay_log_probs
 from rlcm_cli.learning.rollout import Rollout
 from rlcm_cli.models.latent_model import LatentModel
 from rlcm_cli.objectives import Need, find_objective
-from rlcm_cli.runs.team import Team
+from rlcm_cli.processes.team import Team
 
 RATIO_TOLERANCE = {"float32": 2e-6, "tf32": 2e-3, "float16": 2e-3, "bfloat16": 2e-2}
 """Largest |ratio − 1| before the first update that rounding explains, for the mean reduction."""

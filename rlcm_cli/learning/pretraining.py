@@ -20,8 +20,8 @@ from rlcm_cli.core.denoising import add_noise, denoising_error
 from rlcm_cli.core.noise import derive_seed, seed_generator
 from rlcm_cli.learning.loss_scale import LossScale
 from rlcm_cli.models.latent_model import LatentModel
+from rlcm_cli.processes.team import Team
 from rlcm_cli.prompts.pairs import Pairs
-from rlcm_cli.runs.team import Team
 
 
 def accumulate_pretraining(

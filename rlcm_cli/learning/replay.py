@@ -13,7 +13,7 @@ from rlcm_cli.core.schedule import Transition, transition
 from rlcm_cli.core.trajectory import Transitions
 from rlcm_cli.learning.rollout import Rollout
 from rlcm_cli.models.latent_model import LatentModel
-from rlcm_cli.runs.team import Team
+from rlcm_cli.processes.team import Team
 
 
 @dataclass(frozen=True)

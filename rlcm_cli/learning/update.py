@@ -19,9 +19,9 @@ from rlcm_cli.learning.rollout import Rollout
 from rlcm_cli.models.latent_model import LatentModel
 from rlcm_cli.models.trained import TRAINED
 from rlcm_cli.objectives import Objective, find_objective
+from rlcm_cli.processes.team import Team
 from rlcm_cli.prompts.pairs import Pairs
 from rlcm_cli.rewards import Reward
-from rlcm_cli.runs.team import Team
 
 
 @dataclass(frozen=True)

@@ -11,17 +11,17 @@ from torch import Tensor
 from rlcm_cli.config import Config
 from rlcm_cli.core.noise import derive_seed
 from rlcm_cli.errors import ForeignFileError
+from rlcm_cli.events import Advanced, Evaluated, Event, PhaseStarted
 from rlcm_cli.learning.advantages import rows_of, sum_rewards
 from rlcm_cli.models.latent_model import LatentModel
-from rlcm_cli.phases.events import Advanced, Evaluated, Event, PhaseStarted
-from rlcm_cli.phases.inputs import TaskPrompts
-from rlcm_cli.phases.policy import load_checkpoint
-from rlcm_cli.phases.run import Run
 from rlcm_cli.phases.sample import REDUCTION, draw_batch
-from rlcm_cli.phases.schedules import drawing_schedule
 from rlcm_cli.phases.score import Scorer
+from rlcm_cli.processes.team import Team
 from rlcm_cli.prompts import draw_prompts
-from rlcm_cli.runs.team import Team
+from rlcm_cli.runs.inputs import TaskPrompts
+from rlcm_cli.runs.policy import load_checkpoint
+from rlcm_cli.runs.run import Run
+from rlcm_cli.runs.schedules import drawing_schedule
 from rlcm_cli.store.evaluations import Evaluation, publish_evaluation, publish_rescored, read_evaluation
 from rlcm_cli.store.reading import REMEDY
 from rlcm_cli.store.score_cache import digest_images

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
+from rlcm_cli.events import Event, HackingFound, IterationTrained, Warned
 from rlcm_cli.learning.signal import describe_rest
-from rlcm_cli.phases.events import Event, HackingFound, IterationTrained, Warned
-from rlcm_cli.phases.run import Run
-from rlcm_cli.phases.watch import best_checkpoints, find_hacking, trained_progress
+from rlcm_cli.runs.hacking import best_checkpoints, find_hacking, trained_progress
+from rlcm_cli.runs.run import Run
 from rlcm_cli.store.checkpoint import latest_checkpoint
 from rlcm_cli.store.reward_versions import changed_rewards, comparable_rows
 from rlcm_cli.store.run import prune_checkpoints, prune_rollouts, read_metrics

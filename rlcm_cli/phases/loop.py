@@ -10,19 +10,19 @@ from pathlib import Path
 
 import torch
 
+from rlcm_cli.events import CostEstimated, Event, Warned
 from rlcm_cli.learning.costs import count_training_calls
 from rlcm_cli.learning.log_probs import refresh_passes
 from rlcm_cli.models.latent_model import LatentModel
 from rlcm_cli.phases.evaluate import evaluate, plan_evaluation
-from rlcm_cli.phases.events import CostEstimated, Event, Warned
 from rlcm_cli.phases.iterations import run_iterations
-from rlcm_cli.phases.policy import ensure_start
-from rlcm_cli.phases.run import Run
 from rlcm_cli.phases.sample import sample, tell_cut_prompts
-from rlcm_cli.phases.schedules import training_schedule
 from rlcm_cli.phases.score import Scorer, score
 from rlcm_cli.phases.train import train
-from rlcm_cli.runs.team import Team
+from rlcm_cli.processes.team import Team
+from rlcm_cli.runs.policy import ensure_start
+from rlcm_cli.runs.run import Run
+from rlcm_cli.runs.schedules import training_schedule
 from rlcm_cli.store.checkpoint import latest_checkpoint
 
 

@@ -8,8 +8,8 @@ from rlcm_cli.errors import ForeignFileError, MissingFileError, StalePolicyError
 from rlcm_cli.learning.advantages import sum_rewards
 from rlcm_cli.learning.rollout import Rollout, join_shards
 from rlcm_cli.models.latent_model import LatentModel
-from rlcm_cli.phases.run import Run
-from rlcm_cli.phases.schedules import restore_schedule
+from rlcm_cli.runs.run import Run
+from rlcm_cli.runs.schedules import restore_schedule
 from rlcm_cli.store.checkpoint import TrainerState, read_trainer_state
 from rlcm_cli.store.manifest import read_manifest
 from rlcm_cli.store.reading import REMEDY

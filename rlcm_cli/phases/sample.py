@@ -16,16 +16,16 @@ from rlcm_cli.core.noise import draw_noise
 from rlcm_cli.core.schedule import Schedule, sample_trajectories
 from rlcm_cli.core.trajectory import Trajectories, join_trajectories
 from rlcm_cli.errors import NotFiniteError
+from rlcm_cli.events import Advanced, Event, PhaseSkipped, PhaseStarted, Warned
 from rlcm_cli.learning.rollout import sample_seed
 from rlcm_cli.models.latent_model import LatentModel
 from rlcm_cli.models.lora import folded_lora
-from rlcm_cli.phases.events import Advanced, Event, PhaseSkipped, PhaseStarted, Warned
-from rlcm_cli.phases.inputs import TaskPrompts
-from rlcm_cli.phases.policy import ensure_start, load_checkpoint
-from rlcm_cli.phases.run import Run
-from rlcm_cli.phases.schedules import record_schedule, restore_schedule, training_schedule
+from rlcm_cli.processes.worker import Worker
 from rlcm_cli.prompts import draw_prompts
-from rlcm_cli.runs.worker import Worker
+from rlcm_cli.runs.inputs import TaskPrompts
+from rlcm_cli.runs.policy import ensure_start, load_checkpoint
+from rlcm_cli.runs.run import Run
+from rlcm_cli.runs.schedules import record_schedule, restore_schedule, training_schedule
 from rlcm_cli.store.background import writing_behind
 from rlcm_cli.store.checkpoint import TrainerState, latest_checkpoint
 from rlcm_cli.store.manifest import (

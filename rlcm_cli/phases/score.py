@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from rlcm_cli.errors import MissingFileError, RunMismatchError
-from rlcm_cli.phases.events import Advanced, Event, PhaseSkipped, PhaseStarted, Warned
-from rlcm_cli.phases.run import Run
+from rlcm_cli.events import Advanced, Event, PhaseSkipped, PhaseStarted, Warned
+from rlcm_cli.processes.worker import Worker
 from rlcm_cli.rewards import Reward, RewardSpec, is_address, is_code, load_reward
-from rlcm_cli.runs.worker import Worker
+from rlcm_cli.runs.run import Run
 from rlcm_cli.store.background import BackgroundWriter, writing_behind
 from rlcm_cli.store.layout import RunLayout
 from rlcm_cli.store.manifest import RolloutManifest, read_manifest

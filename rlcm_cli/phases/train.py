@@ -18,6 +18,7 @@ from torch import Tensor
 
 from rlcm_cli.core.advantages import PromptStatistics
 from rlcm_cli.errors import ConfigError, ForeignFileError, MissingFileError
+from rlcm_cli.events import Advanced, Event, IterationTrained, PhaseSkipped, PhaseStarted, Warned
 from rlcm_cli.learning.advantages import compute_advantages, flat_prompts, forget_rewards, reward_metrics
 from rlcm_cli.learning.costs import count_forwards, drawing_forwards, phase_seconds, read_phase_times
 from rlcm_cli.learning.last_step import tell_pathwise
@@ -41,13 +42,12 @@ from rlcm_cli.models.latent_model import LatentModel
 from rlcm_cli.models.trained import TRAINED, TrainedWeights
 from rlcm_cli.models.weights import exchanged_weights
 from rlcm_cli.objectives import Need, find_objective
-from rlcm_cli.phases.events import Advanced, Event, IterationTrained, PhaseSkipped, PhaseStarted, Warned
-from rlcm_cli.phases.inputs import check_images, find_pairs
-from rlcm_cli.phases.policy import load_checkpoint
 from rlcm_cli.phases.read_rollout import read_rollout
-from rlcm_cli.phases.run import Run
 from rlcm_cli.phases.score import Scorer, load_scorers
-from rlcm_cli.runs.team import Team
+from rlcm_cli.processes.team import Team
+from rlcm_cli.runs.inputs import check_images, find_pairs
+from rlcm_cli.runs.policy import load_checkpoint
+from rlcm_cli.runs.run import Run
 from rlcm_cli.store.checkpoint import (
     AVERAGE_FOLDER,
     OPTIMIZER_FILE,

@@ -32,11 +32,11 @@ from accelerate.utils import clear_environment
 from pydantic import Field
 
 from rlcm_cli.errors import ConfigError
-from rlcm_cli.report.html_private import withhold, withhold_text
+from rlcm_cli.pictures.contact_sheet import arrange_sheet
+from rlcm_cli.report.private import withhold, withhold_text
 from rlcm_cli.store.atomic import replace_bytes
 from rlcm_cli.store.evaluations import Evaluation, read_evaluation
 from rlcm_cli.store.layout import RunLayout
-from rlcm_cli.store.pictures import arrange_sheet
 from rlcm_cli.store.reading import Record, read_object
 from rlcm_cli.store.run import read_metrics_row
 

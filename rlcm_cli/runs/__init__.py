@@ -1,1 +1,1 @@
-"""What the phases of a run have in common: its processes, and the share of each in the work."""
+"""A run: its directory and configuration, inputs, policy, schedules, alarms, and its stage on this machine."""

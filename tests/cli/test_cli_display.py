@@ -10,7 +10,7 @@ import pytest
 
 from rlcm_cli.cli.display import Display, format_duration, format_size
 from rlcm_cli.cli.loop import device_line
-from rlcm_cli.phases.events import (
+from rlcm_cli.events import (
     Advanced,
     CostEstimated,
     Evaluated,

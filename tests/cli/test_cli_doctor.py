@@ -3,8 +3,8 @@
 import pytest
 from command_line import rlcm, succeed
 
-from rlcm_cli.phases import doctor
-from rlcm_cli.phases.doctor import Finding
+from rlcm_cli.measuring import doctor
+from rlcm_cli.measuring.doctor import Finding
 
 FINE = Finding("python", "ok", "3.11")
 ODD = Finding("extra ray", "note", "absent: ray is not installed", "if you want it, pip install 'rlcm[ray]'")

@@ -31,7 +31,7 @@ from rlcm_cli.errors import (
     RemoteStoreError,
     StorageFullError,
 )
-from rlcm_cli.phases import export as phase
+from rlcm_cli.pictures import export as phase
 from rlcm_cli.store.checkpoint import digest_safetensors
 
 

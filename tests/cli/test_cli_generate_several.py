@@ -11,7 +11,7 @@ from PIL import Image
 
 from rlcm_cli.cli.app import main
 from rlcm_cli.errors import ConfigError
-from rlcm_cli.phases.table import read_rows
+from rlcm_cli.pictures.csv_batch import read_rows
 
 
 @pytest.fixture(scope="module")

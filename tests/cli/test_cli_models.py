@@ -23,7 +23,7 @@ def test_what_is_odd_about_a_model_is_a_warning(capsys, tiny_lcm_copy: Path, tmp
 
 @pytest.mark.parametrize("flag", ["--quiet", "--json", None])
 def test_what_is_loaded_is_said_before_the_libraries_are_imported(capsys, flag: str | None, monkeypatch) -> None:
-    monkeypatch.setitem(sys.modules, "rlcm_cli.phases.generate", None)  # which imports torch
+    monkeypatch.setitem(sys.modules, "rlcm_cli.pictures.generate", None)  # which imports torch
     with pytest.raises(ImportError):
         main(["generate", "--model", "some-model", *map(str, DRAWING), *filter(None, [flag])])
     assert capsys.readouterr().out == ("" if flag else "loading some-model …\n")

@@ -9,6 +9,8 @@ import pytest
 from command_line import refuse, rlcm, succeed, tensor_files, write_settings
 from object_stores import cut, download
 from PIL import Image
+from rlcm_cli.store.remote.remote_run.publishing import Publisher
+from rlcm_cli.store.remote.remote_run.remote_run import open_remote
 
 from rlcm_cli.cli.location import open_location
 from rlcm_cli.errors import (
@@ -19,12 +21,10 @@ from rlcm_cli.errors import (
     RemoteStoreError,
     RunMismatchError,
 )
-from rlcm_cli.store import objects
 from rlcm_cli.store.evaluations import read_evaluation
 from rlcm_cli.store.identity import identify_run
 from rlcm_cli.store.layout import RunLayout
-from rlcm_cli.store.publishing import Publisher
-from rlcm_cli.store.remote import open_remote
+from rlcm_cli.store.remote.remote_run import objects
 from rlcm_cli.store.run import read_metrics
 
 SHARD = "rollouts/000000/shard-0000{}-of-00002.safetensors"

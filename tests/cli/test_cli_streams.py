@@ -16,7 +16,7 @@ from rlcm_cli.cli.app import expand_paths
 from rlcm_cli.cli.display import Display, print_json
 from rlcm_cli.cli.streams import prepare_streams, print_data
 from rlcm_cli.errors import ConfigError
-from rlcm_cli.phases.events import IterationTrained
+from rlcm_cli.events import IterationTrained
 
 METRICS = {
     "reward_mean": -1.25,

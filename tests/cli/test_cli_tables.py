@@ -12,8 +12,8 @@ from rich.console import Console
 from rlcm_cli.cli.compare import show
 from rlcm_cli.cli.tables import print_rows
 from rlcm_cli.config import task_names
-from rlcm_cli.phases import doctor
-from rlcm_cli.phases.doctor import Finding
+from rlcm_cli.measuring import doctor
+from rlcm_cli.measuring.doctor import Finding
 from rlcm_cli.rewards import REWARDS
 
 WIDTHS = [20, 25, 32, 40, 60, 80, 200]

@@ -14,7 +14,7 @@ from conftest import edit_config
 from rlcm_cli.cli.consent import Given, named_texts, permit
 from rlcm_cli.config import override_config, resolve_config
 from rlcm_cli.errors import ConfigError
-from rlcm_cli.phases.run import Run
+from rlcm_cli.runs.run import Run
 from rlcm_cli.store.layout import RunLayout
 
 SECRET = "the-users-own-secret"  # noqa: S105

@@ -15,8 +15,8 @@ from screen import read_screen
 
 from rlcm_cli.cli.display import Display
 from rlcm_cli.cli.live import BLOCKS, WARNINGS, RunView, draw_sparkline, follow_event, format_value
-from rlcm_cli.phases.events import Advanced, Evaluated, Event, HackingFound, IterationTrained, PhaseStarted, Warned
-from rlcm_cli.report.progress import PhaseProgress, RunProgress
+from rlcm_cli.events import Advanced, Evaluated, Event, HackingFound, IterationTrained, PhaseStarted, Warned
+from rlcm_cli.report.run.progress import PhaseProgress, RunProgress
 
 TITLE = "runs/a-run  compression, emoji-lcm, seed 5"
 PROGRESS = RunProgress(

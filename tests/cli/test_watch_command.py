@@ -13,7 +13,7 @@ from reported_runs import make_metrics, write_evaluation, write_reported
 
 from rlcm_cli.cli.watch import read_watched, repeat
 from rlcm_cli.errors import MissingFileError
-from rlcm_cli.report.progress import RunProgress
+from rlcm_cli.report.run.progress import RunProgress
 from rlcm_cli.store.layout import RunLayout
 from rlcm_cli.store.run import publish_metrics
 from rlcm_cli.store.timings import note_planned

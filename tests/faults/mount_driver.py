@@ -10,7 +10,7 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-sys.path.insert(1, str(Path(__file__).parents[1]))
+sys.path.insert(1, str(Path(__file__).parents[1] / "helpers"))
 
 from fault_runs import ITERATION, SEQUENCE, check_left, command, contents, identities, make_undisturbed, start, succeed
 

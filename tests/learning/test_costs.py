@@ -12,11 +12,11 @@ from rlcm_cli.learning.costs import count_training_calls, count_work
 from rlcm_cli.learning.log_probs import refresh_passes
 from rlcm_cli.phases import loop as loop_module
 from rlcm_cli.phases.evaluate import plan_evaluation
-from rlcm_cli.phases.policy import load_policy_model
-from rlcm_cli.phases.run import create_run
 from rlcm_cli.phases.sample import sample
 from rlcm_cli.phases.score import load_scorers, score
 from rlcm_cli.phases.train import train
+from rlcm_cli.runs.policy import load_policy_model
+from rlcm_cli.runs.run import create_run
 
 SECTIONS = {
     "ppo": {"train": {"kl_weight": 0.1, "inner_epochs": 2, "timestep_fraction": 0.1}},

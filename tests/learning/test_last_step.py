@@ -16,19 +16,19 @@ from plain_diffusion import build_plain_diffusion
 
 from rlcm_cli.config import Config, parse_config
 from rlcm_cli.errors import ConfigError
+from rlcm_cli.events import Warned
 from rlcm_cli.learning.last_step import accumulate_last_step, choose_pathwise
 from rlcm_cli.learning.rollout import Rollout
 from rlcm_cli.models.latent_model import LatentModel
 from rlcm_cli.models.lora import lora_parameters
-from rlcm_cli.phases.events import Warned
 from rlcm_cli.phases.loop import estimate_cost
-from rlcm_cli.phases.policy import load_checkpoint, load_policy_model
 from rlcm_cli.phases.read_rollout import read_rollout
-from rlcm_cli.phases.run import Run, check_rewards
-from rlcm_cli.phases.schedules import training_schedule
 from rlcm_cli.phases.score import load_scorers
 from rlcm_cli.phases.train import train
 from rlcm_cli.rewards import Reward
+from rlcm_cli.runs.policy import load_checkpoint, load_policy_model
+from rlcm_cli.runs.run import Run, check_rewards
+from rlcm_cli.runs.schedules import training_schedule
 from rlcm_cli.store.checkpoint import read_trainer_state
 from rlcm_cli.store.evaluations import read_evaluation
 from rlcm_cli.store.layout import RunLayout

@@ -9,6 +9,7 @@ from phase_runs import finish, make_config
 from rlcm_cli.config import override_config
 from rlcm_cli.core.schedule import sample_trajectories
 from rlcm_cli.errors import TrainingError
+from rlcm_cli.events import Warned
 from rlcm_cli.learning.costs import count_forwards
 from rlcm_cli.learning.learner import Learner
 from rlcm_cli.learning.log_probs import (
@@ -22,14 +23,13 @@ from rlcm_cli.learning.minibatches import Minibatch
 from rlcm_cli.models.lora import lora_parameters
 from rlcm_cli.objectives import find_objective
 from rlcm_cli.phases import sample as sample_module
-from rlcm_cli.phases.events import Warned
-from rlcm_cli.phases.policy import load_policy_model
 from rlcm_cli.phases.read_rollout import read_rollout
-from rlcm_cli.phases.run import create_run
 from rlcm_cli.phases.sample import sample
 from rlcm_cli.phases.score import load_scorers, score
 from rlcm_cli.phases.train import train
-from rlcm_cli.runs.team import Team
+from rlcm_cli.processes.team import Team
+from rlcm_cli.runs.policy import load_policy_model
+from rlcm_cli.runs.run import create_run
 from rlcm_cli.store.checkpoint import read_trainer_state
 
 SEVERAL = {"minibatch_size": 4}

@@ -29,13 +29,13 @@ from rlcm_cli.learning.rollout import Rollout
 from rlcm_cli.models.latent_model import LatentModel
 from rlcm_cli.models.lora import lora_parameters
 from rlcm_cli.objectives import find_objective
-from rlcm_cli.phases.inputs import find_pairs
 from rlcm_cli.phases.loop import loop
-from rlcm_cli.phases.policy import load_policy_model
 from rlcm_cli.phases.read_rollout import read_rollout
-from rlcm_cli.phases.run import Run, create_run
 from rlcm_cli.phases.sample import sample
 from rlcm_cli.phases.score import load_scorers, score
+from rlcm_cli.runs.inputs import find_pairs
+from rlcm_cli.runs.policy import load_policy_model
+from rlcm_cli.runs.run import Run, create_run
 from rlcm_cli.store.checkpoint import read_trainer_state
 from rlcm_cli.store.run import read_metrics
 

@@ -20,8 +20,8 @@ from rlcm_cli.learning.optimizer import (
     restore_optimizer,
 )
 from rlcm_cli.phases.loop import loop
-from rlcm_cli.phases.policy import start_run
 from rlcm_cli.phases.score import load_scorers
+from rlcm_cli.runs.policy import start_run
 from rlcm_cli.store.checkpoint import read_optimizer
 
 SIZES = ((100, 100), (70, 70), (5, 5))

@@ -21,10 +21,10 @@ from rlcm_cli.learning.log_probs import refresh_passes
 from rlcm_cli.learning.pretraining import accumulate_pretraining, fit_image, step_seed
 from rlcm_cli.models.latent_model import LatentModel
 from rlcm_cli.models.lora import lora_parameters
-from rlcm_cli.phases.inputs import find_pairs
-from rlcm_cli.phases.policy import load_policy_model
 from rlcm_cli.phases.train import train
 from rlcm_cli.prompts.pairs import open_pairs
+from rlcm_cli.runs.inputs import find_pairs
+from rlcm_cli.runs.policy import load_policy_model
 from rlcm_cli.store.checkpoint import read_trainer_state
 
 CAPTIONS = ["cat", "dog on red", "fox"]

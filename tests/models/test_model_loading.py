@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from rlcm_cli.core.device import select_device
 from rlcm_cli.errors import ModelError
 from rlcm_cli.models.loading import load_model
-from rlcm_cli.phases.schedules import drawing_schedule
+from rlcm_cli.runs.schedules import drawing_schedule
 from rlcm_cli.samplers.lcm import LcmSettings, lcm_schedule
 
 UNET = "unet/diffusion_pytorch_model.safetensors"

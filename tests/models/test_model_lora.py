@@ -21,8 +21,8 @@ from rlcm_cli.models.lora import (
     lora_parameters,
     save_lora,
 )
-from rlcm_cli.phases.drawing import find_lora, load_drawing_model, plan_drawing
-from rlcm_cli.phases.generate import generate
+from rlcm_cli.pictures.drawing import find_lora, load_drawing_model, plan_drawing
+from rlcm_cli.pictures.generate import generate
 from rlcm_cli.store.adapters import read_adapter_settings
 from rlcm_cli.store.checkpoint import LORA_FILE, digest_safetensors
 

@@ -26,9 +26,9 @@ from rlcm_cli.models.latent_model import LatentModel
 from rlcm_cli.models.libraries import quiet_libraries
 from rlcm_cli.models.lora import base_model, lora_parameters
 from rlcm_cli.objectives import find_objective
-from rlcm_cli.phases.policy import load_configured_model
 from rlcm_cli.phases.sample import draw_batch
-from rlcm_cli.phases.schedules import drawing_schedule
+from rlcm_cli.runs.policy import load_configured_model
+from rlcm_cli.runs.schedules import drawing_schedule
 
 PROMPTS, SEEDS = ["cat", "a dog on blue", "cat"], [5, 2**62 + 1, 7]
 

@@ -16,11 +16,11 @@ from rlcm_cli.learning.update import weigh_samples
 from rlcm_cli.models.lora import lora_parameters
 from rlcm_cli.objectives import find_objective
 from rlcm_cli.phases.loop import loop
-from rlcm_cli.phases.policy import load_policy_model
 from rlcm_cli.phases.read_rollout import read_rollout
-from rlcm_cli.phases.run import create_run, open_run
 from rlcm_cli.phases.score import load_scorers
 from rlcm_cli.phases.train import train
+from rlcm_cli.runs.policy import load_policy_model
+from rlcm_cli.runs.run import create_run, open_run
 from rlcm_cli.store.checkpoint import read_trainer_state
 from rlcm_cli.store.run import read_metrics
 

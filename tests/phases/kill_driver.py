@@ -21,9 +21,9 @@ torch.set_num_threads(1)
 from phase_runs import fingerprint, finish, make_config, published_shards  # noqa: E402
 
 from rlcm_cli.phases.loop import loop  # noqa: E402
-from rlcm_cli.phases.policy import load_policy_model  # noqa: E402
-from rlcm_cli.phases.run import create_run  # noqa: E402
 from rlcm_cli.phases.score import load_scorers  # noqa: E402
+from rlcm_cli.runs.policy import load_policy_model  # noqa: E402
+from rlcm_cli.runs.run import create_run  # noqa: E402
 
 MODEL, FOLDER, MODE = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
 CONFIG = make_config(MODEL)

@@ -8,9 +8,9 @@ from phase_runs import did_nothing, fingerprint, finish, make_config, prepare, s
 from rlcm_cli.errors import StorageFullError
 from rlcm_cli.phases import sample as sample_module
 from rlcm_cli.phases import score as score_module
-from rlcm_cli.phases.run import create_run
 from rlcm_cli.phases.sample import sample
 from rlcm_cli.phases.score import load_scorers, score
+from rlcm_cli.runs.run import create_run
 from rlcm_cli.store.manifest import read_manifest
 from rlcm_cli.store.rollouts import missing_shards
 

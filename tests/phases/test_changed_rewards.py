@@ -5,20 +5,20 @@ from pathlib import Path
 import pytest
 import torch
 from phase_runs import fingerprint, finish, make_config, make_loop, shared_model
+from rlcm_cli.report.compare.comparison.comparison import compare_runs
+from rlcm_cli.report.compare.comparison.contenders import Contender
+from rlcm_cli.report.compare.comparison.evaluations import read_ends
 
 from rlcm_cli.errors import MissingFileError, RunMismatchError
+from rlcm_cli.events import Warned
 from rlcm_cli.phases.evaluate import evaluate
-from rlcm_cli.phases.events import Warned
-from rlcm_cli.phases.run import create_run
 from rlcm_cli.phases.sample import sample
 from rlcm_cli.phases.score import load_scorers, score
 from rlcm_cli.phases.train import train
-from rlcm_cli.report.compare import compare_runs
-from rlcm_cli.report.compare_contenders import Contender
-from rlcm_cli.report.compare_evaluations import read_ends
 from rlcm_cli.rewards import registry
 from rlcm_cli.rewards.contract import RewardEntry
 from rlcm_cli.rewards.custom import code_files, digest_code
+from rlcm_cli.runs.run import create_run
 from rlcm_cli.store.checkpoint import read_statistics
 from rlcm_cli.store.evaluations import comparable_evaluations, publish_rescored, read_evaluation
 from rlcm_cli.store.layout import RunLayout

@@ -7,9 +7,9 @@ import shutil
 import pytest
 from phase_runs import make_config, shared_model
 
-from rlcm_cli.phases.events import CostEstimated, Warned
+from rlcm_cli.events import CostEstimated, Warned
 from rlcm_cli.phases.loop import loop, warn_of_space
-from rlcm_cli.phases.run import create_run
+from rlcm_cli.runs.run import create_run
 
 
 def test_too_little_space_is_told_with_both_sizes(tmp_path, monkeypatch):

@@ -12,12 +12,12 @@ from phase_runs import adapter, fingerprint, finish, largest_difference, make_by
 from rlcm_cli.config import parse_config
 from rlcm_cli.errors import CorruptFileError
 from rlcm_cli.models.lora import bind_lora
-from rlcm_cli.phases.drawing import find_lora, load_drawing_model, plan_drawing
-from rlcm_cli.phases.generate import generate
 from rlcm_cli.phases.loop import loop
-from rlcm_cli.phases.policy import load_policy_model
 from rlcm_cli.phases.score import load_scorers
 from rlcm_cli.phases.train import train
+from rlcm_cli.pictures.drawing import find_lora, load_drawing_model, plan_drawing
+from rlcm_cli.pictures.generate import generate
+from rlcm_cli.runs.policy import load_policy_model
 from rlcm_cli.store.adapters import read_adapter_settings
 from rlcm_cli.store.checkpoint import (
     LORA_FILE,

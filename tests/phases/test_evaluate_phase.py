@@ -4,9 +4,9 @@ from phase_runs import copy_run, finish, finished_run, make_config, make_loop, r
 
 from rlcm_cli.errors import ForeignFileError
 from rlcm_cli.phases.evaluate import evaluate, plan_evaluation
-from rlcm_cli.phases.inputs import read_prompts
-from rlcm_cli.phases.run import open_run
 from rlcm_cli.phases.score import load_scorers
+from rlcm_cli.runs.inputs import read_prompts
+from rlcm_cli.runs.run import open_run
 from rlcm_cli.store.evaluations import publish_evaluation, read_evaluation
 from rlcm_cli.store.layout import RunLayout, receipt_path
 from rlcm_cli.store.manifest import read_manifest

@@ -16,15 +16,15 @@ from rlcm_cli.errors import ConfigError, ModelError
 from rlcm_cli.models.full import denoiser_parameters
 from rlcm_cli.models.latent_model import LatentModel
 from rlcm_cli.models.trained import TRAINED, TrainedWeights
-from rlcm_cli.phases.drawing import find_lora, load_drawing_model, plan_drawing
 from rlcm_cli.phases.evaluate import evaluate
-from rlcm_cli.phases.generate import generate
 from rlcm_cli.phases.loop import loop
-from rlcm_cli.phases.policy import load_checkpoint, load_policy_model, start_run
-from rlcm_cli.phases.run import create_run, open_run
 from rlcm_cli.phases.sample import sample
 from rlcm_cli.phases.score import load_scorers, score
 from rlcm_cli.phases.train import train
+from rlcm_cli.pictures.drawing import find_lora, load_drawing_model, plan_drawing
+from rlcm_cli.pictures.generate import generate
+from rlcm_cli.runs.policy import load_checkpoint, load_policy_model, start_run
+from rlcm_cli.runs.run import create_run, open_run
 from rlcm_cli.store.checkpoint import (
     DENOISER_FILES,
     MARKER_FILE,

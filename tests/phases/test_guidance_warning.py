@@ -8,11 +8,11 @@ from phase_runs import finish
 from plain_diffusion import build_plain_diffusion
 
 from rlcm_cli.config import parse_config
-from rlcm_cli.phases.events import Warned
-from rlcm_cli.phases.policy import load_policy_model
-from rlcm_cli.phases.run import create_run
+from rlcm_cli.events import Warned
 from rlcm_cli.phases.sample import sample
-from rlcm_cli.runs.worker import Worker
+from rlcm_cli.processes.worker import Worker
+from rlcm_cli.runs.policy import load_policy_model
+from rlcm_cli.runs.run import create_run
 
 
 @pytest.fixture(scope="module")

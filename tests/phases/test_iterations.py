@@ -4,9 +4,9 @@ import pytest
 from phase_runs import finish, make_config, make_loop, scorers_of, shared_model
 
 from rlcm_cli.config import parse_config
-from rlcm_cli.phases.events import Evaluated
+from rlcm_cli.events import Evaluated
 from rlcm_cli.phases.loop import loop
-from rlcm_cli.phases.run import check_run
+from rlcm_cli.runs.run import check_run
 
 
 @pytest.mark.parametrize(("every", "drawn"), [(None, [0, 3]), (1, [0, 1, 2, 3]), (2, [0, 2, 3]), (3, [0, 3])])

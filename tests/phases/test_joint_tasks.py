@@ -23,20 +23,20 @@ from phase_runs import (
     shared_model,
     without_times,
 )
-from test_run_format import read_plainly
+from read_plainly import read_plainly
 
 from rlcm_cli.config import parse_config
 from rlcm_cli.core.advantages import per_prompt_advantages
 from rlcm_cli.core.digests import digest_tensors
 from rlcm_cli.errors import ConfigError
+from rlcm_cli.events import PhaseStarted, Warned
 from rlcm_cli.phases.evaluate import evaluate, plan_evaluation
-from rlcm_cli.phases.events import PhaseStarted, Warned
-from rlcm_cli.phases.inputs import read_prompts
 from rlcm_cli.phases.read_rollout import read_rollout
-from rlcm_cli.phases.run import create_run, open_run
 from rlcm_cli.phases.score import load_scorers, score
 from rlcm_cli.phases.train import train
-from rlcm_cli.runs.worker import Worker
+from rlcm_cli.processes.worker import Worker
+from rlcm_cli.runs.inputs import read_prompts
+from rlcm_cli.runs.run import create_run, open_run
 from rlcm_cli.store.checkpoint import LORA_FILE, digest_safetensors, read_statistics, read_trainer_state
 from rlcm_cli.store.evaluations import read_evaluation
 from rlcm_cli.store.layout import RunLayout

@@ -20,9 +20,9 @@ from rlcm_cli.cli.report import open_reported
 from rlcm_cli.cli.watch import read_watched
 from rlcm_cli.core.digests import sha256
 from rlcm_cli.errors import RlcmError
-from rlcm_cli.phases.run import open_run
 from rlcm_cli.phases.train import train
-from rlcm_cli.report.html_run import read_run
+from rlcm_cli.report.run.data import read_run
+from rlcm_cli.runs.run import open_run
 from rlcm_cli.store.checkpoint import read_trainer_state
 from rlcm_cli.store.inspection import describe
 from rlcm_cli.store.layout import RunLayout

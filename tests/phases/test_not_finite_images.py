@@ -12,10 +12,10 @@ from rlcm_cli.errors import NotFiniteError
 from rlcm_cli.models.export import draw_by_pipeline
 from rlcm_cli.models.loading import load_model
 from rlcm_cli.phases.evaluate import evaluate
-from rlcm_cli.phases.policy import ensure_start, load_policy_model
-from rlcm_cli.phases.run import create_run
 from rlcm_cli.phases.sample import draw_batch, sample
-from rlcm_cli.phases.schedules import drawing_schedule
+from rlcm_cli.runs.policy import ensure_start, load_policy_model
+from rlcm_cli.runs.run import create_run
+from rlcm_cli.runs.schedules import drawing_schedule
 
 
 @pytest.fixture

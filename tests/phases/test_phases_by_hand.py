@@ -20,14 +20,14 @@ from phase_runs import (
 )
 
 from rlcm_cli.errors import MissingFileError
+from rlcm_cli.events import Evaluated, PhaseSkipped, Warned
 from rlcm_cli.phases.evaluate import evaluate
-from rlcm_cli.phases.events import Evaluated, PhaseSkipped, Warned
 from rlcm_cli.phases.loop import loop
-from rlcm_cli.phases.run import create_run
 from rlcm_cli.phases.sample import sample
 from rlcm_cli.phases.score import load_scorers, score
 from rlcm_cli.phases.train import train
-from rlcm_cli.runs.worker import Worker
+from rlcm_cli.processes.worker import Worker
+from rlcm_cli.runs.run import create_run
 from rlcm_cli.store.layout import FORMAT_VERSION
 
 ZERO, ONE = Worker(0, 2), Worker(1, 2)

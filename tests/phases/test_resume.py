@@ -19,12 +19,12 @@ from phase_runs import (
 )
 
 from rlcm_cli.errors import RlcmError, StoreError
+from rlcm_cli.events import PhaseStarted
 from rlcm_cli.phases import sample as sample_module
-from rlcm_cli.phases.events import PhaseStarted
 from rlcm_cli.phases.loop import loop
-from rlcm_cli.phases.run import create_run
 from rlcm_cli.phases.sample import sample
 from rlcm_cli.phases.score import load_scorers, score
+from rlcm_cli.runs.run import create_run
 from rlcm_cli.store.layout import receipt_path
 from rlcm_cli.store.quarantine import quarantine
 

@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from rlcm_cli.config import resolve_config
-from rlcm_cli.phases.events import Event, HackingFound
+from rlcm_cli.events import Event, HackingFound
 from rlcm_cli.phases.loop import loop
-from rlcm_cli.phases.policy import start_run
-from rlcm_cli.phases.run import Run
 from rlcm_cli.phases.score import load_scorers
+from rlcm_cli.runs.policy import start_run
+from rlcm_cli.runs.run import Run
 from rlcm_cli.store.evaluations import read_evaluation
 
 pytestmark = pytest.mark.slow

@@ -20,14 +20,14 @@ from phase_runs import (
 
 from rlcm_cli.config import override_config
 from rlcm_cli.errors import ConfigError, ForeignFileError, MissingFileError, RewardError, RunMismatchError
+from rlcm_cli.events import Advanced, PhaseSkipped, PhaseStarted
 from rlcm_cli.phases import score as score_module
 from rlcm_cli.phases.evaluate import evaluate
-from rlcm_cli.phases.events import Advanced, PhaseSkipped, PhaseStarted
-from rlcm_cli.phases.run import Run, check_run, create_run, open_run
 from rlcm_cli.phases.score import Scorer, choose_iterations, load_scorers, score
 from rlcm_cli.phases.train import train
+from rlcm_cli.processes.worker import Worker
 from rlcm_cli.rewards import Reward, RewardSpec
-from rlcm_cli.runs.worker import Worker
+from rlcm_cli.runs.run import Run, check_run, create_run, open_run
 from rlcm_cli.store.layout import receipt_path
 from rlcm_cli.store.manifest import read_manifest
 from rlcm_cli.store.rollouts import missing_rewards, read_rewards

@@ -9,17 +9,17 @@ from phase_runs import did_nothing, fingerprint, finish, kinds, make_by_hand, ma
 
 from rlcm_cli.config import override_config, parse_config
 from rlcm_cli.errors import MissingFileError, StalePolicyError
+from rlcm_cli.events import IterationTrained
 from rlcm_cli.learning.log_probs import refresh_log_probs
 from rlcm_cli.models.lora import lora_parameters, save_lora
-from rlcm_cli.phases.events import IterationTrained
 from rlcm_cli.phases.loop import loop
-from rlcm_cli.phases.policy import load_checkpoint, load_policy_model
 from rlcm_cli.phases.read_rollout import read_rollout
-from rlcm_cli.phases.run import create_run, open_run
 from rlcm_cli.phases.sample import sample
 from rlcm_cli.phases.score import load_scorers, score
 from rlcm_cli.phases.train import gather_data, refresh_stale, train
-from rlcm_cli.phases.watch import best_checkpoints
+from rlcm_cli.runs.hacking import best_checkpoints
+from rlcm_cli.runs.policy import load_checkpoint, load_policy_model
+from rlcm_cli.runs.run import create_run, open_run
 from rlcm_cli.store.checkpoint import publish_checkpoint, read_trainer_state
 from rlcm_cli.store.manifest import read_manifest
 from rlcm_cli.store.quarantine import quarantine

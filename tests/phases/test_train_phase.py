@@ -31,15 +31,15 @@ from rlcm_cli.errors import (
     StalePolicyError,
     TrainingError,
 )
+from rlcm_cli.events import Advanced, Evaluated, IterationTrained, Warned
 from rlcm_cli.models.lora import lora_parameters, save_lora
 from rlcm_cli.phases import train as train_module
-from rlcm_cli.phases.events import Advanced, Evaluated, IterationTrained, Warned
 from rlcm_cli.phases.loop import loop
-from rlcm_cli.phases.policy import ensure_start, load_policy_model
-from rlcm_cli.phases.run import create_run
 from rlcm_cli.phases.sample import sample
 from rlcm_cli.phases.score import load_scorers, score
 from rlcm_cli.phases.train import train
+from rlcm_cli.runs.policy import ensure_start, load_policy_model
+from rlcm_cli.runs.run import create_run
 from rlcm_cli.store.checkpoint import (
     LORA_FILE,
     digest_safetensors,

@@ -12,12 +12,12 @@ from phase_runs import finish, make_config
 from rlcm_cli.core.schedule import Schedule
 from rlcm_cli.errors import ForeignFileError
 from rlcm_cli.learning.last_step import draw_images
-from rlcm_cli.phases.policy import load_checkpoint, load_policy_model
 from rlcm_cli.phases.read_rollout import read_rollout
-from rlcm_cli.phases.run import create_run
 from rlcm_cli.phases.sample import sample
 from rlcm_cli.phases.score import load_scorers, score
 from rlcm_cli.phases.train import train
+from rlcm_cli.runs.policy import load_checkpoint, load_policy_model
+from rlcm_cli.runs.run import create_run
 from rlcm_cli.store.manifest import read_manifest
 from rlcm_cli.store.rollouts import read_shard
 from rlcm_cli.store.shards import publish_record, read_record

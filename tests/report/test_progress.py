@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from reported_runs import REWARD, SAMPLES, WATCHED, make_metrics, write_evaluation, write_reported
 
-from rlcm_cli.report.progress import PhaseProgress, RunProgress, read_progress, seconds_an_iteration, seconds_left
+from rlcm_cli.report.run.progress import PhaseProgress, RunProgress, read_progress, seconds_an_iteration, seconds_left
 from rlcm_cli.rewards import RewardSpec
 from rlcm_cli.store.layout import RunLayout, receipt_path
 from rlcm_cli.store.run import publish_metrics, read_config
@@ -145,10 +145,10 @@ def test_reading_a_run_imports_no_torch(layout):
 
     script = (
         "import sys, pathlib\n"
-        "from rlcm_cli.report.progress import read_progress\n"
+        "from rlcm_cli.report.run.progress import read_progress\n"
         "from rlcm_cli.store.layout import RunLayout\n"
         "from rlcm_cli.store.run import read_config\n"
-        "import rlcm_cli.phases.watch, rlcm_cli.config, rlcm_cli.cli.live\n"
+        "import rlcm_cli.runs.hacking, rlcm_cli.config, rlcm_cli.cli.live\n"
         "layout = RunLayout(pathlib.Path(sys.argv[1]))\n"
         "assert read_progress(layout, read_config(layout), 'a run').done == 4\n"
         "assert 'torch' not in sys.modules\n"

@@ -8,7 +8,7 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from rlcm_cli.report.curves import write_curves
+from rlcm_cli.report.run.curves import write_curves
 from rlcm_cli.store.layout import RunLayout
 from rlcm_cli.store.run import publish_config, publish_metrics
 

@@ -1,0 +1,414 @@
+"""Give a checkpoint to other tools: the file or folder that they read, checked by loading it as they do."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from rlcm_cli import __version__
+from rlcm_cli.config import Config, ModelSettings, SampleSettings, keep_commit, override_section
+from rlcm_cli.core.lora_file import LoraModule
+from rlcm_cli.core.noise import derive_seed
+from rlcm_cli.errors import ConfigError, CorruptFileError, ForeignFileError, MissingFileError, ModelError
+from rlcm_cli.events import Advanced, Event, FileWritten, PhaseStarted
+from rlcm_cli.models.export import (
+    adapted_parts,
+    apply_base,
+    call_arguments,
+    draw_by_pipeline,
+    read_back_lora,
+    read_back_pipeline,
+    read_fused,
+    use_float32,
+    write_kohya,
+    write_lora,
+    write_pipeline,
+)
+from rlcm_cli.models.full import load_denoiser
+from rlcm_cli.models.latent_model import LatentModel
+from rlcm_cli.models.licences import Licence, read_licence
+from rlcm_cli.models.loading import DTYPES
+from rlcm_cli.models.lora import ADAPTER, attach_lora, load_foreign_lora, load_lora, read_lora_file
+from rlcm_cli.models.lora_binding import adapted_layers, bind_modules, compare_files, compare_fused
+from rlcm_cli.models.parts import recommend
+from rlcm_cli.phases.sample import REDUCTION, draw_batch
+from rlcm_cli.pictures.comfyui import describe_use
+from rlcm_cli.runs.policy import load_configured_model
+from rlcm_cli.runs.run import Run, open_run
+from rlcm_cli.runs.schedules import drawing_schedule
+from rlcm_cli.samplers import SAMPLERS, SamplerSettings
+from rlcm_cli.store.adapters import find_adapter
+from rlcm_cli.store.atomic import explain_safetensors, publish_folder, remove_folder
+from rlcm_cli.store.checkpoint import (
+    AVERAGE_FOLDER,
+    digest_safetensors,
+    find_weights,
+    is_whole_denoiser,
+    latest_checkpoint,
+    read_tensors,
+    read_trainer_state,
+)
+from rlcm_cli.store.layout import RunLayout
+from rlcm_cli.store.quarantine import find_run
+
+Format = Literal["diffusers", "kohya", "pipeline"]
+
+RECORD_FILE = "export.json"
+"""What was exported, and how it was checked; marks a folder as an export, which may be replaced."""
+IMAGES = 4
+PROMPTS = ("a cat", "a dog on green", "a red car", "a house")
+"""Drawn to check a LoRA of no run."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """The trained weights that are exported, and what they were trained on."""
+
+    file: Path
+    digest: str
+    model: ModelSettings
+    sample: SampleSettings
+    sampler: SamplerSettings
+    full: bool
+    """The file is a whole denoiser."""
+    config: Config | None = None
+    """Of the run; None: the file lies in none."""
+    layout: RunLayout | None = None
+    checkpoint: int | None = None
+    model_digest: str | None = None
+    average: bool = False
+    """The file is the moving average of the weights."""
+
+    @property
+    def prompts(self) -> Sequence[str]:
+        """What is drawn to check the export."""
+        if self.config is None or self.layout is None:
+            return PROMPTS
+        try:
+            prompts = Run(self.layout, self.config).prompts
+        except MissingFileError:  # a run that keeps none of its own, whose sources only it names
+            return PROMPTS
+        return next(iter(prompts.values())).training[:IMAGES]
+
+
+@dataclass(frozen=True)
+class Verification:
+    """How images of an export, drawn by diffusers alone, differ from those of the checkpoint, in levels of 255."""
+
+    images: int
+    largest: int
+    share: float
+    """Of the values that differ."""
+    mean: float
+    trained: float
+    """The mean by which the checkpoint's images differ from the base model's: what an export without effect has."""
+
+    def __str__(self) -> str:
+        """Say it in a line."""
+        if not self.largest:
+            return f"the {self.images} images drawn with it by diffusers equal the checkpoint's"
+        return (
+            f"the {self.images} images drawn with it by diffusers differ from the checkpoint's by at most "
+            f"{self.largest} of 255 levels, in {self.share:.2%} of the values (training changed them by "
+            f"{self.trained:.2g} on average)"
+        )
+
+    def allows(self, dtype: str) -> bool:
+        """Tell whether the differences are those of rounding: in float32 of sums, in 16 bits of the weights too."""
+        floor, part = (0.02, 0.01) if dtype == "float32" else (0.5, 0.1)
+        return self.mean <= max(floor, part * self.trained)
+
+
+@dataclass(frozen=True)
+class Exported:
+    """An export in its folder, checked."""
+
+    folder: Path
+    weights: str
+    """File of the weights in the folder; empty for a pipeline, which is all of it."""
+    title: str
+    format: Format
+    dtype: str
+    source: Source
+    verification: Verification
+    pipeline: str
+    """Class of diffusers."""
+    arguments: Mapping[str, Any]
+    """What its `__call__` takes to draw as the checkpoint was trained to."""
+    licence: Licence | None
+    """Of the base model."""
+    guided_by_embedding: bool
+    """Whether the base's denoiser takes the guidance scale as an embedding."""
+    comfyui: Mapping[str, str]
+    """Settings with which ComfyUI draws with it; empty where it does not know the architecture."""
+
+
+def find_source(place: str, *, average: bool, model: Mapping[str, Any]) -> Source:
+    """Find and check what a run (its newest checkpoint), a checkpoint or a LoRA file holds.
+
+    `model` are settings over the run's, or of the base model of a file that lies in none. Raises `ConfigError`,
+    `ModelError`, or a `StoreError` where a checkpoint is missing or damaged.
+    """
+    if (Path(place) / "config.json").is_file() and not (Path(place) / "model_index.json").exists():
+        latest_checkpoint(RunLayout(Path(place)))
+    file = find_adapter(place)
+    if file is None:
+        raise ConfigError(f"{place}: no such run, checkpoint or LoRA file")
+    try:
+        layout = find_run(file)
+        folder = file.resolve().relative_to(layout.root).parts
+    except ConfigError:
+        return _find_lone_lora(file, average=average, model=model)
+    if folder[0] != "checkpoints":
+        raise ConfigError(f"{file}: is no checkpoint's; name a run, a checkpoint or a LoRA file")
+    number = int(folder[1])
+    state = read_trainer_state(layout, number)
+    average = average or AVERAGE_FOLDER in folder
+    if average:
+        found = find_weights(layout.checkpoint(number) / AVERAGE_FOLDER)
+        if found is None:
+            raise ConfigError(
+                f"{layout.checkpoint(number)}: keeps no moving average of the weights (train.ema_decay); leave --ema "
+                "out"
+            )
+        file = found
+    config = open_run(layout.root).config
+    return Source(
+        file,
+        digest_safetensors(file),
+        keep_commit(config.model, override_section(config.model, model)),
+        config.sample,
+        config.sampler,
+        config.train.parameters == "full",
+        config,
+        layout,
+        number,
+        state.model_digest,
+        average,
+    )
+
+
+def _find_lone_lora(file: Path, *, average: bool, model: Mapping[str, Any]) -> Source:
+    if average:
+        raise ConfigError(f"{file}: lies in no run, which alone has a moving average; leave --ema out")
+    if model.get("name") is None:
+        raise ConfigError(f"{file}: lies in no run; name the base model that the LoRA is for by --model NAME")
+    chosen = override_section(ModelSettings(), model)
+    found = recommend(chosen.name, revision=chosen.pinned_revision)
+    sample = override_section(SampleSettings(), {"steps": found.steps, "guidance_scale": found.guidance_scale})
+    try:
+        digest = digest_safetensors(file)
+    except CorruptFileError as error:
+        raise ModelError(f"{error}; name a run, a checkpoint or a LoRA file") from None
+    return Source(file, digest, chosen, sample, SAMPLERS[found.sampler].drawing_settings(), is_whole_denoiser(file))
+
+
+def check_request(source: Source, form: Format, out: Path, *, overwrite: bool) -> None:
+    """Raise `ConfigError` for a format that makes no sense, or an output that is there."""
+    if source.full and form != "pipeline":
+        raise ConfigError(
+            f"--format {form}: {source.file} is a whole denoiser, of which there is no LoRA; use --format pipeline"
+        )
+    if not (out.exists() or out.is_symlink()):
+        return
+    if not overwrite:
+        raise ConfigError(f"--out {out}: is there already; choose another, or add --overwrite")
+    if not (out / RECORD_FILE).is_file() or out.is_symlink():
+        raise ConfigError(f"--out {out}: is no export (it has no {RECORD_FILE}), so it stays; choose another")
+
+
+def export(
+    source: Source,
+    form: Format,
+    out: Path,
+    *,
+    dtype: str,
+    device: str,
+    title: str,
+    describe: Callable[[Exported, Path], None],
+) -> Generator[Event, None, Exported]:
+    """Write an export to a new folder, or in the place of another export, once its images are those of the checkpoint.
+
+    Drawn and compared in float32, whatever the run's dtype is, so that only the export is looked at; and each layer's
+    strength is read from the files, ours and the export's, without the library that wrote and loads them. `describe`
+    adds what people read. Raises `ModelError` where something differs, and leaves nothing behind.
+    """
+    prompts = source.prompts
+    yield PhaseStarted("export", source.checkpoint or 0, 3 * len(prompts), "images")
+    model = load_configured_model(source.model, source.sampler.kind, device)
+    if source.model_digest not in (None, model.digest):
+        raise ForeignFileError(
+            f"{source.file}: was trained on another base model than '{source.model.name}' is here (weights or dtype "
+            "differ); name the same by --model, or pin its revision"
+        )
+    use_float32(model)
+    base = yield from _draw(source, model)
+    modules = _load_weights(source, model)
+    wanted = yield from _draw(source, model)
+    arguments = _call_arguments(source, model)
+    with publish_folder(out) as folder:
+        with explain_safetensors():
+            weights = _write_checked(model, form, folder, DTYPES[dtype], title, modules)
+        pipeline = _read_back(source, form, weights, model.device)
+        drawn = []
+        for prompt, seed in zip(prompts, _seeds(prompts), strict=True):
+            drawn.append(draw_by_pipeline(pipeline, prompt, seed, arguments))
+            yield Advanced(1)
+        verification = compare_images(torch.stack(drawn), wanted, base)
+        if not verification.allows(dtype):
+            raise ModelError(
+                f"{out}: not written, since {verification}"
+                + ("" if dtype == "float32" else f"; {dtype} has no room for what was learned, use --dtype float32")
+            )
+        exported = Exported(
+            out,
+            "" if form == "pipeline" else weights.name,
+            title,
+            form,
+            dtype,
+            source,
+            verification,
+            type(pipeline).__name__,
+            arguments,
+            read_licence(source.model.name, source.model.pinned_revision),
+            model.guided_by_embedding,
+            describe_use(model, source.model, source.sample),
+        )
+        (folder / RECORD_FILE).write_text(_record(exported), encoding="utf-8")
+        describe(exported, folder)
+        if out.exists():
+            remove_folder(out)
+    yield FileWritten(out, f"{_name_format(form)}; {verification}")
+    return exported
+
+
+def compare_images(drawn: Tensor, wanted: Tensor, base: Tensor) -> Verification:
+    """Compare images, uint8 [B, 3, H, W] each."""
+    differences = (drawn.int() - wanted.int()).abs()
+    return Verification(
+        images=len(drawn),
+        largest=int(differences.max()),
+        share=differences.gt(0).double().mean().item(),
+        mean=differences.double().mean().item(),
+        trained=(wanted.int() - base.int()).abs().double().mean().item(),
+    )
+
+
+def _load_weights(source: Source, model: LatentModel) -> dict[str, LoraModule]:
+    """Put the weights into the model: those of a run as training does, any other LoRA as diffusers reads it.
+
+    Returns the modules of the LoRA's file by the layers of the denoiser that they are loaded into; none of a whole
+    denoiser.
+    """
+    try:
+        if source.full:
+            load_denoiser(model, read_tensors(source.file), source.digest)
+            return {}
+        binding = bind_modules(
+            read_lora_file(source.file, str(source.file)), model.pipeline, model.family, str(source.file)
+        )
+        if source.config is not None:
+            lora, seed = source.config.lora, source.config.seed
+            attach_lora(model, rank=lora.rank, alpha=lora.alpha, target_modules=lora.target_modules, run_seed=seed)
+            load_lora(model, read_tensors(source.file), source.digest)
+        else:
+            load_foreign_lora(model, str(source.file), 1.0)
+    except ModelError as error:
+        raise ModelError(_name_once(source.file, str(error))) from None
+    others = [part for part in adapted_parts(model) if part != model.family.denoiser]
+    if others:
+        raise ModelError(
+            f"{source.file}: has layers for the {', '.join(others)}, which an export of the "
+            f"{model.family.denoiser_title}'s would lose; use a LoRA of the {model.family.denoiser_title} only"
+        )
+    modules = binding.bound[model.family.denoiser]
+    return {name: modules[name] for name, _ in adapted_layers(model.denoiser, ADAPTER)}
+
+
+def _name_once(file: Path, message: str) -> str:
+    return message if message.startswith(f"{file}: ") else f"{file}: {message}"
+
+
+def _draw(source: Source, model: LatentModel) -> Generator[Event, None, Tensor]:
+    schedule = drawing_schedule(source.sampler, source.sample.steps, model)
+    images = []
+    for prompt, seed in zip(source.prompts, _seeds(source.prompts), strict=True):
+        drawn = draw_batch(
+            model, schedule, [prompt], [seed], guidance_scale=source.sample.guidance_scale, reduction=REDUCTION
+        )
+        images.append(drawn.images[0])
+        yield Advanced(1)
+    return torch.stack(images)
+
+
+def _call_arguments(source: Source, model: LatentModel) -> dict[str, Any]:
+    sample = source.sample
+    return call_arguments(model, source.sampler, steps=sample.steps, guidance_scale=sample.guidance_scale)
+
+
+def _write_checked(
+    model: LatentModel,
+    form: Format,
+    folder: Path,
+    dtype: torch.dtype,
+    title: str,
+    modules: Mapping[str, LoraModule],
+) -> Path:
+    """Write the weights, and read from their file that every layer has the strength that the LoRA's file says."""
+    if form == "pipeline":
+        base = apply_base(model, modules)
+        weights = _write(model, form, folder, dtype, title)
+        fused = read_fused(weights, model.family.denoiser, modules)
+        compare_fused(fused, base, modules, "not written, since the pipeline")
+    else:
+        weights = _write(model, form, folder, dtype, title)
+        written = read_lora_file(weights, weights.name)
+        compare_files(written, modules, model.denoiser, model.family, "not written, since the export")
+    return weights
+
+
+def _write(model: LatentModel, form: Format, folder: Path, dtype: torch.dtype, title: str) -> Path:
+    if form == "kohya":
+        return write_kohya(model, folder / f"{title}.safetensors", dtype, title=title)
+    return (write_lora if form == "diffusers" else write_pipeline)(model, folder, dtype)
+
+
+def _read_back(source: Source, form: Format, weights: Path, device: torch.device) -> Any:
+    if form == "pipeline":
+        return read_back_pipeline(weights, device)
+    base = load_configured_model(source.model, source.sampler.kind, str(device))
+    use_float32(base)
+    return read_back_lora(base, weights)
+
+
+def _record(exported: Exported) -> str:
+    """Write down what the export is of, without a place of this machine."""
+    source = exported.source
+    record = {
+        "format": exported.format,
+        "dtype": exported.dtype,
+        "weights": exported.weights,
+        "checkpoint": source.checkpoint,
+        "average": source.average,
+        "weights_digest": source.digest,
+        "model_digest": source.model_digest,
+        "pipeline": exported.pipeline,
+        "call": dict(exported.arguments),
+        "verification": asdict(exported.verification),
+        "software": f"rlcm {__version__}",
+    }
+    return json.dumps(record, indent=2) + "\n"
+
+
+def _seeds(prompts: Sequence[str]) -> list[int]:
+    return [derive_seed(0, "export", 0, index) for index in range(len(prompts))]
+
+
+def _name_format(form: Format) -> str:
+    return {"diffusers": "diffusers LoRA", "kohya": "kohya LoRA", "pipeline": "whole pipeline"}[form]

@@ -1,0 +1,215 @@
+"""How a picture was made, written into the PNG and read back: text chunks of plain values, nothing that is run."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from rlcm_cli import __version__
+from rlcm_cli.config import ModelSettings, override_section
+from rlcm_cli.errors import ConfigError, ModelError
+from rlcm_cli.models.embedded import EMBEDDED
+from rlcm_cli.models.latent_model import LatentModel
+from rlcm_cli.pictures.drawing import HUB_ID, MAX_SEED, Adapter, Drawing, Shot, find_lora, settings_of_lora, show_name
+from rlcm_cli.samplers import find_sampler, read_setting
+
+SOFTWARE = "rlcm "
+LARGEST_BATCH = 4096
+LOOKED_IN = (Path(), Path("runs"))
+"""Folders in which the LoRA that a picture names is looked for: where a user would have typed its path from."""
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """What a picture says of itself."""
+
+    file: Path
+    shot: Shot
+    place_in_batch: tuple[int, int]
+    model: Mapping[str, Any]
+    """Settings of `ModelSettings`; of a folder its last part."""
+    model_digest: str
+    steps: int
+    sample: Mapping[str, Any]
+    """Settings of `SampleSettings`, but for the steps."""
+    sampler: Mapping[str, Any]
+    """Settings of the sampler, its kind included."""
+    lora: str
+    """Reference of an `Adapter`; empty: none."""
+    lora_digest: str
+    scale: float
+
+
+def describe(drawing: Drawing, model: LatentModel, shot: Shot, place_in_batch: tuple[int, int]) -> PngInfo:
+    """Write down how an image is made, in chunks that any viewer of PNG files shows; no path of this machine."""
+    settings, sample, adapter = drawing.model, drawing.sample, drawing.adapter
+    row, size = place_in_batch
+    told: dict[str, object] = {
+        "prompt": shot.prompt,
+        "seed": shot.seed,
+        "sampler": drawing.sampler.kind,
+        "steps": sample.steps,
+        "guidance_scale": sample.guidance_scale,
+        **drawing.sampler.model_dump(mode="json", exclude={"kind"}),
+        "model": show_name(settings.name),
+        "revision": model.commit or settings.pinned_revision,
+        "dtype": settings.dtype,
+        "distilled_lora": settings.distilled_lora and show_name(settings.distilled_lora),
+        "image_size": settings.image_size,
+        "model_digest": model.digest,
+        "batch": f"{row + 1}/{size}",
+    }
+    if adapter:
+        told |= {"lora": adapter.reference, "lora_digest": adapter.digest, "lora_scale": adapter.scale}
+    info = PngInfo()
+    for key, value in {**told, "software": f"{SOFTWARE}{__version__}"}.items():
+        if value not in (None, ""):
+            info.add_itxt(key, str(value))
+    return info
+
+
+def describe_sheet(files: Sequence[str]) -> PngInfo:
+    """Write down which pictures a sheet shows, in chunks of a PNG; each of them says how it was made."""
+    info = PngInfo()
+    info.add_itxt("sheet_of", "\n".join(files))
+    info.add_itxt("software", f"{SOFTWARE}{__version__}")
+    return info
+
+
+def read_texts(file: Path, told: str = "") -> dict[str, str]:
+    """Read the text chunks of a PNG, of whatever program. Raises `ConfigError`; `told` comes first in its line."""
+    try:
+        with Image.open(file, formats=["PNG"]) as picture:
+            return {str(key): str(value) for key, value in picture.info.items() if isinstance(value, str)}
+    except FileNotFoundError:
+        raise ConfigError(f"{told}{file}: no such file") from None
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        raise ConfigError(f"{told}{file}: is not a PNG; name one that `rlcm generate` has drawn") from None
+
+
+def read_provenance(file: Path) -> Provenance:
+    """Read how a picture of `rlcm generate` was made. Raises `ConfigError` for any other file."""
+    told = read_texts(file, "--from-image ")
+    if not told.get("software", "").startswith(SOFTWARE) or "prompt" not in told:
+        raise ConfigError(
+            f"--from-image {file}: has no generation metadata; name a PNG that `rlcm generate` has drawn"
+        )
+    try:
+        sampler = _read_sampler(told)
+        row, size = (int(part) for part in told["batch"].split("/"))
+        shot = Shot(told["prompt"], int(told["seed"]))
+        if not 1 <= row <= size <= LARGEST_BATCH or not 0 <= shot.seed < MAX_SEED or not shot.prompt.strip():
+            raise ValueError("batch, seed or prompt out of range")
+        return Provenance(
+            file=file,
+            shot=shot,
+            place_in_batch=(row - 1, size),
+            model={
+                "name": _check_model(told["model"]),
+                **{key: told[key] for key in ("revision", "dtype", "distilled_lora") if key in told},
+                **{key: int(told[key]) for key in ("image_size",) if key in told},
+            },
+            model_digest=told["model_digest"],
+            steps=int(told["steps"]),
+            sample={"guidance_scale": _parse("guidance_scale", told["guidance_scale"])},
+            sampler=sampler,
+            lora=_check_reference(told.get("lora", "")),
+            lora_digest=told.get("lora_digest", ""),
+            scale=_parse("lora_scale", told.get("lora_scale", "1")),
+        )
+    except KeyError as error:
+        raise ConfigError(
+            f"--from-image {file}: does not say its {error.args[0]}; another version of rlcm has drawn it, so give "
+            "the settings as options"
+        ) from None
+    except ValueError as error:
+        raise ConfigError(
+            f"--from-image {file}: what it says of itself cannot be ({error}); give the settings as options"
+        ) from None
+
+
+def _read_sampler(told: Mapping[str, str]) -> dict[str, Any]:
+    """Read the sampler and its settings. Raises `KeyError` for one that is not told, and `ValueError`."""
+    try:
+        sampler = find_sampler(told["sampler"])
+        values = {
+            name: read_setting(told[name])
+            for name, setting in sampler.settings.model_fields.items()
+            if name != "kind" and (name in told or setting.default is not None)
+        }
+        return override_section(sampler.default_settings(), values).model_dump(mode="json")
+    except ConfigError as error:
+        raise ValueError(str(error)) from None
+
+
+def _parse(key: str, text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{key} {text}")
+    return value
+
+
+def _check_model(name: str) -> str:
+    if not re.fullmatch(rf"{HUB_ID}|[\w-][\w. -]*", name):
+        raise ValueError(f"model '{name}' is neither a name nor a hub id")
+    return name
+
+
+def _check_reference(reference: str) -> str:
+    path = PurePosixPath(reference)
+    if path.is_absolute() or ".." in path.parts or re.search(r"[\\:\x00-\x1f]", reference):
+        raise ValueError(f"LoRA '{reference}' is neither a file's name nor a hub id")
+    return reference
+
+
+def find_told_lora(told: Provenance) -> Adapter | None:
+    """Find the LoRA that a picture was drawn with, here or in `runs/`; None: it was drawn with none.
+
+    Raises `ModelError` where it is not there, or is another by now.
+    """
+    if not told.lora:
+        return None
+    if not told.lora_digest:
+        return find_lora(told.lora, told.scale)
+    fault = "which is not here"
+    for folder in LOOKED_IN:
+        if (folder / told.lora).is_file():
+            found = find_lora(str(folder / told.lora), told.scale)
+            if found.digest == told.lora_digest:
+                return found
+            fault = f"and {folder / told.lora} is another by now (digest {found.digest[:12]}…)"
+    raise ModelError(
+        f"--from-image {told.file}: was drawn with the LoRA {told.lora} (digest {told.lora_digest[:12]}…), {fault}; "
+        "point to it with --lora"
+    )
+
+
+def settle_model(told: Provenance, adapter: Adapter | None, asked: str | None) -> dict[str, Any]:
+    """Give the model's settings that a picture tells of, to be put over those of the LoRA's run.
+
+    A picture names a folder by its last part: where the run has the whole path, the run's stays. `asked` is the model
+    that the user names instead, if any. Raises `ModelError` where a folder is not here.
+    """
+    values = dict(told.model)
+    if asked is not None:
+        return {"dtype": values["dtype"], "name": asked}
+    known = settings_of_lora(adapter)
+    base = known.model if known else ModelSettings()
+    for key in ("name", "distilled_lora"):
+        own = getattr(base, key)
+        if own and show_name(own) == values.get(key):
+            del values[key]
+    name = values.get("name")
+    if name and name not in EMBEDDED and not Path(name).is_dir() and not re.fullmatch(HUB_ID, name):
+        raise ModelError(
+            f"--from-image {told.file}: was drawn with the model folder {name}, which is not here; point to it with "
+            "--model"
+        )
+    return values

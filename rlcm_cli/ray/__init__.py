@@ -1,0 +1,1 @@
+"""The loop with its phases as tasks of a Ray cluster."""

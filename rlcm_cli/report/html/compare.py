@@ -1,0 +1,148 @@
+"""Several runs in one report: their curves over each other, their final rewards, and the same prompts side by side."""
+
+from __future__ import annotations
+
+import json
+import os.path
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from rlcm_cli.report.html.page.charts import Chart, Key, Line, chart_runs, mean_of, method_colour, thin
+from rlcm_cli.report.html.page.images import encode_picture
+from rlcm_cli.report.private import name_reward
+from rlcm_cli.report.run.data import Evidence
+from rlcm_cli.report.run.levels import WINDOW, Levels, choose_window, find_levels, smooth
+from rlcm_cli.report.run.summary import (
+    PHASES,
+    Change,
+    describe_goal,
+    find_changes,
+)
+
+MOST_POINTS = 250
+MOST_PROMPTS = 6
+MOST_RUNS_DRAWN = 12
+
+
+@dataclass(frozen=True)
+class ComparedRun:
+    """A line of the table of runs."""
+
+    label: str
+    colour: str
+    goal: str
+    seed: int
+    iterations: int
+    images: int
+    seconds: float
+    levels: Levels | None
+    """Of the mean training reward; None where there are no metrics."""
+    changes: Mapping[tuple[str, bool], Change]
+    """(trained reward, on held-out prompts) → its change on fixed images."""
+
+
+@dataclass(frozen=True)
+class ComparedPrompt:
+    """A prompt, drawn with the last evaluated checkpoint of each run."""
+
+    prompt: str
+    pictures: Sequence[str]
+
+
+def group_methods(runs: Sequence[Evidence]) -> list[int]:
+    """Give the method of each run: runs that differ only in their seeds have the same."""
+    settings = [json.dumps(evidence.run.contender.settings, sort_keys=True) for evidence in runs]
+    known = list(dict.fromkeys(settings))
+    return [known.index(one) for one in settings]
+
+
+def tabulate_runs(runs: Sequence[Evidence]) -> list[ComparedRun]:
+    """Give the line of each run in the table."""
+    rows = []
+    for evidence, method in zip(runs, group_methods(runs), strict=True):
+        metrics = evidence.metrics
+        rows.append(
+            ComparedRun(
+                label=evidence.label,
+                colour=method_colour(method),
+                goal=describe_goal(evidence),
+                seed=evidence.run.contender.seed,
+                iterations=len(metrics),
+                images=sum(int(row.get("samples", 0)) for row in metrics),
+                seconds=sum(float(row.get(phase) or 0) for row in metrics for phase in PHASES),
+                levels=find_levels([float(row["reward_mean"]) for row in metrics]) if metrics else None,
+                changes={
+                    (change.reward, change.held_out): change
+                    for change in find_changes(evidence)
+                    if change.is_sum or change.reward in evidence.trained()
+                },
+            )
+        )
+    return rows
+
+
+def chart_comparison(runs: Sequence[Evidence]) -> list[Chart]:
+    """Lay the curves of each reward over each other; a reward with other settings is another reward."""
+    methods = group_methods(runs)
+    lines: dict[tuple[str, str], list[Line]] = {}
+    for evidence, method in zip(runs, methods, strict=True):
+        rows = thin(evidence.metrics, MOST_POINTS)
+        for reward in evidence.rewards():
+            values = [(row["checkpoint"], mean) for row in rows if (mean := mean_of(row, reward)) is not None]
+            if values:
+                key = reward, evidence.run.contender.rewards.get(reward, "")
+                numbers, means = zip(*values, strict=True)
+                curve = list(zip(numbers, smooth(means, choose_window(len(means))), strict=True))
+                lines.setdefault(key, []).append(Line(evidence.label, method, curve))
+    keys = [Key(name, method_colour(method)) for method, name in enumerate(name_methods(runs))]
+    names = [name for name, _ in lines]
+    charts = []
+    for (name, directory), of_reward in lines.items():
+        title = name_reward(name) + (f" ({directory.rpartition('-')[2]})" if names.count(name) > 1 else "")
+        note = f"Mean of {WINDOW} iterations; one line per run, one colour per method."
+        charts.append(
+            chart_runs(title, note, of_reward, [keys[m] for m in sorted({line.method for line in of_reward})])
+        )
+    return charts
+
+
+def name_methods(runs: Sequence[Evidence]) -> list[str]:
+    """Name each method by what the names of its runs begin with."""
+    methods = group_methods(runs)
+    names = []
+    for method in range(max(methods) + 1):
+        labels = [evidence.label for evidence, of_run in zip(runs, methods, strict=True) if of_run == method]
+        if len(labels) == 1:
+            names += labels
+        else:
+            common = os.path.commonprefix(labels)  # noqa: RUF071 (letters, not folders)
+            names.append(f"{common.rstrip('-_. 0123456789') or labels[0]} ({len(labels)} seeds)")
+    return names
+
+
+def draw_together(runs: Sequence[Evidence]) -> tuple[list[str], list[ComparedPrompt]]:
+    """Give the labels of runs and the first image of common prompts, drawn with each run's last evaluated checkpoint.
+
+    Runs of one seed have drawn them from the same noise.
+    """
+    shown = [evidence for evidence in runs if evidence.evaluations][:MOST_RUNS_DRAWN]
+    if len(shown) < 2:
+        return [], []
+    first_rows: list[dict[str, int]] = []
+    for evidence in shown:
+        rows: dict[str, int] = {}
+        for row, prompt in enumerate(evidence.evaluations[-1].prompts):
+            rows.setdefault(prompt, row)
+        first_rows.append(rows)
+    common = [prompt for prompt in first_rows[0] if all(prompt in rows for rows in first_rows)]
+    labels = [f"{evidence.label} at {evidence.evaluations[-1].checkpoint}" for evidence in shown]
+    return labels, [
+        ComparedPrompt(
+            prompt,
+            [
+                encode_picture(evidence.evaluations[-1].images[rows[prompt]])
+                for evidence, rows in zip(shown, first_rows, strict=True)
+            ],
+        )
+        for prompt in common[:MOST_PROMPTS]
+    ]

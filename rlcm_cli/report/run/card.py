@@ -1,0 +1,214 @@
+"""The model card of an export: what was trained, for what, what came of it, and how to use it.
+
+It is read elsewhere, by others, so it names no place of this machine: paths lose their folders, servers their address.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from rlcm_cli import __version__
+from rlcm_cli.pictures.contact_sheet import write_png
+from rlcm_cli.report.private import name_reward, withhold, withhold_sentence, withhold_text
+from rlcm_cli.report.run.before_after import arrange_pairs
+from rlcm_cli.report.run.curves import plot_curves
+from rlcm_cli.report.run.data import Evidence, ReportedRun
+from rlcm_cli.report.run.summary import (
+    describe_change,
+    describe_cost,
+    describe_training,
+    describe_watch,
+    find_changes,
+)
+from rlcm_cli.store.evaluations import comparable_evaluations, read_evaluation
+from rlcm_cli.store.reward_versions import comparable_rows
+from rlcm_cli.store.run import read_metrics
+
+CARD = "README.md"
+CURVES, PAIRS = "rewards.png", "before_after.png"
+OF_MODEL = ("dtype", "distilled_lora")
+SETTINGS: Mapping[str, Sequence[str]] = {
+    "sample": ("steps", "guidance_scale", "samples", "group_size"),
+    "objective": (),
+    "train": (
+        "learning_rate",
+        "lr_schedule",
+        "lr_decay_iterations",
+        "minibatch_size",
+        "inner_epochs",
+        "advantage_clip",
+        "max_grad_norm",
+        "kl_weight",
+        "ema_decay",
+        "optimizer",
+    ),
+    "lora": ("rank", "alpha", "target_modules"),
+    "last_step": ("mode",),
+    "pretraining": ("source",),
+}
+"""The settings that a reader of the card looks for; empty: all of their table."""
+
+
+@dataclass(frozen=True)
+class CardSubject:
+    """The export that a card is of."""
+
+    title: str
+    format: str
+    """`diffusers`, `kohya` or `pipeline`."""
+    weights: str
+    """File of the LoRA; empty for a pipeline."""
+    repository: str | None
+    """On the hub; None: the folder stays here."""
+    base: str
+    """Embedded name, name of the folder, or hub id of the base model."""
+    base_is: str
+    """`embedded`, `folder` or `hub`."""
+    revision: str | None
+    distilled_lora: str | None
+    licence: str | None
+    licence_name: str | None
+    licence_link: str | None
+    pipeline: str
+    """Class of diffusers."""
+    arguments: Mapping[str, Any]
+    """Of its `__call__`."""
+    prompt: str
+    checkpoint: int | None
+    average: bool
+    verification: str
+    guided_by_embedding: bool
+    """The base's denoiser takes the guidance scale as an embedding."""
+    comfyui: Mapping[str, str]
+    """What to set in ComfyUI → to which value; empty where it does not know the architecture."""
+
+
+def read_evidence(run: ReportedRun, checkpoint: int) -> Evidence:
+    """Read what a run tells of a checkpoint and of its way there; the stored rewards are left aside."""
+    layout = run.contender.layout
+    metrics = comparable_rows([row for row in read_metrics(layout) if row["checkpoint"] <= checkpoint])
+    drawn = [number for number in layout.evaluations() if number <= checkpoint]
+    return Evidence(
+        label=run.name,
+        run=run,
+        versions={},
+        metrics=metrics,
+        rollouts=[],
+        evaluations=comparable_evaluations(
+            [read_evaluation(layout, number) for number in dict.fromkeys([*drawn[:1], *drawn[-1:]])]
+        ),
+        alarms=run.find_alarms(metrics) if metrics else {},
+        faults=[],
+    )
+
+
+def write_card(subject: CardSubject, evidence: Evidence | None, folder: Path) -> None:
+    """Write the card into a folder, and beside it the pictures of the run that there is something for."""
+    pictures = _draw_pictures(evidence, folder) if evidence else {}
+    (folder / CARD).write_text(render_card(subject, evidence, pictures), encoding="utf-8")
+
+
+def render_card(subject: CardSubject, evidence: Evidence | None, pictures: Mapping[str, str]) -> str:
+    """Render the card; `pictures` is file → what it shows."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader("rlcm_cli.report", "templates"),
+        autoescape=False,  # noqa: S701  Markdown, where &lt; would be shown as it is
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    return environment.get_template("card.md").render(
+        subject=subject,
+        header=_compose_header(subject),
+        distilled_lora=subject.distilled_lora and withhold_text(subject.distilled_lora),
+        call=", ".join(
+            [json.dumps(subject.prompt), *(f"{name}={value}" for name, value in subject.arguments.items())]
+        ),
+        place=json.dumps(subject.repository or "."),
+        pictures=pictures,
+        trained=describe_training(evidence) if evidence else "",
+        sentences=_compose_sentences(evidence) if evidence else [],
+        alarms=_name_alarms(evidence) if evidence else [],
+        settings=_list_settings(evidence.run.config) if evidence else {},
+        version=__version__,
+        diffusers=metadata.version("diffusers"),
+        transformers=metadata.version("transformers"),
+    )
+
+
+def _compose_header(subject: CardSubject) -> str:
+    from huggingface_hub import ModelCardData
+
+    data = ModelCardData(
+        license=subject.licence,
+        license_name=subject.licence_name,
+        license_link=subject.licence_link,
+        base_model=subject.base if subject.base_is == "hub" else None,
+        library_name="diffusers",
+        pipeline_tag="text-to-image",
+        tags=["text-to-image", "diffusers", "reinforcement-learning", "rlcm"]
+        + ["lora"] * (subject.format != "pipeline"),
+        ignore_metadata_errors=True,
+    )
+    return data.to_yaml()
+
+
+def _draw_pictures(evidence: Evidence, folder: Path) -> dict[str, str]:
+    pictures = {}
+    if len(evidence.metrics) > 1:
+        rows = [_name_rewards(row) for row in evidence.metrics]
+        bounds = {name_reward(name): found for name, found in evidence.run.bounds.items()}
+        (folder / CURVES).write_bytes(plot_curves(rows, evidence.run.config["combine"], bounds))
+        pictures[CURVES] = "Mean reward of each iteration's images; the band is one standard deviation over them."
+    if len(evidence.evaluations) > 1:
+        before, after = evidence.evaluations
+        write_png(folder / PAIRS, arrange_pairs(before, after))
+        pictures[PAIRS] = (
+            f"Pairs of the same prompt and seed, drawn by checkpoint {before.checkpoint} (left of each pair) and by "
+            f"checkpoint {after.checkpoint} (right)."
+        )
+    return pictures
+
+
+def _name_rewards(row: Mapping[str, Any]) -> dict[str, Any]:
+    named = {
+        key: {name_reward(name): value for name, value in row[key].items()}
+        for key in ("rewards", "reward_stds", "watched")
+    }
+    return {**row, **named}
+
+
+def _compose_sentences(evidence: Evidence) -> list[str]:
+    changes = [describe_change(change) for change in find_changes(evidence)]
+    told = [describe_cost(evidence), *changes]
+    return told if evidence.alarms else [*told, describe_watch(evidence)]
+
+
+def _name_alarms(evidence: Evidence) -> list[str]:
+    return [withhold_sentence(line.replace(name, name_reward(name))) for name, line in evidence.alarms.items()]
+
+
+def _list_settings(config: Mapping[str, Any]) -> dict[str, str]:
+    """Give setting → value as text: of what is trained, and how."""
+    skipped = "lora" if config["train"]["parameters"] == "full" else ""
+    chosen = {"seed": config["seed"]}
+    chosen |= {f"model.{key}": config["model"][key] for key in OF_MODEL}
+    chosen |= {f"sampler.{key}": value for key, value in config["sampler"].items()}
+    for section, keys in SETTINGS.items():
+        if section != skipped:
+            chosen |= {f"{section}.{key}": config[section][key] for key in keys or config[section]}
+    return {key: _plain(value) for key, value in withhold(chosen).items() if value is not None}
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:g}"
+    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)

@@ -1,0 +1,158 @@
+"""The policy of a run: the model with the trained weights of a checkpoint."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from rlcm_cli.config import Config, ModelSettings
+from rlcm_cli.core.device import allow_tf32
+from rlcm_cli.errors import ConfigError, ForeignFileError, ModelError
+from rlcm_cli.learning.optimizer import find_optimizer
+from rlcm_cli.models.full import attach_full
+from rlcm_cli.models.latent_model import LatentModel
+from rlcm_cli.models.loading import load_model
+from rlcm_cli.models.lora import attach_lora, load_lora
+from rlcm_cli.models.memory import checkpoint_activations
+from rlcm_cli.models.trained import TRAINED
+from rlcm_cli.runs.inputs import check_images, find_pairs
+from rlcm_cli.runs.run import Run, check_run, create_run, pin_commit
+from rlcm_cli.runs.schedules import training_schedule
+from rlcm_cli.store.adapters import find_adapter, read_adapter_settings
+from rlcm_cli.store.checkpoint import (
+    TrainerState,
+    digest_safetensors,
+    publish_checkpoint,
+    read_tensors,
+    read_trainer_state,
+    read_weights,
+)
+from rlcm_cli.store.reading import REMEDY
+from rlcm_cli.wording import command
+
+
+def load_configured_model(settings: ModelSettings, sampler: str, device: str) -> LatentModel:
+    """Load the model of a configuration for a sampler of a kind, with nothing to train attached."""
+    return load_model(
+        settings.name,
+        revision=settings.pinned_revision,
+        dtype=settings.dtype,
+        device=device,
+        sampler=sampler,
+        distilled_lora=settings.distilled_lora,
+        image_size=settings.image_size,
+    )
+
+
+def load_policy_model(config: Config) -> LatentModel:
+    """Load the model of a configuration with what is trained attached, as it is before any training."""
+    allow_tf32(config.runtime.tf32)
+    model = load_configured_model(config.model, config.sampler.kind, config.runtime.device)
+    attach(config, model)
+    return model
+
+
+def attach(config: Config, model: LatentModel) -> None:
+    """Make trainable what the configuration trains: a fresh adapter from the run's seed, or the base's denoiser."""
+    checkpoint_activations(model, config.runtime.gradient_checkpointing)
+    if config.train.parameters == "full":
+        # The KL penalty asks the base at each step.
+        attach_full(model, keep_base_on=model.device if config.train.kl_weight else torch.device("cpu"))
+        return
+    lora = config.lora
+    attach_lora(model, rank=lora.rank, alpha=lora.alpha, target_modules=lora.target_modules, run_seed=config.seed)
+
+
+def start_run(
+    root: Path, config: Config, fit: Callable[[Run, LatentModel], Run] = lambda run, model: run
+) -> tuple[Run, LatentModel]:
+    """Open or make a run, and load its model.
+
+    A run is made only once all that its configuration names was found good, so that a mistake leaves no
+    directory behind that the corrected command would be refused for. `fit`, such as `measuring.memory.fit_run`, may
+    refuse it too, or give the run other runtime settings than it is made with.
+    """
+    run = check_run(root, config)
+    find_optimizer(config.train.optimizer)
+    model = load_policy_model(run.config)
+    config = pin_commit(run.config, model.commit)
+    training_schedule(config, model)
+    check_images(run.layout, config)
+    find_pairs(config, model)
+    if not run.layout.checkpoints():
+        load_start(config, model)
+    fitted = fit(replace(run, config=config), model)
+    create_run(root, config)
+    return fitted, model
+
+
+def ensure_start(run: Run, model: LatentModel) -> None:
+    """Publish checkpoint 0, a function of the configuration alone, unless the run has checkpoints."""
+    if run.layout.checkpoints():
+        return
+    load_start(run.config, model)
+    publish_checkpoint(
+        run.layout,
+        0,
+        write_weights=functools.partial(write_start, run.config, model),
+        model_digest=model.digest,
+        optimizer={},
+        optimizer_steps=0,
+        statistics={},
+    )
+
+
+def write_start(config: Config, model: LatentModel, folder: Path) -> None:
+    """Write the weights that a run starts with, unless they are the base model's."""
+    if model.adapter_digest != model.digest:
+        TRAINED[config.train.parameters].save(model, folder)
+
+
+def load_start(config: Config, model: LatentModel) -> None:
+    """Give the model the weights that a run of this configuration starts with.
+
+    Raises `ConfigError` or `ModelError` where the LoRA to start from is not there or does not fit.
+    """
+    attach(config, model)
+    lora = config.lora
+    if lora.start is not None:
+        file = find_adapter(lora.start)
+        if file is None:
+            raise ConfigError(f"lora.start: no such file or folder: {lora.start}")
+        stated = read_adapter_settings(file)
+        if (stated.rank, stated.alpha, stated.target_modules) != (
+            lora.rank,
+            lora.alpha,
+            tuple(sorted(lora.target_modules)),
+        ):
+            raise ConfigError(
+                f"lora.start: {file} has rank {stated.rank}, alpha {stated.alpha}, modules "
+                f"{list(stated.target_modules)}, the configuration another; set [lora] to the same"
+            )
+        load_lora(model, read_tensors(file), digest_safetensors(file))
+
+
+def load_checkpoint(run: Run, model: LatentModel, number: int) -> TrainerState:
+    """Put the trained weights of a checkpoint into the model.
+
+    Raises `ForeignFileError` where the checkpoint was trained on another base model.
+    """
+    state = read_trainer_state(run.layout, number)
+    if state.model_digest != model.digest:
+        raise ForeignFileError(
+            f"{run.layout.checkpoint(number)}: was trained on another base model than '{run.config.model.name}' "
+            "loads here (weights, configuration, tokenizer or dtype differ); use the same files, or start a new run "
+            f"from what was trained: {command('loop', '--from', run.layout.root, '--run', 'NEW')}"
+        )
+    if model.adapter_digest == state.policy_digest:  # gigabytes may be read for nothing
+        return state
+    try:
+        TRAINED[run.config.train.parameters].load(model, read_weights(run.layout, number), state.policy_digest)
+    except ModelError as error:
+        path = run.layout.checkpoint(number)
+        raise ForeignFileError(f"{path}: {error}; {REMEDY.format(path=path)}") from None
+    return state
