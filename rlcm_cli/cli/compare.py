@@ -17,8 +17,8 @@ from rlcm_cli.cli.streams import say
 
 if TYPE_CHECKING:
     from rlcm_cli.cli.display import Display
-    from rlcm_cli.report.compare.comparison.contenders import Contender
-    from rlcm_cli.report.compare.comparison.samples import Strip
+    from rlcm_cli.report.compare.contenders import Contender
+    from rlcm_cli.report.compare.samples import Strip
 
 COST_NAMES = {
     "queries": "queries",
@@ -90,10 +90,10 @@ def compare_command(
     """Compare runs: reward against queries, time and model forwards, and what it costs to reach a target reward."""
     from rlcm_cli.cli.display import Display
     from rlcm_cli.errors import ConfigError
-    from rlcm_cli.report.compare.comparison.comparison import compare_runs
-    from rlcm_cli.report.compare.comparison.picture import draw_comparison
-    from rlcm_cli.report.compare.comparison.samples import write_samples
-    from rlcm_cli.report.compare.comparison.table import check_folder, tabulate, write_table
+    from rlcm_cli.report.compare.comparison import compare_runs
+    from rlcm_cli.report.compare.picture import draw_comparison
+    from rlcm_cli.report.compare.samples import write_samples
+    from rlcm_cli.report.compare.table import check_folder, tabulate, write_table
     from rlcm_cli.runs.staging import stage_report
 
     check_folder(out)
@@ -123,7 +123,7 @@ def compare_command(
 def draw_strips(runs: Mapping[str, Path], folder: Path, device: str, display: Display) -> list[Strip]:
     """Draw the same prompts with the newest checkpoint of each run, method → run directory."""
     from rlcm_cli.pictures.compare import draw_samples, plan_samples
-    from rlcm_cli.report.compare.comparison.samples import Strip
+    from rlcm_cli.report.compare.samples import Strip
 
     rows = plan_samples(runs, folder)
     display.follow(draw_samples(rows, device))
@@ -146,7 +146,7 @@ def parse_labels(options: Sequence[str]) -> Iterator[tuple[str, str]]:
 def open_contender(root: Path, label: str = "") -> Contender:
     """Read what a comparison must know of a run. Raises `MissingFileError` where there is none."""
     from rlcm_cli.errors import MissingFileError
-    from rlcm_cli.report.compare.comparison.contenders import Contender
+    from rlcm_cli.report.compare.contenders import Contender
     from rlcm_cli.runs.run import identify, open_run
 
     if not (root / "config.json").is_file():

@@ -11,12 +11,12 @@ import typer
 
 from rlcm_cli.cli import options as o
 from rlcm_cli.cli.location import open_location
-from rlcm_cli.store.remote.remote_run.remote_run.remote_run.objects import is_url
+from rlcm_cli.store.remote.objects import is_url
 
 if TYPE_CHECKING:
     from rlcm_cli.events import Event
     from rlcm_cli.pictures.export import Exported
-    from rlcm_cli.store.remote.remote_run.remote_run.remote_run.remote_run import RemoteRun
+    from rlcm_cli.store.remote.remote_run import RemoteRun
 
 
 class Format(StrEnum):
@@ -91,8 +91,8 @@ def export_command(
     from rlcm_cli.errors import ConfigError, RemoteStoreError
     from rlcm_cli.pictures.export import check_request, export, find_source
     from rlcm_cli.runs.staging import stage_report
-    from rlcm_cli.store.remote.remote_run.remote_run.remote_run.model_repository import check_repository, upload_folder
-    from rlcm_cli.store.remote.remote_run.remote_run.remote_run.remote_run import split_url
+    from rlcm_cli.store.remote.model_repository import check_repository, upload_folder
+    from rlcm_cli.store.remote.remote_run import split_url
 
     if public and hub is None:
         raise ConfigError("--public is of --hub OWNER/NAME; add that, or leave it out")

@@ -13,7 +13,7 @@ import typer
 from rlcm_cli.cli import options as o
 from rlcm_cli.cli.location import open_location
 from rlcm_cli.cli.streams import say
-from rlcm_cli.store.remote.remote_run.objects import is_url
+from rlcm_cli.store.remote.objects import is_url
 from rlcm_cli.wording import count
 
 NEWEST_SHOWN = 5
@@ -64,7 +64,7 @@ def inspect_command(
     from rlcm_cli.runs.staging import stage_inspection
     from rlcm_cli.store.inspection import describe
     from rlcm_cli.store.layout import RunLayout
-    from rlcm_cli.store.remote.remote_run.remote_run import split_url
+    from rlcm_cli.store.remote.remote_run import split_url
     from rlcm_cli.store.verification import verify_run
     from rlcm_cli.wording import to_line
 

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
 from rlcm_cli.errors import ConfigError, RlcmError
-from rlcm_cli.store.remote.remote_run.objects import is_url
+from rlcm_cli.store.remote.objects import is_url
 
 if TYPE_CHECKING:
     from rlcm_cli.config import Config
     from rlcm_cli.events import Event
     from rlcm_cli.runs.run import Run
-    from rlcm_cli.store.remote.remote_run.publishing import Publisher
-    from rlcm_cli.store.remote.remote_run.remote_run import RemoteRun
+    from rlcm_cli.store.remote.publishing import Publisher
+    from rlcm_cli.store.remote.remote_run import RemoteRun
 
 
 @dataclass(frozen=True)
@@ -72,8 +72,8 @@ def open_location(
     if named is None or not is_url(named):
         yield Location(None if named is None else local_path(named))
         return
-    from rlcm_cli.store.remote.remote_run.publishing import Publisher
-    from rlcm_cli.store.remote.remote_run.remote_run import open_remote
+    from rlcm_cli.store.remote.publishing import Publisher
+    from rlcm_cli.store.remote.remote_run import open_remote
 
     remote = open_remote(named)
     publisher = Publisher(remote) if publishes else None

@@ -9,7 +9,7 @@ import typer
 
 from rlcm_cli.cli import options as o
 from rlcm_cli.cli.streams import say
-from rlcm_cli.store.remote.remote_run.objects import is_url
+from rlcm_cli.store.remote.objects import is_url
 
 
 def register(app: typer.Typer) -> None:

@@ -16,7 +16,7 @@ from rlcm_cli.cli.streams import say
 
 if TYPE_CHECKING:
     from rlcm_cli.report.run.data import ReportedRun
-    from rlcm_cli.store.remote.remote_run.remote_run import RemoteRun
+    from rlcm_cli.store.remote.remote_run import RemoteRun
 
 FILE = "report.html"
 
@@ -53,7 +53,7 @@ def report_command(
     o.announce(", ".join(named), quiet=quiet, as_json=as_json)
 
     from rlcm_cli.cli.display import format_size, print_json
-    from rlcm_cli.report.html.page.page import write_report
+    from rlcm_cli.report.html.page import write_report
 
     with ExitStack() as stack:
         locations = [stack.enter_context(open_location(name, fetch_rewards)) for name in named]

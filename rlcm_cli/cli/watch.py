@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from rlcm_cli.report.run.progress import RunProgress
-    from rlcm_cli.store.remote.remote_run.remote_run import RemoteRun
+    from rlcm_cli.store.remote.remote_run import RemoteRun
 
 
 def register(app: typer.Typer) -> None:

@@ -14,8 +14,8 @@ from rlcm_cli.errors import CorruptFileError, MissingFileError, ModelError
 from rlcm_cli.store.checkpoint import LORA_FILE, MARKER_FILE, find_weights, latest_checkpoint, read_trainer_state
 from rlcm_cli.store.layout import RunLayout
 from rlcm_cli.store.reading import open_file
-from rlcm_cli.store.remote.remote_run.objects import is_url
-from rlcm_cli.store.remote.remote_run.remote_run import fetch_adapter
+from rlcm_cli.store.remote.objects import is_url
+from rlcm_cli.store.remote.remote_run import fetch_adapter
 
 
 @dataclass(frozen=True)

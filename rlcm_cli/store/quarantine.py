@@ -8,7 +8,7 @@ from pathlib import Path
 from rlcm_cli.errors import ConfigError, MissingFileError
 from rlcm_cli.store.atomic import set_aside
 from rlcm_cli.store.layout import RunLayout, receipt_path
-from rlcm_cli.store.remote.remote_run.remote_run import open_remote, split_url
+from rlcm_cli.store.remote.remote_run import open_remote, split_url
 
 
 def find_run(path: Path) -> RunLayout:

@@ -22,7 +22,7 @@ import peft  # noqa: E402, F401
 
 from rlcm_cli.cli.app import main  # noqa: E402
 from rlcm_cli.phases import sample  # noqa: E402
-from rlcm_cli.store.remote.remote_run import publishing  # noqa: E402
+from rlcm_cli.store.remote import publishing  # noqa: E402
 
 
 def start(command):

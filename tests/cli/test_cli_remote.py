@@ -9,8 +9,6 @@ import pytest
 from command_line import refuse, rlcm, succeed, tensor_files, write_settings
 from object_stores import cut, download
 from PIL import Image
-from rlcm_cli.store.remote.remote_run.publishing import Publisher
-from rlcm_cli.store.remote.remote_run.remote_run import open_remote
 
 from rlcm_cli.cli.location import open_location
 from rlcm_cli.errors import (
@@ -24,7 +22,8 @@ from rlcm_cli.errors import (
 from rlcm_cli.store.evaluations import read_evaluation
 from rlcm_cli.store.identity import identify_run
 from rlcm_cli.store.layout import RunLayout
-from rlcm_cli.store.remote.remote_run import objects
+from rlcm_cli.store.remote import objects, open_remote
+from rlcm_cli.store.remote.publishing import Publisher
 from rlcm_cli.store.run import read_metrics
 
 SHARD = "rollouts/000000/shard-0000{}-of-00002.safetensors"

@@ -8,7 +8,7 @@ from command_line import refuse, succeed
 from reported_runs import write_reported
 
 from rlcm_cli.errors import ConfigError, MissingFileError
-from rlcm_cli.report.html.page import page as html
+from rlcm_cli.report.html import page as html
 
 pytest.importorskip("vl_convert", reason="the report's charts need the extra `report`")
 

@@ -5,9 +5,6 @@ from pathlib import Path
 import pytest
 import torch
 from phase_runs import fingerprint, finish, make_config, make_loop, shared_model
-from rlcm_cli.report.compare.comparison.comparison import compare_runs
-from rlcm_cli.report.compare.comparison.contenders import Contender
-from rlcm_cli.report.compare.comparison.evaluations import read_ends
 
 from rlcm_cli.errors import MissingFileError, RunMismatchError
 from rlcm_cli.events import Warned
@@ -15,6 +12,9 @@ from rlcm_cli.phases.evaluate import evaluate
 from rlcm_cli.phases.sample import sample
 from rlcm_cli.phases.score import load_scorers, score
 from rlcm_cli.phases.train import train
+from rlcm_cli.report.compare.comparison import compare_runs
+from rlcm_cli.report.compare.contenders import Contender
+from rlcm_cli.report.compare.evaluations import read_ends
 from rlcm_cli.rewards import registry
 from rlcm_cli.rewards.contract import RewardEntry
 from rlcm_cli.rewards.custom import code_files, digest_code

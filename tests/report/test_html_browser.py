@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 from reported_runs import PROMPTS, make_metrics, write_reported, write_rollout
-from rlcm_cli.report.html.page.page import write_report
 
 from rlcm_cli.cli.report import open_reported
+from rlcm_cli.report.html.page import write_report
 from rlcm_cli.store.layout import RunLayout
 
 pytest.importorskip("vl_convert", reason="the report's charts need the extra `report`")

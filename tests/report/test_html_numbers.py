@@ -9,12 +9,12 @@ from itertools import pairwise
 import pytest
 import torch
 from reported_runs import PROMPTS, REWARD, SAMPLES, WATCHED, evidence_of, reward_of, write_reported
-from rlcm_cli.report.html.page.charts import chart_costs, chart_rewards, chart_updates, thin
-from rlcm_cli.report.html.page.images import Budget, find_extremes, follow_images
-from rlcm_cli.report.html.page.page import balance_columns, compose_chapter, render_report
-from rlcm_cli.report.html.page.scores import BINS, count_values, tabulate_prompts
 
 from rlcm_cli.errors import ConfigError
+from rlcm_cli.report.html.charts import chart_costs, chart_rewards, chart_updates, thin
+from rlcm_cli.report.html.images import Budget, find_extremes, follow_images
+from rlcm_cli.report.html.page import balance_columns, compose_chapter, render_report
+from rlcm_cli.report.html.scores import BINS, count_values, tabulate_prompts
 from rlcm_cli.report.private import withhold, withhold_text
 from rlcm_cli.report.run.summary import (
     Change,

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 from reported_runs import write_reported
-from rlcm_cli.report.html.page.page import render_report
 
 from rlcm_cli.cli.report import open_reported
+from rlcm_cli.report.html.page import render_report
 from rlcm_cli.report.private import name_reward, withhold_sentence, withhold_text
 from rlcm_cli.report.run.card import CardSubject, render_card
 from rlcm_cli.report.run.data import read_run
@@ -142,9 +142,9 @@ def subject_of(distilled_lora: str) -> CardSubject:
 
 def test_a_comparison_of_runs_in_a_home_does_not_name_it(tmp_path, monkeypatch):
     from compared_runs import write_run
-    from rlcm_cli.report.compare.comparison.contenders import group_runs
 
     from rlcm_cli.cli.compare import open_contender
+    from rlcm_cli.report.compare.contenders import group_runs
 
     home = tmp_path / MARK
     monkeypatch.setenv("HOME", str(home))

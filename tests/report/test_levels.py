@@ -5,12 +5,12 @@ import re
 import pytest
 from compared_runs import write_run
 from reported_runs import REWARD, write_reported
-from rlcm_cli.report.compare.comparison.comparison import compare_runs
-from rlcm_cli.report.compare.comparison.table import tabulate
-from rlcm_cli.report.html.page.page import render_report
 
 from rlcm_cli.cli.compare import open_contender
 from rlcm_cli.cli.report import open_reported
+from rlcm_cli.report.compare.comparison import compare_runs
+from rlcm_cli.report.compare.table import tabulate
+from rlcm_cli.report.html.page import render_report
 from rlcm_cli.report.run.data import read_run
 from rlcm_cli.report.run.levels import Levels, find_levels, say_level, smooth
 from rlcm_cli.report.run.summary import find_changes

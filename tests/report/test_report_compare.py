@@ -9,15 +9,15 @@ from compared_runs import write_evaluation, write_run
 from conftest import edit_config
 from matplotlib.figure import Figure
 from PIL import Image
-from rlcm_cli.report.compare.comparison.comparison import compare_runs
-from rlcm_cli.report.compare.comparison.contenders import group_runs
-from rlcm_cli.report.compare.comparison.curves import Curve, average_curves, find_crossing, price_at, trace_curve
-from rlcm_cli.report.compare.comparison.picture import COLOURS, DASHES, choose_unit, count_columns, draw_comparison
-from rlcm_cli.report.compare.comparison.samples import Strip, write_samples
-from rlcm_cli.report.compare.comparison.table import check_folder, tabulate, write_table
 
 from rlcm_cli.cli.compare import open_contender
 from rlcm_cli.errors import ConfigError, MissingFileError
+from rlcm_cli.report.compare.comparison import compare_runs
+from rlcm_cli.report.compare.contenders import group_runs
+from rlcm_cli.report.compare.curves import Curve, average_curves, find_crossing, price_at, trace_curve
+from rlcm_cli.report.compare.picture import COLOURS, DASHES, choose_unit, count_columns, draw_comparison
+from rlcm_cli.report.compare.samples import Strip, write_samples
+from rlcm_cli.report.compare.table import check_folder, tabulate, write_table
 from rlcm_cli.store.layout import RunLayout
 from rlcm_cli.store.run import publish_metrics, read_metrics_row
 

@@ -3,9 +3,9 @@
 import pytest
 from fake_hub import TOKEN, serving
 from huggingface_hub import constants
-from rlcm_cli.store.remote.remote_run.model_repository import check_repository, upload_folder
 
 from rlcm_cli.errors import ConfigError, RemoteStoreError
+from rlcm_cli.store.remote.model_repository import check_repository, upload_folder
 
 
 @pytest.fixture

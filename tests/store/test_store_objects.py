@@ -4,10 +4,10 @@ import uuid
 
 import fsspec
 import pytest
-from rlcm_cli.store.remote.remote_run.objects import ObjectStore, check_url, is_url, open_store
 
 from rlcm_cli.errors import ConfigError, ForeignFileError, RemoteStoreError
-from rlcm_cli.store.remote.remote_run import objects
+from rlcm_cli.store.remote import objects
+from rlcm_cli.store.remote.objects import ObjectStore, check_url, is_url, open_store
 
 
 @pytest.fixture(autouse=True)

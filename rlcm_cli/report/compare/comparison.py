@@ -8,15 +8,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rlcm_cli.errors import ConfigError, MissingFileError
-from rlcm_cli.report.compare.comparison.contenders import (
+from rlcm_cli.report.compare.contenders import (
     Contender,
     check_rewards,
     describe_total,
     group_runs,
     list_differences,
 )
-from rlcm_cli.report.compare.comparison.curves import Curve, average_curves, trace_curve
-from rlcm_cli.report.compare.comparison.evaluations import Ends, read_ends
+from rlcm_cli.report.compare.curves import Curve, average_curves, trace_curve
+from rlcm_cli.report.compare.evaluations import Ends, read_ends
 from rlcm_cli.report.private import name_reward
 from rlcm_cli.report.run.levels import WINDOW, Levels, find_levels
 from rlcm_cli.store.reward_versions import comparable_rows

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from rlcm_cli.report.compare.comparison.contenders import Contender
+from rlcm_cli.report.compare.contenders import Contender
 from rlcm_cli.report.run.summary import estimate_part
 from rlcm_cli.store.evaluations import Evaluation, comparable_evaluations, read_evaluation
 

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rlcm_cli.report.compare.comparison.comparison import Comparison, Method
-from rlcm_cli.report.compare.comparison.curves import find_crossing, price_at
+from rlcm_cli.report.compare.comparison import Comparison, Method
+from rlcm_cli.report.compare.curves import find_crossing, price_at
 from rlcm_cli.store.atomic import replace_bytes
 
 if TYPE_CHECKING:

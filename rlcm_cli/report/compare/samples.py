@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rlcm_cli.report.compare.comparison.picture import DPI
+from rlcm_cli.report.compare.picture import DPI
 from rlcm_cli.store.atomic import replace_bytes
 
 if TYPE_CHECKING:

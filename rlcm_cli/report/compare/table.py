@@ -9,9 +9,9 @@ from statistics import fmean
 from typing import Any
 
 from rlcm_cli.errors import ConfigError
-from rlcm_cli.report.compare.comparison.comparison import Comparison, Method
-from rlcm_cli.report.compare.comparison.curves import find_crossing, price_at
-from rlcm_cli.report.compare.comparison.evaluations import Ends
+from rlcm_cli.report.compare.comparison import Comparison, Method
+from rlcm_cli.report.compare.curves import find_crossing, price_at
+from rlcm_cli.report.compare.evaluations import Ends
 from rlcm_cli.store.atomic import replace_bytes
 
 FILES = ("compare.json", "compare.png", "samples.png")

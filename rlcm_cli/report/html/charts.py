@@ -11,8 +11,8 @@ from typing import Any
 
 from torch import Tensor
 
-from rlcm_cli.report.html.page.scores import BINS, Histogram
-from rlcm_cli.report.html.page.specs import (
+from rlcm_cli.report.html.scores import BINS, Histogram
+from rlcm_cli.report.html.specs import (
     HOVER_POINTS,
     Spec,
     encode_iterations,

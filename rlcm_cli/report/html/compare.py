@@ -7,8 +7,8 @@ import os.path
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from rlcm_cli.report.html.page.charts import Chart, Key, Line, chart_runs, mean_of, method_colour, thin
-from rlcm_cli.report.html.page.images import encode_picture
+from rlcm_cli.report.html.charts import Chart, Key, Line, chart_runs, mean_of, method_colour, thin
+from rlcm_cli.report.html.images import encode_picture
 from rlcm_cli.report.private import name_reward
 from rlcm_cli.report.run.data import Evidence
 from rlcm_cli.report.run.levels import WINDOW, Levels, choose_window, find_levels, smooth

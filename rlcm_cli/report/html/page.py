@@ -22,8 +22,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescap
 
 from rlcm_cli import __version__
 from rlcm_cli.errors import ConfigError
-from rlcm_cli.report.compare.comparison.contenders import normalises
-from rlcm_cli.report.html.page.charts import (
+from rlcm_cli.report.compare.contenders import normalises
+from rlcm_cli.report.html.charts import (
     Chart,
     chart_costs,
     chart_iteration,
@@ -31,15 +31,15 @@ from rlcm_cli.report.html.page.charts import (
     chart_spread,
     chart_updates,
 )
-from rlcm_cli.report.html.page.compare import (
+from rlcm_cli.report.html.compare import (
     ComparedPrompt,
     ComparedRun,
     chart_comparison,
     draw_together,
     tabulate_runs,
 )
-from rlcm_cli.report.html.page.images import Budget, Extremes, FixedImage, find_extremes, follow_images, share_budget
-from rlcm_cli.report.html.page.scores import Histogram, PromptTable, count_values, tabulate_prompts
+from rlcm_cli.report.html.images import Budget, Extremes, FixedImage, find_extremes, follow_images, share_budget
+from rlcm_cli.report.html.scores import Histogram, PromptTable, count_values, tabulate_prompts
 from rlcm_cli.report.private import name_reward, withhold, withhold_sentence
 from rlcm_cli.report.run.data import Evidence, ReportedRun, name_runs, read_run
 from rlcm_cli.report.run.levels import WINDOW, Levels, find_levels, say_level

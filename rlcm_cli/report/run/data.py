@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from torch import Tensor
 
 from rlcm_cli.errors import ConfigError, CorruptFileError, RlcmError
-from rlcm_cli.report.compare.comparison.contenders import Contender
+from rlcm_cli.report.compare.contenders import Contender
 from rlcm_cli.report.private import withhold_sentence
 from rlcm_cli.store.evaluations import Evaluation, comparable_evaluations, read_evaluation
 from rlcm_cli.store.layout import RunLayout

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rlcm_cli.report.compare.comparison.contenders import describe_sum
+from rlcm_cli.report.compare.contenders import describe_sum
 from rlcm_cli.report.run.data import Evidence
 from rlcm_cli.store.evaluations import Evaluation
 

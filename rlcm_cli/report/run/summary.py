@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from rlcm_cli.core.hacking import measure_drop
-from rlcm_cli.report.compare.comparison.contenders import describe_sum
+from rlcm_cli.report.compare.contenders import describe_sum
 from rlcm_cli.report.private import name_reward, withhold_text
 from rlcm_cli.report.run.data import Evidence
 from rlcm_cli.report.run.goals import find_goals

@@ -14,7 +14,7 @@ from rlcm_cli.store.atomic import replace_bytes
 from rlcm_cli.store.checkpoint import MARKER_FILE, damaged_files, parse_marker
 from rlcm_cli.store.layout import receipt_path
 from rlcm_cli.store.reading import REMEDY
-from rlcm_cli.store.remote.remote_run.remote_run import RemoteRun, fits
+from rlcm_cli.store.remote.remote_run import RemoteRun, fits
 from rlcm_cli.store.shards import encode_receipt, read_receipt, restore_receipt
 
 PAUSE = 0.5

@@ -23,8 +23,8 @@ from rlcm_cli.store.checkpoint import MARKER_FILE, damaged_files, parse_marker
 from rlcm_cli.store.layout import RunLayout, receipt_path
 from rlcm_cli.store.manifest import RolloutManifest, read_manifest
 from rlcm_cli.store.reading import REMEDY
-from rlcm_cli.store.remote.remote_run.objects import ObjectStore, check_url, open_store
-from rlcm_cli.store.remote.remote_run.stage import Stage, open_stage
+from rlcm_cli.store.remote.objects import ObjectStore, check_url, open_store
+from rlcm_cli.store.remote.stage import Stage, open_stage
 from rlcm_cli.store.shards import Receipt, read_receipt
 
 DOWNLOADS = 3
