@@ -81,12 +81,19 @@ def write_kohya(model: LatentModel, file: Path, dtype: torch.dtype, *, title: st
         "modelspec.sai_model_spec": "1.0.0",
         "modelspec.title": title,
         "modelspec.implementation": "diffusers",
-        "modelspec.prediction_type": "v" if model.prediction_type == "v_prediction" else "epsilon",
         "modelspec.resolution": "x".join(map(str, reversed(model.image_size))),
+        **_name_prediction(model),
         **(described[1] if (described := model.family.names.describe(model.pipeline)) else {}),
     }
     save_file(_cast(tensors | alphas, dtype), file, metadata=metadata)
     return file
+
+
+def _name_prediction(model: LatentModel) -> dict[str, str]:
+    """Return what the model predicts, in words that there are for models with ᾱ only."""
+    if model.noise.alpha_bar is None:
+        return {}
+    return {"modelspec.prediction_type": "v" if model.prediction_type == "v_prediction" else "epsilon"}
 
 
 def write_pipeline(model: LatentModel, folder: Path, dtype: torch.dtype) -> Path:

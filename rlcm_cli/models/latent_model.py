@@ -80,7 +80,10 @@ class LatentModel:
 
     @property
     def alphas_cumprod(self) -> Tensor:
-        """ᾱ of the pipeline's training schedule, float32 [train steps], on the CPU."""
+        """ᾱ of the pipeline's training schedule, float32 [train steps], on the CPU.
+
+        Raises `ConfigError` where it has none.
+        """
         return self.noise.alphas_cumprod
 
     @property
@@ -90,7 +93,7 @@ class LatentModel:
 
     @property
     def prediction_type(self) -> PredictionType:
-        """What the denoiser predicts."""
+        """What the denoiser predicts, of a model that has ᾱ."""
         return cast("PredictionType", self.pipeline.scheduler.config.prediction_type)
 
     @torch.no_grad()

@@ -26,13 +26,14 @@ def build_schedule(model: LatentModel, settings: SamplerSettings, steps: int, *,
 
 def _explain(fault: str, schedule: Schedule, noise: Noise) -> str:
     """Say why a schedule is refused, and what to do."""
-    if noise.scheduler["prediction_type"] == "epsilon" and (noise.alphas_cumprod[schedule.timesteps] == 0).any():
+    predicts_noise = noise.alpha_bar is not None and noise.scheduler["prediction_type"] == "epsilon"
+    if predicts_noise and (noise.alphas_cumprod[schedule.timesteps] == 0).any():
         return (
             "the model's scheduler has no signal at its last timestep (rescale_betas_zero_snr), which a model that "
             "predicts the noise (prediction_type epsilon) divides by; set rescale_betas_zero_snr to false in "
             "scheduler/scheduler_config.json, or use a model that predicts v_prediction or sample"
         )
     return (
-        f"no image can be drawn with this schedule: {fault}; check the betas in the model's "
-        "scheduler/scheduler_config.json, sample.steps and [sampler]"
+        f"no image can be drawn with this schedule: {fault}; check the noise levels in the "
+        "model's scheduler/scheduler_config.json, sample.steps and [sampler]"
     )

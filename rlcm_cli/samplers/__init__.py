@@ -38,8 +38,19 @@ class Noise:
 
     scheduler: Mapping[str, Any]
     """The configuration of the sampler's scheduler, with the noise schedule of the pipeline's own."""
-    alphas_cumprod: Tensor
-    """ᾱ, float32 [train steps], on the CPU."""
+    alpha_bar: Tensor | None = None
+    """ᾱ, float32 [train steps], on the CPU; None where noised latents are not √ᾱ · x + √(1 − ᾱ) · ε, as in flow
+    matching."""
+
+    @property
+    def alphas_cumprod(self) -> Tensor:
+        """ᾱ, of samplers that cannot do without. Raises `ConfigError` where the model has none."""
+        if self.alpha_bar is None:
+            raise ConfigError(
+                f"the model's scheduler, {self.scheduler.get('_class_name', 'of its own')}, has no ᾱ "
+                "(alphas_cumprod), which this sampler draws with; use a sampler of the model's family (--sampler)"
+            )
+        return self.alpha_bar
 
 
 @dataclass(frozen=True)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 from types import SimpleNamespace
 
 import pytest
 import torch
-from diffusers.schedulers import DDIMScheduler, LCMScheduler, TCDScheduler
+from diffusers.schedulers import DDIMScheduler, FlowMatchEulerDiscreteScheduler, LCMScheduler, TCDScheduler
 from pydantic import ValidationError
 
+from rlcm_cli.core.schedule import Schedule
 from rlcm_cli.errors import ConfigError
 from rlcm_cli.models.schedules import build_schedule
 from rlcm_cli.samplers import SAMPLERS, Noise
@@ -51,7 +53,7 @@ def test_each_number_of_steps_can_be_drawn(sampler, prediction_type):
 def test_betas_that_are_not_finite_are_refused():
     model = make_model("ddim")
     model.noise.alphas_cumprod[600:] = torch.nan
-    with pytest.raises(ConfigError, match=r"no image can be drawn.*NaN or infinite; check the betas"):
+    with pytest.raises(ConfigError, match=r"no image can be drawn.*NaN or infinite; check the noise levels"):
         build(model)
 
 
@@ -65,3 +67,28 @@ def test_a_first_timestep_beyond_the_training_is_refused():
 def test_eta_is_at_most_1(eta):
     with pytest.raises(ValidationError):
         DdimSettings(eta=eta)
+
+
+def test_a_model_without_alpha_bar_needs_a_sampler_that_does_without():
+    """A flow-matching scheduler states neither ᾱ nor what is predicted."""
+    own = FlowMatchEulerDiscreteScheduler(shift=3.0)
+    noise = Noise(own.config)
+
+    def follow_the_flow(settings, noise, steps, last_std):
+        sigmas = torch.linspace(1, 0, steps + 1, dtype=torch.float64)
+        now, then = sigmas[:-1], sigmas[1:]
+        return Schedule(1000 * now, 1000 * then, 1 - then, -now * (1 - then), then)
+
+    sampler = dataclasses.replace(SAMPLERS["lcm"], schedule=follow_the_flow)
+    schedule = build_schedule(SimpleNamespace(sampler=sampler, noise=noise), sampler.default_settings(), 4)
+    assert (schedule.timesteps.tolist(), schedule.actions) == ([1000.0, 750.0, 500.0, 250.0], 3)
+
+    for kind in SCHEDULERS:
+        one = SAMPLERS[kind]
+        with pytest.raises(ConfigError, match=r"FlowMatchEulerDiscreteScheduler, has no ᾱ .*--sampler") as caught:
+            build_schedule(SimpleNamespace(sampler=one, noise=noise), one.default_settings(), 4)
+        assert "\n" not in str(caught.value), kind
+
+    broken = dataclasses.replace(sampler, schedule=lambda *given: dataclasses.replace(schedule, std=schedule.std / 0))
+    with pytest.raises(ConfigError, match="no image can be drawn with this schedule: the model call at timestep 1000"):
+        build_schedule(SimpleNamespace(sampler=broken, noise=noise), sampler.default_settings(), 4)
