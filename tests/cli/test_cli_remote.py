@@ -22,8 +22,9 @@ from rlcm_cli.errors import (
 from rlcm_cli.store.evaluations import read_evaluation
 from rlcm_cli.store.identity import identify_run
 from rlcm_cli.store.layout import RunLayout
-from rlcm_cli.store.remote import objects, open_remote
+from rlcm_cli.store.remote import objects
 from rlcm_cli.store.remote.publishing import Publisher
+from rlcm_cli.store.remote.remote_run import open_remote
 from rlcm_cli.store.run import read_metrics
 
 SHARD = "rollouts/000000/shard-0000{}-of-00002.safetensors"
