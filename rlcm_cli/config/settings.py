@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
 from pydantic import Field, model_validator
 
 from rlcm_cli.errors import ConfigError
-from rlcm_cli.objectives import DEFAULT, OBJECTIVES, UNMET, Need, find_objective
+from rlcm_cli.objectives import DEFAULT, OBJECTIVES, Need, find_objective
 from rlcm_cli.samplers import DEFAULT as DEFAULT_SAMPLER
 from rlcm_cli.samplers import SAMPLERS, AnySamplerSettings, explain_no_actions
 from rlcm_cli.sections import NonNegativeFloat, PositiveFloat, PositiveInt, Section
@@ -377,11 +377,6 @@ class Config(Section):
     @model_validator(mode="after")
     def _check_objective(self) -> Config:
         objective = find_objective(self)
-        unmet = ", ".join(sorted(need.value for need in objective.needs & UNMET))
-        if unmet:
-            raise ValueError(
-                f"objective.kind {objective.kind} needs {unmet}, which no phase provides yet; use another"
-            )
         objective.check(self)
         kind, admitted = self.advantage_kind, objective.advantages.admitted
         if kind in ("group", "leave-one-out") and self.sample.group_size < 2:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from rlcm_cli.config import Config
 from rlcm_cli.learning.rollout import Rollout
 from rlcm_cli.models.latent_model import LatentModel
+from rlcm_cli.models.weights import clone_weights, exchanged_weights
+from rlcm_cli.objectives import Need, find_objective
 from rlcm_cli.processes.team import Team
 
 LARGEST = "ratio_drift"
@@ -33,11 +37,28 @@ class Learner:
     anchored: bool = False
     """Whether the old policy is the present one, so that every ratio is 1: the only update of an iteration whose
     stored log-probabilities are too coarse."""
+    old_weights: Mapping[str, Tensor] | None = None
+    """The trained weights of the policy that drew, by name, on the device, where the objective asks for them."""
+
+    @contextlib.contextmanager
+    def old_policy(self) -> Iterator[None]:
+        """Let the model predict, without a gradient, as the policy that drew did, within the block."""
+        if self.old_weights is None:
+            raise RuntimeError("the objective does not state Need.OLD_POLICY, so that its weights are not kept")
+        with torch.no_grad(), exchanged_weights(self.model.trained.parameters(self.model), self.old_weights):
+            yield
 
     @property
     def settings(self) -> Any:
         """The objective's own settings, of its own class."""
         return self.config.objective
+
+
+def copy_policy(model: LatentModel, config: Config) -> dict[str, Tensor] | None:
+    """Return copies of the trained weights where the objective asks for the old policy, before they change."""
+    if Need.OLD_POLICY not in find_objective(config).needs:
+        return None
+    return clone_weights(model.trained.parameters(model))
 
 
 @dataclass

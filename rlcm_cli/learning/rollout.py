@@ -37,6 +37,8 @@ class Rollout:
     """The weighted sum of the rewards that the sample's task is trained for, float32 [B]."""
     revisions: Mapping[str, str]
     """Reward name → digest of what gave it, of the rewards that have one."""
+    final_latents: Tensor | None = None
+    """What was decoded, [B, C, h, w] in the model's dtype; None where the objective does not ask for it."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,7 @@ class JoinedShards:
     conditioning: Mapping[str, Tensor]
     conditioning_index: Tensor
     prompts: list[str]
+    final_latents: Tensor | None
 
 
 def join_shards(shards: Iterable[RolloutShard], samples: int) -> JoinedShards:
@@ -56,6 +59,7 @@ def join_shards(shards: Iterable[RolloutShard], samples: int) -> JoinedShards:
     next but one is read, so that memory holds the trajectories once and no images, however many there are.
     """
     latents, timesteps, calls = torch.empty(0), torch.empty(0), torch.empty(0)
+    final: list[Tensor] = []
     log_probs: list[Tensor] = []
     conditioning, index = ConditioningTables(), []
     prompts: list[str] = []
@@ -66,10 +70,13 @@ def join_shards(shards: Iterable[RolloutShard], samples: int) -> JoinedShards:
             timesteps, calls = part.timesteps_A2.clone(), part.calls_A
         latents[len(prompts) : len(prompts) + len(part)] = part.latents_BSCHW
         log_probs.append(part.log_probs_BA.clone())
+        if shard.final_latents is not None:
+            final.append(shard.final_latents.clone())
         index.append(conditioning.add(shard))
         prompts += shard.sample_prompts()
     trajectories = Trajectories(latents, torch.cat(log_probs), timesteps, calls)
-    return JoinedShards(trajectories, conditioning.stack(), torch.cat(index), prompts)
+    final_latents = torch.cat(final) if final else None
+    return JoinedShards(trajectories, conditioning.stack(), torch.cat(index), prompts, final_latents)
 
 
 def join_conditioning(shards: Iterable[RolloutShard]) -> tuple[dict[str, Tensor], Tensor]:

@@ -17,7 +17,6 @@ from rlcm_cli.learning.minibatches import Minibatch
 from rlcm_cli.learning.pretraining import accumulate_pretraining
 from rlcm_cli.learning.rollout import Rollout
 from rlcm_cli.models.latent_model import LatentModel
-from rlcm_cli.models.trained import TRAINED
 from rlcm_cli.objectives import Objective, find_objective
 from rlcm_cli.processes.team import Team
 from rlcm_cli.prompts.pairs import Pairs
@@ -121,7 +120,7 @@ def _sum_parts(learner: Learner, record: UpdateMetrics) -> UpdateMetrics:
     # By gloo, and before the gradients: NCCL would wait for a process that is gone.
     for values in learner.team.gather(record.values):
         total.add(1, values)
-    sum_gradients(TRAINED[learner.config.train.parameters].parameters(learner.model).values(), learner.team)
+    sum_gradients(learner.model.trained.parameters(learner.model).values(), learner.team)
     return total
 
 

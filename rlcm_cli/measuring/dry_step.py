@@ -11,13 +11,12 @@ from torch import Tensor
 
 from rlcm_cli.config import Config
 from rlcm_cli.errors import ConfigError
-from rlcm_cli.learning.learner import LARGEST, Learner
+from rlcm_cli.learning.learner import LARGEST, Learner, copy_policy
 from rlcm_cli.learning.minibatches import Minibatch
 from rlcm_cli.learning.optimizer import clip_gradient, make_optimizer, optimizer_tensors
 from rlcm_cli.learning.rollout import Rollout, join_conditioning
 from rlcm_cli.learning.update import IterationData, accumulate_update, weigh_samples
 from rlcm_cli.models.latent_model import LatentModel
-from rlcm_cli.models.trained import TRAINED
 from rlcm_cli.models.weights import copy_weights
 from rlcm_cli.objectives import Need, find_objective
 from rlcm_cli.phases.sample import assemble_shard, draw_shard, plan_rollout
@@ -44,8 +43,9 @@ class Probe:
         self.paired = Need.TRAJECTORY_PAIRS in objective.needs
         rollout = _draw(config, model, samples, batch_size, steps, group_size=2 if self.paired else 1)
         weights = weigh_samples(config, torch.linspace(-1, 1, len(rollout.trajectories)))
-        self.data = IterationData(objective, Learner(model, rollout, weights, config), [], find_pairs(config, model))
-        self.parameters = TRAINED[config.train.parameters].parameters(model)
+        learner = Learner(model, rollout, weights, config, old_weights=copy_policy(model, config))
+        self.data = IterationData(objective, learner, [], find_pairs(config, model))
+        self.parameters = model.trained.parameters(model)
         self.optimizer = make_optimizer(self.parameters, config.train, config.train.learning_rate)
 
     def ratio_drift(self, micro_batch_size: int) -> float:
@@ -139,4 +139,5 @@ def _draw(config: Config, model: LatentModel, samples: int, batch_size: int, ste
         components={},
         revisions={},
         rewards=torch.zeros(count),
+        final_latents=shard.final_latents,
     )

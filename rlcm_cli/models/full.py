@@ -12,6 +12,7 @@ from torch import Tensor
 
 from rlcm_cli.errors import ModelError
 from rlcm_cli.models.latent_model import LatentModel
+from rlcm_cli.models.trained import TrainedWeights
 from rlcm_cli.models.weights import copy_weights, exchanged_weights
 
 ONE_FILE = "1TB"
@@ -29,6 +30,7 @@ def attach_full(model: LatentModel, *, keep_base_on: torch.device) -> None:
         model.adapter_digest = model.digest
     model.base_weights = {name: tensor.to(keep_base_on) for name, tensor in model.base_weights.items()}
     model.denoiser.requires_grad_(True)
+    model.attached = WHOLE_DENOISER
     load_denoiser(model, {}, model.digest)
 
 
@@ -82,3 +84,7 @@ def base_denoiser(model: LatentModel) -> Iterator[None]:
         raise RuntimeError("attach_full comes first")
     with exchanged_weights(denoiser_parameters(model), model.base_weights):
         yield
+
+
+WHOLE_DENOISER = TrainedWeights(denoiser_parameters, save_denoiser, bind_denoiser, load_denoiser, base_denoiser)
+"""All weights of the denoiser."""

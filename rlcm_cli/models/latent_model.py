@@ -15,6 +15,7 @@ from rlcm_cli.core.schedule import PredictionType
 from rlcm_cli.errors import NotFiniteError
 from rlcm_cli.families import Family
 from rlcm_cli.models.libraries import quiet_libraries
+from rlcm_cli.models.trained import TrainedWeights
 from rlcm_cli.samplers import Noise, Sampler
 
 KEPT_PROMPTS = 2000
@@ -43,6 +44,8 @@ class LatentModel:
     """Digest of the file whose weights are in the denoiser: a LoRA's, or its own."""
     commit: str | None = None
     """Of a model of the hub: the commit that its revision named when it was loaded."""
+    attached: TrainedWeights | None = None
+    """What is trained; None before something was attached."""
     base_weights: Mapping[str, Tensor] | None = None
     """The denoiser's weights as loaded, by name; None unless they are themselves trained."""
     kept: dict[Any, Tensor] = field(default_factory=dict)
@@ -57,6 +60,13 @@ class LatentModel:
     def denoiser(self) -> Any:
         """The module that predicts, and that is trained."""
         return getattr(self.pipeline, self.family.denoiser)
+
+    @property
+    def trained(self) -> TrainedWeights:
+        """What is trained, which was attached before."""
+        if self.attached is None:
+            raise RuntimeError("nothing is attached to be trained")
+        return self.attached
 
     @property
     def guided_by_embedding(self) -> bool:

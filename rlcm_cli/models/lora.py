@@ -23,6 +23,7 @@ from rlcm_cli.foreign.hub import HubError, fetch_file, is_cached, list_files
 from rlcm_cli.models.latent_model import LatentModel
 from rlcm_cli.models.libraries import quiet_libraries, summarise
 from rlcm_cli.models.lora_binding import bind_modules, check_loaded
+from rlcm_cli.models.trained import TrainedWeights
 from rlcm_cli.models.weights import copy_weights, exchanged_weights
 
 ADAPTER = "policy"
@@ -53,6 +54,7 @@ def attach_lora(model: LatentModel, *, rank: int, alpha: int, target_modules: Se
                 f"({error}); usual ones are {', '.join(model.family.lora_targets)}"
             ) from None
     cast_training_params(model.denoiser, dtype=torch.float32)
+    model.attached = LORA
     model.adapter_digest = None
 
 
@@ -112,6 +114,10 @@ def base_model(model: LatentModel) -> Iterator[None]:
         yield
     finally:
         model.denoiser.enable_adapters()
+
+
+LORA = TrainedWeights(lora_parameters, save_lora, bind_lora, load_lora, base_model)
+"""An adapter on the denoiser."""
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""What is trained, behind the same few functions: an adapter on the denoiser, or the denoiser's own weights."""
+"""What is trained of a model, behind the same few functions: an adapter on the denoiser, or the denoiser's weights."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
-from rlcm_cli.models.full import base_denoiser, bind_denoiser, denoiser_parameters, load_denoiser, save_denoiser
-from rlcm_cli.models.latent_model import LatentModel
-from rlcm_cli.models.lora import base_model, bind_lora, load_lora, lora_parameters, save_lora
+    from rlcm_cli.models.latent_model import LatentModel
 
 
 @dataclass(frozen=True)
@@ -29,10 +29,3 @@ class TrainedWeights:
     """Put the tensors of such a file, which has a digest, into the model."""
     base_model: Callable[[LatentModel], AbstractContextManager[None]]
     """Let the model be what it was before training, within a block."""
-
-
-TRAINED = {
-    "lora": TrainedWeights(lora_parameters, save_lora, bind_lora, load_lora, base_model),
-    "full": TrainedWeights(denoiser_parameters, save_denoiser, bind_denoiser, load_denoiser, base_denoiser),
-}
-"""By `train.parameters`."""

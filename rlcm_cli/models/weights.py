@@ -1,4 +1,4 @@
-"""Weights of parameters: copied in, or exchanged for a while."""
+"""Weights of parameters: copied, or exchanged for a while."""
 
 from __future__ import annotations
 
@@ -14,6 +14,11 @@ def copy_weights(parameters: Mapping[str, torch.nn.Parameter], tensors: Mapping[
     """Give parameters the values of the tensors of the same names, in their own dtypes, on their own devices."""
     for name, parameter in parameters.items():
         parameter.copy_(tensors[name])
+
+
+def clone_weights(parameters: Mapping[str, torch.nn.Parameter]) -> dict[str, Tensor]:
+    """Return copies of parameters, on their devices."""
+    return {name: parameter.detach().clone() for name, parameter in parameters.items()}
 
 
 @contextlib.contextmanager

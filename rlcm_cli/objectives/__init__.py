@@ -45,14 +45,10 @@ class Need(enum.Enum):
     OWN_SAMPLES = "samples of the policy itself"
     """Nothing in it corrects for samples that another policy drew."""
     FINAL_LATENTS = "final latents"
-    """What the last model call gave, before it was decoded. No rollout stores them yet."""
+    """What the last model call gave, before it was decoded: stored with the samples."""
     OLD_POLICY = "old policy"
-    """Predictions of the policy that drew, or of an average of it, beside those of the present one. Nothing keeps
-    its weights in training yet."""
-
-
-UNMET = frozenset({Need.FINAL_LATENTS, Need.OLD_POLICY})
-"""The needs that no phase meets yet."""
+    """Predictions of the policy that drew the samples, beside those of the present one: a copy of its trained weights
+    stays on the device (`Learner.old_policy`)."""
 
 
 @dataclass(frozen=True)

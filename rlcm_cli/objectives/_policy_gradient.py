@@ -49,7 +49,6 @@ def add_gradient(learner: Learner, transitions: Transitions, weights: Tensor, lo
     from rlcm_cli.learning.learner import UpdateMetrics
     from rlcm_cli.learning.loss_scale import LossScale
     from rlcm_cli.learning.replay import micro_batches, predict_transition, replay
-    from rlcm_cli.models.trained import TRAINED
 
     model, rollout, settings = learner.model, learner.rollout, learner.config.train
     if learner.anchored:
@@ -66,7 +65,7 @@ def add_gradient(learner: Learner, transitions: Transitions, weights: Tensor, lo
         result = loss_of(replayed.log_probs_N, part.log_probs_N, on_device[part.samples_N])
         loss, metrics = result.loss, dict(result.metrics)
         if settings.kl_weight:
-            with torch.no_grad(), TRAINED[settings.parameters].base_model(model):
+            with torch.no_grad(), model.trained.base_model(model):
                 base = predict_transition(model, rollout, part.states_NCHW, part.calls_N, replayed.conditioning)
             kl = gaussian_kl(
                 replayed.gaussian.mean, base.mean, replayed.gaussian.std, rollout.manifest.reduction

@@ -65,4 +65,5 @@ def read_rollout(run: Run, model: LatentModel, policy: TrainerState, *, off_poli
         components=components,
         rewards=sum_rewards(run.config, tasks, components),
         revisions={name: found.revision for name, found in scores.items() if found.revision},
+        final_latents=joined.final_latents,
     )

@@ -20,6 +20,7 @@ from rlcm_cli.events import Advanced, Event, PhaseSkipped, PhaseStarted, Warned
 from rlcm_cli.learning.rollout import sample_seed
 from rlcm_cli.models.latent_model import LatentModel
 from rlcm_cli.models.lora import folded_lora
+from rlcm_cli.objectives import Need, find_objective
 from rlcm_cli.processes.worker import Worker
 from rlcm_cli.prompts import draw_prompts
 from rlcm_cli.runs.inputs import TaskPrompts
@@ -119,6 +120,7 @@ def plan_rollout(
         group_size=settings.group_size,
         shards=split_groups(settings.samples, settings.group_size, settings.shards),
         batch_size=settings.batch_size,
+        final_latents=Need.FINAL_LATENTS in find_objective(config).needs,
     )
 
 
@@ -129,6 +131,8 @@ class Drawn:
     trajectories: Trajectories
     images: Tensor
     """uint8 [B, 3, H, W]."""
+    final_latents: Tensor
+    """What was decoded, [B, C, h, w] in the model's dtype."""
 
 
 @torch.no_grad()
@@ -166,7 +170,7 @@ def draw_batch(
     on_cpu = dataclasses.replace(
         trajectories, latents_BSCHW=trajectories.latents_BSCHW.cpu(), log_probs_BA=trajectories.log_probs_BA.cpu()
     )
-    return Drawn(on_cpu, images)
+    return Drawn(on_cpu, images, denoised.cpu())
 
 
 def tell_cut_prompts(model: LatentModel, prompts: Iterable[str]) -> Iterator[Event]:
@@ -212,6 +216,7 @@ def assemble_shard(
         prompts=unique,
         prompt_index=torch.tensor([unique.index(prompt) for prompt in prompts]),
         conditioning=model.encode_prompts(unique),
+        final_latents=torch.cat([batch.final_latents for batch in batches]) if manifest.final_latents else None,
     )
 
 

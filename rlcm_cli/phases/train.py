@@ -22,7 +22,7 @@ from rlcm_cli.events import Advanced, Event, IterationTrained, PhaseSkipped, Pha
 from rlcm_cli.learning.advantages import compute_advantages, flat_prompts, forget_rewards, reward_metrics
 from rlcm_cli.learning.costs import count_forwards, drawing_forwards, phase_seconds, read_phase_times
 from rlcm_cli.learning.last_step import tell_pathwise
-from rlcm_cli.learning.learner import LARGEST, UpdateMetrics, average_metrics
+from rlcm_cli.learning.learner import LARGEST, UpdateMetrics, average_metrics, copy_policy
 from rlcm_cli.learning.log_probs import (
     check_ratio,
     measure_drift,
@@ -39,8 +39,7 @@ from rlcm_cli.learning.signal import find_no_signal, starts_to_rest
 from rlcm_cli.learning.student import Student
 from rlcm_cli.learning.update import IterationData, accumulate_own_step, accumulate_update, gather_iteration
 from rlcm_cli.models.latent_model import LatentModel
-from rlcm_cli.models.trained import TRAINED, TrainedWeights
-from rlcm_cli.models.weights import exchanged_weights
+from rlcm_cli.models.weights import clone_weights, exchanged_weights
 from rlcm_cli.objectives import Need, find_objective
 from rlcm_cli.phases.read_rollout import read_rollout
 from rlcm_cli.phases.score import Scorer, load_scorers
@@ -82,7 +81,13 @@ def train(
     """
     run.config.require_actions()
     layout = run.layout
-    if off_policy and Need.OWN_SAMPLES in find_objective(run.config).needs:
+    needs = find_objective(run.config).needs
+    if off_policy and Need.OLD_POLICY in needs:
+        raise ConfigError(
+            f"--off-policy: objective.kind {run.config.objective.kind} compares with the policy that drew, whose "
+            "weights may not be here; draw the samples again with `rlcm sample`, or use objective ppo"
+        )
+    if off_policy and Need.OWN_SAMPLES in needs:
         raise ConfigError(
             f"--off-policy: objective.kind {run.config.objective.kind} corrects for no difference between the "
             "policies; draw the samples again with `rlcm sample`, or use objective ppo"
@@ -172,11 +177,10 @@ def open_iteration(
     left_out = tell_pathwise(config, data.pathwise) if data.pathwise and iteration == 0 else None
     if left_out:
         yield Warned(left_out)
-    rate, trained = rate_of(config.train, iteration), TRAINED[config.train.parameters]
-    parameters = trained.parameters(model)
+    rate, parameters = rate_of(config.train, iteration), model.trained.parameters(model)
     optimizer = make_optimizer(parameters, config.train, rate)
     continue_optimizer(run, optimizer, parameters, iteration)
-    student = Student(model, parameters, optimizer, start_average(run, model, trained, iteration))
+    student = Student(model, parameters, optimizer, start_average(run, model, iteration))
     return OpenIteration(state, data, advantages, statistics, flat, student, rate, off_policy, times)
 
 
@@ -223,7 +227,7 @@ def _learn(run: Run, opened: OpenIteration) -> Generator[Event, None, dict[str, 
     student, settings, iteration = opened.student, run.config.train, opened.number
     on_policy = not opened.off_policy and run.config.sample.drawing_checkpoint(iteration) == iteration
     refreshed = refresh_data(run, opened.data, on_policy=on_policy, off_policy=opened.off_policy)
-    data, replay_drift = refreshed.data, refreshed.drift
+    data, replay_drift = keep_old_policy(run, refreshed.data, on_policy=on_policy), refreshed.drift
     # On the host: of a whole denoiser there may be no room for another one beside it.
     before = {name: parameter.detach().to("cpu", copy=True) for name, parameter in student.parameters.items()}
     own_steps = run.config.pretraining.own_steps if data.pairs is not None else 0
@@ -328,6 +332,23 @@ def refresh_stale(run: Run, data: IterationData) -> IterationData:
     return _with_rollout(data, rollout)
 
 
+def keep_old_policy(run: Run, data: IterationData, *, on_policy: bool) -> IterationData:
+    """Keep the weights that drew an iteration, where the objective asks for their predictions.
+
+    The model ends with the weights of the checkpoint that is trained. Raises what `load_checkpoint` raises.
+    """
+    learner = data.learner
+    if Need.OLD_POLICY not in data.objective.needs:
+        return data
+    iteration = learner.rollout.manifest.iteration
+    if not on_policy:
+        load_checkpoint(run, learner.model, run.config.sample.drawing_checkpoint(iteration))
+    old_weights = copy_policy(learner.model, run.config)
+    if not on_policy:
+        load_checkpoint(run, learner.model, iteration)
+    return dataclasses.replace(data, learner=dataclasses.replace(learner, old_weights=old_weights))
+
+
 def _with_rollout(data: IterationData, rollout: Rollout) -> IterationData:
     return dataclasses.replace(data, learner=dataclasses.replace(data.learner, rollout=rollout))
 
@@ -355,13 +376,12 @@ def publish_iteration(
         "finished_at": time.time(),
     }
     if team.leads:
-        trained = TRAINED[run.config.train.parameters]
         # Metrics first: a checkpoint says that its iteration is done, and no phase looks back.
         publish_metrics(run.layout, checkpoint, metrics)
         publish_checkpoint(
             run.layout,
             checkpoint,
-            write_weights=lambda folder: write_weights(student.model, trained, student.average, folder),
+            write_weights=lambda folder: write_weights(student.model, student.average, folder),
             model_digest=student.model.digest,
             optimizer=optimizer_tensors(student.optimizer, student.parameters),
             optimizer_steps=opened.state.optimizer_steps + student.steps,
@@ -384,9 +404,7 @@ def continue_optimizer(
         ) from None
 
 
-def start_average(
-    run: Run, model: LatentModel, trained: TrainedWeights, iteration: int
-) -> Mapping[str, Tensor] | None:
+def start_average(run: Run, model: LatentModel, iteration: int) -> Mapping[str, Tensor] | None:
     """Give the moving average of the weights, by name, that training goes on with; None: none is kept.
 
     The model holds the weights of the checkpoint, which are the average's own start where it has none.
@@ -395,15 +413,13 @@ def start_average(
         return None
     kept = read_average(run.layout, iteration)
     if kept is not None:
-        return trained.bind(model, kept)
-    return {name: parameter.detach().clone() for name, parameter in trained.parameters(model).items()}
+        return model.trained.bind(model, kept)
+    return clone_weights(model.trained.parameters(model))
 
 
-def write_weights(
-    model: LatentModel, trained: TrainedWeights, average: Mapping[str, Tensor] | None, folder: Path
-) -> None:
+def write_weights(model: LatentModel, average: Mapping[str, Tensor] | None, folder: Path) -> None:
     """Write a checkpoint's weights and, where one is kept, their average as a file of the same kind."""
-    trained.save(model, folder)
+    model.trained.save(model, folder)
     if average is not None:
-        with exchanged_weights(trained.parameters(model), average):
-            trained.save(model, folder / AVERAGE_FOLDER)
+        with exchanged_weights(model.trained.parameters(model), average):
+            model.trained.save(model, folder / AVERAGE_FOLDER)

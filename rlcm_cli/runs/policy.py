@@ -18,7 +18,6 @@ from rlcm_cli.models.latent_model import LatentModel
 from rlcm_cli.models.loading import load_model
 from rlcm_cli.models.lora import attach_lora, load_lora
 from rlcm_cli.models.memory import checkpoint_activations
-from rlcm_cli.models.trained import TRAINED
 from rlcm_cli.runs.inputs import check_images, find_pairs
 from rlcm_cli.runs.run import Run, check_run, create_run, pin_commit
 from rlcm_cli.runs.schedules import training_schedule
@@ -98,7 +97,7 @@ def ensure_start(run: Run, model: LatentModel) -> None:
     publish_checkpoint(
         run.layout,
         0,
-        write_weights=functools.partial(write_start, run.config, model),
+        write_weights=functools.partial(write_start, model),
         model_digest=model.digest,
         optimizer={},
         optimizer_steps=0,
@@ -106,10 +105,10 @@ def ensure_start(run: Run, model: LatentModel) -> None:
     )
 
 
-def write_start(config: Config, model: LatentModel, folder: Path) -> None:
+def write_start(model: LatentModel, folder: Path) -> None:
     """Write the weights that a run starts with, unless they are the base model's."""
     if model.adapter_digest != model.digest:
-        TRAINED[config.train.parameters].save(model, folder)
+        model.trained.save(model, folder)
 
 
 def load_start(config: Config, model: LatentModel) -> None:
@@ -151,7 +150,7 @@ def load_checkpoint(run: Run, model: LatentModel, number: int) -> TrainerState:
     if model.adapter_digest == state.policy_digest:  # gigabytes may be read for nothing
         return state
     try:
-        TRAINED[run.config.train.parameters].load(model, read_weights(run.layout, number), state.policy_digest)
+        model.trained.load(model, read_weights(run.layout, number), state.policy_digest)
     except ModelError as error:
         path = run.layout.checkpoint(number)
         raise ForeignFileError(f"{path}: {error}; {REMEDY.format(path=path)}") from None

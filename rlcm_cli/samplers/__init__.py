@@ -47,8 +47,8 @@ class Noise:
         """ᾱ, of samplers that cannot do without. Raises `ConfigError` where the model has none."""
         if self.alpha_bar is None:
             raise ConfigError(
-                f"the model's scheduler, {self.scheduler.get('_class_name', 'of its own')}, has no ᾱ "
-                "(alphas_cumprod), which this sampler draws with; use a sampler of the model's family (--sampler)"
+                "the model's noise has no ᾱ (alphas_cumprod), which this sampler draws with; use a sampler of the "
+                "model's family (--sampler)"
             )
         return self.alpha_bar
 

@@ -118,6 +118,8 @@ class RolloutManifest(Record):
     """[start, stop) of each shard, in samples."""
     batch_size: Positive
     """Samples of a model call; each shard is cut into batches from its start."""
+    final_latents: bool = False
+    """Whether the shards hold what was decoded."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -20,6 +20,7 @@ from rlcm_cli.store.reward_versions import newest_scores, split_scores_folder
 from rlcm_cli.store.shards import is_published, publish_record, read_receipt, read_record
 from rlcm_cli.wording import command
 
+FINAL_LATENTS = "final_latents"
 CONDITIONING = "conditioning."
 CONDITIONING_INDEX = "conditioning_index."
 
@@ -41,6 +42,8 @@ class RolloutShard:
     """int64 [B], into `prompts`."""
     conditioning: Mapping[str, Tensor]
     """Name → [U, …], row u belongs to prompt u."""
+    final_latents: Tensor | None = None
+    """What the last model call gave, [B, C, h, w], where the plan says so."""
 
     def sample_prompts(self) -> list[str]:
         """Prompt of each sample."""
@@ -63,6 +66,8 @@ def publish_shard(layout: RunLayout, manifest: RolloutManifest, number: int, sha
         "prompt_index": shard.prompt_index,
         "task_index": torch.tensor([manifest.task_of(sample) for sample in shard.sample_index.tolist()]),
     }
+    if shard.final_latents is not None:
+        tensors[FINAL_LATENTS] = shard.final_latents
     for name, tensor in shard.conditioning.items():
         tensors[CONDITIONING + name] = tensor
         tensors[CONDITIONING_INDEX + name] = shard.prompt_index.clone()
@@ -97,6 +102,13 @@ def read_shard(layout: RunLayout, manifest: RolloutManifest, number: int) -> Rol
             f"{path}: has {tensors['latents'].shape[1]} states a sample, and its plan {manifest.schedule.states}; "
             + REMEDY.format(path=path)
         )
+    if (FINAL_LATENTS in tensors) != manifest.final_latents:
+        fault = (
+            "lacks the final latents that its plan asks for"
+            if manifest.final_latents
+            else "holds final latents, and its plan asks for none"
+        )
+        raise ForeignFileError(f"{path}: {fault}; {REMEDY.format(path=path)}")
     return RolloutShard(
         Trajectories(
             tensors["latents"],
@@ -110,6 +122,7 @@ def read_shard(layout: RunLayout, manifest: RolloutManifest, number: int) -> Rol
         tuple(fields["prompts"]),
         tensors["prompt_index"],
         {name.removeprefix(CONDITIONING): tensors[name] for name in tensors if name.startswith(CONDITIONING)},
+        tensors.get(FINAL_LATENTS),
     )
 
 

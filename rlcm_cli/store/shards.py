@@ -25,6 +25,8 @@ those of RFC 2119.
         log_probs        [B, A]           float32  of the actions, under the policy that drew them
         timesteps        [A, 2]           int64    (timestep, next timestep) of each action; float64 where a
                                                    sampler has times that are not whole
+        final_latents    [B, C, h, w]     float    state H, which was decoded; where the manifest's `final_latents` is
+                                                   true, and only there
         images           [B, 3, H, W]     uint8    decoded after the last model call, RGB
         sample_index     [B]              int64    position in the iteration
         group_id, member [B]              int64    group of the iteration, and place in it

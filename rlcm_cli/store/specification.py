@@ -78,6 +78,7 @@ TENSORS: Mapping[str, Mapping[str, tuple[tuple[str, ...], str]]] = {
         "latents": (FLOAT, "B S C h w"),
         "log_probs": (("F32",), "B A"),
         "timesteps": (("I64", "F64"), "A 2"),
+        "final_latents": (FLOAT, "B C h w"),
         "images": (("U8",), "B 3 H W"),
         "sample_index": (("I64",), "B"),
         "group_id": (("I64",), "B"),
@@ -101,6 +102,9 @@ TENSORS: Mapping[str, Mapping[str, tuple[tuple[str, ...], str]]] = {
 }
 """Kind → tensor → dtypes as safetensors names them, and extents: a letter has the same size throughout a record."""
 
+OPTIONAL: Mapping[str, frozenset[str]] = {"rollout": frozenset({"final_latents"})}
+"""Kind → tensors that a record may lack."""
+
 
 @dataclass(frozen=True)
 class TensorInfo:
@@ -118,7 +122,8 @@ def find_fault(kind: Kind, fields: Mapping[str, Any], tensors: Mapping[str, Tens
         first = error.errors(include_url=False, include_input=False)[0]
         return f"its field {'.'.join(map(str, first['loc']))} is missing or cannot be"
     sizes: dict[str, int] = {}
-    absent = [name for name in TENSORS[kind] if "*" not in name and name not in tensors]
+    needed = TENSORS[kind].keys() - OPTIONAL.get(kind, frozenset())
+    absent = [name for name in TENSORS[kind] if name in needed and "*" not in name and name not in tensors]
     if absent:
         return f"it lacks the tensor {absent[0]}"
     for name, info in sorted(tensors.items()):

@@ -24,7 +24,7 @@ from rlcm_cli.config import (
     task_text,
 )
 from rlcm_cli.errors import ConfigError
-from rlcm_cli.objectives import OBJECTIVES, Need
+from rlcm_cli.objectives import OBJECTIVES
 
 PAPERS_MODEL = "SimianLuo/LCM_Dreamshaper_v7"
 
@@ -628,14 +628,6 @@ def test_a_configuration_cannot_be_changed_in_place(preset):
     resolved: Config = resolve_config([preset])
     with pytest.raises(ValueError, match="frozen"):
         resolved.seed = 1  # type: ignore[misc]
-
-
-def test_an_objective_whose_needs_no_phase_meets_is_refused(monkeypatch):
-    ppo = OBJECTIVES["ppo"]
-    needy = dataclasses.replace(ppo, needs=ppo.needs | {Need.FINAL_LATENTS})
-    monkeypatch.setattr("rlcm_cli.config.settings.find_objective", lambda config: needy)
-    with pytest.raises(ConfigError, match=r"^objective\.kind ppo needs final latents, which no phase provides yet"):
-        parse_config({"task": "t", "rewards": {"compressibility": 1.0}})
 
 
 def test_an_objective_without_actions_asks_for_none(monkeypatch, preset):

@@ -10,7 +10,6 @@ from safetensors.torch import load_file
 
 from rlcm_cli.errors import ModelError
 from rlcm_cli.models.full import attach_full, base_denoiser, denoiser_parameters, load_denoiser, save_denoiser
-from rlcm_cli.models.trained import TRAINED
 from rlcm_cli.models.weights import exchanged_weights
 from rlcm_cli.store.checkpoint import DENOISER_FILES, digest_safetensors
 
@@ -140,7 +139,7 @@ def test_the_gradient_of_a_graph_from_before_the_block_is_that_without_it():
 def test_a_file_s_tensors_bind_to_the_parameters(tiny_lcm, tmp_path, kind):
     model = load_tiny(tiny_lcm)
     attach_tiny(model) if kind == "lora" else attach_full(model, keep_base_on=HOST)
-    trained = TRAINED[kind]
+    trained = model.trained
     trained.save(model, tmp_path)
     (file,) = tmp_path.rglob("*.safetensors")
     bound = trained.bind(model, load_file(file))

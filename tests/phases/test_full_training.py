@@ -1,6 +1,7 @@
 """Full fine-tuning: the U-Net's own weights in the place of an adapter's, in every phase."""
 
 import contextlib
+import dataclasses
 import itertools
 import json
 import shutil
@@ -15,7 +16,6 @@ from rlcm_cli.config import parse_config
 from rlcm_cli.errors import ConfigError, ModelError
 from rlcm_cli.models.full import denoiser_parameters
 from rlcm_cli.models.latent_model import LatentModel
-from rlcm_cli.models.trained import TRAINED, TrainedWeights
 from rlcm_cli.phases.evaluate import evaluate
 from rlcm_cli.phases.loop import loop
 from rlcm_cli.phases.sample import sample
@@ -110,8 +110,7 @@ def test_the_gradient_with_a_penalty_is_that_of_another_copy_of_the_base(finishe
     monkeypatch.setattr(
         LatentModel, "predict", lambda asked, *inputs: own(copy if in_block and asked is model else asked, *inputs)
     )
-    full = TRAINED["full"]
-    monkeypatch.setitem(TRAINED, "full", TrainedWeights(full.parameters, full.save, full.bind, full.load, other_model))
+    model.attached = dataclasses.replace(model.trained, base_model=other_model)
     finish(train(run, model))
     assert fingerprint(run.layout.root) == expected
 
