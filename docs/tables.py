@@ -43,7 +43,7 @@ def list_rewards() -> str:
     for name, entry in REWARDS.items():
         notes = ["differentiable"] if entry.differentiable else []
         notes += ["all images of a prompt together"] if entry.set_level else []
-        rows.append([code(name), entry.description, entry.value_range, entry.needs, ", ".join(notes)])
+        rows.append([code(name), entry.description, entry.value_range, entry.requirements, ", ".join(notes)])
     rows.append([code("FILE.py:FUNCTION"), "any Python function of images", "any", "your code", ""])
     rows.append([code("http://HOST:8000/NAME"), "what `rlcm serve-reward NAME` serves there", "any", "a server", ""])
     return table(["reward", "measures", "range", "needs", "notes"], rows)

@@ -1,4 +1,4 @@
-"""Records that are found by being there: every module of a folder declares one under the same name."""
+"""Records that are found by being there: every module of a folder declares one, or several, under the same name."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ class Named(Protocol):
 
 
 RecordT = TypeVar("RecordT", bound=Named)
+EntryT = TypeVar("EntryT")
 
 
 def discover(
@@ -64,3 +65,37 @@ def list_kinds(folder: Iterable[str]) -> list[str]:
     """
     names = (module.name for module in pkgutil.iter_modules(list(folder)))
     return sorted(name.replace("_", "-") for name in names if not name.startswith("_"))
+
+
+def discover_entries(package: str, folder: Iterable[str], constant: str, record: type[EntryT]) -> dict[str, EntryT]:
+    """Return the records of every module of a package, by their names, in the order of the modules.
+
+    Modules that begin with an underscore, and packages, are helpers and are passed over.
+
+    Args:
+        package: The package's `__name__`.
+        folder: Its `__path__`.
+        constant: Name that each module gives its dict from names to records, such as ENTRIES.
+        record: Class of the records.
+
+    Raises:
+        ConfigError: If a module has no such dict, or two have the same name in theirs.
+    """
+    found: dict[str, EntryT] = {}
+    homes: dict[str, str] = {}
+    modules = sorted(module.name for module in pkgutil.iter_modules(list(folder)) if not module.ispkg)
+    for module in modules:
+        if module.startswith("_"):
+            continue
+        home = f"{package}.{module}"
+        declared = getattr(importlib.import_module(home), constant, None)
+        if not isinstance(declared, dict) or not all(isinstance(entry, record) for entry in declared.values()):
+            raise ConfigError(
+                f"{home}: declares no {constant}; every module of {package} needs {constant} = {{NAME: "
+                f"{record.__name__}(…)}}, or a name that begins with an underscore"
+            )
+        for name, entry in declared.items():
+            if name in found:
+                raise ConfigError(f"{home}: {constant} has {name!r}, which {homes[name]} has too; rename one")
+            found[name], homes[name] = entry, home
+    return found

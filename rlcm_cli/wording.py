@@ -32,6 +32,11 @@ def shorten(text: str, longest: int = LONGEST) -> str:
     return f"{text[: longest * 2 // 3]}…{text[-longest // 3 :]}"
 
 
+def one_line(error: BaseException) -> str:
+    """Return the message of an error as one line; its class where it has none."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
 def nearest(word: str, known: Sequence[str]) -> str:
     """Return the end of an error's line that names what was probably meant; empty where nothing is near."""
     found = difflib.get_close_matches(word, known, n=1)

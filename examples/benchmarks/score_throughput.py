@@ -26,8 +26,8 @@ import torch
 from rlcm_cli.config import parse_config
 from rlcm_cli.core.trajectory import Trajectories
 from rlcm_cli.phases.score import load_scorers, score
+from rlcm_cli.rewards.base.threads import map_threaded
 from rlcm_cli.rewards.compressibility import jpeg_kilobytes
-from rlcm_cli.rewards.threads import map_threaded
 from rlcm_cli.runs.run import create_run, open_run
 from rlcm_cli.store.layout import RunLayout
 from rlcm_cli.store.manifest import PolicyIdentity, RolloutManifest, ScheduleRecord, publish_manifest, split_groups

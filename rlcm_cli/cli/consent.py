@@ -116,7 +116,7 @@ def find_wishes(
 def _wishes_of_setting(
     reward: str, key: str, value: Any, settings: Mapping[str, Any], of_a_run: bool
 ) -> Iterator[Wish]:
-    from rlcm_cli.rewards.alignment.settings import KEY_VARIABLE
+    from rlcm_cli.rewards.judges import KEY_VARIABLE
 
     setting = f"reward_settings.{reward}.{key}"
     if key == KEY_SETTING:
@@ -187,7 +187,7 @@ def _host_of(allowed: str) -> str:
 
 
 def _host_variables() -> tuple[str, ...]:
-    from rlcm_cli.rewards.alignment.settings import ENDPOINT_VARIABLE
+    from rlcm_cli.rewards.judges import ENDPOINT_VARIABLE
 
     return (ENDPOINT_VARIABLE, RAY_VARIABLE)
 
@@ -195,7 +195,7 @@ def _host_variables() -> tuple[str, ...]:
 def _identify_code(name: str) -> tuple[str, ...]:
     """Identify code by where it is and its digest, so that it is trusted as it is; empty where it is not here."""
     from rlcm_cli.errors import RlcmError
-    from rlcm_cli.rewards.custom import code_source, digest_code
+    from rlcm_cli.rewards.custom.functions import code_source, digest_code
 
     try:
         return ("code", str(code_source(name)), digest_code(name))

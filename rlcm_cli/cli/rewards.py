@@ -65,12 +65,12 @@ def describe(name: str) -> Mapping[str, Any]:
 
     spec = RewardSpec(name)
     entry = spec.entry
-    obstacle = entry.obstacle(spec.resolved) if entry.obstacle else None
+    obstacle = spec.find_obstacle()
     return {
         "name": name,
         "measures": entry.description,
         "range": entry.value_range,
-        "needs": entry.needs,
+        "needs": entry.requirements,
         "differentiable": "yes" if entry.differentiable else "no",
         "sees": "all images of a prompt together" if entry.set_level else "one image",
         "here now": f"no: {obstacle}" if obstacle else "yes",

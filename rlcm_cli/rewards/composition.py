@@ -13,26 +13,24 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlcm_cli.errors import ConfigError, RewardError
-from rlcm_cli.rewards.clip.clip_model import CLIP_FILES, load_tokenizer
-from rlcm_cli.rewards.clip.preprocessing import read_preprocessing
-from rlcm_cli.rewards.contract import RewardEntry, RewardFn
-from rlcm_cli.rewards.network import load_network
-from rlcm_cli.rewards.scenes import Box, Detection, Scene, parse_scene, score_scene
-from rlcm_cli.rewards.weights import digest_weights, find_weights, missing_weights
+from rlcm_cli.rewards._scenes import Box, Detection, Scene, parse_scene, score_scene
+from rlcm_cli.rewards.base.contract import RewardEntry, RewardFn, Settings
+from rlcm_cli.rewards.base.weights import Weights
+from rlcm_cli.rewards.networks.clip_model import CLIP_FILES, load_tokenizer
+from rlcm_cli.rewards.networks.loading import load_network
+from rlcm_cli.rewards.networks.preprocessing import read_preprocessing
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-DEFAULT_DETECTOR = "google/owlv2-base-patch16-ensemble"
-DEFAULT_THRESHOLD = 0.1
+DETECTOR = Weights("google/owlv2-base-patch16-ensemble", CLIP_FILES, "620 MB", words="an OWLv2 detector, by default")
 
-_SIZE = "620 MB"
 _QUERY = "a photo of a {}"
 _BATCH = 8
 """The detector looks at 3,600 patches an image."""
 
 
-def composition(model: str, threshold: float, objects: Sequence[str]) -> RewardFn:
+def composition(model: Path, threshold: float, objects: Sequence[str]) -> RewardFn:
     """Make the reward: `scenes.score_scene` of the prompt's scene and the boxes found in the image, in [0, 1].
 
     The detector runs in float32 on the device of the images, in batches of at most 8. An image that is not square is
@@ -40,20 +38,23 @@ def composition(model: str, threshold: float, objects: Sequence[str]) -> RewardF
     best, so that one animal is not a cat and a dog.
 
     Args:
-        model: Folder or hub id of an OWLv2 detector of transformers.
+        model: Folder of an OWLv2 detector of transformers.
         threshold: In [0, 1); a box of less confidence is not there.
         objects: Names to look for in the prompts; empty: every noun phrase names an object (grammar in `scenes`).
 
     Raises:
-        ConfigError: If a setting has an impossible value.
-        RewardError: If the detector cannot be had or is none. The reward itself raises it for a prompt that names
-            no object.
+        RewardError: If the detector cannot be loaded or is something else. The reward itself raises it for a prompt
+            that names no object.
     """
+    return _Composition(_Detector(model), float(threshold), tuple(name.strip() for name in objects))
+
+
+def _check(settings: Settings) -> None:
+    threshold, objects = settings["threshold"], settings["objects"]
     if isinstance(threshold, bool) or not isinstance(threshold, int | float) or not 0 <= threshold < 1:
         raise ConfigError(f"reward 'composition': threshold {threshold!r} must be a number from 0 to below 1")
     if not isinstance(objects, list | tuple) or not all(isinstance(name, str) and name.strip() for name in objects):
         raise ConfigError(f"reward 'composition': objects {objects!r} must be a list of names, such as ['cat', 'dog']")
-    return _Composition(_Detector(_find(model), model), float(threshold), tuple(name.strip() for name in objects))
 
 
 class _Composition:
@@ -90,8 +91,8 @@ class _Composition:
 class _Detector:
     """OWLv2 with its tokenizer and preprocessing."""
 
-    def __init__(self, folder: Path, name: str) -> None:
-        self._model = _load(folder, name)
+    def __init__(self, folder: Path) -> None:
+        self._model = _load(folder)
         self._tokenizer = load_tokenizer(folder, reward="composition")
         self._preprocess = read_preprocessing(folder, reward="composition")
 
@@ -161,11 +162,7 @@ def _boxes_of(
     return found
 
 
-def _find(model: str) -> Path:
-    return find_weights(model, CLIP_FILES, reward="composition", size=_SIZE)
-
-
-def _load(folder: Path, name: str) -> Any:
+def _load(folder: Path) -> Any:
     from transformers import AutoModelForZeroShotObjectDetection
 
     model = load_network(
@@ -173,8 +170,8 @@ def _load(folder: Path, name: str) -> Any:
     )
     if model.config.model_type != "owlv2":
         raise RewardError(
-            f"reward 'composition': {name!r} is a model of type {model.config.model_type}, not owlv2; take "
-            f"{DEFAULT_DETECTOR} or another OWLv2 detector"
+            f"reward 'composition': {folder} holds a model of type {model.config.model_type}, not owlv2; name "
+            f"{DETECTOR.source} or another OWLv2 detector"
         )
     return model
 
@@ -185,10 +182,9 @@ ENTRIES = {
         description="the objects that the prompt names are in the image, in the places that it gives them",
         value_range="0 to 1",
         bounds=(0.0, 1.0),
-        needs=f"an OWLv2 detector: {DEFAULT_DETECTOR} ({_SIZE})",
-        defaults={"model": DEFAULT_DETECTOR, "threshold": DEFAULT_THRESHOLD, "objects": []},
+        weights={"model": DETECTOR},
+        settings={"threshold": 0.1, "objects": []},
+        check=_check,
         neural=True,
-        revise=lambda settings: digest_weights(_find(settings["model"]), CLIP_FILES, reward="composition"),
-        obstacle=lambda settings: missing_weights(settings["model"], CLIP_FILES, reward="composition", size=_SIZE),
     ),
 }

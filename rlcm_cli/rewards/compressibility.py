@@ -7,8 +7,8 @@ import os
 import tempfile
 from typing import TYPE_CHECKING, BinaryIO
 
-from rlcm_cli.rewards.contract import RewardEntry, RewardFn
-from rlcm_cli.rewards.threads import map_threaded
+from rlcm_cli.rewards.base.contract import RewardEntry, RewardFn
+from rlcm_cli.rewards.base.threads import map_threaded
 
 if TYPE_CHECKING:
     from torch import Tensor

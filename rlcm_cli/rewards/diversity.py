@@ -4,28 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from rlcm_cli.errors import ConfigError, RewardError
-from rlcm_cli.rewards.clip.clip_model import CLIP_FILES, ClipModel, load_clip
-from rlcm_cli.rewards.clip.clip_score import CLIP_L14, CLIP_L14_SIZE
-from rlcm_cli.rewards.contract import RewardEntry, SetRewardFn
-from rlcm_cli.rewards.weights import digest_weights, find_weights, missing_weights
+from rlcm_cli.errors import ConfigError
+from rlcm_cli.rewards.base.contract import RewardEntry, SetRewardFn, Settings
+from rlcm_cli.rewards.networks.clip_model import CLIP_L14, ClipModel, load_clip
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-EMBEDDED_CLIP = "emoji-clip"
-"""Name of the model inside the package, trained beside the embedded image model."""
-
 FITZPATRICK = ("very pale", "fair", "light brown", "olive", "brown", "very dark brown")
-"""The six types of the Fitzpatrick scale of skin tones, in words of ours."""
-
-_EMBEDDED_FOLDER = Path(__file__).parent / "emoji_clip"
+"""The six types of the Fitzpatrick scale of skin tones, in our own words."""
 
 
-def diversity(model: str) -> SetRewardFn:
+def diversity(model: Path) -> SetRewardFn:
     """Make the reward: of each image the mean of 1 − cos to the other images of its group, in [0, 2].
 
     The mean over a group is the mean over its pairs. DDPO's code (arXiv 2305.13301, `diversity_fn`) reports CLIP
@@ -33,13 +26,12 @@ def diversity(model: str) -> SetRewardFn:
     whose range is known, over all pairs, and each image is credited with its own part.
 
     Args:
-        model: `emoji-clip`, or the folder or hub id of a CLIP model of transformers.
+        model: Folder of a CLIP model of transformers.
 
     Raises:
-        ConfigError: If `model` is no text.
-        RewardError: If the model cannot be had.
+        RewardError: If the model cannot be loaded.
     """
-    clip = load_clip(_find(model, "diversity"), reward="diversity")
+    clip = load_clip(model, reward="diversity")
     return lambda images, prompt, metadata: mean_distances(clip.embed_images(images))
 
 
@@ -56,23 +48,28 @@ def mean_distances(embeddings: Tensor) -> Tensor:
     return distances.sum(dim=1) / (len(embeddings) - 1)
 
 
-def statistical_parity(model: str, classes: Sequence[str], template: str) -> SetRewardFn:
+def statistical_parity(model: Path, classes: Sequence[str], template: str) -> SetRewardFn:
     """Make the reward: −‖share of each class among the images of the group − 1/C‖₂, in [−√(1 − 1/C), 0].
 
     Pinterest's reward for an even distribution of skin tones (arXiv 2401.12244, with 16 images of a prompt). Each
     image counts for the one class whose text is nearest to it in a CLIP model, and all images of the group get the
-    same number. 0 needs a group whose size is a multiple of C. The classes and the template are ours: judge on a
-    few images whether the model tells yours apart before you train.
+    same number. 0 needs a group whose size is a multiple of C. The classes and the template are our own: before you
+    train, look at a few images to see whether the model tells yours apart.
 
     Args:
-        model: `emoji-clip`, or the folder or hub id of a CLIP model of transformers.
+        model: Folder of a CLIP model of transformers.
         classes: C labels, two or more.
         template: Text that a label is put into, in the place of `{}`.
 
     Raises:
-        ConfigError: If a setting has an impossible value.
-        RewardError: If the model cannot be had.
+        RewardError: If the model cannot be loaded.
     """
+    clip = load_clip(model, reward="statistical_parity")
+    return _Parity(clip, [template.replace("{}", label) for label in classes])
+
+
+def _check_parity(settings: Settings) -> None:
+    classes, template = settings["classes"], settings["template"]
     if (
         not isinstance(classes, list | tuple)
         or not all(isinstance(label, str) and label.strip() for label in classes)
@@ -86,8 +83,6 @@ def statistical_parity(model: str, classes: Sequence[str], template: str) -> Set
         raise ConfigError(
             f"reward 'statistical_parity': template {template!r} must hold {{}} once, where the label goes"
         )
-    clip = load_clip(_find(model, "statistical_parity"), reward="statistical_parity")
-    return _Parity(clip, [template.replace("{}", label) for label in classes])
 
 
 class _Parity:
@@ -122,55 +117,25 @@ def parity(labels: Tensor, classes: int) -> Tensor:
     return -distance
 
 
-def _find(model: str, reward: str) -> Path:
-    if model == EMBEDDED_CLIP:
-        if not _EMBEDDED_FOLDER.is_dir():
-            raise RewardError(
-                f"reward {reward!r}: {_EMBEDDED_FOLDER} is missing from this installation; reinstall rlcm"
-            )
-        return _EMBEDDED_FOLDER
-    return find_weights(model, CLIP_FILES, reward=reward, size=CLIP_L14_SIZE)
-
-
-def _digest(settings: Mapping[str, Any], reward: str) -> str:
-    return digest_weights(_find(settings["model"], reward), CLIP_FILES, reward=reward)
-
-
-def _obstacle(settings: Mapping[str, Any], reward: str) -> str | None:
-    if settings["model"] == EMBEDDED_CLIP:
-        return None
-    return missing_weights(settings["model"], CLIP_FILES, reward=reward, size=CLIP_L14_SIZE)
-
-
-_NEEDS = f"a CLIP model, by default {CLIP_L14} ({CLIP_L14_SIZE}), and groups of several images"
-
 ENTRIES = {
     "diversity": RewardEntry(
         diversity,
         description="the image differs from the others of its prompt: mean cosine distance of CLIP embeddings",
         value_range="0 to 2",
         bounds=(0.0, 2.0),
-        needs=_NEEDS,
-        defaults={"model": CLIP_L14},
+        weights={"model": CLIP_L14},
         set_level=True,
         neural=True,
-        revise=lambda settings: _digest(settings, "diversity"),
-        obstacle=lambda settings: _obstacle(settings, "diversity"),
     ),
     "statistical_parity": RewardEntry(
         statistical_parity,
         description="the images of a prompt spread evenly over classes, by default skin tones, that CLIP tells apart",
         value_range="-1 to 0",
         bounds=(-1.0, 0.0),
-        needs=_NEEDS,
-        defaults={
-            "model": CLIP_L14,
-            "classes": list(FITZPATRICK),
-            "template": "a photo of a person with {} skin",
-        },
+        weights={"model": CLIP_L14},
+        settings={"classes": list(FITZPATRICK), "template": "a photo of a person with {} skin"},
+        check=_check_parity,
         set_level=True,
         neural=True,
-        revise=lambda settings: _digest(settings, "statistical_parity"),
-        obstacle=lambda settings: _obstacle(settings, "statistical_parity"),
     ),
 }

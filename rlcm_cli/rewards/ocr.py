@@ -17,8 +17,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rlcm_cli.errors import ConfigError, RewardError
-from rlcm_cli.rewards.contract import RewardEntry, RewardFn
-from rlcm_cli.rewards.weights import one_line
+from rlcm_cli.rewards.base.contract import RewardEntry, RewardFn
+from rlcm_cli.wording import one_line
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -65,14 +65,14 @@ def text_similarity(wanted: str, read: str) -> float:
 def ocr(text: str) -> RewardFn:
     """Make the reward: `text_similarity` of the wanted text and the one that RapidOCR reads in the image.
 
-    Lines are read from top to bottom and joined. Upside-down text is not turned round. It runs on the CPU,
-    one image at a time; the recogniser itself uses all cores.
+    Lines are read from top to bottom and joined. Upside-down text is not turned round. It runs on the CPU, one image
+    at a time; the recogniser itself uses all cores.
 
     Args:
         text: The text wanted of every image; empty: the one that each prompt quotes (`wanted_text`).
 
     Raises:
-        ConfigError: If `text` is no text.
+        ConfigError: If `text` is not text.
         RewardError: If the extra is not installed. The reward itself raises it for a prompt that quotes nothing.
     """
     if not isinstance(text, str):
@@ -133,7 +133,7 @@ ENTRIES = {
         value_range="0 to 1",
         bounds=(0.0, 1.0),
         needs="the extra rlcm[ocr] (RapidOCR with its models, 120 MB to download, 280 MB installed)",
-        defaults={"text": ""},
+        settings={"text": ""},
         revise=_engine_digest,
         obstacle=_missing_extra,
     ),

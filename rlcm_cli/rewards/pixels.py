@@ -13,7 +13,7 @@ import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from rlcm_cli.rewards.contract import RewardEntry, RewardFn
+from rlcm_cli.rewards.base.contract import RewardEntry, RewardFn
 
 if TYPE_CHECKING:
     from torch import Tensor

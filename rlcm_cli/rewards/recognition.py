@@ -11,80 +11,62 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rlcm_cli.errors import ConfigError, RewardError
-from rlcm_cli.rewards.contract import RewardEntry, RewardFn
-from rlcm_cli.rewards.network import load_network
-from rlcm_cli.rewards.weights import digest_weights, find_weights, missing_weights, one_line
+from rlcm_cli.rewards.base.contract import RewardEntry, RewardFn, Settings
+from rlcm_cli.rewards.base.weights import Weights
+from rlcm_cli.rewards.networks.loading import load_network
+from rlcm_cli.wording import one_line
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-EMBEDDED_JUDGE = "emoji-judge"
-"""Name of the classifier inside the package, trained beside the embedded model."""
+JUDGE = Weights(
+    "emoji-judge", ("config.json", "preprocessor_config.json", "model.safetensors"), embedded="emoji-judge"
+)
+"""The classifier inside the package, trained with the embedded model."""
 
 DEFAULT_FLOOR = math.log(1e-4)
 
-_EMBEDDED_FOLDER = Path(__file__).parent / "emoji_judge"
-_JUDGE_FILES = ("config.json", "preprocessor_config.json", "model.safetensors")
 _OTHER_LABEL = "other"
 _BATCH = 64
 
 
-def recognition(model: str, floor: float) -> RewardFn:
+def recognition(model: Path, floor: float) -> RewardFn:
     """Make the reward: max(floor, log p(label named by the prompt | image)), in nats, in [floor, 0].
 
     The judge runs in float32 on the device of the images, in batches of at most 64. An image of another size
     than the judge's is resized to it (bilinear with antialias, whole image, no crop).
 
     Args:
-        model: `emoji-judge`, or the folder or hub id of a transformers image classifier with its weights in
-            safetensors and the keys size, image_mean and image_std in its preprocessor_config.json.
+        model: Folder of a transformers image classifier with its weights in safetensors and the keys size,
+            image_mean and image_std in its preprocessor_config.json.
         floor: Below 0; a picture that the judge does not recognise at all costs no more than this, so
             that it cannot dominate the statistics of a batch.
 
     Raises:
-        ConfigError: If `floor` is no finite number below 0, or `model` is no text.
-        RewardError: If the judge cannot be had or is no image classifier. The reward itself raises it for a
+        RewardError: If the judge cannot be loaded or is not an image classifier. The reward itself raises it for a
             prompt that names none of the judge's labels.
     """
+    return _Classifier(model, float(floor))
+
+
+def _check(settings: Settings) -> None:
+    floor = settings["floor"]
     if isinstance(floor, bool) or not isinstance(floor, int | float) or not -math.inf < floor < 0:
         raise ConfigError(f"reward 'recognition': floor {floor!r} must be a finite number below 0")
-    return _Judge(judge_folder(model), model, float(floor))
 
 
-def judge_folder(model: str) -> Path:
-    """Return the local folder of a judge, downloading it if `model` is the id of a hub repository.
-
-    Raises:
-        ConfigError: If `model` is no text.
-        RewardError: If there is no such folder and the hub does not give one.
-    """
-    if model == EMBEDDED_JUDGE:
-        return _EMBEDDED_FOLDER
-    return find_weights(model, _JUDGE_FILES, reward="recognition", size="the size of the classifier")
-
-
-def _judge_file(folder: Path, name: str, model: str) -> bytes:
-    try:
-        return (folder / name).read_bytes()
-    except OSError as error:
-        raise RewardError(
-            f"judge {model!r}: {folder / name} cannot be read ({error.strerror}); the folder of a judge "
-            f"holds {', '.join(_JUDGE_FILES)}"
-        ) from error
-
-
-class _Judge:
+class _Classifier:
     """The reward function: a classifier, its preprocessing and its labels."""
 
-    def __init__(self, folder: Path, name: str, floor: float) -> None:
-        self._name = name
+    def __init__(self, folder: Path, floor: float) -> None:
+        self._folder = folder
         self._floor = floor
         from transformers import AutoModelForImageClassification
 
         self._model = load_network(
             AutoModelForImageClassification, folder, reward="recognition", what="an image classifier"
         )
-        self._size, self._mean, self._std = _load_preprocessing(folder, name)
+        self._size, self._mean, self._std = _load_preprocessing(folder)
         labels: dict[int, str] = self._model.config.id2label
         self._patterns: list[tuple[int, re.Pattern[str]]] = [
             (index, re.compile(rf"(?<!\w){re.escape(synonym)}(?!\w)", re.IGNORECASE))
@@ -127,28 +109,33 @@ class _Judge:
         if not found:
             known = ", ".join(self._known_labels[:5])
             raise RewardError(
-                f"reward 'recognition': the prompt {prompt!r} names none of the labels of judge "
-                f"{self._name!r} ({known}, …); use prompts that do, or set model to a judge that knows it"
+                f"reward 'recognition': the prompt {prompt!r} names none of the labels of the judge in "
+                f"{self._folder} ({known}, …); use prompts that do, or set model to a judge that knows it"
             )
         _, _, index = max(found)
         return index
 
 
-def _load_preprocessing(folder: Path, name: str) -> tuple[tuple[int, int], list[float], list[float]]:
+def _load_preprocessing(folder: Path) -> tuple[tuple[int, int], list[float], list[float]]:
     """Return the judge's (height, width) in pixels and the mean and std of its normalised channels."""
-    content = _judge_file(folder, "preprocessor_config.json", name)
+    path = folder / "preprocessor_config.json"
     try:
-        config = json.loads(content)
+        config = json.loads(path.read_bytes())
         size = config["size"]
         edge = size.get("shortest_edge")
         height, width = int(size.get("height", edge)), int(size.get("width", edge))
         mean, std = [[float(value) for value in config[key]] for key in ("image_mean", "image_std")]
         if len(mean) != 3 or len(std) != 3:
             raise ValueError("image_mean and image_std need three values")
+    except OSError as error:
+        raise RewardError(
+            f"reward 'recognition': {path} cannot be read ({error.strerror}); the folder of a judge holds "
+            f"{', '.join(JUDGE.files)}"
+        ) from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise RewardError(
-            f"judge {name!r}: {folder / 'preprocessor_config.json'} does not give size, image_mean and "
-            f"image_std ({type(error).__name__}: {one_line(error)}); mend it or name another judge"
+            f"reward 'recognition': {path} does not give size, image_mean and image_std ({type(error).__name__}: "
+            f"{one_line(error)}); fix it, or name another judge"
         ) from error
     return (height, width), mean, std
 
@@ -159,17 +146,11 @@ ENTRIES = {
         description="log-probability that an image classifier gives to the label that the prompt names",
         value_range="floor to 0, nats",
         bounds=(-math.inf, 0.0),
-        needs="nothing (embedded judge), or a transformers image classifier: a folder or hub id",
-        defaults={"model": EMBEDDED_JUDGE, "floor": DEFAULT_FLOOR},
+        weights={"model": JUDGE},
+        settings={"floor": DEFAULT_FLOOR},
+        check=_check,
+        needs="nothing (the embedded judge), or another image classifier of transformers: a folder or hub id",
         neural=True,
         differentiable=True,
-        revise=lambda settings: digest_weights(judge_folder(settings["model"]), _JUDGE_FILES, reward="recognition"),
-        obstacle=lambda settings: (
-            None
-            if settings["model"] == EMBEDDED_JUDGE
-            else missing_weights(
-                settings["model"], _JUDGE_FILES, reward="recognition", size="the size of the classifier"
-            )
-        ),
     ),
 }

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from rlcm_cli.rewards.contract import RewardEntry, RewardFn
+from rlcm_cli.rewards.base.contract import RewardEntry, RewardFn
 from rlcm_cli.rewards.pixels import in_parts, signed, total
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from command_line import LORA_FILE, checkpoints, refuse, rlcm, snapshot, succeed
 from conftest import edit_config
 
 from rlcm_cli.errors import ConfigError, MissingFileError, ModelError, RewardError, RlcmError, RunMismatchError
-from rlcm_cli.rewards.registry import REWARDS, RewardEntry
+from rlcm_cli.rewards import REWARDS, RewardEntry
 
 
 @pytest.fixture

@@ -15,8 +15,7 @@ from safetensors.torch import load_file
 
 from rlcm_cli.cli.options import parse_rewards
 from rlcm_cli.errors import ConfigError, MissingFileError, RunMismatchError, StorageFullError
-from rlcm_cli.rewards import REWARDS
-from rlcm_cli.rewards.contract import RewardEntry
+from rlcm_cli.rewards import REWARDS, RewardEntry
 
 CODE = """
 from pathlib import Path

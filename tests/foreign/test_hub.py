@@ -15,7 +15,7 @@ from rlcm_cli.foreign.hub import HubError, fetch_file, fetch_snapshot, find_hub_
 from rlcm_cli.models.loading import load_model
 from rlcm_cli.models.lora import locate_lora
 from rlcm_cli.prompts import load_prompts
-from rlcm_cli.rewards.weights import find_weights
+from rlcm_cli.rewards import Weights
 
 AWAY = "http://127.0.0.1:9"
 
@@ -132,7 +132,7 @@ def test_everything_that_is_loaded_says_the_true_cause(monkeypatch, away, kind, 
     work = {
         "model": lambda: load_model("ann/x", revision=None, dtype="float32", device="cpu"),
         "lora": lambda: locate_lora("ann/x"),
-        "reward": lambda: find_weights("ann/x", ["*"], reward="r", size="1 GB"),
+        "reward": lambda: Weights("ann/x", ["*"], "1 GB").find("ann/x", reward="r"),
         "prompts": lambda: load_prompts("hf:ann/x:text"),
     }[kind]
     with pytest.raises(Exception, match=r"cannot be reached .*; no local copy of ann/x in the cache") as caught:

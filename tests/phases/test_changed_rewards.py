@@ -15,9 +15,8 @@ from rlcm_cli.phases.train import train
 from rlcm_cli.report.compare.comparison import compare_runs
 from rlcm_cli.report.compare.contenders import Contender
 from rlcm_cli.report.compare.evaluations import read_ends
-from rlcm_cli.rewards import registry
-from rlcm_cli.rewards.contract import RewardEntry
-from rlcm_cli.rewards.custom import code_files, digest_code
+from rlcm_cli.rewards import REWARDS, RewardEntry
+from rlcm_cli.rewards.custom.functions import code_files, digest_code
 from rlcm_cli.runs.run import create_run
 from rlcm_cli.store.checkpoint import read_statistics
 from rlcm_cli.store.evaluations import comparable_evaluations, publish_rescored, read_evaluation
@@ -174,7 +173,7 @@ def test_what_is_no_code_changes_too(tiny_lcm, tmp_path, monkeypatch, kind):
     entry = RewardEntry(
         lambda **_: lambda images, prompts, metadata: channel(images, 0), "", "", revise=lambda settings: revision[0]
     )
-    monkeypatch.setitem(registry.REWARDS, name, entry)
+    monkeypatch.setitem(REWARDS, name, entry)
     run = make_loop(tmp_path / "run", make_config(tiny_lcm, rewards={name: 1.0}, runtime={"iterations": 1}))
     load_scorers(run)
     revision[0] = "two"

@@ -349,7 +349,7 @@ class TestCache:
         def broken(images, prompts, metadata):
             return torch.full((len(images),), torch.nan)
 
-        with pytest.raises(RewardError, match="gave nan"):
+        with pytest.raises(RewardError, match="returned nan"):
             self.rescore(run, broken, cache)
         reward = Counting()
         self.rescore(run, reward, cache)

@@ -11,8 +11,7 @@ from urllib.parse import urlsplit
 import torch
 import uvicorn
 
-from rlcm_cli.rewards import RewardSpec, registry
-from rlcm_cli.rewards.contract import RewardEntry
+from rlcm_cli.rewards import REWARDS, RewardEntry, RewardSpec
 from rlcm_cli.rewards.remote.server import build_app, configure, listen, load_served
 
 SAFETENSORS = "application/x-safetensors"
@@ -38,7 +37,7 @@ def register(monkeypatch, name, function, **fields):
     """Make a function a reward of that name."""
     fields = {"description": "for tests", "value_range": "any", **fields}
     entry = RewardEntry(lambda **settings: function, **fields)
-    monkeypatch.setitem(registry.REWARDS, name, entry)
+    monkeypatch.setitem(REWARDS, name, entry)
 
 
 def ask(method, url, body=None, headers=None):

@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from rlcm_cli.rewards.clip import ENTRIES
-from rlcm_cli.rewards.contract import Reward
+from rlcm_cli.rewards import Reward, RewardSpec, load_reward
 
 EDGE = 32
 CONTEXT = 20
@@ -84,8 +83,16 @@ def save_small_clip(folder: Path, seed: int = 0) -> Path:
 
 
 def load(name: str, **settings) -> Reward:
-    entry = ENTRIES[name]
-    return Reward(name, entry.factory(**{**entry.defaults, **settings}), neural=entry.neural)
+    return load_reward(RewardSpec(name, settings))
+
+
+def obstacle(name: str, **settings) -> str | None:
+    return RewardSpec(name, settings).find_obstacle()
+
+
+def revision(name: str, **settings) -> str:
+    spec = RewardSpec(name, settings)
+    return spec.revise(spec.find_paths())
 
 
 def score(name: str, batch: torch.Tensor, prompts: list[str], **settings) -> torch.Tensor:

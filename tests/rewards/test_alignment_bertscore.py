@@ -8,8 +8,8 @@ import small_language_models
 import torch
 
 from rlcm_cli.errors import ConfigError, RewardError
-from rlcm_cli.rewards.alignment import bertscore
-from rlcm_cli.rewards.alignment.bertscore import SCORER_MODEL, RecallScorer, digest_scorer, scorer_obstacle
+from rlcm_cli.rewards.networks import bertscore
+from rlcm_cli.rewards.networks.bertscore import SCORER, RecallScorer, digest_scorer, find_scorer_obstacle
 
 pytest.importorskip("bert_score")
 
@@ -70,7 +70,7 @@ class TestRecall:
     def test_it_is_what_the_package_gives(self, folders):
         from bert_score import BERTScorer
 
-        from rlcm_cli.rewards.weights import quiet_transformers
+        from rlcm_cli.rewards.networks.loading import quiet_transformers
 
         folder = str(folders / "bert")
         with quiet_transformers():
@@ -132,7 +132,7 @@ class TestScorersThatCannotBeUsed:
         )
         advice = "install it with `pip install 'rlcm[alignment]'`"
         assert advice in self.refusal(folders / "bert")
-        assert advice in scorer_obstacle(str(folders / "bert"), "r")
+        assert advice in find_scorer_obstacle(str(folders / "bert"), "r")
 
     def test_an_unreachable_hub(self, monkeypatch):
         import huggingface_hub
@@ -141,16 +141,16 @@ class TestScorersThatCannotBeUsed:
             raise huggingface_hub.errors.LocalEntryNotFoundError("no network")
 
         monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
-        for message in (self.refusal(SCORER_MODEL, layer=None), scorer_obstacle(SCORER_MODEL, "r")):
-            assert f"hf download {SCORER_MODEL}" in message
+        for message in (self.refusal(SCORER.source, layer=None), find_scorer_obstacle(SCORER.source, "r")):
+            assert f"hf download {SCORER.source}" in message
             assert "reward_settings.r.scorer_model=DIR" in message
 
     def test_a_folder_is_no_obstacle(self, folders):
-        assert scorer_obstacle(str(folders / "bert"), "r") is None
+        assert find_scorer_obstacle(str(folders / "bert"), "r") is None
 
     def test_a_folder_needs_its_layer(self, folders):
         message = self.refusal(folders / "bert", ConfigError, layer=None)
-        assert f"set reward_settings.r.scorer_layer (40 for a copy of {SCORER_MODEL})" in message
+        assert f"set reward_settings.r.scorer_layer (40 for a copy of {SCORER.source})" in message
 
     @pytest.mark.parametrize("layer", [0, -1, 2.0, True, "3"])
     def test_impossible_layers(self, folders, layer):

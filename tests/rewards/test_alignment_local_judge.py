@@ -7,8 +7,8 @@ import small_vlms
 import torch
 
 from rlcm_cli.errors import RewardError
-from rlcm_cli.rewards.alignment.judges import judge_obstacle, make_judge, revise_judge
-from rlcm_cli.rewards.alignment.settings import LOCAL_MODEL, JudgeSettings
+from rlcm_cli.rewards.judges import JUDGES, JudgeSettings
+from rlcm_cli.rewards.judges.local import MODEL
 
 QUESTIONS = ["how many tigers are there in this image?"] * 5 + ["answer concisely: what is going on?"] * 5
 
@@ -42,7 +42,7 @@ def settings(folder, **values) -> JudgeSettings:
 
 
 def judge(folder, **values):
-    return make_judge(settings(folder, **values), "vqa")
+    return JUDGES["local"].make(settings(folder, **values), "vqa")
 
 
 @functools.cache
@@ -86,7 +86,7 @@ class TestAnswers:
         assert asked(batch, QUESTIONS) == single
 
     def test_max_tokens_ends_an_answer(self, folders):
-        asked = make_judge(JudgeSettings(judge="local", model=str(folders / "llava"), max_tokens=2), "vqa")
+        asked = JUDGES["local"].make(JudgeSettings(judge="local", model=str(folders / "llava"), max_tokens=2), "vqa")
         assert all(len(answer.split()) <= 2 for answer in asked(images(3), QUESTIONS[:3]))
 
     def test_no_images_have_no_answers(self, folders):
@@ -143,7 +143,7 @@ class TestJudgesThatCannotBeUsed:
         monkeypatch.setattr(transformers.AutoProcessor, "from_pretrained", from_pretrained)
         message = self.refusal(copy)
         assert "requires the Torchvision library" in message
-        assert f"choose a judge whose processor does without, such as {LOCAL_MODEL}" in message
+        assert f"choose a judge whose processor does without, such as {MODEL.source}" in message
 
     def test_an_unreachable_hub(self, monkeypatch):
         import huggingface_hub
@@ -152,18 +152,18 @@ class TestJudgesThatCannotBeUsed:
             raise huggingface_hub.errors.LocalEntryNotFoundError("no network")
 
         monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
-        message = self.refusal(LOCAL_MODEL)
-        assert f"hf download {LOCAL_MODEL}" in message
+        message = self.refusal(MODEL.source)
+        assert f"hf download {MODEL.source}" in message
         assert "(14 GB)" in message
         assert "reward_settings.vqa.model=DIR" in message
-        obstacle = judge_obstacle(JudgeSettings(judge="local"), "vqa")
-        assert f"hf download {LOCAL_MODEL}" in obstacle
+        obstacle = JUDGES["local"].find_obstacle(JudgeSettings(judge="local"), "vqa")
+        assert f"hf download {MODEL.source}" in obstacle
 
     def test_a_folder_is_no_obstacle(self, folders):
-        assert judge_obstacle(settings(folders / "llava"), "vqa") is None
+        assert JUDGES["local"].find_obstacle(settings(folders / "llava"), "vqa") is None
 
     @pytest.mark.parametrize("name", ["model.safetensors", "config.json", "chat_template.jinja"])
     def test_another_file_is_another_revision(self, copy, name):
-        before = revise_judge(settings(copy), "vqa")
+        before = JUDGES["local"].revise(settings(copy), "vqa")
         (copy / name).write_bytes((copy / name).read_bytes() + b" ")
-        assert revise_judge(settings(copy), "vqa") != before
+        assert JUDGES["local"].revise(settings(copy), "vqa") != before

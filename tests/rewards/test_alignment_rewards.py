@@ -12,12 +12,10 @@ from judge_servers import Reply, serve
 from PIL import Image
 
 from rlcm_cli.errors import ConfigError, RewardError
-from rlcm_cli.rewards.alignment import ENTRIES
-from rlcm_cli.rewards.alignment.bertscore import RecallScorer
-from rlcm_cli.rewards.alignment.judges import make_judge
-from rlcm_cli.rewards.alignment.settings import JudgeSettings
-from rlcm_cli.rewards.alignment.vqa import states
-from rlcm_cli.rewards.contract import Reward
+from rlcm_cli.rewards import REWARDS, Reward, RewardSpec, load_reward
+from rlcm_cli.rewards.judges import JUDGES, JudgeSettings
+from rlcm_cli.rewards.networks.bertscore import RecallScorer
+from rlcm_cli.rewards.vqa import states
 
 
 @pytest.fixture(autouse=True)
@@ -49,9 +47,7 @@ def images(count: int) -> torch.Tensor:
 
 
 def load(name, **settings) -> Reward:
-    entry = ENTRIES[name]
-    assert set(settings) <= set(entry.defaults)
-    return Reward(name, entry.factory(**{**entry.defaults, **settings}), entry.set_level, entry.neural)
+    return load_reward(RewardSpec(name, settings))
 
 
 def score(name, batch, prompts, **settings):
@@ -99,7 +95,7 @@ class TestPromptImageAlignment:
         batch = images(3) * 40
         settings = {"judge": "local", "model": vlm, "max_tokens": 6, "scorer_model": bert, "scorer_layer": 2}
         rewards = score("prompt_image_alignment", batch, ["a cat"] * 3, **settings)
-        answer = make_judge(JudgeSettings(judge="local", model=vlm, max_tokens=6), "r")
+        answer = JUDGES["local"].make(JudgeSettings(judge="local", model=vlm, max_tokens=6), "r")
         answers = answer(batch, ["Answer concisely: what is going on in this image?"] * 3)
         expected = RecallScorer(bert, 2, "r")(answers, ["The image contains a cat"] * 3, torch.device("cpu"))
         torch.testing.assert_close(rewards, expected, rtol=0, atol=1e-6)
@@ -124,10 +120,8 @@ class TestPromptImageAlignment:
             assert "leave scorer_model and scorer_layer unset" in message
 
     def test_what_is_in_the_way(self, bert):
-        entry = ENTRIES["prompt_image_alignment"]
-
         def obstacle(**settings):
-            return entry.obstacle({**entry.defaults, **settings})
+            return RewardSpec("prompt_image_alignment", settings).find_obstacle()
 
         assert "RLCM_JUDGE_ENDPOINT" in obstacle()
         ready = {"endpoint": "http://127.0.0.1:1", "model": "m"}
@@ -136,10 +130,8 @@ class TestPromptImageAlignment:
         assert obstacle(judge="llava-server", endpoint="http://127.0.0.1:1") is None
 
     def test_what_identifies_it(self, bert):
-        entry = ENTRIES["prompt_image_alignment"]
-
         def revise(**settings):
-            return entry.revise({**entry.defaults, **settings})
+            return RewardSpec("prompt_image_alignment", settings).revise({})
 
         named, digest = revise(model="m", scorer_model=bert).split()
         assert named == "openai:m"
@@ -249,24 +241,24 @@ class TestVqa:
         assert states(answer, expected) is stated
 
     def test_what_is_in_the_way_and_what_identifies_it(self, vlm):
-        entry = ENTRIES["vqa"]
-        assert "RLCM_JUDGE_ENDPOINT" in entry.obstacle(entry.defaults)
-        assert entry.obstacle({**entry.defaults, "judge": "local", "model": vlm}) is None
-        assert entry.revise({**entry.defaults, "model": "m"}) == "openai:m"
-        assert len(entry.revise({**entry.defaults, "judge": "local", "model": vlm})) == 64
+        local = RewardSpec("vqa", {"judge": "local", "model": vlm})
+        assert "RLCM_JUDGE_ENDPOINT" in RewardSpec("vqa").find_obstacle()
+        assert local.find_obstacle() is None
+        assert RewardSpec("vqa", {"model": "m"}).revise({}) == "openai:m"
+        assert len(local.revise({})) == 64
 
 
 class TestEntries:
     @pytest.mark.parametrize("name", ["prompt_image_alignment", "vqa"])
     def test_defaults_are_plain_json_and_hold_no_address(self, name):
-        defaults = ENTRIES[name].defaults
+        defaults = REWARDS[name].defaults
         assert json.loads(json.dumps(defaults)) == defaults
         assert defaults["endpoint"] is None
         assert not any("sk-" in str(value) for value in defaults.values())
 
     def test_importing_them_imports_nothing_heavy(self):
         program = (
-            "import sys, rlcm_cli.rewards.alignment;"
+            "import sys, rlcm_cli.rewards.judges;"
             "print([m for m in ('torch', 'transformers', 'PIL', 'numpy', 'httpx2', 'bert_score') if m in sys.modules])"
         )
         run = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True, text=True)

@@ -6,12 +6,22 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from small_clip import WIDTHS, assert_any_split, cut_off_hub, images, load, refusal, save_small_clip, score
+from small_clip import (
+    WIDTHS,
+    assert_any_split,
+    cut_off_hub,
+    images,
+    load,
+    obstacle,
+    refusal,
+    revision,
+    save_small_clip,
+    score,
+)
 
 from rlcm_cli.errors import ConfigError, RewardError
-from rlcm_cli.rewards.clip import ENTRIES
-from rlcm_cli.rewards.clip.linear_head import make_linear_head
-from rlcm_cli.rewards.clip.tensor_file import read_tensors
+from rlcm_cli.rewards.networks.linear_head import make_linear_head
+from rlcm_cli.rewards.networks.tensor_file import read_tensors
 
 PARITY = Path(__file__).parents[1] / "data" / "parity"
 LAION = PARITY / "aesthetic_head.safetensors"
@@ -91,14 +101,17 @@ class TestReward:
         other = shutil.copy(small_head, tmp_path / "other.pth")
         with open(other, "ab") as file:
             file.write(b" ")
-        revise = ENTRIES["aesthetic"].revise
-        one, two = (revise({"model": str(clip), "head": str(head)}) for head in (small_head, other))
+        one, two = (revision("aesthetic", model=str(clip), head=str(head)) for head in (small_head, other))
         assert one != two
 
 
 class TestHeadsThatCannotBeUsed:
+    @pytest.fixture(autouse=True)
+    def _model(self, clip):
+        self.model = str(clip)
+
     def refused(self, head):
-        return refusal(RewardError, "aesthetic", head=str(head))
+        return refusal(RewardError, "aesthetic", head=str(head), model=self.model)
 
     @pytest.mark.parametrize("form", ["zip", "bare pickle"])
     def test_a_hostile_file_is_refused_and_not_run(self, tmp_path, form):
@@ -173,10 +186,9 @@ class TestHeadsThatCannotBeUsed:
 
     def test_obstacles(self, monkeypatch, clip, small_head):
         cut_off_hub(monkeypatch)
-        obstacle, settings = ENTRIES["aesthetic"].obstacle, {"model": str(clip), "head": str(small_head)}
-        assert obstacle(settings) is None
-        assert "aesthetic-model.pth is not here" in obstacle({**ENTRIES["aesthetic"].defaults, "model": str(clip)})
-        assert "model 'openai/clip-vit-large-patch14' is not here" in obstacle(ENTRIES["aesthetic"].defaults)
+        assert obstacle("aesthetic", model=str(clip), head=str(small_head)) is None
+        assert "aesthetic-model.pth is not here" in obstacle("aesthetic", model=str(clip))
+        assert "model 'openai/clip-vit-large-patch14' is not here" in obstacle("aesthetic")
 
     def test_a_path_that_is_not_there(self, tmp_path):
         assert "there is no file" in self.refused(tmp_path / "none.pth")

@@ -5,7 +5,7 @@ import torch
 from PIL import Image
 
 from rlcm_cli.errors import RewardError
-from rlcm_cli.rewards.clip.preprocessing import CLIP_MEAN, CLIP_STD, Preprocessing, read_preprocessing
+from rlcm_cli.rewards.networks.preprocessing import CLIP_MEAN, CLIP_STD, Preprocessing, read_preprocessing
 
 
 def as_transformers(batch, **settings):

@@ -6,10 +6,21 @@ import sys
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from small_clip import CONTEXT, assert_any_split, cut_off_hub, images, load, refusal, save_small_clip, score
+from small_clip import (
+    CONTEXT,
+    assert_any_split,
+    cut_off_hub,
+    images,
+    load,
+    obstacle,
+    refusal,
+    revision,
+    save_small_clip,
+    score,
+)
 
 from rlcm_cli.errors import ConfigError, RewardError
-from rlcm_cli.rewards.clip import ENTRIES, clip_score
+from rlcm_cli.rewards.base import weights
 
 PROMPTS = ["a cat", "a red dog, on blue", "two cats", "a cat", "z"]
 
@@ -57,9 +68,9 @@ class TestValues:
         assert_any_split(load("clip_score", model=str(clip)), images(70), [*PROMPTS] * 14, tolerance=1e-4)
 
     def test_a_negative_cosine_is_not_cut(self, clip, broken):
-        weights = load_file(broken / "model.safetensors")
-        weights["visual_projection.weight"] *= -1
-        save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
+        tensors = load_file(broken / "model.safetensors")
+        tensors["visual_projection.weight"] *= -1
+        save_file(tensors, broken / "model.safetensors", metadata={"format": "pt"})
         batch = images(5)
         rewards = score("clip_score", batch, PROMPTS, model=str(broken))
         torch.testing.assert_close(rewards, -score("clip_score", batch, PROMPTS, model=str(clip)), rtol=0, atol=1e-5)
@@ -97,10 +108,10 @@ class TestModelsThatCannotBeUsed:
         assert "hf download openai/clip-vit-large-patch14 --include 'config.json'" in message
         assert "(1.7 GB)" in message
         assert "--set reward_settings.clip_score.model=DIR" in message
-        assert "hf download" in ENTRIES["clip_score"].obstacle(ENTRIES["clip_score"].defaults)
+        assert "hf download" in obstacle("clip_score")
 
     def test_a_folder_that_is_here_is_no_obstacle(self, clip):
-        assert ENTRIES["clip_score"].obstacle({"model": str(clip)}) is None
+        assert obstacle("clip_score", model=str(clip)) is None
 
     def test_an_empty_folder(self, tmp_path):
         message = refusal(RewardError, "clip_score", model=str(tmp_path))
@@ -113,9 +124,9 @@ class TestModelsThatCannotBeUsed:
         assert "CLIPTextModel, which does not embed both" in refusal(RewardError, "clip_score", model=str(broken))
 
     def test_weights_that_transformers_would_make_up(self, broken):
-        weights = load_file(broken / "model.safetensors")
-        del weights["text_projection.weight"], weights["visual_projection.weight"]
-        save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
+        tensors = load_file(broken / "model.safetensors")
+        del tensors["text_projection.weight"], tensors["visual_projection.weight"]
+        save_file(tensors, broken / "model.safetensors", metadata={"format": "pt"})
         message = refusal(RewardError, "clip_score", model=str(broken))
         assert "lack text_projection.weight and 1 more" in message
 
@@ -161,29 +172,29 @@ class TestModelsThatCannotBeUsed:
 
 
 class TestEmojiClip:
-    def test_it_is_clip_score_with_the_embedded_model(self, clip, monkeypatch):
-        monkeypatch.setattr(clip_score, "_EMOJI_FOLDER", clip)
+    def test_it_is_clip_score_with_the_embedded_model(self, clip, monkeypatch, tmp_path):
+        (tmp_path / "emoji_clip").symlink_to(clip)
+        monkeypatch.setattr(weights, "_PACKAGE", tmp_path)
         batch = images(5)
         assert torch.equal(score("emoji_clip", batch, PROMPTS), score("clip_score", batch, PROMPTS, model=str(clip)))
 
     def test_a_broken_installation(self, monkeypatch, tmp_path):
-        monkeypatch.setattr(clip_score, "_EMOJI_FOLDER", tmp_path / "none")
+        monkeypatch.setattr(weights, "_PACKAGE", tmp_path)
         assert "is missing from this installation" in refusal(RewardError, "emoji_clip")
 
 
 def test_another_file_is_another_revision(broken):
-    revise, settings = ENTRIES["clip_score"].revise, {"model": str(broken)}
-    revisions = {revise(settings)}
+    revisions = {revision("clip_score", model=str(broken))}
     for name in ("config.json", "model.safetensors", "preprocessor_config.json", "tokenizer.json"):
         path = broken / name
         path.write_bytes(path.read_bytes() + b" ")
-        revisions.add(revise(settings))
+        revisions.add(revision("clip_score", model=str(broken)))
     assert len(revisions) == 5
 
 
 def test_naming_the_rewards_loads_no_library():
     code = (
-        "import sys, rlcm_cli.rewards.clip as clip; assert len(clip.ENTRIES) == 6; "
+        "import sys; from rlcm_cli.rewards import REWARDS; assert len(REWARDS) > 18; "
         "print({'torch', 'transformers', 'PIL', 'numpy', 'huggingface_hub', 'safetensors'} & set(sys.modules))"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"

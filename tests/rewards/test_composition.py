@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from rlcm_cli.errors import ConfigError, RewardError
-from rlcm_cli.rewards import composition
-from rlcm_cli.rewards.scenes import (
+from rlcm_cli.rewards import RewardSpec, composition, load_reward
+from rlcm_cli.rewards._scenes import (
     Detection,
     Named,
     Relation,
@@ -254,7 +254,11 @@ def images(count, height=32, width=32):
 
 
 def load(folder, **settings):
-    return composition.composition(**{**composition.ENTRIES["composition"].defaults, "model": str(folder), **settings})
+    return load_reward(spec(folder, **settings)).function
+
+
+def spec(folder, **settings):
+    return RewardSpec("composition", {"model": str(folder), **settings})
 
 
 @functools.cache
@@ -336,7 +340,7 @@ class TestDetector:
     def test_boxes_are_left_top_right_bottom(self, trained):
         image = images(1)[0]
         _, centred = run(trained, normalised(image), ["cat"])
-        detector = composition._Detector(trained, "owlv2")
+        detector = composition._Detector(trained)
         found = detector(image[None], [["cat"]], 0.0)[0]["cat"]
         assert len(found) == 16
         for one, (x, y, width, height) in zip(found, centred.tolist(), strict=True):
@@ -357,7 +361,7 @@ class TestDetector:
         image = images(1, 40, 40)[0]
         resized = Image.fromarray(image.permute(1, 2, 0).numpy()).resize((32, 32), Image.Resampling.BILINEAR)
         pixels = torch.tensor(list(resized.get_flattened_data()), dtype=torch.float32).T.reshape(3, 32, 32)
-        found = composition._Detector(trained, "owlv2")._pixels(image[None])[0]
+        found = composition._Detector(trained)._pixels(image[None])[0]
         one_level = 1.01 / 255 / 0.2
         torch.testing.assert_close(found, normalised(pixels), rtol=0, atol=one_level)
 
@@ -402,11 +406,10 @@ class TestRefusals:
             raise huggingface_hub.errors.LocalEntryNotFoundError("no network")
 
         monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
-        message = self.refusal(composition.DEFAULT_DETECTOR)
-        assert f"hf download {composition.DEFAULT_DETECTOR}" in message
+        message = self.refusal(composition.DETECTOR.source)
+        assert f"hf download {composition.DETECTOR.source}" in message
         assert "620 MB" in message
-        obstacle = composition.ENTRIES["composition"].obstacle
-        assert "hf download" in obstacle({"model": composition.DEFAULT_DETECTOR})
+        assert "hf download" in RewardSpec("composition").find_obstacle()
 
     def test_weights_without_a_trained_head(self, detector):
         from safetensors.torch import load_file, save_file
@@ -433,7 +436,7 @@ class TestRefusals:
         parts = {key: {**shared[key], "model_type": None} for key in ("text_config", "vision_config")}
         parts = {key: {k: v for k, v in part.items() if v is not None} for key, part in parts.items()}
         OwlViTForObjectDetection(OwlViTConfig(**parts, projection_dim=16)).save_pretrained(detector)
-        assert "is a model of type owlvit, not owlv2" in self.refusal(detector)
+        assert "holds a model of type owlvit, not owlv2" in self.refusal(detector)
 
     def test_a_missing_tokenizer(self, detector):
         for name in ("tokenizer.json", "tokenizer_config.json"):
@@ -447,7 +450,7 @@ class TestRefusals:
 
 class TestRevision:
     def revision(self, folder):
-        return composition.ENTRIES["composition"].revise({"model": str(folder)})
+        return spec(folder).revise(spec(folder).find_paths())
 
     def test_the_place_has_no_part(self, detector, tmp_path):
         before = self.revision(detector)
@@ -460,4 +463,4 @@ class TestRevision:
         assert self.revision(detector) != before
 
     def test_a_folder_is_no_obstacle(self, trained):
-        assert composition.ENTRIES["composition"].obstacle({"model": str(trained)}) is None
+        assert spec(trained).find_obstacle() is None

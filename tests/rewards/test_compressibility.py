@@ -8,7 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
-from rlcm_cli.rewards import RewardSpec, load_reward, threads
+from rlcm_cli.rewards import RewardSpec, load_reward
+from rlcm_cli.rewards.base import threads
 from rlcm_cli.rewards.compressibility import jpeg_kilobytes
 
 

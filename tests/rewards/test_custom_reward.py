@@ -156,11 +156,11 @@ class TestDescription:
         for name in ("trap.py:f", "mine.colour:f"):
             spec = RewardSpec(name)
             assert spec.entry.description == "a function of yours"
-            assert spec.entry.obstacle(spec.resolved) is None
-            assert spec.entry.revise(spec.resolved) == hashlib.sha256(trap.encode()).hexdigest()
+            assert spec.find_obstacle() is None
+            assert spec.revise({}) == hashlib.sha256(trap.encode()).hexdigest()
             assert spec.directory.startswith("f-")
-        assert RewardSpec("trap.py:f").entry.needs == "the file trap.py"
-        assert RewardSpec("mine.colour:f").entry.needs == "the module mine.colour"
+        assert RewardSpec("trap.py:f").entry.requirements == "the file trap.py"
+        assert RewardSpec("mine.colour:f").entry.requirements == "the module mine.colour"
 
     def test_the_revision_is_the_digest_of_the_file(self):
         write("colour.py", REDNESS)
@@ -185,7 +185,7 @@ class TestDescription:
 
     def test_importing_it_loads_no_torch(self):
         code = (
-            "import sys; from rlcm_cli.rewards import RewardSpec; RewardSpec('none.py:f').entry.obstacle({});"
+            "import sys; from rlcm_cli.rewards import RewardSpec; RewardSpec('none.py:f').find_obstacle();"
             "print(sorted({'torch', 'transformers', 'PIL', 'numpy'} & set(sys.modules)))"
         )
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

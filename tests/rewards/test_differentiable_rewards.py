@@ -10,7 +10,7 @@ from transformers import AutoConfig
 
 from rlcm_cli.errors import RewardError
 from rlcm_cli.rewards import REWARDS, RewardSpec, load_reward
-from rlcm_cli.rewards.contract import Reward
+from rlcm_cli.rewards.base.contract import Reward
 
 PIXELS = ["mirror_symmetry", "rotational_symmetry", "brightness", "colourfulness", "sharpness"]
 EMBEDDED = [*PIXELS, "recognition", "emoji_clip"]
@@ -140,10 +140,10 @@ class TestDeclared:
             "variety": False,
         }
         assert_differentiable(loaded["redness"], pictures(), PROMPTS)
-        with pytest.raises(RewardError, match="declared differentiable and gave numbers without a gradient"):
+        with pytest.raises(RewardError, match="declared differentiable and returned numbers without a gradient"):
             loaded["whole"].score_floats(floats(pictures()), PROMPTS, [{}] * 3)
 
     def test_a_broken_value_is_refused(self):
         reward = Reward("mine", lambda images, prompts, metadata: images.mean((1, 2, 3)) / 0, differentiable=True)
-        with pytest.raises(RewardError, match=r"gave inf for 3 of 3 samples"):
+        with pytest.raises(RewardError, match=r"returned inf for 3 of 3 samples"):
             reward.score_floats(floats(pictures()), PROMPTS, [{}] * 3)

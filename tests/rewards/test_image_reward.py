@@ -5,11 +5,10 @@ import string
 import pytest
 import torch
 from safetensors.torch import save_file
-from small_clip import assert_any_split, cut_off_hub, images, load, refusal, score
+from small_clip import assert_any_split, cut_off_hub, images, load, obstacle, refusal, revision, score
 from torch.nn.functional import conv2d, gelu, layer_norm, linear, softmax
 
 from rlcm_cli.errors import ConfigError, RewardError
-from rlcm_cli.rewards.clip import ENTRIES
 
 PROMPTS = ["a cat", "a red dog, on blue", "two cats", "a cat [ENC]", "z"]
 VISION_WIDTH, TEXT_WIDTH, LAYERS, HEAD_WIDTH, PATCH, EDGE = 192, 128, 2, 64, 8, 32
@@ -198,7 +197,7 @@ class TestCheckpointsThatCannotBeUsed:
             ({"blip.text_encoder.encoder.layer.1.crossattention.self.key.weight": None}, "lack encoder.layer.1.cross"),
             (
                 {"blip.visual_encoder.pos_embed": None},
-                "no checkpoint of ImageReward ('embeddings.position_embedding')",
+                "not a checkpoint of ImageReward ('embeddings.position_embedding')",
             ),
             (
                 {"blip.text_encoder.pooler.dense.weight": torch.zeros(4, 4)},
@@ -220,7 +219,7 @@ class TestCheckpointsThatCannotBeUsed:
     def test_weights_of_something_else(self, tokenizer, tmp_path):
         torch.save({"weight": torch.zeros(3)}, tmp_path / "other.pt")
         message = refusal(RewardError, "image_reward", **settings(tmp_path / "other.pt", tokenizer))
-        assert "is no checkpoint of ImageReward" in message
+        assert "is not a checkpoint of ImageReward" in message
 
     def test_a_tokenizer_of_another_model(self, weights, tokenizer, tmp_path):
         name = "blip.text_encoder.embeddings.word_embeddings.weight"
@@ -233,9 +232,9 @@ class TestCheckpointsThatCannotBeUsed:
         message = refusal(RewardError, "image_reward", **settings(checkpoint, tmp_path / "empty"))
         assert "holds no tokenizer" in message
 
-    def test_a_missing_hub(self, monkeypatch, checkpoint):
+    def test_a_missing_hub(self, monkeypatch, checkpoint, tokenizer):
         cut_off_hub(monkeypatch)
-        message = refusal(RewardError, "image_reward")
+        message = refusal(RewardError, "image_reward", tokenizer=str(tokenizer))
         assert "hf download THUDM/ImageReward ImageReward.pt --local-dir DIR` (1.8 GB)" in message
         assert "--set reward_settings.image_reward.checkpoint=DIR/ImageReward.pt" in message
         message = refusal(RewardError, "image_reward", checkpoint=str(checkpoint))
@@ -244,10 +243,9 @@ class TestCheckpointsThatCannotBeUsed:
 
     def test_obstacles(self, monkeypatch, checkpoint, tokenizer):
         cut_off_hub(monkeypatch)
-        obstacle, defaults = ENTRIES["image_reward"].obstacle, ENTRIES["image_reward"].defaults
-        assert obstacle(settings(checkpoint, tokenizer)) is None
-        assert "ImageReward.pt is not here" in obstacle(defaults)
-        assert "tokenizer 'google-bert/" in obstacle({**defaults, "checkpoint": str(checkpoint)})
+        assert obstacle("image_reward", **settings(checkpoint, tokenizer)) is None
+        assert "ImageReward.pt is not here" in obstacle("image_reward")
+        assert "tokenizer 'google-bert/" in obstacle("image_reward", checkpoint=str(checkpoint))
 
     def test_a_checkpoint_that_is_no_text(self, tokenizer):
         assert "must be a file or" in refusal(
@@ -258,5 +256,5 @@ class TestCheckpointsThatCannotBeUsed:
 def test_checkpoint_and_tokenizer_are_part_of_the_revision(weights, tokenizer, tmp_path):
     torch.save(weights, tmp_path / "one.pt")
     torch.save({**weights, "mlp.layers.7.bias": torch.ones(1)}, tmp_path / "two.pt")
-    revise = ENTRIES["image_reward"].revise
-    assert revise(settings(tmp_path / "one.pt", tokenizer)) != revise(settings(tmp_path / "two.pt", tokenizer))
+    one, two = (settings(tmp_path / f"{name}.pt", tokenizer) for name in ("one", "two"))
+    assert revision("image_reward", **one) != revision("image_reward", **two)

@@ -15,9 +15,8 @@ from judge_servers import Reply, serve
 from PIL import Image
 
 from rlcm_cli.errors import ConfigError, RewardError
-from rlcm_cli.rewards.alignment import transport
-from rlcm_cli.rewards.alignment.judges import judge_obstacle, make_judge, revise_judge
-from rlcm_cli.rewards.alignment.settings import JUDGE_DEFAULTS, JudgeSettings, judge_settings
+from rlcm_cli.rewards.http import client as transport
+from rlcm_cli.rewards.judges import JUDGE_DEFAULTS, JUDGES, JudgeSettings, read_settings
 
 KEY = "sk-very-secret-0123456789"
 
@@ -37,7 +36,12 @@ def images(count: int, height: int = 8, width: int = 12) -> torch.Tensor:
 
 def judge(endpoint, kind="openai", **settings):
     model = {"model": "small-vlm"} if kind == "openai" else {}
-    return make_judge(JudgeSettings(judge=kind, endpoint=endpoint, **{**model, **settings}), "vqa")
+    return JUDGES[kind].make(JudgeSettings(judge=kind, endpoint=endpoint, **{**model, **settings}), "vqa")
+
+
+def obstacle(**settings):
+    chosen = JudgeSettings(**settings)
+    return JUDGES[chosen.judge].find_obstacle(chosen, "vqa")
 
 
 def completion(text, **choice) -> Reply:
@@ -317,26 +321,25 @@ class TestSettings:
     def test_a_missing_endpoint(self):
         message = refusal(lambda: judge(None))
         assert "set RLCM_JUDGE_ENDPOINT=http://127.0.0.1:8000/v1 or --set reward_settings.vqa.endpoint=" in message
-        assert judge_obstacle(JudgeSettings(model="m"), "vqa") in message
-        assert "http://127.0.0.1:8085" in judge_obstacle(JudgeSettings(judge="llava-server"), "vqa")
+        assert obstacle(model="m") in message
+        assert "http://127.0.0.1:8085" in obstacle(judge="llava-server")
 
     def test_a_missing_model(self):
-        settings = JudgeSettings(endpoint="http://127.0.0.1:1")
-        assert "no model is set; --set reward_settings.vqa.model=NAME" in judge_obstacle(settings, "vqa")
-        refusal(lambda: make_judge(settings, "vqa"))
+        assert "no model is set; --set reward_settings.vqa.model=NAME" in obstacle(endpoint="http://127.0.0.1:1")
+        assert "no model is set" in refusal(lambda: judge("http://127.0.0.1:1", model=None))
 
     def test_no_obstacle(self):
-        assert judge_obstacle(JudgeSettings(endpoint="http://127.0.0.1:1", model="m"), "vqa") is None
-        assert judge_obstacle(JudgeSettings(judge="llava-server", endpoint="http://127.0.0.1:1"), "vqa") is None
+        assert obstacle(endpoint="http://127.0.0.1:1", model="m") is None
+        assert obstacle(judge="llava-server", endpoint="http://127.0.0.1:1") is None
 
     def test_what_identifies_a_server(self):
-        assert revise_judge(JudgeSettings(endpoint="http://a", model="m"), "vqa") == "openai:m"
-        assert revise_judge(JudgeSettings(judge="llava-server", endpoint="http://a"), "vqa") == "llava-server"
+        for kind, identity in (("openai", "openai:m"), ("llava-server", "llava-server")):
+            assert JUDGES[kind].revise(JudgeSettings(judge=kind, endpoint="http://a", model="m"), "vqa") == identity
 
     @pytest.mark.parametrize(
         ("settings", "fault"),
         [
-            ({"judge": "oracle"}, "judge 'oracle' must be one of openai, llava-server, local"),
+            ({"judge": "oracle"}, "judge 'oracle' must be one of llava-server, local, openai"),
             ({"dtype": "int8"}, "dtype 'int8' must be one of"),
             ({"max_tokens": 0}, "max_tokens 0 must be a whole number above 0"),
             ({"concurrency": 1.5}, "concurrency 1.5 must be a whole number above 0"),
@@ -351,7 +354,7 @@ class TestSettings:
         ],
     )
     def test_impossible_values(self, settings, fault):
-        assert fault in refusal(lambda: judge_settings({**JUDGE_DEFAULTS, **settings}, "vqa"), ConfigError)
+        assert fault in refusal(lambda: read_settings({**JUDGE_DEFAULTS, **settings}, "vqa"), ConfigError)
 
     @pytest.mark.parametrize(
         "address",
@@ -359,7 +362,7 @@ class TestSettings:
          "http://ho st", "http://host:99999", ""],
     )  # fmt: skip
     def test_impossible_addresses_are_not_repeated(self, monkeypatch, address):
-        message = refusal(lambda: judge_settings({**JUDGE_DEFAULTS, "endpoint": address}, "vqa"), ConfigError)
+        message = refusal(lambda: read_settings({**JUDGE_DEFAULTS, "endpoint": address}, "vqa"), ConfigError)
         assert "endpoint must be an address such as" in message
         assert "hunter2" not in message
         if address and isinstance(address, str):
@@ -369,7 +372,7 @@ class TestSettings:
             assert "hunter2" not in message
 
     def test_a_key_in_place_of_its_name_is_not_shown(self):
-        message = refusal(lambda: judge_settings({**JUDGE_DEFAULTS, "api_key_env": KEY}, "vqa"), ConfigError)
+        message = refusal(lambda: read_settings({**JUDGE_DEFAULTS, "api_key_env": KEY}, "vqa"), ConfigError)
         assert "api_key_env must be the name of an environment variable" in message
         assert KEY not in message
 

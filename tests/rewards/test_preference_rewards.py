@@ -15,7 +15,9 @@ from small_clip import (
     cut_off_hub,
     images,
     load,
+    obstacle,
     refusal,
+    revision,
     save_processor,
     save_small_clip,
     score,
@@ -23,9 +25,8 @@ from small_clip import (
 from torch.nn.functional import conv2d, gelu, layer_norm, linear, normalize, softmax
 
 from rlcm_cli.errors import ConfigError, RewardError
-from rlcm_cli.rewards.clip import ENTRIES
-from rlcm_cli.rewards.clip.open_clip import map_open_clip
-from rlcm_cli.rewards.clip.prompt_cleaning import clean_prompt
+from rlcm_cli.rewards.networks.open_clip import map_open_clip
+from rlcm_cli.rewards.networks.prompt_cleaning import clean_prompt
 
 PROMPTS = ["a cat", "a red dog, on blue", "two cats", "a cat", "z"]
 VISION_WIDTH, TEXT_WIDTH, LAYERS, HEADS, PATCH = WIDTHS["hidden_size"], 16, 2, 4, 8
@@ -62,20 +63,21 @@ class TestPickScore:
 
     def test_a_missing_hub(self, monkeypatch, folders):
         cut_off_hub(monkeypatch)
-        message = refusal(RewardError, "pick_score")
+        message = refusal(RewardError, "pick_score", processor=folders["processor"])
         assert "hf download yuvalkirstain/PickScore_v1" in message
         assert "(3.9 GB)" in message
         assert "--set reward_settings.pick_score.model=DIR" in message
-        message = refusal(RewardError, "pick_score", model=folders["model"])
-        assert "hf download laion/CLIP-ViT-H-14-laion2B-s32B-b79K" in message
-        assert "--set reward_settings.pick_score.processor=DIR" in message
+        # The processor is looked for first: it is small, and a mistake in it shows before gigabytes are fetched.
+        for settings in ({}, {"model": folders["model"]}):
+            message = refusal(RewardError, "pick_score", **settings)
+            assert "hf download laion/CLIP-ViT-H-14-laion2B-s32B-b79K" in message
+            assert "--set reward_settings.pick_score.processor=DIR" in message
 
     def test_obstacles(self, monkeypatch, folders):
         cut_off_hub(monkeypatch)
-        obstacle, defaults = ENTRIES["pick_score"].obstacle, ENTRIES["pick_score"].defaults
-        assert obstacle(folders) is None
-        assert "model 'yuvalkirstain/PickScore_v1' is not here" in obstacle(defaults)
-        assert "processor 'laion/" in obstacle({**defaults, "model": folders["model"]})
+        assert obstacle("pick_score", **folders) is None
+        assert "model 'yuvalkirstain/PickScore_v1' is not here" in obstacle("pick_score")
+        assert "processor 'laion/" in obstacle("pick_score", model=folders["model"])
 
     def test_weights_without_a_processor(self, folders):
         message = refusal(RewardError, "pick_score", model=folders["model"], processor=folders["model"])
@@ -84,8 +86,7 @@ class TestPickScore:
     def test_the_processor_is_part_of_the_revision(self, folders, tmp_path):
         other = shutil.copytree(folders["processor"], tmp_path / "other")
         (other / "tokenizer.json").write_bytes((other / "tokenizer.json").read_bytes() + b" ")
-        revise = ENTRIES["pick_score"].revise
-        assert revise(folders) != revise({**folders, "processor": str(other)})
+        assert revision("pick_score", **folders) != revision("pick_score", **{**folders, "processor": str(other)})
 
     @pytest.mark.parametrize("setting", ["model", "processor"])
     def test_a_setting_that_is_no_text(self, folders, setting):
@@ -304,9 +305,9 @@ class TestHps:
         message = refusal(RewardError, "hps_v2", **self.settings(tmp_path / "other.pt", processor))
         assert complaint in message
 
-    def test_a_missing_hub(self, monkeypatch, weights, tmp_path):
+    def test_a_missing_hub(self, monkeypatch, weights, processor, tmp_path):
         cut_off_hub(monkeypatch)
-        message = refusal(RewardError, "hps_v2")
+        message = refusal(RewardError, "hps_v2", processor=str(processor))
         assert "hf download xswu/HPSv2 HPS_v2.1_compressed.pt --local-dir DIR` (2.0 GB)" in message
         assert "--set reward_settings.hps_v2.checkpoint=DIR/HPS_v2.1_compressed.pt" in message
         save_file(weights, tmp_path / "hps.safetensors")
@@ -315,10 +316,9 @@ class TestHps:
 
     def test_obstacles(self, monkeypatch, checkpoint, processor):
         cut_off_hub(monkeypatch)
-        obstacle, defaults = ENTRIES["hps_v2"].obstacle, ENTRIES["hps_v2"].defaults
-        assert obstacle(self.settings(checkpoint, processor)) is None
-        assert "HPS_v2.1_compressed.pt is not here" in obstacle(defaults)
-        assert "processor 'laion/" in obstacle({**defaults, "checkpoint": str(checkpoint)})
+        assert obstacle("hps_v2", **self.settings(checkpoint, processor)) is None
+        assert "HPS_v2.1_compressed.pt is not here" in obstacle("hps_v2")
+        assert "processor 'laion/" in obstacle("hps_v2", checkpoint=str(checkpoint))
 
     def test_a_processor_that_is_no_clip(self, checkpoint, processor, tmp_path):
         shutil.copytree(processor, tmp_path / "processor")
@@ -327,8 +327,7 @@ class TestHps:
         assert "holds no config.json of a CLIP model" in message
 
     def test_other_weights_are_another_revision(self, weights, processor, tmp_path):
-        revise = ENTRIES["hps_v2"].revise
         save_file(weights, tmp_path / "one.safetensors")
         save_file({**weights, "logit_scale": torch.tensor(1.0)}, tmp_path / "two.safetensors")
-        one, two = (revise(self.settings(tmp_path / f"{name}.safetensors", processor)) for name in ("one", "two"))
-        assert one != two
+        one, two = (self.settings(tmp_path / f"{name}.safetensors", processor) for name in ("one", "two"))
+        assert revision("hps_v2", **one) != revision("hps_v2", **two)

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from rlcm_cli.errors import ConfigError, RewardError
-from rlcm_cli.rewards import RewardSpec, load_reward, recognition
+from rlcm_cli.rewards import RewardSpec, load_reward
+from rlcm_cli.rewards.base import weights
 
 LABELS = ["cat", "dog", "sea lion", "lion", "tabby, tabby cat", "other"]
 
@@ -100,18 +101,18 @@ class TestValues:
     def test_the_default_floor_is_the_log_of_one_in_ten_thousand(self, judge):
         from safetensors.torch import load_file, save_file
 
-        weights = load_file(judge / "model.safetensors")
-        weights["classifier.1.bias"][0] = -100.0
-        save_file(weights, judge / "model.safetensors", metadata={"format": "pt"})
+        tensors = load_file(judge / "model.safetensors")
+        tensors["classifier.1.bias"][0] = -100.0
+        save_file(tensors, judge / "model.safetensors", metadata={"format": "pt"})
         assert score(judge, images(1), ["cat"]).item() == pytest.approx(math.log(1e-4))
 
     def test_a_judge_that_gives_nan_is_refused(self, judge):
         from safetensors.torch import load_file, save_file
 
-        weights = load_file(judge / "model.safetensors")
-        weights["classifier.1.bias"][0] = float("nan")
-        save_file(weights, judge / "model.safetensors", metadata={"format": "pt"})
-        with pytest.raises(RewardError, match=r"'recognition' gave nan for 2 of 2 samples"):
+        tensors = load_file(judge / "model.safetensors")
+        tensors["classifier.1.bias"][0] = float("nan")
+        save_file(tensors, judge / "model.safetensors", metadata={"format": "pt"})
+        with pytest.raises(RewardError, match=r"'recognition' returned nan for 2 of 2 samples"):
             score(judge, images(2), ["cat", "cat"])
 
     def test_no_gradient_is_kept(self, trained):
@@ -170,7 +171,7 @@ class TestJudgesThatCannotBeUsed:
         message = self.refusal("owner/judge")
         assert "the hub does not give it (HF_HUB_OFFLINE is set; no local copy of" in message
         files = "--include 'config.json' --include 'preprocessor_config.json' --include 'model.safetensors'"
-        assert f"run `hf download owner/judge {files} --local-dir DIR` (the size of the classifier)" in message
+        assert f"run `hf download owner/judge {files} --local-dir DIR` (the size of the model)" in message
         assert "--set reward_settings.recognition.model=DIR" in message
 
     def test_a_missing_folder(self, tmp_path):
@@ -202,12 +203,13 @@ class TestJudgesThatCannotBeUsed:
         assert "preprocessor_config.json cannot be read" in self.refusal(str(judge))
 
     def test_a_missing_embedded_judge(self, monkeypatch, tmp_path):
-        monkeypatch.setattr(recognition, "_EMBEDDED_FOLDER", tmp_path / "emoji_judge")
+        monkeypatch.setattr(weights, "_PACKAGE", tmp_path)
         message = self.refusal("emoji-judge")
-        assert f"{tmp_path / 'emoji_judge'} cannot be loaded as an image classifier" in message
+        assert f"{tmp_path / 'emoji_judge'} is missing from this installation; reinstall rlcm" in message
 
-    def test_the_embedded_judge_is_the_default(self, monkeypatch, trained):
-        monkeypatch.setattr(recognition, "_EMBEDDED_FOLDER", trained / "judge")
+    def test_the_embedded_judge_is_the_default(self, monkeypatch, trained, tmp_path):
+        (tmp_path / "emoji_judge").symlink_to(trained / "judge")
+        monkeypatch.setattr(weights, "_PACKAGE", tmp_path)
         reward = load_reward(RewardSpec("recognition"))
         named = load_reward(RewardSpec("recognition", {"model": str(trained / "judge")}))
         values = [judge.score(images(1), ["cat"], [{}]) for judge in (reward, named)]
@@ -227,7 +229,7 @@ class TestWhatIdentifiesTheJudge:
 
     def revision(self, folder) -> str:
         spec = self.spec(folder)
-        return spec.entry.revise(spec.resolved)
+        return spec.revise(spec.find_paths())
 
     def test_the_place_of_the_judge_has_no_part_in_its_revision(self, judge, tmp_path):
         before = self.revision(judge)
@@ -271,7 +273,7 @@ class TestWhatIdentifiesTheJudge:
 class TestObstacle:
     def obstacle(self, model) -> str | None:
         spec = RewardSpec("recognition", {"model": str(model)})
-        return spec.entry.obstacle(spec.resolved)
+        return spec.find_obstacle()
 
     def test_the_embedded_judge_and_a_folder_can_run(self, judge):
         assert self.obstacle("emoji-judge") is None

@@ -5,7 +5,7 @@ import resource
 import numpy
 import pytest
 
-from rlcm_cli.rewards.alignment.pickles import RefusedPickleError, read_pickle
+from rlcm_cli.rewards.judges.llava_server.pickles import RefusedPickleError, read_pickle
 
 LIMIT = 4 * 1024**2
 PROTOCOLS = [3, 4, 5]

@@ -583,7 +583,7 @@ class TestNames:
 
     def test_the_obstacle_is_that_it_is_down(self):
         spec = RewardSpec(f"http://127.0.0.1:{free_port()}/odd")
-        assert "connection refused" in spec.entry.obstacle(spec.resolved)
+        assert "connection refused" in spec.find_obstacle()
         with scripted(faultless) as (address, _):
             spec = RewardSpec(address)
-            assert spec.entry.obstacle(spec.resolved) is None
+            assert spec.find_obstacle() is None

@@ -30,7 +30,7 @@ def test_a_value_that_is_not_finite_names_reward_and_sample(value):
     with pytest.raises(RewardError) as caught:
         score(torch.tensor([1.0, value, value]))
     message = str(caught.value)
-    assert f"reward 'odd' gave {value} for 2 of 3 samples" in message
+    assert f"reward 'odd' returned {value} for 2 of 3 samples" in message
     assert "sample 1, prompt 'dog', metadata {'sample': 's1'}" in message
 
 
@@ -96,7 +96,7 @@ class TestSetLevel:
         def reward(images, prompt, metadata):
             return torch.tensor([0.0, float("nan") if prompt == "p1" else 1.0])
 
-        with pytest.raises(RewardError, match=r"gave nan for 1 of 4 samples, the first being sample 3, prompt 'p1'"):
+        with pytest.raises(RewardError, match=r"returned nan for 1 of 4 samples, the first being sample 3, prompt 'p1'"):
             self.score(reward, [0, 1, 0, 1])
 
     def test_an_empty_batch_gives_no_reward(self):

@@ -12,8 +12,8 @@ from small_clip import refusal, save_small_clip
 from transformers import CLIPModel
 
 from rlcm_cli.errors import RewardError
-from rlcm_cli.rewards.clip.clip_model import load_clip
-from rlcm_cli.rewards.network import load_network
+from rlcm_cli.rewards.networks.clip_model import load_clip
+from rlcm_cli.rewards.networks.loading import load_network
 
 
 @pytest.fixture(scope="module")

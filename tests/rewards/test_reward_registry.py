@@ -10,13 +10,13 @@ import pytest
 
 from rlcm_cli.errors import ConfigError
 from rlcm_cli.rewards import REWARDS, Reward, RewardEntry, RewardSpec, is_code, load_reward
-from rlcm_cli.rewards.registry import find_entry, is_address
+from rlcm_cli.rewards.base.registry import find_entry, is_address
 
 
 @pytest.mark.parametrize("name", list(REWARDS))
 def test_every_known_reward_describes_itself(name):
     entry, spec = REWARDS[name], RewardSpec(name)
-    for text in (entry.description, entry.value_range, entry.needs):
+    for text in (entry.description, entry.value_range, entry.requirements):
         assert text
         assert text == " ".join(text.split())
         assert not text.endswith(".")
@@ -29,8 +29,7 @@ def test_every_known_reward_describes_itself(name):
 
 @pytest.mark.parametrize("name", list(REWARDS))
 def test_every_known_reward_can_say_what_is_in_its_way(name):
-    entry = REWARDS[name]
-    reason = entry.obstacle(entry.defaults) if entry.obstacle else None
+    reason = RewardSpec(name).find_obstacle()
     assert reason is None or (reason and "\n" not in reason)
 
 
@@ -46,7 +45,7 @@ def test_an_unknown_reward_names_the_known_and_the_nearest(act):
     assert "no reward 'compresibility'" in message
     assert "did you mean 'compressibility'?" in message
     assert f"known rewards: {', '.join(REWARDS)}" in message
-    assert "one of yours is FILE.py:FUNCTION" in message
+    assert "a function of your own is FILE.py:FUNCTION" in message
 
 
 @pytest.mark.parametrize("act", [load_reward, lambda spec: spec.directory])
@@ -72,7 +71,7 @@ def test_another_version_gives_another_digest(monkeypatch):
 
 
 def test_a_default_that_is_spelled_out_changes_nothing(monkeypatch):
-    entry = replace(REWARDS["compressibility"], defaults={"a": 1, "b": 2})
+    entry = replace(REWARDS["compressibility"], settings={"a": 1, "b": 2})
     monkeypatch.setitem(REWARDS, "compressibility", entry)
     specs = [RewardSpec("compressibility", settings) for settings in ({}, {"b": 2, "a": 1}, {"b": 3})]
     assert specs[0].digest == specs[1].digest != specs[2].digest
@@ -129,7 +128,7 @@ class TestLoading:
         def factory(a, b):
             return (a, b)
 
-        monkeypatch.setitem(REWARDS, "test", RewardEntry(factory, "a test", "0 to 1", defaults={"a": 1, "b": 2}))
+        monkeypatch.setitem(REWARDS, "test", RewardEntry(factory, "a test", "0 to 1", settings={"a": 1, "b": 2}))
         assert load_reward(RewardSpec("test", {"b": 3})).function == (1, 3)
 
     def test_what_is_known_of_the_entry_is_known_of_the_reward(self, entry):
@@ -150,7 +149,7 @@ class TestLoading:
         weights = tmp_path / "weights"
         weights.write_text("old")
         spec = entry(
-            None, defaults={"model": str(weights)}, revise=lambda settings: Path(settings["model"]).read_text()
+            None, settings={"model": str(weights)}, revise=lambda settings: Path(settings["model"]).read_text()
         )
         before = spec.digest
         assert load_reward(spec).revision == "old"

@@ -21,7 +21,7 @@ from PIL import Image
 from reward_services import SAFETENSORS, ask, images, register, rows, serving
 
 from rlcm_cli.errors import ConfigError, RewardError
-from rlcm_cli.rewards import RewardSpec, load_reward
+from rlcm_cli.rewards import RewardSpec, Weights, load_reward
 from rlcm_cli.rewards.remote import protocol, server
 from rlcm_cli.rewards.remote.receiving import Buffers
 from rlcm_cli.rewards.remote.server import Limits, load_served, public_settings, read_token
@@ -244,7 +244,7 @@ class TestRefusals:
         with serving("odd") as address:
             status, detail = refusal(f"{address}/odd", tensors_body())
         assert status == 422
-        assert f"'odd' gave {value} for 3 of 3" in detail
+        assert f"'odd' returned {value} for 3 of 3" in detail
 
 
 class TestSizeLimit:
@@ -594,13 +594,13 @@ class TestRevision:
 
     def test_it_changes_with_what_is_behind_the_reward(self, monkeypatch):
         before = self.revision()
-        monkeypatch.setattr("rlcm_cli.rewards.recognition.digest_weights", lambda *args, **kwargs: "other")
+        monkeypatch.setattr(Weights, "digest", lambda *args, **kwargs: "other")
         assert self.revision() != before
 
     def test_the_place_of_the_weights_has_no_part(self, monkeypatch, tmp_path):
         for name in ("a", "b"):
             (tmp_path / name).mkdir()
-        register(monkeypatch, "weighty", None, defaults={"model": "hub/id"}, revise=lambda settings: "digest")
+        register(monkeypatch, "weighty", None, settings={"model": "hub/id"}, revise=lambda settings: "digest")
         first, second, hub = (self.revision("weighty", model=m) for m in (f"{tmp_path}/a", f"{tmp_path}/b", "hub/id"))
         assert first == second != hub
 

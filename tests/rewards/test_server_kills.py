@@ -17,9 +17,9 @@ import torch
 from reward_services import free_port, images
 
 from rlcm_cli.rewards import RewardSpec, load_reward
-from rlcm_cli.rewards.alignment import transport
-from rlcm_cli.rewards.alignment.images import encode_jpeg, to_pillow
-from rlcm_cli.rewards.alignment.llava_server import JPEG_QUALITY
+from rlcm_cli.rewards.http import client as transport
+from rlcm_cli.rewards.judges._images import encode_jpeg, to_pillow
+from rlcm_cli.rewards.judges.llava_server import JPEG_QUALITY
 from rlcm_cli.rewards.remote import client
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="a process is killed by a signal")

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from rlcm_cli.errors import ConfigError, RewardError
-from rlcm_cli.rewards import diversity
-from rlcm_cli.rewards.contract import Reward
+from rlcm_cli.rewards import REWARDS, Reward, RewardSpec, diversity, load_reward
+from rlcm_cli.rewards.base import weights
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
@@ -60,8 +60,12 @@ def embedded(folder, batch):
 
 
 def load(name, **settings):
-    entry = diversity.ENTRIES[name]
-    return entry.factory(**{**entry.defaults, **settings})
+    return load_reward(RewardSpec(name, settings)).function
+
+
+def revision(name, **settings):
+    spec = RewardSpec(name, settings)
+    return spec.revise(spec.find_paths())
 
 
 class TestMeanDistances:
@@ -147,7 +151,7 @@ class TestStatisticalParity:
         assert rewards.tolist() == pytest.approx([-math.sqrt(3 / 4)] * 3)
 
     def test_the_default_classes_are_six_skin_tones(self, trained):
-        settings = diversity.ENTRIES["statistical_parity"].defaults
+        settings = REWARDS["statistical_parity"].defaults
         assert len(settings["classes"]) == 6
         assert json.loads(json.dumps(settings)) == settings
         assert load("statistical_parity", model=str(trained))(images(4), "", [{}] * 4).isfinite().all()
@@ -168,17 +172,17 @@ class TestStatisticalParity:
 
 @pytest.mark.parametrize("name", ["diversity", "statistical_parity"])
 class TestWeights:
-    def test_the_embedded_model_is_there_by_name(self, name, trained, monkeypatch):
-        monkeypatch.setattr(diversity, "_EMBEDDED_FOLDER", trained)
-        entry = diversity.ENTRIES[name]
+    def test_the_embedded_model_is_there_by_name(self, name, trained, monkeypatch, tmp_path):
+        (tmp_path / "emoji_clip").symlink_to(trained)
+        monkeypatch.setattr(weights, "_PACKAGE", tmp_path)
         batch = images(4)
         here = load(name, model="emoji-clip")(batch, "a cat", [{}] * 4)
         assert torch.equal(here, load(name, model=str(trained))(batch, "a cat", [{}] * 4))
-        assert entry.obstacle({"model": "emoji-clip"}) is None
-        assert entry.revise({"model": "emoji-clip"}) == entry.revise({"model": str(trained)})
+        assert RewardSpec(name, {"model": "emoji-clip"}).find_obstacle() is None
+        assert revision(name, model="emoji-clip") == revision(name, model=str(trained))
 
     def test_an_installation_without_the_embedded_model(self, name, tmp_path, monkeypatch):
-        monkeypatch.setattr(diversity, "_EMBEDDED_FOLDER", tmp_path / "emoji_clip")
+        monkeypatch.setattr(weights, "_PACKAGE", tmp_path)
         with pytest.raises(RewardError, match="is missing from this installation; reinstall rlcm"):
             load(name, model="emoji-clip")
 
@@ -194,13 +198,13 @@ class TestWeights:
         ) as caught:
             load(name)
         assert "\n" not in str(caught.value)
-        assert "hf download" in diversity.ENTRIES[name].obstacle(diversity.ENTRIES[name].defaults)
+        assert "hf download" in RewardSpec(name).find_obstacle()
 
     def test_a_model_that_is_no_text(self, name):
         with pytest.raises(ConfigError, match="must be a folder or a hub id"):
             load(name, model=7)
 
     def test_it_is_a_reward_of_groups_on_the_device_of_the_images(self, name):
-        entry = diversity.ENTRIES[name]
+        entry = REWARDS[name]
         assert entry.set_level
         assert entry.neural

@@ -11,7 +11,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from rlcm_cli.errors import ConfigError, RewardError
-from rlcm_cli.rewards.contract import RewardEntry, Settings
+from rlcm_cli.rewards.base.contract import RewardEntry, Settings
 
 DEFAULT_TIMEOUT = 300.0
 DEFAULT_PATIENCE = 600.0
@@ -53,7 +53,7 @@ def remote_entry(name: str) -> RewardEntry:
         description=f"what the reward server at {name} measures",
         value_range="the server's",
         needs=f"the reward server at {name}",
-        defaults={"timeout": DEFAULT_TIMEOUT, "patience": DEFAULT_PATIENCE},
+        settings={"timeout": DEFAULT_TIMEOUT, "patience": DEFAULT_PATIENCE},
         placement=frozenset({"timeout", "patience"}),
         revise=revise,
         obstacle=obstacle,

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from rlcm_cli.rewards.contract import Reward
+from rlcm_cli.rewards.base.contract import Reward
 from rlcm_cli.rewards.remote.protocol import Batch
 
 Rewards = np.ndarray[Any, Any]

@@ -23,8 +23,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
 from rlcm_cli.errors import ConfigError, RewardError
-from rlcm_cli.rewards.deadline import Deadline
-from rlcm_cli.rewards.quoting import LONGEST, quote_foreign
+from rlcm_cli.rewards.http.deadline import Deadline
+from rlcm_cli.rewards.http.quoting import LONGEST, quote_foreign
 from rlcm_cli.rewards.remote.protocol import (
     MEDIA_TYPE,
     TOKEN_VARIABLE,

@@ -22,7 +22,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from rlcm_cli.rewards.quoting import quote_foreign
+from rlcm_cli.rewards.http.quoting import quote_foreign
 
 if TYPE_CHECKING:
     import numpy as np

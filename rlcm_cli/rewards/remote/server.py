@@ -29,9 +29,9 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, G
 from starlette.requests import ClientDisconnect
 
 from rlcm_cli.errors import ConfigError, RewardError
-from rlcm_cli.rewards.contract import Reward
-from rlcm_cli.rewards.quoting import quote_foreign
-from rlcm_cli.rewards.registry import RewardSpec, load_reward
+from rlcm_cli.rewards.base.contract import Reward
+from rlcm_cli.rewards.base.registry import RewardSpec, load_reward
+from rlcm_cli.rewards.http.quoting import quote_foreign
 from rlcm_cli.rewards.remote import bodies
 from rlcm_cli.rewards.remote.batching import Batcher
 from rlcm_cli.rewards.remote.protocol import (

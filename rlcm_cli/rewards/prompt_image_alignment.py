@@ -10,11 +10,17 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rlcm_cli.errors import ConfigError
-from rlcm_cli.rewards.alignment.bertscore import SCORER_MODEL, RecallScorer, digest_scorer, scorer_obstacle
-from rlcm_cli.rewards.alignment.judges import judge_obstacle, make_judge, revise_judge
-from rlcm_cli.rewards.alignment.llava_server import LlavaServerJudge
-from rlcm_cli.rewards.alignment.settings import JUDGE_DEFAULTS, JUDGE_PLACEMENT, JudgeSettings, judge_settings
-from rlcm_cli.rewards.contract import RewardEntry, RewardFn, Settings
+from rlcm_cli.rewards.base.contract import RewardEntry, RewardFn, Settings
+from rlcm_cli.rewards.judges import (
+    JUDGE_DEFAULTS,
+    JUDGE_PLACEMENT,
+    NEEDS,
+    Judge,
+    JudgeSettings,
+    RecallFn,
+    read_settings,
+)
+from rlcm_cli.rewards.networks.bertscore import SCORER, RecallScorer, digest_scorer, find_scorer_obstacle
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,7 +31,7 @@ _NAME = "prompt_image_alignment"
 
 
 def reference(prompt: str) -> str:
-    """Return the sentence that the answer is held against."""
+    """Return the sentence that the answer is compared with."""
     return f"The image contains {prompt}"
 
 
@@ -40,57 +46,55 @@ def prompt_image_alignment(scorer_model: str, scorer_layer: int | None, **judge:
         judge: The settings of `JudgeSettings`.
 
     Raises:
-        ConfigError: If a setting cannot be.
+        ConfigError: If a setting is impossible.
         RewardError: If the judge or the scorer cannot run here. The reward itself raises it if the judge gives no
             answer.
     """
-    settings = _judge(judge, scorer_model, scorer_layer)
-    if settings.judge == "llava-server":
-        return _score_on_server(LlavaServerJudge(settings, _NAME))
-    answer = make_judge(settings, _NAME)
+    chosen, settings = _read_settings(judge, scorer_model, scorer_layer)
+    if chosen.make_recall:
+        return _score_by_judge(chosen.make_recall(settings, _NAME))
+    ask = chosen.make(settings, _NAME)
     scorer = RecallScorer(scorer_model, scorer_layer, _NAME)
 
     def score(images: Tensor, prompts: Sequence[str], metadata: Sequence[Mapping[str, object]]) -> Tensor:
-        answers = answer(images, [QUESTION] * len(prompts))
+        answers = ask(images, [QUESTION] * len(prompts))
         return scorer(answers, [reference(prompt) for prompt in prompts], images.device)
 
     return score
 
 
-def _score_on_server(server: LlavaServerJudge) -> RewardFn:
+def _score_by_judge(recall: RecallFn) -> RewardFn:
     def score(images: Tensor, prompts: Sequence[str], metadata: Sequence[Mapping[str, object]]) -> Tensor:
         import torch
 
-        recalls = server.recall(images, QUESTION, [reference(prompt) for prompt in prompts])
+        recalls = recall(images, QUESTION, [reference(prompt) for prompt in prompts])
         return torch.tensor(recalls, dtype=torch.float32)
 
     return score
 
 
-def _judge(values: Mapping[str, Any], scorer_model: str, scorer_layer: int | None) -> JudgeSettings:
-    settings = judge_settings(values, _NAME)
-    if settings.judge == "llava-server" and (scorer_model != SCORER_MODEL or scorer_layer is not None):
+def _read_settings(
+    values: Mapping[str, Any], scorer_model: str, scorer_layer: int | None
+) -> tuple[Judge, JudgeSettings]:
+    judge, settings = read_settings(values, _NAME)
+    if judge.make_recall and (scorer_model != SCORER.source or scorer_layer is not None):
         raise ConfigError(
-            f"reward {_NAME!r}: a LLaVA-server scores its answers itself, with {SCORER_MODEL}; leave scorer_model and "
-            "scorer_layer unset"
+            f"reward {_NAME!r}: judge {judge.kind} scores its answers itself, with {SCORER.source}; leave "
+            "scorer_model and scorer_layer unset"
         )
-    return settings
+    return judge, settings
 
 
 def _revise(settings: Settings) -> str:
-    judge = _judge(settings, settings["scorer_model"], settings["scorer_layer"])
-    revision = revise_judge(judge, _NAME)
-    if judge.judge == "llava-server":
-        return revision
-    return f"{revision} {digest_scorer(settings['scorer_model'], _NAME)}"
+    judge, chosen = _read_settings(settings, settings["scorer_model"], settings["scorer_layer"])
+    revision = judge.revise(chosen, _NAME)
+    return revision if judge.make_recall else f"{revision} {digest_scorer(settings['scorer_model'], _NAME)}"
 
 
-def _obstacle(settings: Settings) -> str | None:
-    judge = _judge(settings, settings["scorer_model"], settings["scorer_layer"])
-    obstacle = judge_obstacle(judge, _NAME)
-    if obstacle or judge.judge == "llava-server":
-        return obstacle
-    return scorer_obstacle(settings["scorer_model"], _NAME)
+def _find_obstacle(settings: Settings) -> str | None:
+    judge, chosen = _read_settings(settings, settings["scorer_model"], settings["scorer_layer"])
+    obstacle = judge.find_obstacle(chosen, _NAME)
+    return obstacle if obstacle or judge.make_recall else find_scorer_obstacle(settings["scorer_model"], _NAME)
 
 
 ENTRIES = {
@@ -99,14 +103,11 @@ ENTRIES = {
         description="a vision-language judge describes the image: BERTScore recall of its words against the prompt",
         value_range="0 to 1, mostly 0.5 to 0.9",
         bounds=(0.0, 1.0),
-        needs=(
-            "a judge (an OpenAI-compatible endpoint, a LLaVA-server, or local weights: 14 GB for LLaVA 1.5 7B); the "
-            "extra alignment and DeBERTa-xlarge-MNLI (at most 3 GB), which a LLaVA-server brings itself"
-        ),
-        defaults={**JUDGE_DEFAULTS, "scorer_model": SCORER_MODEL, "scorer_layer": None},
+        needs=f"{NEEDS}; the extra alignment and {SCORER.requirement}, which a LLaVA-server brings itself",
+        settings={**JUDGE_DEFAULTS, "scorer_model": SCORER.source, "scorer_layer": None},
         placement=JUDGE_PLACEMENT,
         neural=True,
         revise=_revise,
-        obstacle=_obstacle,
+        obstacle=_find_obstacle,
     ),
 }

@@ -9,15 +9,16 @@ from typing import TYPE_CHECKING, Any
 from rlcm_cli.errors import RewardError
 from rlcm_cli.foreign.faults import ForeignError, faults_of_libraries
 from rlcm_cli.foreign.tokenizers import check_vocabulary
-from rlcm_cli.rewards.alignment.images import to_pillow
-from rlcm_cli.rewards.alignment.settings import LOCAL_MODEL, JudgeSettings
-from rlcm_cli.rewards.network import load_network
-from rlcm_cli.rewards.weights import digest_weights, find_weights, missing_weights, quiet_transformers
+from rlcm_cli.rewards.base.weights import Weights
+from rlcm_cli.rewards.judges import Judge, JudgeSettings
+from rlcm_cli.rewards.judges._images import to_pillow
+from rlcm_cli.rewards.networks.loading import load_network, quiet_transformers
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-_FILES = ("*.json", "*.txt", "*.model", "*.jinja", "*.safetensors")
+MODEL = Weights("llava-hf/llava-1.5-7b-hf", ("*.json", "*.txt", "*.model", "*.jinja", "*.safetensors"), "14 GB")
+
 _BATCH = 8
 
 
@@ -32,13 +33,13 @@ class LocalJudge:
     """
 
     def __init__(self, settings: JudgeSettings, reward: str) -> None:
-        folder = _find_folder(settings, reward)
+        folder = _find(settings, reward)
         self._processor = _load_processor(folder, reward)
         self._model = _load_model(folder, settings.dtype, reward)
         self._max_tokens = settings.max_tokens
 
     def __call__(self, images: Tensor, questions: Sequence[str]) -> list[str]:
-        """Answer one question an image; see `Judge`."""
+        """Answer one question per image; see `AskFn`."""
         self._model.to(images.device)
         answers: list[str] = []
         for start in range(0, len(questions), _BATCH):
@@ -65,22 +66,8 @@ class LocalJudge:
         return [text.strip() for text in self._processor.batch_decode(new, skip_special_tokens=True)]
 
 
-def model_obstacle(settings: JudgeSettings, reward: str) -> str | None:
-    """Say why the weights are not here; None where they are."""
-    return missing_weights(settings.model or LOCAL_MODEL, _FILES, reward=reward, size=_size(settings))
-
-
-def digest_model(settings: JudgeSettings, reward: str) -> str:
-    """Return the SHA-256 (hex) over the model's files."""
-    return digest_weights(_find_folder(settings, reward), _FILES, reward=reward)
-
-
-def _find_folder(settings: JudgeSettings, reward: str) -> Path:
-    return find_weights(settings.model or LOCAL_MODEL, _FILES, reward=reward, size=_size(settings))
-
-
-def _size(settings: JudgeSettings) -> str:
-    return "14 GB" if settings.model in (None, LOCAL_MODEL) else "the size of the model"
+def _find(settings: JudgeSettings, reward: str) -> Path:
+    return MODEL.find(settings.model or MODEL.source, reward=reward)
 
 
 def _load_processor(folder: Path, reward: str) -> Any:
@@ -93,7 +80,7 @@ def _load_processor(folder: Path, reward: str) -> Any:
         if isinstance(error.__cause__, ImportError):
             raise RewardError(
                 f"reward {reward!r}: the processor of the judge in {folder} needs a package that is not here "
-                f"({error}); choose a judge whose processor does without, such as {LOCAL_MODEL}"
+                f"({error}); choose a judge whose processor does without, such as {MODEL.source}"
             ) from error
         raise _unusable(folder, reward, str(error)) from error
     if not getattr(processor, "chat_template", None) or not hasattr(processor, "image_processor"):
@@ -122,3 +109,16 @@ def _unusable(folder: Path, reward: str, fault: str) -> RewardError:
         f"reward {reward!r}: the judge in {folder} cannot be used as an image-text-to-text model of transformers "
         f"({fault}); set model to another folder or hub id"
     )
+
+
+def _find_fault(settings: JudgeSettings) -> str | None:
+    return None if settings.endpoint is None else "a local judge has no endpoint; leave it unset or choose a server"
+
+
+JUDGE = Judge(
+    "local",
+    make=LocalJudge,
+    find_fault=_find_fault,
+    find_obstacle=lambda settings, reward: MODEL.find_obstacle(settings.model or MODEL.source, reward=reward),
+    revise=lambda settings, reward: MODEL.digest(_find(settings, reward), reward=reward),
+)

@@ -14,12 +14,13 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from rlcm_cli.errors import RewardError
-from rlcm_cli.rewards.alignment.settings import JudgeSettings
-from rlcm_cli.rewards.deadline import Deadline
-from rlcm_cli.rewards.quoting import LONGEST, quote_foreign
+from rlcm_cli.rewards.http.deadline import Deadline
+from rlcm_cli.rewards.http.quoting import LONGEST, quote_foreign
 
 if TYPE_CHECKING:
     import httpx2
+
+    from rlcm_cli.rewards.judges import JudgeSettings
 
 ANSWER_LIMIT = 4 * 1024**2
 """Most bytes that an answer may have: a batch of short texts has a few thousand."""

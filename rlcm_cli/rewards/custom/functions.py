@@ -46,10 +46,10 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any, cast
 
 from rlcm_cli.errors import ConfigError, RewardError, RlcmError
-from rlcm_cli.rewards.code_files import find_code_files
-from rlcm_cli.rewards.contract import RewardEntry
-from rlcm_cli.rewards.process_state import preserved_environment, preserved_process
-from rlcm_cli.rewards.weights import one_line
+from rlcm_cli.rewards.base.contract import RewardEntry
+from rlcm_cli.rewards.custom.code_files import find_code_files
+from rlcm_cli.rewards.custom.process_state import preserved_environment, preserved_process
+from rlcm_cli.wording import one_line
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from rlcm_cli.errors import RewardError
-from rlcm_cli.rewards.weights import one_line
+from rlcm_cli.wording import one_line
 
 if TYPE_CHECKING:
     from torch import Tensor

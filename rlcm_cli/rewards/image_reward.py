@@ -10,26 +10,25 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlcm_cli.errors import RewardError
-from rlcm_cli.rewards.clip.clip_model import IMAGE_BATCH, TOKENIZER_FILES, join_digests, load_tokenizer
-from rlcm_cli.rewards.clip.linear_head import LinearHead, make_linear_head
-from rlcm_cli.rewards.clip.preprocessing import Preprocessing
-from rlcm_cli.rewards.clip.tensor_file import digest_file, find_file, missing_file, read_tensors
-from rlcm_cli.rewards.contract import RewardEntry, RewardFn
-from rlcm_cli.rewards.network import fill_network
-from rlcm_cli.rewards.weights import digest_weights, find_weights, missing_weights, one_line
+from rlcm_cli.rewards.base.contract import RewardEntry, RewardFn
+from rlcm_cli.rewards.base.weights import WeightFile, Weights
+from rlcm_cli.rewards.networks.clip_model import IMAGE_BATCH, TOKENIZER_FILES, load_tokenizer
+from rlcm_cli.rewards.networks.linear_head import LinearHead, make_linear_head
+from rlcm_cli.rewards.networks.loading import fill_network
+from rlcm_cli.rewards.networks.preprocessing import Preprocessing
+from rlcm_cli.rewards.networks.tensor_file import read_tensors
+from rlcm_cli.wording import one_line
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-CHECKPOINT = "THUDM/ImageReward/ImageReward.pt"
-TOKENIZER = "google-bert/bert-base-uncased"
+CHECKPOINT = WeightFile("THUDM/ImageReward/ImageReward.pt", "1.8 GB")
+TOKENIZER = Weights("google-bert/bert-base-uncased", ("config*", *TOKENIZER_FILES), "0.7 MB")
 
 REWARD_MEAN = 0.16717362830052426
 REWARD_STD = 1.0333394966054072
 """Of the raw rewards over the authors' data; the published code standardises with them."""
 
-_SIZE, _TOKENIZER_SIZE = "1.8 GB", "0.7 MB"
-_TOKENIZER_FILES = ("config*", *TOKENIZER_FILES)
 _CONTEXT = 35
 _HEAD_WIDTH = 64
 """Of an attention head, in ViT-L (1024 / 16) and in BERT-base (768 / 12)."""
@@ -50,30 +49,27 @@ _BLOCK_NAMES = {
 }
 
 
-def image_reward(checkpoint: str, tokenizer: str) -> RewardFn:
+def image_reward(checkpoint: Path, tokenizer: Path) -> RewardFn:
     """Make the reward: (MLP(first token of BERT(prompt, ViT(image))) − mean) / std.
 
     ViT-L/16 at 224 × 224, bicubic resize, centre crop, CLIP's normalisation; BERT-base attends to its output in every
     layer; prompts are cut to 35 tokens; the head is linear, 768-1024-128-64-16-1.
 
     Args:
-        checkpoint: ImageReward.pt, or the same tensors as safetensors: a file here, or OWNER/REPOSITORY/FILE of the
-            hub.
-        tokenizer: Folder or hub id of the tokenizer of bert-base-uncased.
+        checkpoint: ImageReward.pt, or the same tensors as safetensors.
+        tokenizer: Folder of the tokenizer of bert-base-uncased.
 
     Raises:
-        ConfigError: If a setting is no text.
-        RewardError: If the checkpoint or the tokenizer cannot be had, or the checkpoint is another model's.
+        RewardError: If the checkpoint or the tokenizer cannot be loaded, or the checkpoint is another model's.
     """
-    path = find_file(checkpoint, reward="image_reward", setting="checkpoint", size=_SIZE)
-    tokens = load_tokenizer(_find_tokenizer(tokenizer), reward="image_reward")
+    tokens = load_tokenizer(tokenizer, reward="image_reward")
     # BLIP's vocabulary has two more than BERT's; ImageReward never puts them in, but a prompt could.
     tokens.add_tokens(["[DEC]", "[ENC]"], special_tokens=True)
-    return load_judge(path, tokens)
+    return load_model(checkpoint, tokens)
 
 
 @dataclass(frozen=True)
-class Judge:
+class ImageRewardModel:
     """The reward function: both encoders, the head, preprocessing and tokenizer.
 
     Attributes:
@@ -120,7 +116,7 @@ class Judge:
         return first
 
 
-def load_judge(path: Path, tokenizer: Any) -> Judge:
+def load_model(path: Path, tokenizer: Any) -> ImageRewardModel:
     """Load a checkpoint of ImageReward's own layout into transformers' BLIP.
 
     Sizes are read off the tensors' shapes. What ImageReward does not use, BLIP's projections for retrieval, is left.
@@ -161,16 +157,17 @@ def load_judge(path: Path, tokenizer: Any) -> Judge:
         )
     except (KeyError, IndexError) as error:
         raise RewardError(
-            f"reward 'image_reward': {path} is no checkpoint of ImageReward ({one_line(error)}); name ImageReward.pt"
+            f"reward 'image_reward': {path} is not a checkpoint of ImageReward ({one_line(error)}); name "
+            "ImageReward.pt"
         ) from error
     if len(tokenizer) > words.shape[0]:
         raise RewardError(
             f"reward 'image_reward': the tokenizer has {len(tokenizer)} tokens, and {path} embeds {words.shape[0]}; "
-            f"set tokenizer to {TOKENIZER}"
+            f"set tokenizer to {TOKENIZER.source}"
         )
     seer = fill_network(BlipVisionModel, vision_config, vision, path, reward="image_reward")
     reader = fill_network(BlipTextModel, text_config, text, path, reward="image_reward", add_pooling_layer=False)
-    return Judge(
+    return ImageRewardModel(
         vision=seer.eval().requires_grad_(False),
         text=reader.eval().requires_grad_(False),
         head=make_linear_head(_below(tensors, _HEAD), reward="image_reward"),
@@ -211,34 +208,13 @@ def _count_layers(tensors: Mapping[str, Tensor]) -> int:
     return 1 + max(int(match[1]) for name in tensors if (match := re.match(r"encoder\.layers?\.(\d+)\.", name)))
 
 
-def _find_tokenizer(tokenizer: str) -> Path:
-    return find_weights(tokenizer, _TOKENIZER_FILES, reward="image_reward", size=_TOKENIZER_SIZE, setting="tokenizer")
-
-
-def _revise(settings: Mapping[str, Any]) -> str:
-    path = find_file(settings["checkpoint"], reward="image_reward", setting="checkpoint", size=_SIZE)
-    folder = _find_tokenizer(settings["tokenizer"])
-    return join_digests(digest_file(path), digest_weights(folder, _TOKENIZER_FILES, reward="image_reward"))
-
-
-def _obstacle(settings: Mapping[str, Any]) -> str | None:
-    return missing_file(
-        settings["checkpoint"], reward="image_reward", setting="checkpoint", size=_SIZE
-    ) or missing_weights(
-        settings["tokenizer"], _TOKENIZER_FILES, reward="image_reward", size=_TOKENIZER_SIZE, setting="tokenizer"
-    )
-
-
 ENTRIES = {
     "image_reward": RewardEntry(
         image_reward,
         description="which image people prefer for the prompt: ImageReward v1.0, a BLIP",
         value_range="about -2.3 to 2, standard deviations",
-        needs=f"{CHECKPOINT} ({_SIZE}) and {TOKENIZER} ({_TOKENIZER_SIZE})",
-        defaults={"checkpoint": CHECKPOINT, "tokenizer": TOKENIZER},
+        weights={"checkpoint": CHECKPOINT, "tokenizer": TOKENIZER},
         neural=True,
         differentiable=True,
-        revise=_revise,
-        obstacle=_obstacle,
     ),
 }

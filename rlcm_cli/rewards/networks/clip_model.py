@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 from rlcm_cli.errors import RewardError
 from rlcm_cli.foreign.faults import ForeignError, faults_of_libraries
 from rlcm_cli.foreign.tokenizers import check_vocabulary
-from rlcm_cli.rewards.clip.preprocessing import Preprocessing, read_preprocessing
-from rlcm_cli.rewards.network import load_network
-from rlcm_cli.rewards.weights import quiet_transformers
+from rlcm_cli.rewards.base.weights import Weights
+from rlcm_cli.rewards.networks.loading import load_network, quiet_transformers
+from rlcm_cli.rewards.networks.preprocessing import Preprocessing, read_preprocessing
 
 if TYPE_CHECKING:
     import torch
@@ -24,6 +23,11 @@ TOKENIZER_FILES = ("tokenizer*", "vocab*", "merges*", "special_tokens*")
 PROCESSOR_FILES = ("preprocessor_config.json", *TOKENIZER_FILES)
 CLIP_FILES = (*WEIGHT_FILES, *PROCESSOR_FILES)
 """What is read of a hub repository; tokenizers come as one file or as several."""
+
+CLIP_L14 = Weights(
+    "openai/clip-vit-large-patch14", CLIP_FILES, "1.7 GB", words="a CLIP model, by default", embedded="emoji-clip"
+)
+"""The CLIP model of most rewards; `emoji-clip`, inside the package, was trained with the embedded image model."""
 
 _TOKENIZERS = (("tokenizer.json",), ("vocab.json", "merges.txt"), ("vocab.txt",))
 
@@ -183,8 +187,3 @@ def load_tokenizer(folder: Path, *, reward: str) -> Any:
 
 def _either(choices: Sequence[Sequence[str]]) -> str:
     return ", or ".join(" and ".join(names) for names in choices)
-
-
-def join_digests(*digests: str) -> str:
-    """Return one digest (SHA-256, hex) of several."""
-    return hashlib.sha256("\n".join(digests).encode()).hexdigest()

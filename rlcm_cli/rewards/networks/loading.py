@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +13,6 @@ from rlcm_cli.errors import RewardError
 from rlcm_cli.foreign.faults import ForeignError, faults_of_libraries
 from rlcm_cli.foreign.folders import check_configuration, read_json_object
 from rlcm_cli.foreign.weights import check_report, check_tensors, find_weights
-from rlcm_cli.rewards.weights import quiet_transformers
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -132,3 +133,20 @@ def check_complete(report: Mapping[str, Any], source: Path, *, reward: str) -> N
         check_report(report)
     except ForeignError as error:
         raise RewardError(f"reward {reward!r}: the weights in {source} {error}; name a complete model") from None
+
+
+@contextlib.contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Keep transformers' progress bar and loading report off the terminal: only the command line prints."""
+    from transformers.utils import logging
+
+    bar, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    with warnings.catch_warnings(action="ignore"):
+        try:
+            yield
+        finally:
+            logging.set_verbosity(verbosity)
+            if bar:
+                logging.enable_progress_bar()

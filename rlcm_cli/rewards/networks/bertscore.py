@@ -16,16 +16,21 @@ from rlcm_cli.errors import ConfigError, RewardError
 from rlcm_cli.foreign.faults import ForeignError, faults_of_libraries
 from rlcm_cli.foreign.folders import check_configuration, check_index, read_json_object
 from rlcm_cli.foreign.tokenizers import check_vocabulary
-from rlcm_cli.rewards.weights import digest_weights, find_weights, missing_weights, one_line, quiet_transformers
+from rlcm_cli.rewards.base.weights import Weights
+from rlcm_cli.rewards.networks.loading import quiet_transformers
+from rlcm_cli.wording import one_line
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-SCORER_MODEL = "microsoft/deberta-xlarge-mnli"
+SCORER = Weights(
+    "microsoft/deberta-xlarge-mnli",
+    ("*.json", "*.txt", "*.model", "*.safetensors", "pytorch_model*.bin"),
+    "at most 3 GB",
+)
 """The model of kvablack/LLaVA-server, and the one that bert-score recommends."""
 
-_FILES = ("*.json", "*.txt", "*.model", "*.safetensors", "pytorch_model*.bin")
 _INSTALL = "install it with `pip install 'rlcm[alignment]'`"
 _BATCH = 64
 
@@ -42,7 +47,7 @@ class RecallScorer:
         reward: Name of the reward, for messages.
 
     Raises:
-        ConfigError: If the layer cannot be, or is needed and missing.
+        ConfigError: If the layer is impossible, or is needed and missing.
         RewardError: If bert-score is not installed or the model cannot be had or used.
     """
 
@@ -89,16 +94,16 @@ class RecallScorer:
         return recall.cpu()  # type: ignore[no-any-return]
 
 
-def scorer_obstacle(model: str, reward: str) -> str | None:
-    """Say why texts cannot be scored here now; None where they can."""
+def find_scorer_obstacle(model: str, reward: str) -> str | None:
+    """Return why texts cannot be scored here now; None where they can."""
     if not _is_installed():
         return f"the bert-score package is not here; {_INSTALL}"
-    return missing_weights(model, _FILES, reward=reward, size=_size(model), setting="scorer_model")
+    return SCORER.find_obstacle(model, reward=reward, setting="scorer_model")
 
 
 def digest_scorer(model: str, reward: str) -> str:
     """Return the SHA-256 (hex) over the files of the scorer's model."""
-    return digest_weights(_find_folder(model, reward), _FILES, reward=reward)
+    return SCORER.digest(_find_folder(model, reward), reward=reward)
 
 
 def _is_installed() -> bool:
@@ -106,11 +111,7 @@ def _is_installed() -> bool:
 
 
 def _find_folder(model: str, reward: str) -> Path:
-    return find_weights(model, _FILES, reward=reward, size=_size(model), setting="scorer_model")
-
-
-def _size(model: str) -> str:
-    return "at most 3 GB" if model == SCORER_MODEL else "the size of the model"
+    return SCORER.find(model, reward=reward, setting="scorer_model")
 
 
 def _check_layer(layer: object, reward: str) -> None:
@@ -124,7 +125,7 @@ def _published_layer(model: str, reward: str) -> int:
     if model not in model2layers:
         raise ConfigError(
             f"reward {reward!r}: bert-score knows no layer for {model!r}; set reward_settings.{reward}.scorer_layer "
-            f"({model2layers[SCORER_MODEL]} for a copy of {SCORER_MODEL})"
+            f"({model2layers[SCORER.source]} for a copy of {SCORER.source})"
         )
     layer: int = model2layers[model]
     return layer

@@ -2,6 +2,8 @@
 
 Request: `images`, B JPEG files; `queries`, B lists of questions; optionally `answers`, B lists of references.
 Answer: `outputs`, B lists of texts; where references came, `precision`, `recall`, `f1`, B lists of numbers.
+
+This is the only room that reads or writes pickles, and nothing imports it: it is found by being in its folder.
 """
 
 from __future__ import annotations
@@ -11,10 +13,12 @@ import reprlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from rlcm_cli.rewards.alignment.images import encode_jpeg, to_pillow
-from rlcm_cli.rewards.alignment.pickles import RefusedPickleError, read_pickle
-from rlcm_cli.rewards.alignment.settings import JudgeSettings
-from rlcm_cli.rewards.alignment.transport import ANSWER_LIMIT, JudgeClient
+from rlcm_cli.errors import RewardError
+from rlcm_cli.rewards.http.client import ANSWER_LIMIT, JudgeClient
+from rlcm_cli.rewards.judges import Judge, JudgeSettings
+from rlcm_cli.rewards.judges._endpoint import find_endpoint, find_endpoint_fault, find_missing_endpoint
+from rlcm_cli.rewards.judges._images import encode_jpeg, to_pillow
+from rlcm_cli.rewards.judges.llava_server.pickles import RefusedPickleError, read_pickle
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -22,26 +26,28 @@ if TYPE_CHECKING:
 
 JPEG_QUALITY = 80
 BATCH = 16
-"""Images a request; both as in the published client (kvablack/ddpo-pytorch, rewards.py)."""
+"""Images per request; both as in the published client (kvablack/ddpo-pytorch, rewards.py)."""
 
 _PICKLE_PROTOCOL = 4  # read by every Python that the server runs on
 
 
 class LlavaServerJudge:
-    """Asks one question an image, in batches of 16 JPEGs of quality 80.
+    """Asks one question per image, in batches of 16 JPEGs of quality 80.
 
     Raises:
-        ConfigError: If the address cannot be.
+        ConfigError: If the address from the environment is not one.
         RewardError: If the address is not set.
     """
 
     def __init__(self, settings: JudgeSettings, reward: str) -> None:
-        self._url = settings.find_endpoint(reward)
+        if obstacle := _find_obstacle(settings, reward):
+            raise RewardError(f"reward {reward!r}: {obstacle}")
+        self._url = find_endpoint(settings, reward)
         self._settings = settings
         self._reward = reward
 
     def __call__(self, images: Tensor, questions: Sequence[str]) -> list[str]:
-        """Answer one question an image; see `Judge`."""
+        """Answer one question per image; see `AskFn`."""
         return self._ask(images, {"queries": questions}, "outputs", str)
 
     def recall(self, images: Tensor, question: str, references: Sequence[str]) -> list[float]:
@@ -83,3 +89,23 @@ def _read_column(client: JudgeClient, body: bytes, name: str, kind: type, count:
         if not isinstance(row, list) or len(row) != 1 or type(row[0]) is not kind:
             raise client.malformed(f"{name} has the row {reprlib.repr(row)}, not one {kind.__name__}")
     return [row[0].strip() if kind is str else row[0] for row in rows]
+
+
+def _find_fault(settings: JudgeSettings) -> str | None:
+    if settings.model is not None:
+        return "a LLaVA-server serves one model; leave model unset"
+    return find_endpoint_fault(settings)
+
+
+def _find_obstacle(settings: JudgeSettings, reward: str) -> str | None:
+    return find_missing_endpoint(settings, reward, example="http://127.0.0.1:8085")
+
+
+JUDGE = Judge(
+    "llava-server",
+    make=LlavaServerJudge,
+    find_fault=_find_fault,
+    find_obstacle=_find_obstacle,
+    revise=lambda settings, reward: "llava-server",
+    make_recall=lambda settings, reward: LlavaServerJudge(settings, reward).recall,
+)

@@ -13,9 +13,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from rlcm_cli.errors import ConfigError, RewardError
-from rlcm_cli.rewards.alignment.judges import judge_obstacle, make_judge, revise_judge
-from rlcm_cli.rewards.alignment.settings import JUDGE_DEFAULTS, JUDGE_PLACEMENT, judge_settings
-from rlcm_cli.rewards.contract import RewardEntry, RewardFn
+from rlcm_cli.rewards.base.contract import RewardEntry, RewardFn, Settings
+from rlcm_cli.rewards.judges import JUDGE_DEFAULTS, JUDGE_PLACEMENT, NEEDS, read_settings
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -63,12 +62,13 @@ def vqa(question: str, answer: str, **judge: Any) -> RewardFn:
         judge: The settings of `JudgeSettings`.
 
     Raises:
-        ConfigError: If a setting cannot be.
+        ConfigError: If a setting is impossible.
         RewardError: If the judge cannot run here. The reward itself raises it for a prompt that the templates do not
             fit, and if the judge gives no answer.
     """
     fields = _read_fields("question", question) | _read_fields("answer", answer)
-    ask = make_judge(judge_settings(judge, _NAME), _NAME)
+    chosen, settings = read_settings(judge, _NAME)
+    ask = chosen.make(settings, _NAME)
 
     def score(images: Tensor, prompts: Sequence[str], metadata: Sequence[Mapping[str, object]]) -> Tensor:
         import torch
@@ -82,7 +82,7 @@ def vqa(question: str, answer: str, **judge: Any) -> RewardFn:
 
 
 def states(answer: str, expected: str) -> bool:
-    """Tell whether an answer states the expected one, as `vqa` defines it."""
+    """Return whether an answer states the expected one, as `vqa` defines it."""
     number = _read_number(expected)
     if number is not None:
         first = _NUMBER.search(answer)
@@ -127,17 +127,27 @@ def _make_demand(question: str, answer: str, fields: set[str], prompt: str) -> _
     return _Demand(question.format(**values), answer.format(**values))
 
 
+def _revise(settings: Settings) -> str:
+    judge, chosen = read_settings(settings, _NAME)
+    return judge.revise(chosen, _NAME)
+
+
+def _find_obstacle(settings: Settings) -> str | None:
+    judge, chosen = read_settings(settings, _NAME)
+    return judge.find_obstacle(chosen, _NAME)
+
+
 ENTRIES = {
     _NAME: RewardEntry(
         vqa,
         description="a vision-language judge answers a question made from the prompt, such as how many there are",
         value_range="0 or 1",
         bounds=(0.0, 1.0),
-        needs="a judge: an OpenAI-compatible endpoint, a LLaVA-server, or local weights (14 GB for LLaVA 1.5 7B)",
-        defaults={**JUDGE_DEFAULTS, "question": COUNTING_QUESTION, "answer": COUNTING_ANSWER},
+        needs=NEEDS,
+        settings={**JUDGE_DEFAULTS, "question": COUNTING_QUESTION, "answer": COUNTING_ANSWER},
         placement=JUDGE_PLACEMENT,
         neural=True,
-        revise=lambda settings: revise_judge(judge_settings(settings, _NAME), _NAME),
-        obstacle=lambda settings: judge_obstacle(judge_settings(settings, _NAME), _NAME),
+        revise=_revise,
+        obstacle=_find_obstacle,
     ),
 }

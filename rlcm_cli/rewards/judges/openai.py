@@ -9,9 +9,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from rlcm_cli.errors import RewardError
-from rlcm_cli.rewards.alignment.images import encode_png, to_pillow
-from rlcm_cli.rewards.alignment.settings import JudgeSettings
-from rlcm_cli.rewards.alignment.transport import JudgeClient
+from rlcm_cli.rewards.http.client import JudgeClient
+from rlcm_cli.rewards.judges import Judge, JudgeSettings
+from rlcm_cli.rewards.judges._endpoint import find_endpoint, find_endpoint_fault, find_missing_endpoint
+from rlcm_cli.rewards.judges._images import encode_png, to_pillow
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -22,23 +23,25 @@ _EXCERPT = 100
 
 
 class OpenAIJudge:
-    """Asks with one POST to `{endpoint}/chat/completions` an image.
+    """Sends one POST to `{endpoint}/chat/completions` per image.
 
     The image goes as a data URI of a PNG, so that the judge sees every pixel that was drawn; temperature 0. The
     key is read from the environment at each call and kept nowhere.
 
     Raises:
-        ConfigError: If the address cannot be.
+        ConfigError: If the address from the environment is not one.
         RewardError: If the address or the model is not set.
     """
 
     def __init__(self, settings: JudgeSettings, reward: str) -> None:
-        self._url = settings.find_endpoint(reward) + "/chat/completions"
+        if obstacle := _find_obstacle(settings, reward):
+            raise RewardError(f"reward {reward!r}: {obstacle}")
+        self._url = find_endpoint(settings, reward) + "/chat/completions"
         self._settings = settings
         self._reward = reward
 
     def __call__(self, images: Tensor, questions: Sequence[str]) -> list[str]:
-        """Answer one question an image; see `Judge`."""
+        """Answer one question per image; see `AskFn`."""
         key = self._find_key()
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         with JudgeClient(self._url, self._settings, reward=self._reward, headers=headers, secret=key) as client:
@@ -86,3 +89,20 @@ def _read_answer(client: JudgeClient, body: bytes) -> str:
 
 def _excerpt(client: JudgeClient, body: bytes) -> str:
     return client.quote(body.decode(errors="replace"), _EXCERPT)
+
+
+def _find_obstacle(settings: JudgeSettings, reward: str) -> str | None:
+    if missing := find_missing_endpoint(settings, reward, example="http://127.0.0.1:8000/v1"):
+        return missing
+    if settings.model is None:
+        return f"no model is set; --set reward_settings.{reward}.model=NAME, a model that the judge serves"
+    return None
+
+
+JUDGE = Judge(
+    "openai",
+    make=OpenAIJudge,
+    find_fault=find_endpoint_fault,
+    find_obstacle=_find_obstacle,
+    revise=lambda settings, reward: f"openai:{settings.model}",
+)
