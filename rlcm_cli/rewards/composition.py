@@ -23,7 +23,7 @@ from rlcm_cli.rewards.networks.preprocessing import read_preprocessing
 if TYPE_CHECKING:
     from torch import Tensor
 
-DETECTOR = Weights("google/owlv2-base-patch16-ensemble", CLIP_FILES, "620 MB", words="an OWLv2 detector, by default")
+DETECTOR = Weights("google/owlv2-base-patch16-ensemble", CLIP_FILES, "620 MB", words="the detector")
 
 _QUERY = "a photo of a {}"
 _BATCH = 8

@@ -96,7 +96,9 @@ class TestSetLevel:
         def reward(images, prompt, metadata):
             return torch.tensor([0.0, float("nan") if prompt == "p1" else 1.0])
 
-        with pytest.raises(RewardError, match=r"returned nan for 1 of 4 samples, the first being sample 3, prompt 'p1'"):
+        with pytest.raises(
+            RewardError, match=r"returned nan for 1 of 4 samples, the first being sample 3, prompt 'p1'"
+        ):
             self.score(reward, [0, 1, 0, 1])
 
     def test_an_empty_batch_gives_no_reward(self):

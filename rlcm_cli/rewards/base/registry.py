@@ -104,7 +104,7 @@ class RewardSpec:
         return {
             name: weights.find(settings[name], reward=self.name, setting=name)
             # Those declared last are small: a mistake in them shows before gigabytes are fetched.
-            for name, weights in reversed(self.entry.weights.items())
+            for name, weights in reversed([*self.entry.weights.items()])
         }
 
     def revise(self, paths: Mapping[str, Path]) -> str:

@@ -25,7 +25,7 @@ CLIP_FILES = (*WEIGHT_FILES, *PROCESSOR_FILES)
 """What is read of a hub repository; tokenizers come as one file or as several."""
 
 CLIP_L14 = Weights(
-    "openai/clip-vit-large-patch14", CLIP_FILES, "1.7 GB", words="a CLIP model, by default", embedded="emoji-clip"
+    "openai/clip-vit-large-patch14", CLIP_FILES, "1.7 GB", words="the CLIP model", embedded="emoji-clip"
 )
 """The CLIP model of most rewards; `emoji-clip`, inside the package, was trained with the embedded image model."""
 
