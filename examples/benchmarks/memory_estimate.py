@@ -30,8 +30,8 @@ GUIDANCE = 8.0
 def build(architecture: str, dtype: str, size: int) -> LatentModel:
     """Build a model of fake tensors with an adapter on it; call it within the mode."""
     # Fake parameters cannot be moved or cast, and need not be.
-    architectures.freeze_pipeline = lambda pipeline, place: pipeline.unet.requires_grad_(False)
-    model = architectures.build_architecture(architecture, dtype=dtype, device="cpu", image_size=size)
+    architectures.freeze_pipeline = lambda pipeline, family, place: pipeline.unet.requires_grad_(False)
+    model = architectures.build_architecture(architecture, dtype=dtype, device="cpu", image_size=(size, size))
     torch.nn.Module._apply = lambda self, fn, recurse=True: self
     lora = LoraSettings()
     attach_lora(model, rank=lora.rank, alpha=lora.alpha, target_modules=lora.target_modules, run_seed=0)

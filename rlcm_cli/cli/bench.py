@@ -39,9 +39,7 @@ def bench_command(
     ] = [],  # noqa: B006
     assignments: o.SetOfPresetOption = [],  # noqa: B006
     reward: Annotated[str, o.setting("--reward", "NAME", "Reward that is measured.", True)] = "compressibility",
-    size: Annotated[
-        int | None, o.setting("--size", "PIXELS", "Image size, such as 512 or 768.", "the model's")
-    ] = None,
+    size: o.SizeOption = None,
     steps: o.StepsOption = None,
     batches: Annotated[
         str | None,
@@ -115,7 +113,7 @@ def load(config: Config, architecture: str | None) -> LatentModel:
 
     settings, device = config.model, config.runtime.device
     if architecture is not None:
-        return build_architecture(architecture, dtype=settings.dtype, device=device, image_size=settings.image_size)
+        return build_architecture(architecture, dtype=settings.dtype, device=device, image_size=settings.image_sides)
     return load_configured_model(settings, config.sampler.kind, device)
 
 

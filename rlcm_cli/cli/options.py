@@ -181,6 +181,10 @@ ModelOption = Annotated[
         c.complete_model,
     ),
 ]
+SizeOption = Annotated[
+    str | None,
+    setting("--size", "WIDTHxHEIGHT", "Pixels of an image, such as 768x1024, or 512 for a square.", "the model's"),
+]
 SamplerOption = Annotated[
     str | None,
     setting(

@@ -34,6 +34,7 @@ def sample_command(
     device: o.DeviceOption = None,
     memory_budget: o.MemoryBudgetOption = None,
     dtype: o.DtypeOption = None,
+    size: o.SizeOption = None,
     start: o.FromOption = None,
     worker: o.WorkerOption = None,
     quiet: o.QuietOption = False,
@@ -63,6 +64,7 @@ def sample_command(
                 "runtime.device": device,
                 "runtime.memory_budget": memory_budget,
                 "model.dtype": dtype,
+                "model.image_size": size,
             },
         )
         config.require_actions()

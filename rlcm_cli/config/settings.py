@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from rlcm_cli.errors import ConfigError
 from rlcm_cli.objectives import DEFAULT, OBJECTIVES, Need, find_objective
@@ -31,6 +31,18 @@ REPLACEABLE = ("runtime", "watch", "ray")
 """The sections that may change when a run is continued."""
 
 
+def _read_image_size(value: object) -> object:
+    """Read a number of pixels, or two; equal ones become one, so that a size is written in one way only."""
+    found = re.fullmatch(r"([1-9]\d*)(?:x([1-9]\d*))?", str(value)) if type(value) in (int, str) else None
+    if found is None:
+        raise ValueError("write one number of pixels, as 512, or WIDTHxHEIGHT, as 768x1024")
+    width, height = int(found[1]), int(found[2] or found[1])
+    return width if width == height else f"{width}x{height}"
+
+
+ImageSize = Annotated[int | str, BeforeValidator(_read_image_size)]
+
+
 class ModelSettings(Section):
     """The pipeline that is fine-tuned."""
 
@@ -44,8 +56,17 @@ class ModelSettings(Section):
     """Type of the frozen weights and of the latents; LoRA weights and log-probabilities are float32."""
     distilled_lora: str | None = None
     """File, folder or hub id of an LCM-LoRA or TCD-LoRA that is fused into a plain Stable Diffusion pipeline."""
-    image_size: PositiveInt | None = None
-    """Pixels along each side of an image; None: as the pipeline says."""
+    image_size: ImageSize | None = None
+    """Pixels of an image: those along each side, as 512, or "WIDTHxHEIGHT", as "768x1024" for a portrait. None: as the
+    pipeline says."""
+
+    @property
+    def image_sides(self) -> tuple[int, int] | None:
+        """(height, width) in pixels, in the order of a tensor's dimensions."""
+        if self.image_size is None:
+            return None
+        width, height = (int(side) for side in f"{self.image_size}x{self.image_size}".split("x")[:2])
+        return height, width
 
     @property
     def pinned_revision(self) -> str | None:

@@ -28,10 +28,12 @@ ARCHITECTURES = ("emoji-lcm", *RANDOM)
 TOKENS = 77
 
 
-def build_architecture(name: str, *, dtype: str, device: str, image_size: int | None = None) -> LatentModel:
+def build_architecture(
+    name: str, *, dtype: str, device: str, image_size: tuple[int, int] | None = None
+) -> LatentModel:
     """Build a model of a known architecture, frozen and in eval mode, like those of `load_model`.
 
-    `image_size`: pixels along each side; None for what it was published with. Raises `ModelError` for an unknown
+    `image_size`: (height, width) in pixels; None for what it was published with. Raises `ModelError` for an unknown
     name or a size that the model cannot have.
     """
     if name not in ARCHITECTURES:
@@ -54,7 +56,7 @@ def build_architecture(name: str, *, dtype: str, device: str, image_size: int | 
     digest = digest_json(["architecture", name, dtype])
     model = LatentModel(pipeline, family, architecture.sampler, place, DTYPES[dtype], digest)
     if image_size is not None:
-        model.set_image_size(image_size, image_size)
+        model.set_image_size(*image_size)
     return model
 
 

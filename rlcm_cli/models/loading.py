@@ -35,14 +35,14 @@ def load_model(
     device: str,
     sampler: str | None = None,
     distilled_lora: str | None = None,
-    image_size: int | None = None,
+    image_size: tuple[int, int] | None = None,
 ) -> LatentModel:
     """Load an embedded model, a local pipeline folder or a hub id; the denoiser comes frozen and in eval mode.
 
     Pipelines of the families in `rlcm_cli.families`. `distilled_lora` (a file, folder
     or hub id, such as LCM-LoRA or TCD-LoRA) is fused into the weights. `sampler` is the kind of a sampler, None for
     the model's own; the pipeline's scheduler becomes the sampler's, with the noise schedule of the
-    folder's own. `image_size`: pixels along each side, None for the pipeline's own.
+    folder's own. `image_size`: (height, width) in pixels, None for the pipeline's own.
 
     Raises `ModelError` for what is not there, cannot be reached, is no such pipeline, or does not fit the sampler.
     """
@@ -60,7 +60,7 @@ def load_model(
     freeze_pipeline(pipeline, parts.family, place)
     model = LatentModel(pipeline, parts.family, chosen, place, DTYPES[dtype], digest, commit=folder.commit)
     if image_size is not None:
-        model.set_image_size(image_size, image_size)
+        model.set_image_size(*image_size)
     return model
 
 

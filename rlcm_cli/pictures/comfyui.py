@@ -27,6 +27,9 @@ def describe_use(model: LatentModel, settings: ModelSettings, sample: SampleSett
         use["LoRA before this one"] = f"{_name(settings.distilled_lora)}, at strength 1"
     use["LoRA strength"] = "1"
     use |= model.sampler.comfyui or {"sampler_name": f"one for {model.sampler.kind}, which is an extension"}
+    if settings.image_sides is not None:
+        height, width = settings.image_sides
+        use["Empty Latent Image"] = f"width {width}, height {height}"
     use["steps"] = str(sample.steps)
     use["cfg"] = "1" if model.guided_by_embedding else f"{sample.guidance_scale:g}"
     return use

@@ -349,7 +349,11 @@ def _draw(source: Source, model: LatentModel) -> Generator[Event, None, Tensor]:
 
 def _call_arguments(source: Source, model: LatentModel) -> dict[str, Any]:
     sample = source.sample
-    return call_arguments(model, source.sampler, steps=sample.steps, guidance_scale=sample.guidance_scale)
+    arguments = call_arguments(model, source.sampler, steps=sample.steps, guidance_scale=sample.guidance_scale)
+    if source.model.image_size is None:
+        return arguments
+    height, width = model.image_size
+    return {**arguments, "height": height, "width": width}
 
 
 def _write_checked(

@@ -113,8 +113,7 @@ def read_provenance(file: Path) -> Provenance:
             place_in_batch=(row - 1, size),
             model={
                 "name": _check_model(told["model"]),
-                **{key: told[key] for key in ("revision", "dtype", "distilled_lora") if key in told},
-                **{key: int(told[key]) for key in ("image_size",) if key in told},
+                **{key: told[key] for key in ("revision", "dtype", "distilled_lora", "image_size") if key in told},
             },
             model_digest=told["model_digest"],
             steps=int(told["steps"]),

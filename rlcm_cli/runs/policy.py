@@ -43,7 +43,7 @@ def load_configured_model(settings: ModelSettings, sampler: str, device: str) ->
         device=device,
         sampler=sampler,
         distilled_lora=settings.distilled_lora,
-        image_size=settings.image_size,
+        image_size=settings.image_sides,
     )
 
 

@@ -132,13 +132,13 @@ def test_an_architecture_has_as_many_parameters_as_the_published_weights(name):
 
 @pytest.mark.usefixtures("on_paper")
 def test_an_architecture_is_built_at_a_size():
-    model = build_architecture("sd15-lcm", dtype="bfloat16", device="meta", image_size=768)
+    model = build_architecture("sd15-lcm", dtype="bfloat16", device="meta", image_size=(768, 768))
     assert (model.latent_shape, model.image_size) == ((4, 96, 96), (768, 768))
 
 
 def test_the_embedded_model_is_an_architecture_with_its_own_weights():
     assert ARCHITECTURES[0] == "emoji-lcm"
-    model = build_architecture("emoji-lcm", dtype="float32", device="cpu", image_size=128)
+    model = build_architecture("emoji-lcm", dtype="float32", device="cpu", image_size=(128, 128))
     assert model.image_size == (128, 128)
     images = draw(model, ["a cat"], [0], steps=2).images
     assert images.shape == (1, 3, 128, 128)
@@ -159,6 +159,6 @@ def test_what_cannot_be_built_is_refused(tmp_path):
 
 
 def test_a_model_is_loaded_at_an_image_size(tiny_lcm):
-    model = load_model(str(tiny_lcm), revision=None, dtype="float32", device="cpu", image_size=24)
+    model = load_model(str(tiny_lcm), revision=None, dtype="float32", device="cpu", image_size=(24, 24))
     attach_tiny(model)
     assert draw(model, ["a cat"], [1]).images.shape == (1, 3, 24, 24)
