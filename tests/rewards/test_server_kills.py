@@ -17,10 +17,9 @@ import torch
 from reward_services import free_port, images
 
 from rlcm_cli.rewards import RewardSpec, load_reward
-from rlcm_cli.rewards.http import client as transport
+from rlcm_cli.rewards.http import client, pool
 from rlcm_cli.rewards.judges._images import encode_jpeg, to_pillow
 from rlcm_cli.rewards.judges.llava_server import JPEG_QUALITY
-from rlcm_cli.rewards.remote import client
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="a process is killed by a signal")
 
@@ -124,13 +123,13 @@ def check_waiting(records, reason):
 def test_our_own_server(stored_by, caplog, monkeypatch):
     reasons = []
 
-    class Noted(client._NoAnswerError):
+    class Noted(client.NoReplyError):
         def __init__(self, reason, **known):
             super().__init__(reason, **known)
             reasons.append(reason)
 
-    monkeypatch.setattr(client, "_NoAnswerError", Noted)
-    monkeypatch.setattr(client, "LONGEST_PAUSE", 1.0)
+    monkeypatch.setattr(client, "NoReplyError", Noted)
+    monkeypatch.setattr(pool, "LONGEST_PAUSE", 1.0)
     port = free_port()
     # Requests wait in the server for others, so that a kill meets some that are under way.
     command = ["-m", "rlcm_cli", "serve-reward", "compressibility", "--port", port, "--batch", 1000]
@@ -143,8 +142,8 @@ def test_our_own_server(stored_by, caplog, monkeypatch):
 
 
 def test_a_llava_server(stored_by, caplog, monkeypatch):
-    monkeypatch.setattr(transport, "_FIRST_PAUSE", 0.1)
-    monkeypatch.setattr(transport, "_LONGEST_PAUSE", 0.5)
+    monkeypatch.setattr(pool, "FIRST_PAUSE", 0.1)
+    monkeypatch.setattr(pool, "LONGEST_PAUSE", 0.5)
     port = free_port()
     settings = {"judge": "llava-server", "endpoint": f"http://127.0.0.1:{port}", "timeout": 60.0, "patience": 300.0}
     command = [Path(__file__).with_name("llava_stand_in.py"), port]
@@ -154,5 +153,5 @@ def test_a_llava_server(stored_by, caplog, monkeypatch):
         for picture, prompt in zip(to_pillow(PIXELS), PROMPTS, strict=True)
     ]
     assert torch.equal(stored, torch.tensor(expected))
-    check_waiting(caplog.records, "ConnectError")
-    check_waiting(caplog.records, "RemoteProtocolError|ReadError")
+    check_waiting(caplog.records, "connection refused")
+    check_waiting(caplog.records, "connection lost")

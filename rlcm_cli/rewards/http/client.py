@@ -1,17 +1,11 @@
-"""Requests to a judge behind an address: several at once, and again while it is away."""
+"""One request to one server: a deadline for the whole exchange, a bounded answer, and faults in words."""
 
 from __future__ import annotations
 
-import logging
-import threading
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+import ssl
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, cast
 
 from rlcm_cli.errors import RewardError
 from rlcm_cli.rewards.http.deadline import Deadline
@@ -20,205 +14,179 @@ from rlcm_cli.rewards.http.quoting import LONGEST, quote_foreign
 if TYPE_CHECKING:
     import httpx2
 
-    from rlcm_cli.rewards.judges import JudgeSettings
+CONNECT_SECONDS = 10.0
 
-ANSWER_LIMIT = 4 * 1024**2
-"""Most bytes that an answer may have: a batch of short texts has a few thousand."""
+_PIECE = 2**18
+"""Bytes of a body that are handed to the socket together: the library copies them, which stays in the caches."""
 
-_FIRST_PAUSE, _LONGEST_PAUSE = 1.0, 30.0
-_WARN_EVERY = 30.0
-_PASSING_STATUSES = (408, 425, 429)
-_EXCERPT = 200
 
-_log = logging.getLogger("rlcm.rewards")
+class NoReplyError(Exception):
+    """A server that is away, overloaded or too slow; the message is the reason. Worth trying again.
 
-Item = TypeVar("Item")
-Result = TypeVar("Result")
+    `pause`: seconds that the server asks us to wait.
+    """
+
+    def __init__(self, reason: str, *, pause: float = 0.0) -> None:
+        super().__init__(reason)
+        self.pause = pause
 
 
 @dataclass(frozen=True)
-class _Trouble:
-    """Why a request is worth another attempt, and how many seconds the server asks us to wait."""
+class Reply:
+    """What a server answered; a body with a status other than 200 may be cut off."""
 
-    reason: str
-    pause: float = 0.0
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
 
 
-class JudgeClient:
-    """Posts to one address; a context manager.
+class HttpClient:
+    """Asks one address. Redirects are not followed.
 
     Args:
-        url: Where to post.
-        settings: `timeout`, `patience` and `concurrency` are read.
-        reward: Name of the reward, for messages.
+        url: The address.
+        name: What messages call the server.
+        timeout: Seconds that an exchange may take as a whole; connecting has `CONNECT_SECONDS` of them.
+        advice: What to do about an answer that does not follow the protocol.
         headers: Sent with every request.
         secret: Never shown, not even where the server repeats it.
+        proxied: Whether the proxies of the environment are used.
     """
 
     def __init__(
         self,
         url: str,
-        settings: JudgeSettings,
         *,
-        reward: str,
-        headers: Mapping[str, str] | None = None,
-        secret: str = "",
+        name: str,
+        timeout: float,
+        advice: str,
+        headers: Mapping[str, str],
+        secret: str,
+        proxied: bool,
     ) -> None:
         import httpx2
 
-        self._url = url
-        self._settings = settings
-        self._name = f"reward {reward!r}: the judge at {url}"
+        self.url = url
+        self.name = name
+        self._timeout = timeout
+        self._advice = advice
         self._secret = secret
-        # A new connection for each request, so that its deadline knows which one to break off; the time that this
-        # takes is little beside that of an answer.
+        # A connection for each request, so that its deadline knows which one to break off; to open it takes little
+        # time next to that of an answer.
         self._http = httpx2.Client(
-            timeout=settings.timeout, headers=headers, limits=httpx2.Limits(max_keepalive_connections=0)
+            timeout=httpx2.Timeout(timeout, connect=min(CONNECT_SECONDS, timeout)),
+            headers={"Accept-Encoding": "identity", **headers},
+            limits=httpx2.Limits(max_keepalive_connections=0),
+            trust_env=proxied,
+            verify=url.startswith("https:"),
         )
-        self._stopped = threading.Event()
-        self._warning = threading.Lock()
-        self._warned_at = float("-inf")
+        self._under_way: set[Deadline] = set()
 
-    def __enter__(self) -> Self:
-        return self
+    def exchange(
+        self, method: str, headers: Mapping[str, str], *, body: Sequence[bytes | memoryview] = (), most_bytes: int
+    ) -> Reply:
+        """Send a request and return the answer.
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._http.close()
-
-    def map(self, ask: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
-        """Ask for each item, `concurrency` at once; results in the order of the items. A client maps once.
-
-        The first error ends the others' waiting and is raised.
-        """
-        pool = ThreadPoolExecutor(self._settings.concurrency, thread_name_prefix="rlcm-judge")
-        try:
-            futures = [pool.submit(ask, item) for item in items]
-            done, _ = wait(futures, return_when=FIRST_EXCEPTION)
-            for future in done:
-                future.result()
-            return [future.result() for future in futures]
-        finally:
-            self._stopped.set()
-            # Those under way are waited for, at most their timeout: their connections are this client's to close.
-            pool.shutdown(cancel_futures=True)
-
-    def post(self, body: bytes, content_type: str) -> bytes:
-        """Post until there is an answer, and return it.
-
-        Failed connections, timeouts and the statuses 408, 425, 429 and 5xx are tried again after 1, 2, 4, …, 30
-        seconds, or later where the server says so (Retry-After), for `patience` seconds after the first failure.
+        Args:
+            method: Of HTTP.
+            headers: Of this request.
+            body: Its parts, which are sent without being joined.
+            most_bytes: Most bytes of an answer.
 
         Raises:
-            RewardError: If the patience is spent, or the judge refuses or answers too much.
+            NoReplyError: If there is no whole answer in time.
+            RewardError: If the server's certificate is not trusted, or it does not speak HTTP or answers too much.
         """
-        give_up, pauses = None, _pauses()
-        while True:
-            answer = self._attempt(body, content_type)
-            if isinstance(answer, bytes):
-                return answer
-            now = time.monotonic()
-            give_up = now + self._settings.patience if give_up is None else give_up
-            pause = max(next(pauses), answer.pause)
-            if now + pause > give_up:
-                raise RewardError(
-                    f"{self._name} gave no answer in {self._settings.patience:g} s of patience ({answer.reason}); "
-                    "see whether it runs, then run the same command again"
-                )
-            self._warn(f"{self._name} does not answer ({answer.reason}); waiting, up to {give_up - now:.0f} s more")
-            if self._stopped.wait(pause):
-                raise RewardError(f"{self._name} is asked no more: another request failed")
-
-    def malformed(self, fault: str) -> RewardError:
-        """Make the error for an answer that does not have the protocol's form."""
-        return RewardError(
-            f"{self._name} gave a malformed answer ({self.quote(fault)}); see that endpoint and judge belong together"
-        )
-
-    def quote(self, text: str, longest: int = LONGEST) -> str:
-        """Return what the judge says as a short line without our key."""
-        return quote_foreign(text, secret=self._secret, longest=longest)
-
-    def _attempt(self, body: bytes, content_type: str) -> bytes | _Trouble:
         import httpx2
 
-        timeout = self._settings.timeout
-        try:
-            with Deadline(timeout) as deadline:
-                try:
-                    response, answer = self._exchange(body, content_type, deadline)
-                except httpx2.RequestError as error:
-                    if deadline.expired:  # it is we who broke it off
-                        raise httpx2.ReadTimeout(f"not whole after {timeout:g} s") from error
-                    raise
-                if deadline.expired:  # an answer without a length ends where we broke it off
-                    raise httpx2.ReadTimeout(f"not whole after {timeout:g} s")
-        except httpx2.TransportError as error:
-            return _Trouble(f"{type(error).__name__}: {self.quote(str(error))}")
-        except httpx2.RequestError as error:
-            raise self.malformed(f"{type(error).__name__}: {error}") from error
-        status = response.status_code
-        if status == 200:
-            return answer
-        said = f"status {status}{self._excerpt(answer)}"
-        if status in _PASSING_STATUSES or status >= 500:
-            return _Trouble(said, _retry_after(response.headers.get("Retry-After", "")))
-        if status in (401, 403):
-            # A server may repeat part of the key in the body.
-            raise RewardError(
-                f"{self._name} refuses us (status {status}); put its key into the environment variable "
-                f"{self._settings.api_key_env} (setting api_key_env)"
-            )
-        raise RewardError(f"{self._name} answered with {said}; check endpoint and model")
+        with Deadline(self._timeout) as deadline:
+            self._under_way.add(deadline)
+            try:
+                reply = self._transfer(method, headers, body, most_bytes, deadline)
+            except httpx2.RequestError as error:
+                if deadline.expired:  # it is we who broke it off
+                    raise self._late() from None
+                raise self._explain(error) from error
+            finally:
+                self._under_way.discard(deadline)
+            if deadline.expired:  # an answer without a length ends where we broke it off
+                raise self._late()
+        if reply.status == 200 and len(reply.body) > most_bytes:
+            raise self.malformed(f"more than {most_bytes} bytes")
+        return reply
 
-    def _exchange(self, body: bytes, content_type: str, deadline: Deadline) -> tuple[httpx2.Response, bytes]:
+    def hang_up(self) -> None:
+        """Break off the requests that are under way in other threads."""
+        for deadline in list(self._under_way):
+            deadline.expire()
+
+    def quote(self, text: str, longest: int = LONGEST) -> str:
+        """Return what the server says as a short line without our secret."""
+        return quote_foreign(text, secret=self._secret, longest=longest)
+
+    def malformed(self, fault: str) -> RewardError:
+        """Make the error for an answer that does not follow the protocol."""
+        return RewardError(f"{self.name} gave a malformed answer: {self.quote(fault)}; {self._advice}")
+
+    def _transfer(
+        self,
+        method: str,
+        headers: Mapping[str, str],
+        body: Sequence[bytes | memoryview],
+        most_bytes: int,
+        deadline: Deadline,
+    ) -> Reply:
         def watch(event: str, known: Mapping[str, Any]) -> None:
             if event.endswith("connect_tcp.complete"):
                 deadline.watch(known["return_value"].get_extra_info("socket"))
 
+        length = {"Content-Length": str(sum(len(part) for part in body))} if body else {}
         answer = bytearray()
         with self._http.stream(
-            "POST",
-            self._url,
-            content=body,
-            headers={"Content-Type": content_type},
+            method,
+            self.url,
+            content=_cut(body) if body else None,
+            headers={**headers, **length},
             extensions={"trace": watch},
         ) as response:
             for part in response.iter_bytes():
                 answer += part
-                if len(answer) > ANSWER_LIMIT:
-                    raise self.malformed(f"more than {ANSWER_LIMIT} bytes")
-        return response, bytes(answer)
+                if len(answer) > most_bytes:
+                    break
+        return Reply(response.status_code, response.headers, bytes(answer))
 
-    def _excerpt(self, answer: bytes) -> str:
-        text = answer.decode(errors="replace").strip()
-        if text.startswith("Traceback"):
-            text = text.splitlines()[-1]
-        return f": {said}" if (said := self.quote(text, _EXCERPT)) else ""
+    def _late(self) -> NoReplyError:
+        return NoReplyError(f"no whole answer within {self._timeout:g} s")
 
-    def _warn(self, line: str) -> None:
-        """Log a line, but no more than one in half a minute, however many requests wait."""
-        with self._warning:
-            if time.monotonic() - self._warned_at < _WARN_EVERY:
-                return
-            self._warned_at = time.monotonic()
-        _log.warning("%s", line)
+    def _explain(self, error: httpx2.RequestError) -> NoReplyError | RewardError:
+        """Return what a failed exchange means."""
+        import httpx2
+
+        if isinstance(error, httpx2.TimeoutException):
+            return self._late()
+        causes = list(_causes(error))
+        for cause in causes:
+            if isinstance(cause, ssl.SSLCertVerificationError):
+                reason = self.quote(cause.verify_message)
+                return RewardError(f"{self.name}: its certificate is not trusted ({reason})")
+            if isinstance(cause, ConnectionRefusedError):
+                return NoReplyError("connection refused")
+            if isinstance(cause, OSError) and not isinstance(cause, ConnectionError):
+                return NoReplyError(cause.strerror or self.quote(str(cause)))
+        text = str(error)
+        if isinstance(error, httpx2.NetworkError) or "closed connection" in text or "disconnected" in text:
+            return NoReplyError("connection lost")
+        return self.malformed(f"no HTTP ({text})")
 
 
-def _pauses() -> Iterator[float]:
-    pause = _FIRST_PAUSE
-    while True:
-        yield pause
-        pause = min(2 * pause, _LONGEST_PAUSE)
+def _cut(body: Sequence[bytes | memoryview]) -> Iterator[bytes]:
+    for part in body:
+        view = memoryview(part)
+        for start in range(0, len(view), _PIECE):
+            yield cast("bytes", view[start : start + _PIECE])
 
 
-def _retry_after(value: str) -> float:
-    """Read a Retry-After header (RFC 9110, section 10.2.3), seconds or a date, as seconds from now."""
-    if value.strip().isdecimal():
-        return float(value)
-    try:
-        date = parsedate_to_datetime(value)
-    except ValueError:
-        return 0.0
-    return max(0.0, (date - datetime.now(UTC)).total_seconds()) if date.tzinfo else 0.0
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__

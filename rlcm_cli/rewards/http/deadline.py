@@ -16,7 +16,7 @@ from typing import Self
 class Deadline:
     """Breaks connections off when the time is over; a context manager.
 
-    Whoever reads from a watched socket then meets its end; `expired` tells why.
+    Whoever reads from a watched socket then meets its end; `expired` says why.
 
     Args:
         seconds: From entering the context.
@@ -26,7 +26,7 @@ class Deadline:
         self.expired = False
         self._lock = threading.Lock()
         self._sockets: list[socket.socket] = []
-        self._timer = threading.Timer(seconds, self._expire)
+        self._timer = threading.Timer(seconds, self.expire)
         self._timer.daemon = True
 
     def watch(self, connection: socket.socket) -> None:
@@ -37,7 +37,7 @@ class Deadline:
             with self._lock:
                 self._sockets.append(duplicate)
             if self.expired:
-                self._expire()
+                self.expire()
 
     def __enter__(self) -> Self:
         self._timer.start()
@@ -52,7 +52,8 @@ class Deadline:
                 duplicate.close()
             self._sockets.clear()
 
-    def _expire(self) -> None:
+    def expire(self) -> None:
+        """Break the connections off now."""
         self.expired = True
         with self._lock:
             for duplicate in self._sockets:

@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from rlcm_cli.errors import RewardError
-from rlcm_cli.rewards.http.client import JudgeClient
 from rlcm_cli.rewards.judges import Judge, JudgeSettings
 from rlcm_cli.rewards.judges._endpoint import find_endpoint, find_endpoint_fault, find_missing_endpoint
 from rlcm_cli.rewards.judges._images import encode_png, to_pillow
+from rlcm_cli.rewards.judges._server import JudgeServer
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -44,11 +44,12 @@ class OpenAIJudge:
         """Answer one question per image; see `AskFn`."""
         key = self._find_key()
         headers = {"Authorization": f"Bearer {key}"} if key else {}
-        with JudgeClient(self._url, self._settings, reward=self._reward, headers=headers, secret=key) as client:
-            pairs = list(zip(to_pillow(images), questions, strict=True))
-            return client.map(lambda pair: self._ask(client, *pair), pairs)
+        server = JudgeServer(self._url, self._settings, reward=self._reward, headers=headers, secret=key)
+        pairs = list(zip(to_pillow(images), questions, strict=True))
+        return server.map(self._write, pairs, "application/json", lambda pair, body: _read_answer(server, body))
 
-    def _ask(self, client: JudgeClient, image: Image, question: str) -> str:
+    def _write(self, pair: tuple[Image, str]) -> bytes:
+        image, question = pair
         picture = "data:image/png;base64," + base64.b64encode(encode_png(image)).decode()
         content = [{"type": "image_url", "image_url": {"url": picture}}, {"type": "text", "text": question}]
         body = {
@@ -57,7 +58,7 @@ class OpenAIJudge:
             "temperature": 0,
             "max_tokens": self._settings.max_tokens,
         }
-        return _read_answer(client, client.post(json.dumps(body).encode(), "application/json"))
+        return json.dumps(body).encode()
 
     def _find_key(self) -> str:
         name = self._settings.api_key_env
@@ -67,28 +68,28 @@ class OpenAIJudge:
         return key
 
 
-def _read_answer(client: JudgeClient, body: bytes) -> str:
+def _read_answer(server: JudgeServer, body: bytes) -> str:
     try:
         answer = json.loads(body)
     # Brackets can be nested deeper than the parser goes.
     except (ValueError, RecursionError) as error:
-        raise client.malformed(f"no JSON: {_excerpt(client, body)}") from error
+        raise server.malformed(f"not JSON: {_excerpt(server, body)}") from error
     try:
         choice = answer["choices"][0]
         text = choice["message"]["content"]
     except (KeyError, IndexError, TypeError) as error:
-        raise client.malformed(f"no choices[0].message.content: {_excerpt(client, body)}") from error
+        raise server.malformed(f"no choices[0].message.content: {_excerpt(server, body)}") from error
     if not isinstance(text, str):
         finish = choice.get("finish_reason") if isinstance(choice, dict) else None
-        raise client.malformed(
-            f"content is {type(text).__name__}, not text, finish_reason {client.quote(repr(finish), _EXCERPT)}; "
+        raise server.malformed(
+            f"content is {type(text).__name__}, not text, finish_reason {server.quote(repr(finish), _EXCERPT)}; "
             "a judge that thinks first needs more max_tokens"
         )
     return text.strip()
 
 
-def _excerpt(client: JudgeClient, body: bytes) -> str:
-    return client.quote(body.decode(errors="replace"), _EXCERPT)
+def _excerpt(server: JudgeServer, body: bytes) -> str:
+    return server.quote(body.decode(errors="replace"), _EXCERPT)
 
 
 def _find_obstacle(settings: JudgeSettings, reward: str) -> str | None:

@@ -14,10 +14,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from rlcm_cli.errors import RewardError
-from rlcm_cli.rewards.http.client import ANSWER_LIMIT, JudgeClient
 from rlcm_cli.rewards.judges import Judge, JudgeSettings
 from rlcm_cli.rewards.judges._endpoint import find_endpoint, find_endpoint_fault, find_missing_endpoint
 from rlcm_cli.rewards.judges._images import encode_jpeg, to_pillow
+from rlcm_cli.rewards.judges._server import ANSWER_LIMIT, JudgeServer
 from rlcm_cli.rewards.judges.llava_server.pickles import RefusedPickleError, read_pickle
 
 if TYPE_CHECKING:
@@ -57,18 +57,19 @@ class LlavaServerJudge:
 
     def _ask(self, images: Tensor, texts: dict[str, Sequence[str]], wanted: str, kind: type) -> list[Any]:
         pictures = to_pillow(images)
-        starts = range(0, len(pictures), BATCH)
-        with JudgeClient(self._url, self._settings, reward=self._reward) as client:
+        server = JudgeServer(self._url, self._settings, reward=self._reward)
 
-            def ask_batch(start: int) -> list[Any]:
-                rows = slice(start, start + BATCH)
-                part = {name: [[text] for text in column[rows]] for name, column in texts.items()}
-                body = _write_request(pictures[rows], part)
-                return _read_column(
-                    client, client.post(body, "application/octet-stream"), wanted, kind, len(pictures[rows])
-                )
+        def write(start: int) -> bytes:
+            rows = slice(start, start + BATCH)
+            return _write_request(
+                pictures[rows], {name: [[text] for text in column[rows]] for name, column in texts.items()}
+            )
 
-            return [value for batch in client.map(ask_batch, starts) for value in batch]
+        def read(start: int, body: bytes) -> list[Any]:
+            return _read_column(server, body, wanted, kind, len(pictures[start : start + BATCH]))
+
+        batches = server.map(write, range(0, len(pictures), BATCH), "application/octet-stream", read)
+        return [value for batch in batches for value in batch]
 
 
 def _write_request(pictures: Sequence[Image], texts: dict[str, list[list[str]]]) -> bytes:
@@ -76,18 +77,18 @@ def _write_request(pictures: Sequence[Image], texts: dict[str, list[list[str]]])
     return pickle.dumps(request, protocol=_PICKLE_PROTOCOL)
 
 
-def _read_column(client: JudgeClient, body: bytes, name: str, kind: type, count: int) -> list[Any]:
+def _read_column(server: JudgeServer, body: bytes, name: str, kind: type, count: int) -> list[Any]:
     """Return the only value of each of `count` rows."""
     try:
         answer = read_pickle(body, ANSWER_LIMIT)
     except RefusedPickleError as error:
-        raise client.malformed(str(error)) from error
+        raise server.malformed(str(error)) from error
     rows = answer.get(name) if isinstance(answer, dict) else None
     if not isinstance(rows, list) or len(rows) != count:
-        raise client.malformed(f"{name} is {reprlib.repr(rows)}, not {count} rows")
+        raise server.malformed(f"{name} is {reprlib.repr(rows)}, not {count} rows")
     for row in rows:
         if not isinstance(row, list) or len(row) != 1 or type(row[0]) is not kind:
-            raise client.malformed(f"{name} has the row {reprlib.repr(row)}, not one {kind.__name__}")
+            raise server.malformed(f"{name} has the row {reprlib.repr(row)}, not one {kind.__name__}")
     return [row[0].strip() if kind is str else row[0] for row in rows]
 
 
