@@ -164,7 +164,9 @@ class LoraSettings(Section):
 
     rank: PositiveInt = 16
     alpha: PositiveInt = 32
-    target_modules: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")
+    target_modules: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
+    """Modules of the denoiser that are adapted, by the ends of their names. None: those that are usual in the model's
+    family; of U-Nets the projections of attention, to_q, to_k, to_v and to_out.0."""
     start: str | None = None
     """LoRA file, checkpoint or run to start from; its rank, alpha and modules must be those above."""
 

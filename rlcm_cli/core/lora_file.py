@@ -18,6 +18,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from rlcm_cli.errors import ModelError
@@ -47,7 +48,7 @@ PEFT_ROLES = {
     "lora_magnitude_vector.weight": "magnitude",
 }
 
-KOHYA = re.compile(r"(lora_unet|lora_transformer|lora_te[12]?)_(\w+)\.([\w.]+)")
+KOHYA = re.compile(r"(lora_[a-z]+[12]?)_(\w+)\.([\w.]+)")
 PART = re.compile(r"(unet|transformer|text_encoder|text_encoder_2)\.(.+)")
 PEFT = re.compile(r"(.+)\.(lora_[AB]|lora_magnitude_vector)(\.(?!weight$|bias$)\w+)?(\.weight|\.bias)?")
 PROCESSOR = re.compile(r"(.+?)(?:\.processor)?\.to_(q|k|v|out)_lora\.(down|up)\.weight")
@@ -160,8 +161,16 @@ def normalise(name: str) -> str:
     return name.replace(".", "_").removeprefix("text_model_")
 
 
-def read_lora(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], place: str) -> LoraFile:
+def read_lora(
+    tensors: Mapping[str, Tensor],
+    metadata: Mapping[str, str],
+    place: str,
+    kohya_parts: Mapping[str, str] = MappingProxyType({}),
+) -> LoraFile:
     """Read the tensors and the metadata of a safetensors file; `place` names it in errors.
+
+    `kohya_parts`: prefixes of kohya's keys → the part of the pipeline, where they differ from `KOHYA_PARTS`: many
+    transformers have `lora_unet` too.
 
     Raises `ModelError` for what is not a LoRA, or not only one (LoHa, LoKr and the like), for incomplete modules,
     values that are not finite, and metadata whose meaning is not known here.
@@ -169,7 +178,9 @@ def read_lora(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], place:
     found: dict[tuple[str, str], dict[str, Tensor]] = {}
     adapter_names = set()
     for key, tensor in tensors.items():
-        part, name, role, adapter = _split(key) or _refuse_tensor(key, len(tensors), place)
+        part, name, role, adapter = _split(key, {**KOHYA_PARTS, **kohya_parts}) or _refuse_tensor(
+            key, len(tensors), place
+        )
         found.setdefault((part, name), {})[role] = tensor
         if adapter:
             adapter_names.add(adapter)
@@ -253,13 +264,13 @@ def _does_nothing(key: str, value: Any) -> bool:
     return key == "init_lora_weights" and value is True
 
 
-def _split(key: str) -> tuple[str, str, str, str] | None:
+def _split(key: str, kohya_parts: Mapping[str, str]) -> tuple[str, str, str, str] | None:
     """Return part, module, role and adapter name of a tensor; None: it is no LoRA's."""
     if len(key) > 300:
         return None
-    if match := KOHYA.fullmatch(key):
+    if (match := KOHYA.fullmatch(key)) and match[1] in kohya_parts:
         role = KOHYA_ROLES.get(match[3])
-        return (KOHYA_PARTS[match[1]], match[2], role, "") if role else None
+        return (kohya_parts[match[1]], match[2], role, "") if role else None
     part, rest = match.groups() if (match := PART.fullmatch(key)) else ("", key)
     if match := PEFT.fullmatch(rest):
         name, matrix, adapter, kind = match.groups(default="")

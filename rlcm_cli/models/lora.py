@@ -33,15 +33,19 @@ LORA_FILE = "pytorch_lora_weights.safetensors"
 _log = logging.getLogger(__name__)
 
 
-def attach_lora(model: LatentModel, *, rank: int, alpha: int, target_modules: Sequence[str], run_seed: int) -> None:
+def attach_lora(
+    model: LatentModel, *, rank: int, alpha: int, target_modules: Sequence[str] | None, run_seed: int
+) -> None:
     """Put a fresh adapter on the denoiser: A gaussian from the run's seed, B zero, float32.
 
-    Raises `ModelError` where no module has one of the names.
+    `target_modules`: the ends of the modules' names; None: those of the family. Raises `ModelError` where no module
+    has one of the names.
     """
     from diffusers.training_utils import cast_training_params
     from peft import LoraConfig
 
-    config = LoraConfig(r=rank, lora_alpha=alpha, init_lora_weights="gaussian", target_modules=sorted(target_modules))
+    targets = list(target_modules or model.family.lora_targets)
+    config = LoraConfig(r=rank, lora_alpha=alpha, init_lora_weights="gaussian", target_modules=sorted(targets))
     if ADAPTER in getattr(model.denoiser, "peft_config", {}):
         model.denoiser.delete_adapters(ADAPTER)
     with torch.random.fork_rng(devices=[]):
@@ -50,7 +54,7 @@ def attach_lora(model: LatentModel, *, rank: int, alpha: int, target_modules: Se
             model.denoiser.add_adapter(config, adapter_name=ADAPTER)
         except ValueError as error:
             raise ModelError(
-                f"lora.target_modules {list(target_modules)}: no such module in the {model.family.denoiser_title} "
+                f"lora.target_modules {targets}: no such module in the {model.family.denoiser_title} "
                 f"({error}); usual ones are {', '.join(model.family.lora_targets)}"
             ) from None
     cast_training_params(model.denoiser, dtype=torch.float32)
@@ -221,7 +225,7 @@ def _digest_adapter(pipeline: Any, adapter: str) -> str:
 
 def _read_lora(pipeline: Any, family: Family, place: str, adapter: str) -> LoraFile:
     file = locate_lora(place)
-    lora = read_lora_file(file, place)
+    lora = read_lora_file(file, place, family)
     if lora.adapter_names:
         raise ModelError(
             f"{place}: its keys have the name of an adapter in them (lora_A.{lora.adapter_names[0]}.weight), which "
@@ -254,15 +258,18 @@ def _read_lora(pipeline: Any, family: Family, place: str, adapter: str) -> LoraF
     return lora
 
 
-def read_lora_file(file: Path, place: str) -> LoraFile:
-    """Read a safetensors file as a LoRA; `place` is what its user calls it. Raises `ModelError`."""
+def read_lora_file(file: Path, place: str, family: Family) -> LoraFile:
+    """Read a safetensors file as a LoRA for a model of a family; `place` is what its user calls it.
+
+    Raises `ModelError`.
+    """
     try:
         with safe_open(file, framework="pt") as opened:
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118  it is no mapping
             metadata = opened.metadata() or {}
     except (OSError, SafetensorError) as error:
         raise ModelError(f"{place}: is no readable safetensors file ({summarise(error)}); get it again") from None
-    return read_lora(tensors, metadata, place)
+    return read_lora(tensors, metadata, place, {family.names.kohya: family.denoiser})
 
 
 def locate_lora(place: str) -> Path:

@@ -311,7 +311,7 @@ def _load_weights(source: Source, model: LatentModel) -> dict[str, LoraModule]:
             load_denoiser(model, read_tensors(source.file), source.digest)
             return {}
         binding = bind_modules(
-            read_lora_file(source.file, str(source.file)), model.pipeline, model.family, str(source.file)
+            read_lora_file(source.file, str(source.file), model.family), model.pipeline, model.family, str(source.file)
         )
         if source.config is not None:
             lora, seed = source.config.lora, source.config.seed
@@ -372,7 +372,7 @@ def _write_checked(
         compare_fused(fused, base, modules, "not written, since the pipeline")
     else:
         weights = _write(model, form, folder, dtype, title)
-        written = read_lora_file(weights, weights.name)
+        written = read_lora_file(weights, weights.name, model.family)
         compare_files(written, modules, model.denoiser, model.family, "not written, since the export")
     return weights
 

@@ -123,11 +123,8 @@ def load_start(config: Config, model: LatentModel) -> None:
         if file is None:
             raise ConfigError(f"lora.start: no such file or folder: {lora.start}")
         stated = read_adapter_settings(file)
-        if (stated.rank, stated.alpha, stated.target_modules) != (
-            lora.rank,
-            lora.alpha,
-            tuple(sorted(lora.target_modules)),
-        ):
+        targets = tuple(sorted(lora.target_modules or model.family.lora_targets))
+        if (stated.rank, stated.alpha, stated.target_modules) != (lora.rank, lora.alpha, targets):
             raise ConfigError(
                 f"lora.start: {file} has rank {stated.rank}, alpha {stated.alpha}, modules "
                 f"{list(stated.target_modules)}, the configuration another; set [lora] to the same"

@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rlcm_cli.config import LoraSettings, override_section
+from rlcm_cli.config import override_section
 from rlcm_cli.core.noise import seed_generator
+from rlcm_cli.families import FAMILIES
 from rlcm_cli.models.latent_model import LatentModel
 from rlcm_cli.models.loading import load_model
 from rlcm_cli.models.lora import attach_lora, lora_parameters
@@ -19,7 +20,7 @@ from rlcm_cli.phases.sample import Drawn, draw_batch
 from rlcm_cli.runs.schedules import drawing_schedule
 from rlcm_cli.samplers import SamplerSettings
 
-MODULES = LoraSettings().target_modules
+MODULES = FAMILIES["stable-diffusion"].lora_targets
 GUIDANCE = 4.0
 
 

@@ -124,7 +124,7 @@ def test_a_run_starts_from_the_export_with_the_strength_of_the_file(model, tiny_
 def exported(model, tmp_path):
     """A kohya file that is exported in each form, and the modules that it should have."""
     file = save_kohya(make_modules(model.pipeline, alphas=(4.0,)), tmp_path / "foreign.safetensors")
-    wanted = bind_modules(read_lora_file(file, "x"), model.pipeline, model.family, "x").bound["unet"]
+    wanted = bind_modules(read_lora_file(file, "x", model.family), model.pipeline, model.family, "x").bound["unet"]
     load_foreign_lora(model, str(file), 1.0)
     return wanted
 
@@ -133,7 +133,7 @@ def exported(model, tmp_path):
 @pytest.mark.parametrize("fault", ["strength", "one module's values", "a module less"])
 def test_a_file_with_a_fault_is_found(model, exported, tmp_path, form, fault):
     file = write(model, form, tmp_path)
-    compare_files(read_lora_file(file, "x"), exported, model.denoiser, model.family, "x")
+    compare_files(read_lora_file(file, "x", model.family), exported, model.denoiser, model.family, "x")
     with safe_open(file, framework="pt") as opened:
         metadata = opened.metadata()
     tensors = load_file(file)
@@ -154,7 +154,7 @@ def test_a_file_with_a_fault_is_found(model, exported, tmp_path, form, fault):
         }
     save_file(tensors, file, metadata=metadata)
     with pytest.raises(ModelError, match=r"^x: "):
-        compare_files(read_lora_file(file, "x"), exported, model.denoiser, model.family, "x")
+        compare_files(read_lora_file(file, "x", model.family), exported, model.denoiser, model.family, "x")
 
 
 def test_a_pipeline_at_another_strength_is_found(model, exported, tmp_path):

@@ -27,6 +27,7 @@ from model_helpers import load_tiny
 from safetensors.torch import load_file, save_file
 from tiny_pipelines import build_sd, build_sdxl
 
+from rlcm_cli.core.lora_file import read_lora
 from rlcm_cli.errors import ModelError
 from rlcm_cli.models.libraries import quiet_libraries
 from rlcm_cli.models.loading import load_model
@@ -337,3 +338,22 @@ def test_a_mistyped_path_out_of_reach_of_the_hub_is_one_line(model, monkeypatch,
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     cause = "HF_HUB_OFFLINE is set" if offline else "the hub .* cannot be reached"
     refuse(model, "runs/compresion", f"is not here and could not be loaded from the hub .*{cause}.*name a run")
+
+
+@pytest.mark.parametrize(
+    ("parts", "part"),
+    [({}, "unet"), ({"lora_unet": "unet"}, "unet"), ({"lora_unet": "transformer"}, "transformer")],
+)
+def test_kohya_s_prefix_is_of_the_denoiser_that_a_family_has(parts, part):
+    """Kohya's files of SD3 and FLUX name their transformer lora_unet."""
+    matrices = {"lora_down.weight": torch.ones(2, 4), "lora_up.weight": torch.ones(4, 2), "alpha": torch.tensor(1.0)}
+    tensors = {f"lora_unet_blocks_0_attn_to_q.{role}": tensor for role, tensor in matrices.items()}
+    tensors |= {f"lora_te_layers_0_q.{role}": tensor for role, tensor in matrices.items()}
+    (module, encoder) = read_lora(tensors, {}, "x", parts).modules
+    assert (module.part, module.name, module.strength) == (part, "blocks_0_attn_to_q", 0.5)
+    assert (encoder.part, encoder.name) == ("text_encoder", "layers_0_q")
+
+
+def test_a_prefix_that_no_tool_has_is_refused():
+    with pytest.raises(ModelError, match=r"x: has a tensor that is no LoRA's, of 1 \('lora_net_blocks"):
+        read_lora({"lora_net_blocks_0.lora_down.weight": torch.ones(2, 4)}, {}, "x")

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from rlcm_cli.core.noise import derive_seed
 from rlcm_cli.errors import ModelError
 from rlcm_cli.learning.optimizer import optimizer_tensors, restore_optimizer
 from rlcm_cli.models.lora import (
+    LORA,
+    attach_lora,
     base_model,
     load_foreign_lora,
     load_lora,
@@ -311,3 +314,22 @@ def test_an_optimizer_goes_on_as_if_it_had_not_stopped(tiny_lcm):
     step(parameters, optimizer, 1)
     step(resumed, resumed_optimizer, 1)
     assert all(torch.equal(resumed[name], parameter) for name, parameter in parameters.items())
+
+
+def test_without_names_the_modules_are_those_of_the_family(tiny_lcm):
+    asked, unasked = load_tiny(tiny_lcm), load_tiny(tiny_lcm)
+    narrow = dataclasses.replace(unasked.family, lora_targets=("to_v", "to_k"))
+    unasked.family = narrow
+    attach_lora(asked, rank=2, alpha=4, target_modules=("to_k", "to_v"), run_seed=7)
+    attach_lora(unasked, rank=2, alpha=4, target_modules=None, run_seed=7)
+    mine, theirs = lora_parameters(asked), lora_parameters(unasked)
+    assert mine.keys() == theirs.keys()
+    assert all(torch.equal(mine[name], theirs[name]) for name in mine)
+
+
+def test_what_is_trained_is_set_by_attaching_it(tiny_lcm):
+    model = load_tiny(tiny_lcm)
+    with pytest.raises(RuntimeError, match="nothing is attached"):
+        _ = model.trained
+    attach_lora(model, rank=2, alpha=4, target_modules=None, run_seed=7)
+    assert model.trained is LORA
