@@ -28,7 +28,7 @@ from typing import ClassVar
 
 
 class RlcmError(Exception):
-    """Base of the tree: an error that its message alone lets the user mend."""
+    """Base of the tree: an error that the user can fix from its message."""
 
     exit_code: ClassVar[int] = 1
 
@@ -93,7 +93,7 @@ class StorageFullError(StoreError):
 
 
 class RemoteStoreError(StoreError):
-    """An object store that cannot be reached, refuses, or goes on failing."""
+    """An object store that cannot be reached, refuses, or keeps failing."""
 
 
 class RewardError(RlcmError):

@@ -55,7 +55,7 @@ def read_settings(path: Path) -> dict[str, Any]:
 
 
 def has_byte_order_mark(path: Path) -> bool:
-    """Tell whether a file begins with UTF-8's byte order mark, which TOML 1.0 forbids."""
+    """Return whether a file begins with UTF-8's byte order mark, which TOML 1.0 forbids."""
     with path.open("rb") as file:
         return file.read(len(codecs.BOM_UTF8)) == codecs.BOM_UTF8
 
@@ -76,7 +76,7 @@ def parse_value(text: str) -> Any:
 
 
 def is_too_deep(value: Any) -> bool:
-    """Tell whether tables and lists are nested deeper than any setting needs, so that recursion could fail."""
+    """Return whether tables and lists are nested deeper than any setting needs, so that recursion could fail."""
     level = [value]
     for _ in range(DEEPEST):
         level = [

@@ -3,7 +3,7 @@
     npm pack ─▶ icons.json ─▶ Bank (premultiplied RGBA, 96×96) ─▶ Batch (pictures 64×64, word, background colour)
 
 A word is a subject of `subjects.py` or any other emoji name without people, flags, letters and signs. A picture is a
-drawing under a random affine and elastic map, its ink perhaps turned in hue, mixed, greyed or painted anew, on a plain
+drawing under a random affine and elastic map, its ink perhaps turned in hue, mixed, greyed or repainted, on a plain
 or a textured background.
 """
 

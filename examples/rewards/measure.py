@@ -146,7 +146,7 @@ def main() -> None:
         for seed in arguments.seed:
             folder = arguments.out / f"{run}-{seed}"
             seconds = run_loop(task, seed, folder, options)
-            # Read anew: several of these may run side by side.
+            # Read again: several of these may run side by side.
             results = json.loads(path.read_text()) if path.exists() else {}
             results[f"{run}, seed {seed}"] = {"seconds": seconds, **measure_run(folder)}
             path.write_text(json.dumps(dict(sorted(results.items())), indent=1))

@@ -173,7 +173,7 @@ def combine_advantages(advantages: Mapping[str, np.ndarray], weights: Mapping[st
 
 
 def _centre(rewards: Sequence[float], groups: Sequence[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Give rewards less their group's mean [B], the place of each sample's group [B], and the sizes of the groups."""
+    """Return rewards less their group's mean [B], each sample's group [B], and the sizes of the groups."""
     values = np.asarray(rewards, dtype=np.float64)
     _, index, counts = np.unique(np.asarray(groups), return_inverse=True, return_counts=True)
     return values - (np.bincount(index, values) / counts)[index], index, counts

@@ -50,7 +50,7 @@ class PeakAllocations(TorchDispatchMode):
 
 
 def distinct_bytes(tensors: Iterable[Tensor]) -> int:
-    """Give the bytes that tensors take, those that share memory once."""
+    """Return the bytes that tensors take, those that share memory once."""
     return sum({storage.data_ptr(): storage.nbytes() for storage in _storages(list(tensors))}.values())
 
 

@@ -9,7 +9,7 @@ from rlcm_cli.core.schedule import PredictionType
 
 
 def add_noise(latents: Tensor, noise: Tensor, alpha_bar: Tensor) -> Tensor:
-    """Give √ᾱ · latents + √(1 − ᾱ) · noise: latents and noise [B, C, H, W], ᾱ [B]."""
+    """Return √ᾱ · latents + √(1 − ᾱ) · noise: latents and noise [B, C, H, W], ᾱ [B]."""
     alpha, sigma = _columns(alpha_bar)
     return alpha * latents + sigma * noise
 
@@ -17,7 +17,7 @@ def add_noise(latents: Tensor, noise: Tensor, alpha_bar: Tensor) -> Tensor:
 def denoising_error(
     prediction: Tensor, latents: Tensor, noise: Tensor, alpha_bar: Tensor, prediction_type: PredictionType
 ) -> Tensor:
-    """Give the mean squared error of predictions for noised latents, float32 [B].
+    """Return the mean squared error of predictions for noised latents, float32 [B].
 
     The target is the noise ε, the latents x, or v = √ᾱ · ε − √(1 − ᾱ) · x (arXiv 2202.00512, appendix D).
 

@@ -12,22 +12,22 @@ if TYPE_CHECKING:
 
 
 def canonical_json(value: Any) -> str:
-    """Give JSON with sorted keys and no spaces: equal values, equal text."""
+    """Return JSON with sorted keys and no spaces: equal values, equal text."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
 
 def sha256(data: bytes) -> str:
-    """Give the SHA-256 of bytes as 64 hexadecimal digits."""
+    """Return the SHA-256 of bytes as 64 hexadecimal digits."""
     return hashlib.sha256(data).hexdigest()
 
 
 def digest_json(value: Any) -> str:
-    """Give the SHA-256 of a value's canonical JSON."""
+    """Return the SHA-256 of a value's canonical JSON."""
     return sha256(canonical_json(value).encode())
 
 
 def digest_tensors(tensors: Mapping[str, Tensor], metadata: Any = None) -> str:
-    """Give the SHA-256 over names, dtypes, shapes and bytes of tensors, in the order of their names.
+    """Return the SHA-256 over names, dtypes, shapes and bytes of tensors, in the order of their names.
 
     For files whose bytes are not canonical: safetensors writes several metadata keys in random order.
     """

@@ -231,7 +231,7 @@ def read_settings(metadata: Mapping[str, str], part: str, place: str) -> PartSet
 
 def _number(value: Any, *kinds: type) -> Any:
     if type(value) not in kinds or not (math.isfinite(value) and value > 0):
-        raise ValueError(f"{str(value)[:20]} is no rank or alpha")
+        raise ValueError(f"{str(value)[:20]} is not a rank or alpha")
     return value
 
 
@@ -248,7 +248,7 @@ def _check_expression(text: str) -> None:
     try:
         re.compile(text)
     except re.error:
-        raise ValueError(f"{text[:40]} is no regular expression") from None
+        raise ValueError(f"{text[:40]} is not a regular expression") from None
     if len(text) > 300 or len(re.findall(r"[*+{]", text)) > 3 or re.search(r"\)[*+{?]", text):
         raise ValueError(f"the pattern {text[:40]} is too intricate")
 
@@ -314,7 +314,7 @@ def _read_module(
     rank = int(down.shape[0])
     alpha = roles.get("alpha")
     if alpha is not None and alpha.numel() != 1:
-        raise ModelError(f"{place}: the alpha of module {shown} is no number; get the file again")
+        raise ModelError(f"{place}: the alpha of module {shown} is not a number; get the file again")
     divisor: float = rank
     if alpha is not None:
         number = float(alpha)

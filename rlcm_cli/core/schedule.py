@@ -68,7 +68,7 @@ class Schedule:
         return sorted({*actions, *(call + 1 for call in actions), self.steps - 1})
 
     def find_fault(self) -> str | None:
-        """Say why no image can be drawn with these numbers; None where one can."""
+        """Return why no image can be drawn with these numbers; None where one can."""
         finite = torch.stack([self.latents_coef, self.output_coef, self.std]).isfinite().all(0)
         if not finite.all():
             return f"the model call at timestep {self.timesteps[~finite][0]} has a factor that is NaN or infinite"
@@ -77,7 +77,7 @@ class Schedule:
         return None
 
     def to(self, device: torch.device) -> Schedule:
-        """Give the schedule with its tensors on a device, so that no step has to wait for them to be copied there."""
+        """Return the schedule with its tensors on a device, so that no step waits for them to be copied there."""
         return Schedule(
             self.timesteps.to(device),
             self.next_timesteps.to(device),
@@ -150,7 +150,7 @@ def sample_trajectories(
 
 
 def predict_image(prediction_type: PredictionType, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
-    """Give the factors of latents and model output in the predicted image x₀, with √ᾱ and √(1 − ᾱ) [H]."""
+    """Return the factors of latents and model output in the predicted image x₀, with √ᾱ and √(1 − ᾱ) [H]."""
     if prediction_type == "epsilon":
         return 1 / alpha, -sigma / alpha
     if prediction_type == "v_prediction":
@@ -159,7 +159,7 @@ def predict_image(prediction_type: PredictionType, alpha: Tensor, sigma: Tensor)
 
 
 def predict_noise(prediction_type: PredictionType, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
-    """Give the factors of latents and model output in the predicted noise ε, with √ᾱ and √(1 − ᾱ) [H]."""
+    """Return the factors of latents and model output in the predicted noise ε, with √ᾱ and √(1 − ᾱ) [H]."""
     if prediction_type == "epsilon":
         return torch.zeros_like(alpha), torch.ones_like(alpha)
     if prediction_type == "v_prediction":

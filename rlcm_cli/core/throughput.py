@@ -41,12 +41,12 @@ def project_seconds(work: Work, costs: UnitCosts) -> float:
 
 
 def share_of_peak(flops: float, seconds: float, peak: float) -> float:
-    """Give the share, 0 … 1, of a peak in FLOP/s that work of some FLOPs reached in some seconds."""
+    """Return the share, 0 … 1, of a peak in FLOP/s that work of some FLOPs reached in some seconds."""
     return flops / seconds / peak
 
 
 def choose_batch(rates: Mapping[int, float]) -> int:
-    """Give the smallest batch size whose rate (units a second) the best one does not beat by `WORTH_IT`."""
+    """Return the smallest batch size whose rate (units a second) the best one does not beat by `WORTH_IT`."""
     best = max(rates.values())
     return min(batch for batch, rate in rates.items() if rate * WORTH_IT >= best)
 
@@ -76,7 +76,7 @@ def sweep_batches(measure: Callable[[int], float | None], wanted: Sequence[int] 
 
 
 def largest_that_fits(fits: Callable[[int], bool], limit: int) -> int:
-    """Give the largest size from 1 to `limit` that fits, by doubling and then bisection; 0 where none does.
+    """Return the largest size from 1 to `limit` that fits, by doubling and then bisection; 0 where none does.
 
     `fits` is asked about each size at most once, and is taken to hold for all sizes below one for which it holds.
     """

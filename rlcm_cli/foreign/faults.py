@@ -41,7 +41,7 @@ def faults_of_libraries() -> Iterator[None]:
     except Exception as error:
         if type(error) is not Exception:
             raise
-        raise ForeignError(summarise(error)) from error  # tokenizers has no class of error of its own
+        raise ForeignError(summarise(error)) from error  # tokenizers has no error class of its own
 
 
 def summarise(error: BaseException) -> str:

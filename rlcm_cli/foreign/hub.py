@@ -25,7 +25,7 @@ class HubError(ForeignError):
 
 
 def is_hub_id(name: str) -> bool:
-    """Tell whether a name could be that of a repository: `NAME` or `OWNER/NAME`."""
+    """Return whether a name could be that of a repository: `NAME` or `OWNER/NAME`."""
     return re.fullmatch(HUB_ID, name) is not None
 
 
@@ -72,7 +72,7 @@ def list_files(repository: str, *, revision: str | None = None) -> tuple[str, li
 
 
 def is_cached(repository: str, name: str | None = None, *, patterns: Sequence[str] = ()) -> bool:
-    """Tell whether a file, or what the patterns match, was downloaded before; the hub is not asked."""
+    """Return whether a file, or what the patterns match, was downloaded before; the hub is not asked."""
     from huggingface_hub import hf_hub_download, snapshot_download
 
     try:

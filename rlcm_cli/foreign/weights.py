@@ -65,7 +65,7 @@ def choose_variant(variants: list[str | None], what: str) -> str | None:
 
 
 def variant_of(file: str, stem: str) -> str | None:
-    """Tell `fp16` of STEM.fp16.safetensors, STEM.fp16-00001-of-00002.safetensors or an index of such; else None."""
+    """Return `fp16` of STEM.fp16.safetensors, STEM.fp16-00001-of-00002.safetensors or an index of such; else None."""
     rest = file.removeprefix(stem).replace(".safetensors", "").replace(".index", "").removesuffix(".json")
     return rest.lstrip(".").partition("-0")[0] or None
 

@@ -45,7 +45,7 @@ class ScoredSamples(Protocol):
 def compute_advantages(
     samples: ScoredSamples, config: Config, statistics: Mapping[str, PromptStatistics]
 ) -> tuple[np.ndarray, dict[str, PromptStatistics]]:
-    """Give the advantages, float64 [B], and the updated statistics.
+    """Return the advantages, float64 [B], and the updated statistics.
 
     Each task stands for itself. Its rewards are normalised by themselves and then combined, or summed first,
     as its `combine` says; what is normalised is a component, and its statistics are kept under TASK/REWARD
@@ -91,7 +91,7 @@ def forget_rewards(
 
 
 def sum_rewards(config: Config, tasks: Sequence[str], components: Mapping[str, Tensor]) -> Tensor:
-    """Give each sample the weighted sum of the rewards that its task is trained for, float32 [B]."""
+    """Return each sample the weighted sum of the rewards that its task is trained for, float32 [B]."""
     total = torch.full((len(tasks),), torch.nan)
     for task, choice in config.joint_tasks().items():
         rows = rows_of(tasks, task)

@@ -64,7 +64,7 @@ def phase_seconds(
     train_cpu_seconds: float,
     team: Team = Team(),  # noqa: B008
 ) -> dict[str, float]:
-    """Give how long sampling and scoring took, and the processor time of all three; nothing where it is not known.
+    """Return how long sampling and scoring took, and the processor time of all three; nothing where it is not known.
 
     The seconds are those of the shards that this process has in its team: on the clock what its phases took, and of
     a single process that of all shards, also where several machines drew them at once. The processor time is of all

@@ -74,7 +74,7 @@ def choose_pathwise(rollout: Rollout, config: Config, rewards: Mapping[str, Rewa
 
 
 def tell_pathwise(config: Config, chosen: Sequence[PathwiseReward]) -> str | None:
-    """Say which trained rewards have no gradient through the last call; None where all have one."""
+    """Return which trained rewards have no gradient through the last call; None where all have one."""
     named = {part.reward.name for part in chosen}
     rewards = [task.rewards for task in config.joint_tasks().values()]
     trained = dict.fromkeys(name for of_task in rewards for name, weight in of_task.items() if weight)

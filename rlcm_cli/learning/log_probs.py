@@ -32,7 +32,7 @@ def numerics(config: Config) -> str:
 
 
 def needs_refresh(config: Config) -> bool:
-    """Tell whether the old log-probabilities that were stored in drawing are too coarse for the objective."""
+    """Return whether the old log-probabilities that were stored in drawing are too coarse for the objective."""
     return numerics(config) != "float32" and Need.OLD_LOG_PROBS in find_objective(config).needs
 
 

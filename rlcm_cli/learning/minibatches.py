@@ -24,7 +24,7 @@ class Minibatch:
 
 
 def draw_minibatches(rollout: Rollout, settings: TrainSettings, run_seed: int, iteration: int) -> Iterator[Minibatch]:
-    """Give the samples of each optimizer step: every inner epoch in an order of its own, groups together."""
+    """Return the samples of each optimizer step: every inner epoch in an order of its own, groups together."""
     count, actions = len(rollout.trajectories), rollout.trajectories.actions
     chosen = settings.trained_actions(actions)
     size = settings.minibatch_size or count

@@ -18,7 +18,7 @@ ADAM_STATE = frozenset({"step", "exp_avg", "exp_avg_sq"})
 
 
 def find_optimizer(name: str) -> Callable[..., torch.optim.Optimizer]:
-    """Give the class of an optimizer. Raises `ConfigError` where its package is not there."""
+    """Return the class of an optimizer. Raises `ConfigError` where its package is not there."""
     return {"adamw": lambda: torch.optim.AdamW, "adamw8bit": _adamw8bit}[name]()
 
 
@@ -59,9 +59,9 @@ def make_optimizer(
 def optimizer_tensors(
     optimizer: torch.optim.Optimizer, parameters: Mapping[str, torch.nn.Parameter]
 ) -> dict[str, Tensor]:
-    """Give an optimizer's state by `<quantity>/<parameter name>`; empty before its first step.
+    """Return an optimizer's state by `<quantity>/<parameter name>`; empty before its first step.
 
-    A count that is no tensor, as bitsandbytes' `step`, becomes an int64 one.
+    A count that is not a tensor, as bitsandbytes' `step`, becomes an int64 one.
     """
     return {
         f"{quantity}/{name}": _to_tensor(value)
@@ -100,7 +100,7 @@ def restore_optimizer(
 
 def _check_state(key: str, quantity: str, tensor: Tensor, parameter: torch.nn.Parameter) -> None:
     if quantity == "step" and tensor.ndim:
-        raise ValueError(f"{key[:80]} is no count")
+        raise ValueError(f"{key[:80]} is not a count")
     if quantity in ("exp_avg", "exp_avg_sq") and (tensor.shape, tensor.dtype) != (parameter.shape, parameter.dtype):
         raise ValueError(f"{key[:80]} has another shape or dtype than its parameter")
     if tensor.is_floating_point() and not tensor.isfinite().all():

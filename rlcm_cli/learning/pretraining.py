@@ -72,7 +72,7 @@ def step_seed(run_seed: int, iteration: int, step: int) -> int:
 
 
 def _denoise(model: LatentModel, images: list[Any], captions: list[str], timesteps: Tensor, noise: Tensor) -> Tensor:
-    """Give the error of each image, float32 [B]; timesteps int64 [B], noise float32 [B, C, h, w]."""
+    """Return the error of each image, float32 [B]; timesteps int64 [B], noise float32 [B, C, h, w]."""
     pixels = torch.stack([fit_image(image, *model.image_size) for image in images])
     latents = model.encode_images(pixels).float()
     alpha_bar = model.alphas_cumprod[timesteps].to(model.device)

@@ -58,7 +58,7 @@ def replay_log_probs(
 
 
 def pick_conditioning(model: LatentModel, rollout: Rollout, samples_N: Tensor) -> dict[str, Tensor]:
-    """Give the conditioning of samples, int64 [N], on the model's device: name → [N, …]."""
+    """Return the conditioning of samples, int64 [N], on the model's device: name → [N, …]."""
     picked = rollout.conditioning_index[samples_N.cpu()]
     return {name: table[picked].to(model.device) for name, table in rollout.conditioning.items()}
 

@@ -105,7 +105,7 @@ class ConditioningTables:
         return torch.tensor(rows)[shard.prompt_index]
 
     def stack(self) -> dict[str, Tensor]:
-        """Give the tables: name → [U, …]."""
+        """Return the tables: name → [U, …]."""
         return {name: torch.stack([row[name] for row in self._rows]) for name in self._rows[0]}
 
     def _find_row(self, prompt: str, wanted: Mapping[str, Tensor]) -> int:

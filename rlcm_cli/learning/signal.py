@@ -20,7 +20,7 @@ COMPARED_WITH = {
 
 
 def find_no_signal(data: IterationData, advantages: np.ndarray) -> str | None:
-    """Say why an iteration's rewards teach nothing; None where they teach something.
+    """Return why an iteration's rewards teach nothing; None where they teach something.
 
     A step without a signal would not stand still: Adam goes on along its moments, and the KL penalty and the
     pretraining loss pull. Advantages of 0 for all are no signal; so are rewards as they are (`none`), and the weights
@@ -41,12 +41,12 @@ def find_no_signal(data: IterationData, advantages: np.ndarray) -> str | None:
 
 
 def starts_to_rest(config: Config, iteration: int) -> bool:
-    """Tell whether an iteration (from 0) is the first whose learning rate has decayed to 0."""
+    """Return whether an iteration (from 0) is the first whose learning rate has decayed to 0."""
     return rate_of(config.train, iteration) == 0 and (iteration == 0 or rate_of(config.train, iteration - 1) > 0)
 
 
 def describe_rest(config: Config, done: int) -> str | None:
-    """Say what a run that goes on after `done` iterations has of its learning rate; None unless that is 0 already."""
+    """Describe the learning rate of a run that resumes after `done` iterations; None unless it is 0 already."""
     left = config.runtime.iterations - done
     if left <= 0 or rate_of(config.train, done) > 0 or starts_to_rest(config, done):
         return None

@@ -71,7 +71,7 @@ def weigh_samples(config: Config, advantages: torch.Tensor) -> torch.Tensor:
 
 
 def accumulate_update(data: IterationData, minibatch: Minibatch, seed: int) -> UpdateMetrics:
-    """Give the trained weights, which have none, the gradient of an optimizer step; `seed` is of its real images.
+    """Return the trained weights, which have none, the gradient of an optimizer step; `seed` is of its real images.
 
     Of several processes, each computes a part of it, and all end with the same sum and the same metrics.
     """
@@ -94,7 +94,7 @@ def accumulate_update(data: IterationData, minibatch: Minibatch, seed: int) -> U
 
 
 def accumulate_own_step(data: IterationData, seed: int) -> UpdateMetrics:
-    """Give the trained weights, which have none, the gradient of the pretraining loss by itself."""
+    """Return the trained weights, which have none, the gradient of the pretraining loss by itself."""
     record = UpdateMetrics()
     record.add(1, _accumulate_pretraining(data, seed))
     return _sum_parts(data.learner, record)

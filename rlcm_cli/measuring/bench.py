@@ -218,7 +218,7 @@ def _fit_sampler(config: Config, model: LatentModel) -> Config:
 
 
 def measure_matrix_peak(device: torch.device, dtype: torch.dtype) -> float:
-    """Give the FLOP/s of the fastest of several products of large square matrices, on a CPU of a convolution too.
+    """Return the FLOP/s of the fastest of several products of large square matrices, on a CPU of a convolution too.
 
     There each has a library of its own, and on some processors that of the convolutions is twice as fast.
     """
@@ -257,7 +257,7 @@ def describe_device(device: torch.device) -> str:
 
 
 def peak_memory(device: torch.device) -> int:
-    """Give the peak of tensors on CUDA since it was last reset; elsewhere the process's resident high-water mark."""
+    """Return the peak of tensors on CUDA since it was last reset; elsewhere the process's resident high-water mark."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     # macOS counts bytes, Linux kibibytes.
@@ -409,7 +409,7 @@ _CPU_ATTENTION = {
 
 
 def _rate_at(rows: Sequence[Measured], batch: int) -> float:
-    """Give the rate at a batch size, or at the largest one measured below it, or at the smallest."""
+    """Return the rate at a batch size, or at the largest one measured below it, or at the smallest."""
     below = [row for row in rows if row.batch <= batch]
     return (below[-1] if below else rows[0]).rate
 

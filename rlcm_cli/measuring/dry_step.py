@@ -49,7 +49,7 @@ class Probe:
         self.optimizer = make_optimizer(self.parameters, config.train, config.train.learning_rate)
 
     def ratio_drift(self, micro_batch_size: int) -> float:
-        """Give the largest |ratio − 1| of the rollout replayed before any update, as training measures it."""
+        """Return the largest |ratio − 1| of the rollout replayed before any update, as training measures it."""
         trajectories = self.data.learner.rollout.trajectories
         steps = torch.arange(trajectories.actions).expand(len(trajectories), -1)
         drift = self._accumulate(Minibatch(torch.arange(len(trajectories)), steps), micro_batch_size)
@@ -75,11 +75,11 @@ class Probe:
             self.optimizer.step()
 
     def optimizer_tensors(self) -> list[Tensor]:
-        """Give the tensors of the optimizer's state."""
+        """Return the tensors of the optimizer's state."""
         return list(optimizer_tensors(self.optimizer, self.parameters).values())
 
     def transitions_of(self, micro_batch_size: int) -> int:
-        """Give the number of transitions of `take_step`."""
+        """Return the number of transitions of `take_step`."""
         return self._choose(micro_batch_size).steps_MK.numel()
 
     @contextlib.contextmanager

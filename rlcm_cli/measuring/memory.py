@@ -109,7 +109,7 @@ def fit_sampling(config: Config, model: LatentModel, budget: int) -> SamplingFit
 
 
 def sampling_peak(config: Config, model: LatentModel, batch: int) -> int | None:
-    """Give the peak in bytes of drawing and decoding a batch; None where the device has no room for it."""
+    """Return the peak in bytes of drawing and decoding a batch; None where the device has no room for it."""
     # Two calls: the peak is that of one, and of the decoder.
     short = config.model_copy(update={"sample": config.sample.model_copy(update={"steps": 2})})
     schedule, guidance = training_schedule(short, model), config.sample.guidance_scale
@@ -152,7 +152,7 @@ def fit_training(config: Config, model: LatentModel, budget: int) -> TrainingFit
 
 
 def training_peaks(probe: Probe) -> Callable[[int], int | None]:
-    """Give the function from a micro-batch size to the peak in bytes of an optimizer step; None: no room for it."""
+    """Return the function from a micro-batch size to the peak in bytes of an optimizer step; None: no room for it."""
 
     @functools.cache
     def measured(size: int) -> int | None:
@@ -185,7 +185,7 @@ def measure_peak(model: LatentModel, work: Callable[[], object]) -> int | None:
 
 
 def release_memory(device: torch.device) -> None:
-    """Give back what nothing uses any more."""
+    """Release the memory that nothing uses any more."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()

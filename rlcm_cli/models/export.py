@@ -210,12 +210,12 @@ def draw_by_pipeline(pipeline: Any, prompt: str, seed: int, arguments: dict[str,
 
 
 def adapted_parts(model: LatentModel) -> list[str]:
-    """Give the parts of the pipeline that have an adapter."""
+    """Return the parts of the pipeline that have an adapter."""
     return sorted(model.pipeline.get_list_adapters())
 
 
 def _settle_strengths(model: LatentModel) -> None:
-    """Give all modules one whole alpha, whatever theirs were: what their strengths differ in goes into the matrices.
+    """Set one whole alpha for all modules, whatever theirs were; differences in strength go into the matrices.
 
     A run can start from such a LoRA, and diffusers, which loses the alphas of a kohya file, cannot lose this one.
     """
@@ -237,7 +237,7 @@ def _settle_strengths(model: LatentModel) -> None:
 
 
 def _only(values: set[str]) -> str:
-    """Give the one value, or `Dynamic`, as kohya's tools say of modules that differ."""
+    """Return the one value, or `Dynamic`, as kohya's tools say of modules that differ."""
     return values.pop() if len(values) == 1 else "Dynamic"
 
 

@@ -35,7 +35,7 @@ def attach_full(model: LatentModel, *, keep_base_on: torch.device) -> None:
 
 
 def denoiser_parameters(model: LatentModel) -> dict[str, torch.nn.Parameter]:
-    """Give the denoiser's parameters by name, in its order."""
+    """Return the denoiser's parameters by name, in its order."""
     return dict(model.denoiser.named_parameters())
 
 
@@ -49,7 +49,7 @@ def save_denoiser(model: LatentModel, folder: Path) -> None:
 
 
 def bind_denoiser(model: LatentModel, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Give the tensors of a denoiser's file by the names of the parameters that they belong to.
+    """Return the tensors of a denoiser's file by the names of the parameters that they belong to.
 
     Raises `ModelError` unless they are those of a denoiser of this architecture.
     """

@@ -134,7 +134,7 @@ def _find_class(folder: PipelineFolder, parts: Parts, part: str, library: Any, b
 
 
 def _set_scheduler(name: str, pipeline: Any, parts: Parts, sampler: Sampler) -> None:
-    """Give the pipeline its sampler's scheduler, with the noise schedule that its own has."""
+    """Set the pipeline's scheduler to its sampler's, with the noise schedule that its own has."""
     import diffusers
 
     scheduling = parts.family.scheduling

@@ -63,7 +63,7 @@ def attach_lora(
 
 
 def lora_parameters(model: LatentModel) -> dict[str, torch.nn.Parameter]:
-    """Give the adapter's trainable parameters by name, in the denoiser's order."""
+    """Return the adapter's trainable parameters by name, in the denoiser's order."""
     return {name: p for name, p in model.denoiser.named_parameters() if p.requires_grad}
 
 
@@ -82,7 +82,7 @@ def save_lora(model: LatentModel, folder: Path) -> None:
 
 
 def bind_lora(model: LatentModel, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Give the tensors of a LoRA file (diffusers' names) by the names of the parameters that they belong to.
+    """Return the tensors of a LoRA file (diffusers' names) by the names of the parameters that they belong to.
 
     Raises `ModelError` unless they bind every module of the adapter and nothing else.
     """
@@ -154,7 +154,7 @@ def _foldable_layers(model: LatentModel) -> dict[str, Any]:
         for name, module in model.denoiser.named_modules()
         if isinstance(module, LoraLayer) and ADAPTER in module.scaling and not module.disable_adapters
     }
-    # What a foreign file may bring: DoRA, or a bias, whose sum with W is no sum of weights alone.
+    # What a foreign file may bring: DoRA, or a bias, whose sum with W is not a sum of weights alone.
     plain = all(not layer.lora_variant and not any(layer.lora_bias.values()) for layer in layers.values())
     return layers if plain else {}
 
@@ -265,10 +265,10 @@ def read_lora_file(file: Path, place: str, family: Family) -> LoraFile:
     """
     try:
         with safe_open(file, framework="pt") as opened:
-            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118  it is no mapping
+            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118  it is not a mapping
             metadata = opened.metadata() or {}
     except (OSError, SafetensorError) as error:
-        raise ModelError(f"{place}: is no readable safetensors file ({summarise(error)}); get it again") from None
+        raise ModelError(f"{place}: is not a readable safetensors file ({summarise(error)}); get it again") from None
     return read_lora(tensors, metadata, place, {family.names.kohya: family.denoiser})
 
 

@@ -41,7 +41,7 @@ def slice_decoding(model: LatentModel, wanted: bool) -> None:
 
 
 def model_bytes(model: LatentModel) -> int:
-    """Give the bytes of all weights and buffers of a pipeline, and of those kept beside it."""
+    """Return the bytes of all weights and buffers of a pipeline, and of those kept beside it."""
     modules = [part for part in model.pipeline.components.values() if isinstance(part, torch.nn.Module)]
     tensors = [tensor for module in modules for tensor in (*module.parameters(), *module.buffers())]
     return distinct_bytes([*tensors, *(model.base_weights or {}).values()])

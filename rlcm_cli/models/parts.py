@@ -56,7 +56,7 @@ class Parts:
 def recommend(
     name: str, *, revision: str | None, sampler: str | None = None, distilled_lora: str | None = None
 ) -> Recommendation:
-    """Say how a pipeline is drawn unless asked otherwise, by a sampler of a kind or, of None, by its own.
+    """Return how a pipeline is drawn unless asked otherwise, by a sampler of a kind or, of None, by its own.
 
     An embedded model is drawn as its card says, others as diffusers' pipelines and schedulers do. What is distilled
     into a plain denoiser (LCM-LoRA, TCD-LoRA) is drawn without guidance, which was distilled with it. Reads only

@@ -25,7 +25,7 @@ def build_schedule(model: LatentModel, settings: SamplerSettings, steps: int, *,
 
 
 def _explain(fault: str, schedule: Schedule, noise: Noise) -> str:
-    """Say why a schedule is refused, and what to do."""
+    """Return why a schedule is refused, and what to do."""
     predicts_noise = noise.alpha_bar is not None and noise.scheduler["prediction_type"] == "epsilon"
     if predicts_noise and (noise.alphas_cumprod[schedule.timesteps] == 0).any():
         return (

@@ -20,11 +20,11 @@ class TrainedWeights:
     """One kind of trained weights, attached to the model before."""
 
     parameters: Callable[[LatentModel], dict[str, torch.nn.Parameter]]
-    """Give them by name."""
+    """Return them by name."""
     save: Callable[[LatentModel, Path], None]
     """Write them into a folder, in the file that diffusers reads."""
     bind: Callable[[LatentModel, Mapping[str, Tensor]], dict[str, Tensor]]
-    """Give the tensors of such a file by the names of the parameters."""
+    """Return the tensors of such a file by the names of the parameters."""
     load: Callable[[LatentModel, Mapping[str, Tensor], str], None]
     """Put the tensors of such a file, which has a digest, into the model."""
     base_model: Callable[[LatentModel], AbstractContextManager[None]]

@@ -11,7 +11,7 @@ from torch import Tensor
 
 @torch.no_grad()
 def copy_weights(parameters: Mapping[str, torch.nn.Parameter], tensors: Mapping[str, Tensor]) -> None:
-    """Give parameters the values of the tensors of the same names, in their own dtypes, on their own devices."""
+    """Set parameters to the values of the tensors of the same names, in their own dtypes, on their own devices."""
     for name, parameter in parameters.items():
         parameter.copy_(tensors[name])
 

@@ -35,7 +35,7 @@ def read_rollout(run: Run, model: LatentModel, policy: TrainerState, *, off_poli
         drawer = policy if number == policy.number else read_trainer_state(layout, number)
         if manifest.policy.digest != drawer.policy_digest:
             raise StalePolicyError(
-                f"{path}: its samples were drawn by another policy than checkpoint {number}; draw them anew "
+                f"{path}: its samples were drawn by another policy than checkpoint {number}; draw them again "
                 f"({REMEDY.format(path=path.parent)}), or train on them all the same with --off-policy"
             )
     absent = missing_shards(layout, manifest)

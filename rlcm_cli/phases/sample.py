@@ -87,7 +87,7 @@ def sample(
 
 
 def is_guided_twice(model: LatentModel, guidance_scale: float) -> bool:
-    """Tell whether weights that were distilled for few steps are guided by two predictions, and strongly."""
+    """Return whether weights that were distilled for few steps are guided by two predictions, and strongly."""
     return model.sampler.distilled and not model.guided_by_embedding and guidance_scale > 2
 
 

@@ -1,4 +1,4 @@
-"""Phase 2: give the stored images their rewards, each reward in a sidecar of its own."""
+"""Phase 2: give the stored images their rewards, each reward in its own sidecar."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ class Scorer:
         )
 
     def has_changed(self, layout: RunLayout) -> bool:
-        """Tell whether a run was scored with other versions of this reward before."""
+        """Return whether a run was scored with other versions of this reward before."""
         version = current_version(layout, self.spec.directory) if self.reward.revision else None
         return version is not None and (version.number > 0 or version.revision != self.reward.revision)
 

@@ -394,18 +394,18 @@ def publish_iteration(
 def continue_optimizer(
     run: Run, optimizer: torch.optim.Optimizer, parameters: Mapping[str, torch.nn.Parameter], iteration: int
 ) -> None:
-    """Give the optimizer the state that a checkpoint has of it. Raises `ForeignFileError` where it does not fit."""
+    """Restore the optimizer state of a checkpoint. Raises `ForeignFileError` where it does not fit."""
     try:
         restore_optimizer(optimizer, parameters, read_optimizer(run.layout, iteration))
     except ValueError as error:
         path = run.layout.checkpoint(iteration)
         raise ForeignFileError(
-            f"{path / OPTIMIZER_FILE}: is no state of this run's optimizer: {error}; {REMEDY.format(path=path)}"
+            f"{path / OPTIMIZER_FILE}: is not a state of this run's optimizer: {error}; {REMEDY.format(path=path)}"
         ) from None
 
 
 def start_average(run: Run, model: LatentModel, iteration: int) -> Mapping[str, Tensor] | None:
-    """Give the moving average of the weights, by name, that training goes on with; None: none is kept.
+    """Return the moving average of the weights, by name, that training resumes with; None: none is kept.
 
     The model holds the weights of the checkpoint, which are the average's own start where it has none.
     """

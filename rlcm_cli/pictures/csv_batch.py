@@ -130,7 +130,7 @@ def _parse_row(file: Path, place: str, row: Mapping[str, Any]) -> dict[str, Any]
             cells[name] = COLUMNS[name](text.strip())
         except ValueError:
             kind = "whole number" if COLUMNS[name] is int else "number"
-            raise ConfigError(f"{file}, {place}: {name} '{text.strip()}' is no {kind}") from None
+            raise ConfigError(f"{file}, {place}: {name} '{text.strip()}' is not a {kind}") from None
     if "prompt" not in cells:
         raise ConfigError(f"{file}, {place}: has no prompt; fill in its column 'prompt'")
     return cells

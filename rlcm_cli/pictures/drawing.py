@@ -104,7 +104,7 @@ def find_lora(place: str, scale: float = 1.0) -> Adapter:
 
 
 def _name_file(place: str, file: Path) -> tuple[str, str]:
-    """Give the name of a LoRA file for people, and its reference; neither tells where on this machine it lies."""
+    """Return the name of a LoRA file for people, and its reference; neither tells where on this machine it lies."""
     try:
         root = find_run(file).root
     except ConfigError:
@@ -175,7 +175,7 @@ def load_drawing_model(drawing: Drawing, device: str) -> LatentModel:
 
 
 class Easel:
-    """The model of one drawing after another, which is loaded anew only where more than the LoRA differs."""
+    """The model of one drawing after another, which is loaded again only where more than the LoRA differs."""
 
     def __init__(self, device: str) -> None:
         self._device = device
@@ -184,7 +184,7 @@ class Easel:
         self._adapter: Adapter | None = None
 
     def set_up(self, drawing: Drawing) -> LatentModel:
-        """Give the model of a drawing; the one given before is no longer to be used. Raises `load_drawing_model`'s."""
+        """Return the model of a drawing; do not use the one returned before. Raises as `load_drawing_model`."""
         if drawing.adapter:
             check_strength(drawing.adapter)
         model = self._fitting_model(drawing)
@@ -254,6 +254,6 @@ def _tell_changed_base(model: LatentModel, adapter: Adapter, settings: ModelSett
 
 
 def show_name(name: str) -> str:
-    """Give the name of a model or a file as pictures may tell it: of a path, its last part."""
+    """Return the name of a model or a file as pictures may tell it: of a path, its last part."""
     path = Path(name)
     return path.resolve().name if path.is_absolute() or path.exists() else name

@@ -1,4 +1,4 @@
-"""Give a checkpoint to other tools: the file or folder that they read, checked by loading it as they do."""
+"""Export a checkpoint for other tools: the file or folder that they read, checked by loading it as they do."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ class Verification:
     """The mean by which the checkpoint's images differ from the base model's: what an export without effect has."""
 
     def __str__(self) -> str:
-        """Say it in a line."""
+        """Return it as a line."""
         if not self.largest:
             return f"the {self.images} images drawn with it by diffusers equal the checkpoint's"
         return (
@@ -120,7 +120,7 @@ class Verification:
         )
 
     def allows(self, dtype: str) -> bool:
-        """Tell whether the differences are those of rounding: in float32 of sums, in 16 bits of the weights too."""
+        """Return whether the differences are those of rounding: in float32 of sums, in 16 bits of the weights too."""
         floor, part = (0.02, 0.01) if dtype == "float32" else (0.5, 0.1)
         return self.mean <= max(floor, part * self.trained)
 
@@ -166,7 +166,7 @@ def find_source(place: str, *, average: bool, model: Mapping[str, Any]) -> Sourc
     except ConfigError:
         return _find_lone_lora(file, average=average, model=model)
     if folder[0] != "checkpoints":
-        raise ConfigError(f"{file}: is no checkpoint's; name a run, a checkpoint or a LoRA file")
+        raise ConfigError(f"{file}: is not a checkpoint's; name a run, a checkpoint or a LoRA file")
     number = int(folder[1])
     state = read_trainer_state(layout, number)
     average = average or AVERAGE_FOLDER in folder
@@ -220,7 +220,7 @@ def check_request(source: Source, form: Format, out: Path, *, overwrite: bool) -
     if not overwrite:
         raise ConfigError(f"--out {out}: is there already; choose another, or add --overwrite")
     if not (out / RECORD_FILE).is_file() or out.is_symlink():
-        raise ConfigError(f"--out {out}: is no export (it has no {RECORD_FILE}), so it stays; choose another")
+        raise ConfigError(f"--out {out}: is not an export (it has no {RECORD_FILE}), so it stays; choose another")
 
 
 def export(

@@ -87,7 +87,7 @@ def name_picture(index: int, shot: Shot, tags: Sequence[str] = ()) -> str:
 
 
 def slug(text: str) -> str:
-    """Give a text as part of a file's name: at most 40 small letters, digits and hyphens."""
+    """Return a text as part of a file's name: at most 40 small letters, digits and hyphens."""
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:40]
 
 

@@ -158,7 +158,7 @@ def _lay_out(
     axes: Sequence[Sequence[str]],
     images: Mapping[tuple[str, ...], Sequence[Tensor]],
 ) -> list[Block]:
-    """Lay one axis beside the prompts or, of several seeds, the seeds; lay two axes anew for each image."""
+    """Lay one axis beside the prompts or, of several seeds, the seeds; lay two axes again for each image."""
     numbers = range(len(shots))
     if len(axes) > 1:
         return [

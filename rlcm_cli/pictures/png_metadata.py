@@ -191,7 +191,7 @@ def find_told_lora(told: Provenance) -> Adapter | None:
 
 
 def settle_model(told: Provenance, adapter: Adapter | None, asked: str | None) -> dict[str, Any]:
-    """Give the model's settings that a picture tells of, to be put over those of the LoRA's run.
+    """Return the model's settings that a picture tells of, to be put over those of the LoRA's run.
 
     A picture names a folder by its last part: where the run has the whole path, the run's stays. `asked` is the model
     that the user names instead, if any. Raises `ModelError` where a folder is not here.

@@ -97,7 +97,7 @@ def check_team(team: Team, shards: int, environment: Mapping[str, str] = os.envi
 
 
 def is_first_to_complain(environment: Mapping[str, str] = os.environ) -> bool:
-    """Tell whether this process is the first of its job to ask: its error is what ended the others.
+    """Return whether this process is the first of its job to ask: its error is what ended the others.
 
     The launcher keeps the count, for it outlives every process; where none can be asked, everybody is the first.
     """
@@ -116,7 +116,7 @@ def is_first_to_complain(environment: Mapping[str, str] = os.environ) -> bool:
 
 @contextmanager
 def _announcing(environment: Mapping[str, str], tell: Callable[[str], object]) -> Iterator[None]:
-    """Tell of the meeting while it lasts, and let Ctrl-C end it, which torch would not hear."""
+    """Report the meeting while it lasts, and let Ctrl-C end it, which torch would not hear."""
     delay = QUIET_MEETING if "TORCHELASTIC_RUN_ID" in environment else 0.0
     line = f"{_describe_waiting(environment)}; if no launcher started it, stop it and {UNSET}"
     timer = threading.Timer(delay, tell, [line])

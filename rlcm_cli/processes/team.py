@@ -28,7 +28,7 @@ from rlcm_cli.processes.worker import Worker
 
 PATIENCE = timedelta(hours=6)
 """How long a process waits for another: a slow judge may hold one up for hours. One that died is noticed at once."""
-NOTHING_LOST = "run the same command again to go on, nothing is lost"
+NOTHING_LOST = "nothing is lost; rerun the same command to resume"
 
 
 @dataclass(frozen=True)
@@ -48,11 +48,11 @@ class Team:
         return self.rank == 0
 
     def divide(self, share: Worker = Worker()) -> Worker:  # noqa: B008
-        """Give the shards of this process among those of a job, which may be one of several jobs."""
+        """Return the shards of this process among those of a job, which may be one of several jobs."""
         return Worker(share.index * self.size + self.rank, share.count * self.size)
 
     def part(self, count: int) -> range:
-        """Give the items of this process among `count`: they follow one another, and the parts differ by one."""
+        """Return the items of this process among `count`: they follow one another, and the parts differ by one."""
         return range(count * self.rank // self.size, count * (self.rank + 1) // self.size)
 
     def sum(self, tensor: Tensor) -> None:
@@ -65,7 +65,7 @@ class Team:
         tensor.copy_(sent)
 
     def gather(self, record: Mapping[str, float]) -> list[dict[str, float]]:
-        """Give the records of all processes, by rank; their names may differ."""
+        """Return the records of all processes, by rank; their names may differ."""
         if self.size == 1:
             return [dict(record)]
         text = torch.frombuffer(bytearray(json.dumps(record), "utf-8"), dtype=torch.uint8)
@@ -102,5 +102,5 @@ def noticing_loss() -> Iterator[None]:
         timed_out = "timed out" in str(error).lower()
         what = f"has not answered for {PATIENCE.seconds // 3600} hours" if timed_out else "is gone"
         raise WorkerLostError(
-            f"a process of this job {what} (killed, out of memory, or stopped by an error of its own); {NOTHING_LOST}"
+            f"a process of this job {what} (killed, out of memory, or stopped by its own error); {NOTHING_LOST}"
         ) from error

@@ -17,12 +17,12 @@ class Worker:
     count: int = 1
 
     def takes(self, shard: int) -> bool:
-        """Tell whether a shard is this worker's."""
+        """Return whether a shard is this worker's."""
         return shard % self.count == self.index
 
 
 def is_launched(environment: Mapping[str, str] = os.environ) -> bool:
-    """Tell whether torchrun or accelerate started this process together with others, to work as one job."""
+    """Return whether torchrun or accelerate started this process together with others, to work as one job."""
     contract = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
     return all(name in environment for name in contract) and environment["WORLD_SIZE"] != "1"
 

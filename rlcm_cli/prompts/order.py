@@ -46,7 +46,7 @@ def split_prompts(prompts: Sequence[str], held_out_fraction: float) -> tuple[tup
 def draw_prompts(prompts: Sequence[str], seed: int, start: int, count: int) -> list[str]:
     """Return the prompts of groups `start` to `start + count - 1` of an endless sequence of shuffled passes.
 
-    Each pass over the set is a permutation of its own: pass p holds groups p·N to p·N + N − 1 and orders the
+    Each pass over the set is its own permutation: pass p holds groups p·N to p·N + N − 1 and orders the
     N prompts by SHA-256 of (seed, "prompts", p, prompt). Any slice can be computed alone, by any worker, and
     is the same on every platform and Python version.
 

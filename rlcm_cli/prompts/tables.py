@@ -89,7 +89,7 @@ def read_table(kind: str, path: Path, columns: Sequence[str], what: str = "promp
 def read_csv(text: str, file: str, delimiter: str = ",") -> Table:
     """Read CSV; rows without any text are left out.
 
-    Raises `ConfigError` for text that is no CSV, a column that is there twice, and a row with more cells than columns.
+    Raises `ConfigError` for text that is not CSV, a repeated column, and a row with more cells than columns.
     """
     reader = csv.DictReader(io.StringIO(text, newline=""), strict=True, delimiter=delimiter)
     rows: list[tuple[str, Mapping[str, Any]]] = []

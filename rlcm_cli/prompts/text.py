@@ -56,7 +56,7 @@ def read_text(path: Path, what: str = "prompt file") -> str:
 
 
 def find_text_fault(text: str) -> str | None:
-    """Say what a prompt holds that cannot be stored as text; None: nothing."""
+    """Return what a prompt holds that cannot be stored as text; None: nothing."""
     if "\0" in text:
         return "holds a NUL character"
     if any(0xD800 <= ord(character) <= 0xDFFF for character in text):

@@ -37,11 +37,11 @@ class Demand:
     """Bytes."""
 
     def options(self) -> dict[str, Any]:
-        """Give the options of a Ray task; None means that the amount is not reserved."""
+        """Return the options of a Ray task; None means that the amount is not reserved."""
         return {"num_cpus": self.cpus, "num_gpus": self.gpus, "memory": self.memory or None}
 
     def fits(self, node: Mapping[str, float]) -> bool:
-        """Tell whether a node with these resources in all can ever run the task."""
+        """Return whether a node with these resources in all can ever run the task."""
         return (
             self.cpus <= node.get("CPU", 0)
             and self.gpus <= node.get("GPU", 0)
@@ -53,7 +53,7 @@ class Demand:
 
 
 def describe_resources(cpus: float, gpus: float, memory: float) -> str:
-    """Give resources for people; those of which there are none are left out, but for cores."""
+    """Return resources for people; those of which there are none are left out, but for cores."""
     parts = [f"{cpus:g} CPU{'s' * (cpus != 1)}"]
     if gpus:
         parts.append(f"{gpus:g} GPU{'s' * (gpus != 1)}")
@@ -78,7 +78,7 @@ def resolve_demand(
 
 
 def choose_device(asked: str, demand: Demand) -> str:
-    """Give the device of a task: Ray's reservation decides between CPU and CUDA, any other stays as configured."""
+    """Return the device of a task: Ray's reservation decides between CPU and CUDA, any other stays as configured."""
     if asked == "auto" or asked.startswith("cuda"):
         return "cuda" if demand.gpus else "cpu"
     return asked
@@ -104,13 +104,13 @@ class Cluster:
         """Of each role; to be filled before its first task is submitted."""
 
     def nodes(self) -> list[dict[str, float]]:
-        """Give the resources of each living node."""
+        """Return the resources of each living node."""
         import ray
 
         return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
     def submit(self, role: Role, number: int, function: Callable[..., Any], *arguments: Any) -> Task:
-        """Hand a task over. Where a node is lost with it, it is done anew elsewhere."""
+        """Hand a task over. Where a node is lost with it, it is done again elsewhere."""
         remote = _remote(function).options(
             **self.demands[role].options(),
             max_retries=self._settings.max_retries,
@@ -119,10 +119,10 @@ class Cluster:
         return Task(role, number, remote.remote(*arguments))
 
     def finish(self, tasks: Iterable[Task]) -> Iterator[tuple[Task, Any]]:
-        """Give tasks as they end, each with what it returned.
+        """Return tasks as they end, each with what it returned.
 
         Raises the `RlcmError` of a task that failed for one, `WorkerLostError` for a task that was lost more often
-        than it may be done anew, and `ConfigError` where no node has what a task that waits asks for.
+        than it may be done again, and `ConfigError` where no node has what a task that waits asks for.
         """
         import ray
 
@@ -256,5 +256,5 @@ def _receive(task: Task) -> Any:
         reason = " ".join(str(error).split())[:300]
         raise WorkerLostError(
             f"task {task.number} of the {task.role} was lost with its process or node, again and again ({reason}); "
-            "give it more memory, or raise --set ray.max_retries; run the same command again to go on, nothing is lost"
+            "give it more memory, or raise --set ray.max_retries; nothing is lost; rerun the same command to resume"
         ) from None

@@ -1,4 +1,4 @@
-"""The loop with its phases as tasks of a Ray cluster, which schedules them and does lost ones anew.
+"""The loop with its phases as tasks of a Ray cluster, which schedules them and does lost ones again.
 
 The phases are those of `loop`, and so is what they make: a worker of its own draws and scores each shard, and at equal
 numbers of threads the bytes are the same. The machine that starts the loop loads no model: it reads the run.

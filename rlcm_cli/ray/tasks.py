@@ -1,6 +1,6 @@
 """The work of the phases as tasks for a worker process of another machine: plain values in, plain values out.
 
-What passes from one task to another lies in the run directory, so each may be done anew, by any process, where the
+What passes from one task to another lies in the run directory, so each may be done again, by any process, where the
 one before was lost. A process does one task after the other, and keeps what it has loaded for the next.
 """
 
@@ -76,7 +76,7 @@ def sample_shard(errand: Errand, iteration: int, shard: int) -> None:
 
 
 def score_shard(errand: Errand, iteration: int, shard: int, sampled: None) -> None:
-    """Give a shard its rewards, unless they are there; `sampled` is the result of the task to wait for."""
+    """Score a shard, unless they are there; `sampled` is the result of the task to wait for."""
     run, scorers = _open_with_scorers(errand)
     # What score warns of is shards that are not sampled yet, which are other tasks' business.
     device = torch.device(run.config.runtime.device)
@@ -118,7 +118,7 @@ def _begin(errand: Errand) -> Config:
 
 
 def _own_gpu() -> str:
-    """Give the GPU that Ray reserved for the task at hand, as a torch device.
+    """Return the GPU that Ray reserved for the task at hand, as a torch device.
 
     Ray is told to leave CUDA_VISIBLE_DEVICES alone: it takes effect only before a process first uses CUDA, and a
     process that is kept may have another GPU in its next task.
@@ -155,7 +155,7 @@ def _load_scorers(root: str, config: str, cached: bool, allow_changed: bool) -> 
 
 
 def _alone(run: Run, shard: int) -> Worker:
-    """Give the worker whose share is one shard."""
+    """Return the worker whose share is one shard."""
     return Worker(shard, run.config.sample.shards)
 
 

@@ -17,7 +17,7 @@ def best_checkpoints(
     settings: WatchSettings,
     sample: SampleSettings = SampleSettings(),  # noqa: B008
 ) -> dict[str, int]:
-    """Give the best checkpoint by each watched reward: the one that drew its best window's last images."""
+    """Return the best checkpoint by each watched reward: the one that drew its best window's last images."""
     best = {}
     for name in settings.rewards:
         rows = _watched_since(metrics, name)
@@ -28,7 +28,7 @@ def best_checkpoints(
 
 
 def trained_progress(metrics: Metrics, config: Config) -> list[float]:
-    """Give what each iteration reached of what is trained for, one number that only a comparison gives a meaning.
+    """Return what each iteration reached of what is trained for, one number that only a comparison gives a meaning.
 
     Rewards count by their weights: as they are where the task sums them, else in standard deviations over the
     first iteration's images, as in training, so that the one with the largest unit does not decide.
@@ -55,7 +55,7 @@ def find_hacking(
     trained: Sequence[float],
     sample: SampleSettings = SampleSettings(),  # noqa: B008
 ) -> dict[str, str]:
-    """Give one line for each watched reward that fell while what is trained for, one number an iteration, rose."""
+    """Return one line for each watched reward that fell while what is trained for, one number an iteration, rose."""
     alarms = {}
     best = best_checkpoints(metrics, settings, sample)
     for name in settings.rewards:
@@ -87,7 +87,7 @@ def advise_checkpoint(metrics: Metrics, config: Config) -> tuple[int, str] | Non
 
 
 def _watched_since(metrics: Metrics, name: str) -> Metrics:
-    """Give the newest iterations without a gap in which a reward was watched."""
+    """Return the newest iterations without a gap in which a reward was watched."""
     rows: list[Mapping[str, Any]] = []
     for row in reversed(metrics):
         if name not in row["watched"]:

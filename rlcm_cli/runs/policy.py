@@ -112,7 +112,7 @@ def write_start(model: LatentModel, folder: Path) -> None:
 
 
 def load_start(config: Config, model: LatentModel) -> None:
-    """Give the model the weights that a run of this configuration starts with.
+    """Load into the model the weights that a run of this configuration starts with.
 
     Raises `ConfigError` or `ModelError` where the LoRA to start from is not there or does not fit.
     """

@@ -38,7 +38,7 @@ class Run:
         return [prompt for own in self.prompts.values() for prompt in (*own.training, *own.held_out)]
 
     def reward_specs(self) -> dict[str, RewardSpec]:
-        """Give the rewards that are trained on or watched, by name."""
+        """Return the rewards that are trained on or watched, by name."""
         settings = self.config.reward_settings
         return {name: RewardSpec(name, settings.get(name, {})) for name in self.config.reward_names()}
 
@@ -121,7 +121,7 @@ def check_last_step(run: Run) -> None:
 
 
 def identify(config: Config) -> dict[str, Any]:
-    """Give the settings that a run directory fixes for good; where a judge is asked is none of them."""
+    """Return the settings that a run directory fixes for good; where a judge is asked is none of them."""
     values = config.identity()
     lasting = {
         name: {key: value for key, value in settings.items() if key not in RewardSpec(name).entry.placement}

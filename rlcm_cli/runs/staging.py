@@ -50,7 +50,7 @@ def stage_sampling(remote: RemoteRun) -> None:
         manifest = remote.fetch_rollout(newest, _none)
         if manifest is not None:
             count = len(manifest.shards)
-            remote.mend_uploads([remote.layout.shard(newest, number, count) for number in range(count)])
+            remote.repair_uploads([remote.layout.shard(newest, number, count) for number in range(count)])
 
 
 def stage_scoring(
@@ -165,7 +165,7 @@ def _fetch_versions(remote: RemoteRun) -> None:
 
 
 def follow_published(events: Iterable[Event], work: Callable[[], None]) -> Iterator[Event]:
-    """Give a phase's events, and have `work` publish in the background what each of them has left in the stage."""
+    """Yield a phase's events, and have `work` publish in the background what each of them has left in the stage."""
     with publishing(work) as background:
         for event in events:
             background.notify()

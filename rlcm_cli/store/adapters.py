@@ -113,4 +113,4 @@ def _read_header(path: Path) -> tuple[list[str], dict[str, str]]:
         with open_file(path, "name a LoRA file"), safe_open(path, framework="np") as opened:
             return list(opened.keys()), opened.metadata() or {}
     except (OSError, SafetensorError, MissingFileError, CorruptFileError):
-        raise ModelError(f"{path}: is no readable safetensors file; name a LoRA file") from None
+        raise ModelError(f"{path}: is not a readable safetensors file; name a LoRA file") from None

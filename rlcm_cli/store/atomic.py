@@ -39,7 +39,7 @@ def publish_bytes(path: Path, data: bytes) -> bool:
 
 
 def replace_bytes(path: Path, data: bytes) -> None:
-    """Give `path` the content `data`, whatever it held before."""
+    """Write into `path` the content `data`, whatever it held before."""
     with explain_writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         with _written_temporary(path, data) as temporary:
@@ -49,7 +49,7 @@ def replace_bytes(path: Path, data: bytes) -> None:
 
 @contextlib.contextmanager
 def replace_file(path: Path) -> Iterator[Path]:
-    """Give a name to write a file under; on leaving the block the file becomes `path`, if it was written."""
+    """Yield a name to write a file under; on leaving the block the file becomes `path`, if it was written."""
     with explain_writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         with _temporary_folder(path) as folder:
@@ -63,7 +63,7 @@ def replace_file(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def publish_folder(path: Path) -> Iterator[Path]:
-    """Give a new folder to fill; on leaving the block it becomes `path`, unless `path` is there already.
+    """Yield a new folder to fill; on leaving the block it becomes `path`, unless `path` is there already.
 
     Its files get the mode that the umask asks for, also those that were written for their owner alone.
     """
@@ -206,7 +206,7 @@ def _lock(descriptor: int, *, exclusive: bool) -> bool | None:
 
 
 def _flush_file(file: Path, folder: Path) -> None:
-    """Give a file the mode that the umask gave its folder, less the permission to run it, and flush it."""
+    """Give a file its folder's mode, as the umask made it, without the permission to execute, and flush it."""
     wanted = folder.stat().st_mode & 0o666
     if stat.S_IMODE(file.stat().st_mode) != wanted:
         with contextlib.suppress(PermissionError):  # a file system without modes

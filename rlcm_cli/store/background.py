@@ -11,7 +11,7 @@ Publish = Callable[[], object]
 
 
 class BackgroundWriter:
-    """Runs publications one after the other in a thread of its own; use `writing_behind`."""
+    """Runs publications one after the other in its own thread; use `writing_behind`."""
 
     def __init__(self, thread: ThreadPoolExecutor) -> None:
         self._thread = thread
@@ -33,7 +33,7 @@ class BackgroundWriter:
 
 @contextlib.contextmanager
 def writing_behind() -> Iterator[BackgroundWriter]:
-    """Give a writer; at the end of the block all is published, also where the block raises."""
+    """Return a writer; at the end of the block all is published, also where the block raises."""
     with ThreadPoolExecutor(1, "rlcm-writer") as thread:
         writer = BackgroundWriter(thread)
         yield writer

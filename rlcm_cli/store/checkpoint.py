@@ -65,7 +65,7 @@ class TrainerState(Record):
 def _check_name(name: str) -> str:
     path = PurePosixPath(name)
     if path.is_absolute() or not path.parts or {"..", "."} & {*name.split("/")} or re.search(r"[\\:\x00-\x1f]", name):
-        raise ValueError("is no name of a file in the folder")
+        raise ValueError("is not a name of a file in the folder")
     return name
 
 
@@ -264,7 +264,7 @@ def digest_safetensors(path: Path) -> str:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
                 metadata = file.metadata()
         except _UNREADABLE as error:
-            raise CorruptFileError(f"{path}: is no readable safetensors file ({error})") from None
+            raise CorruptFileError(f"{path}: is not a readable safetensors file ({error})") from None
         return digest_tensors(tensors, metadata)
 
 
@@ -274,7 +274,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         try:
             return safetensors.torch.load_file(path)
         except _UNREADABLE as error:
-            raise CorruptFileError(f"{path}: is no readable safetensors file ({error})") from None
+            raise CorruptFileError(f"{path}: is not a readable safetensors file ({error})") from None
 
 
 _NO_TENSORS = "name a safetensors file"
@@ -285,7 +285,7 @@ _WEIGHT_NAMES = tuple(PurePosixPath(name).name for name in WEIGHT_FILES)
 
 
 def _digest(file: Path, size: int | None = None) -> str | None:
-    """Digest a file of a checkpoint; None where it is not there, is no file, or has another size."""
+    """Digest a file of a checkpoint; None where it is not there, is not a file, or has another size."""
     try:
         with open_file(file) as stream:
             if size is not None and size != stream.seek(0, 2):

@@ -43,7 +43,7 @@ def read_config_record(layout: RunLayout) -> dict[str, Any]:
         ) from None
     config, versions = record.get("config"), record.get("versions", {})
     if not isinstance(config, dict) or not isinstance(versions, dict):
-        raise ForeignFileError(f"{layout.config}: is no configuration of a run; choose another --run")
+        raise ForeignFileError(f"{layout.config}: is not the configuration of a run; choose another --run")
     if record.get("run") != identify_run(config):
         raise ForeignFileError(
             f"{layout.config}: its settings are not those that the run was made with: it was edited, or lacks its "

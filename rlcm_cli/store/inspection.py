@@ -38,7 +38,7 @@ def describe(path: Path) -> dict[str, Any]:
         return _describe_record(path)
     if path.suffix == ".safetensors":
         return _describe_weights(path)
-    raise ConfigError(f"{path}: is no run, checkpoint, shard or LoRA file")
+    raise ConfigError(f"{path}: is not a run, checkpoint, shard or LoRA file")
 
 
 def _describe_run(layout: RunLayout) -> dict[str, Any]:

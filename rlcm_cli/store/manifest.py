@@ -133,7 +133,7 @@ class RolloutManifest(Record):
         return self
 
     def encode(self) -> bytes:
-        """Give the canonical bytes."""
+        """Return the canonical bytes."""
         return canonical_json(self.model_dump(mode="json")).encode()
 
     @cached_property

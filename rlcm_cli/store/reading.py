@@ -134,7 +134,7 @@ def parse_object(data: bytes, path: Path, remedy: str | None = None) -> dict[str
     try:
         values = parse_json(data)
     except ValueError as error:
-        raise CorruptFileError(f"{path}: is no JSON ({describe_fault(error)}); {advice}") from None
+        raise CorruptFileError(f"{path}: is not JSON ({describe_fault(error)}); {advice}") from None
     if not isinstance(values, dict):
         raise CorruptFileError(f"{path}: holds no JSON object; {advice}")
     if "format_version" in values:
@@ -162,14 +162,14 @@ def parse_record(
         place = ".".join(str(part) for part in found["loc"])[:80]
         fault = f"{place}: {found['msg']}" if place else found["msg"]
         advice = REMEDY.format(path=path) if remedy is None else remedy
-        raise CorruptFileError(f"{path}: is no {what} ({fault[:200]}); {advice}") from None
+        raise CorruptFileError(f"{path}: cannot be read as {what} ({fault[:200]}); {advice}") from None
     if "format_version" in kind.model_fields:
         check_version(values.get("format_version"), path)
     return record
 
 
 def check_version(version: object, path: Path) -> None:
-    """Raise `ForeignFileError` for what is no format version, `FormatVersionError` for that of a newer rlcm."""
+    """Raise `ForeignFileError` for what is not a format version, `FormatVersionError` for that of a newer rlcm."""
     if type(version) is not int or version < 1:
         raise ForeignFileError(f"{path}: states no format version; {REMEDY.format(path=path)}")
     if version > FORMAT_VERSION:
@@ -179,7 +179,7 @@ def check_version(version: object, path: Path) -> None:
 
 
 def describe_fault(error: ValueError) -> str:
-    """Say what is wrong with a text, without the text itself."""
+    """Return what is wrong with a text, without the text itself."""
     if isinstance(error, UnicodeError):
         return "its text is not Unicode"
     return str(error)[:200]
@@ -211,7 +211,7 @@ def _parse_float(text: str) -> float:
 
 
 def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is no JSON")
+    raise ValueError(f"{name} is not JSON")
 
 
 def _check_value(value: Any, levels: int) -> None:

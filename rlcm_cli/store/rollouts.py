@@ -237,7 +237,7 @@ def missing_shards(layout: RunLayout, manifest: RolloutManifest) -> list[int]:
 
 
 def is_pruned(layout: RunLayout, manifest: RolloutManifest, wanted: Callable[[int], bool] = lambda _: True) -> bool:
-    """Tell whether shards of a rollout, of the wanted numbers, were removed after training on it; receipts stay."""
+    """Return whether shards of a rollout, of the wanted numbers, were removed after training on it; receipts stay."""
     count = len(manifest.shards)
     paths = [layout.shard(manifest.iteration, number, count) for number in range(count) if wanted(number)]
     return any(is_published(path) and not path.exists() for path in paths)

@@ -32,7 +32,7 @@ def default_cache() -> Path:
 
 
 def digest_images(images: Tensor) -> list[bytes]:
-    """Give the digest of each image's shape and pixels, of uint8 [B, 3, H, W].
+    """Return the digest of each image's shape and pixels, of uint8 [B, 3, H, W].
 
     XXH3 (128 bit): a wrong hit by chance is out of the question, and it is eight times as fast as SHA-256.
     """
@@ -45,7 +45,7 @@ def digest_images(images: Tensor) -> list[bytes]:
 
 
 def score_keys(reward: str, prompts: Sequence[str], digests: Sequence[bytes]) -> list[bytes]:
-    """Give the key of each image's score.
+    """Return the key of each image's score.
 
     Args:
         reward: What determines the values, such as digest and revision.
@@ -90,7 +90,7 @@ class ScoreCache:
             time.sleep(0.01)
 
     def look_up(self, keys: Sequence[bytes]) -> Tensor:
-        """Give the known scores, float32 [B], NaN where there is none."""
+        """Return the known scores, float32 [B], NaN where there is none."""
         scores = torch.full((len(keys),), torch.nan)
         with self._lock, self._explained():
             for row, key in enumerate(keys):

@@ -102,7 +102,7 @@ def publish_record(path: Path, kind: Kind, tensors: Mapping[str, Tensor], fields
     """Publish tensors with their metadata fields, then the receipt; give the receipt that is there in the end.
 
     What another process published first stays. A record without a receipt is one whose writer died between the two,
-    or is still at it: unless it is the same, it is written anew.
+    or is still at it: unless it is the same, it is written again.
     """
     import safetensors.torch  # here: who reads receipts and metrics alone does not wait for torch
 
@@ -144,7 +144,7 @@ def restore_receipt(path: Path) -> tuple[Receipt, dict[str, Any]] | None:
 
 
 def encode_receipt(receipt: Receipt) -> bytes:
-    """Give the canonical bytes."""
+    """Return the canonical bytes."""
     return canonical_json(receipt.model_dump()).encode()
 
 
@@ -154,7 +154,7 @@ def _is_record_of(receipt: Receipt, path: Path) -> bool:
 
 
 def is_published(path: Path) -> bool:
-    """Tell whether a record is there, as rule 2 has it."""
+    """Return whether a record is there, as rule 2 has it."""
     return receipt_path(path).exists()
 
 
@@ -187,10 +187,10 @@ def read_record(path: Path, kind: Kind) -> tuple[dict[str, Tensor], dict[str, An
             with safetensors.safe_open(path, framework="pt") as record:
                 tensors = {name: record.get_tensor(name) for name in record.keys()}  # noqa: SIM118
         except (safetensors.SafetensorError, OSError) as error:
-            raise CorruptFileError(f"{path}: is no readable safetensors file ({error}); {remedy}") from None
+            raise CorruptFileError(f"{path}: is not a readable safetensors file ({error}); {remedy}") from None
         fault = find_wrong_value(kind, fields, tensors)
     if fault is not None:
-        raise ForeignFileError(f"{path}: is no {kind} record: {fault}; {remedy}")
+        raise ForeignFileError(f"{path}: cannot be read as {kind} record: {fault}; {remedy}")
     if _rows(tensors) != receipt.rows:
         raise CorruptFileError(
             f"{receipt_path(path)}: counts {receipt.rows} samples, the record holds {_rows(tensors)}; {remedy}"
@@ -208,7 +208,7 @@ def _check_file(path: Path, receipt: Receipt) -> tuple[dict[str, Any], dict[str,
                 f"{path}: has {size} bytes, its receipt says {receipt.bytes}: truncated or overwritten; {remedy}"
             )
         if not size:  # which cannot be mapped
-            raise ForeignFileError(f"{path}: is no record of this toolkit: it is empty; {remedy}")
+            raise ForeignFileError(f"{path}: is not a record of this toolkit: it is empty; {remedy}")
         # Mapped, not read: of large shards the copies into fresh memory cost more than the checksum.
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             if hashlib.sha256(data).hexdigest() != receipt.sha256:
@@ -236,8 +236,8 @@ def _read_header(data: bytes | mmap.mmap, path: Path) -> tuple[dict[str, Any], d
         }
     except (ValueError, KeyError, AttributeError, TypeError):
         raise ForeignFileError(
-            f"{path}: is no record of this toolkit (no '{METADATA_KEY}' metadata); {remedy}"
+            f"{path}: is not a record of this toolkit (no '{METADATA_KEY}' metadata); {remedy}"
         ) from None
     if not isinstance(fields, dict):
-        raise ForeignFileError(f"{path}: its '{METADATA_KEY}' metadata is no object; {remedy}")
+        raise ForeignFileError(f"{path}: its '{METADATA_KEY}' metadata is not an object; {remedy}")
     return fields, infos

@@ -115,7 +115,7 @@ class TensorInfo:
 
 
 def find_fault(kind: Kind, fields: Mapping[str, Any], tensors: Mapping[str, TensorInfo]) -> str | None:
-    """Say what in the header of a record is not as its kind has it; None: nothing."""
+    """Return what in the header of a record is not as its kind has it; None: nothing."""
     try:
         FIELDS[kind].model_validate(fields)
     except ValidationError as error:
@@ -146,7 +146,7 @@ def find_fault(kind: Kind, fields: Mapping[str, Any], tensors: Mapping[str, Tens
 
 
 def find_wrong_value(kind: Kind, fields: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str | None:
-    """Say which index of a record, whose header is right, points to nothing; None: none does."""
+    """Return which index of a record, whose header is right, points to nothing; None: none does."""
     limits: dict[str, int] = {}
     if kind in ("rollout", "evaluation"):
         limits = {"prompt_index": len(fields["prompts"]), "task_index": len(fields["tasks"])}

@@ -19,7 +19,7 @@ def trust_folder() -> Path:
 
 
 def is_trusted(*parts: str) -> bool:
-    """Tell whether something was trusted on this machine before."""
+    """Return whether something was trusted on this machine before."""
     return _file(parts).is_file()
 
 

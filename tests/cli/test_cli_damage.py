@@ -97,8 +97,8 @@ DAMAGE: dict[str, tuple[Callable[[Path, Path], object], type[RlcmError], str]] =
         ForeignFileError,
         "another plan",
     ),
-    "truncated plan": (lambda run, _: truncate(run / ROLLOUT / "manifest.json"), CorruptFileError, "no JSON"),
-    "truncated receipt": (lambda run, _: truncate((run / SHARD).with_suffix(".json")), CorruptFileError, "no JSON"),
+    "truncated plan": (lambda run, _: truncate(run / ROLLOUT / "manifest.json"), CorruptFileError, "is not JSON"),
+    "truncated receipt": (lambda run, _: truncate((run / SHARD).with_suffix(".json")), CorruptFileError, "is not JSON"),
     "flipped adapter": (
         lambda run, _: flip_a_bit(run / "checkpoints/000000" / LORA_FILE),
         CorruptFileError,
@@ -241,7 +241,7 @@ def test_names_in_messages_move_no_cursor(capsys, run):
     outcome = rlcm(capsys, "inspect", odd)
     assert outcome.status == CorruptFileError.exit_code
     (line,) = outcome.err.splitlines()
-    assert "\\x1b[31mrun\\n/config.json: is no JSON" in line
+    assert "\\x1b[31mrun\\n/config.json: is not JSON" in line
     assert "\x1b" not in outcome.err
 
 

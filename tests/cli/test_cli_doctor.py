@@ -8,7 +8,7 @@ from rlcm_cli.measuring.doctor import Finding
 
 FINE = Finding("python", "ok", "3.11")
 ODD = Finding("extra ray", "note", "absent: ray is not installed", "if you want it, pip install 'rlcm[ray]'")
-BROKEN = Finding("torch", "problem", "cannot be imported", "install it anew")
+BROKEN = Finding("torch", "problem", "cannot be imported", "install it again")
 
 
 @pytest.fixture

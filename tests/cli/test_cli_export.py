@@ -174,7 +174,7 @@ def test_what_is_there_stays_unless_it_is_an_export_and_may_go(capsys, run, tmp_
     (out / "mine.txt").write_text("mine")
     asked = ["export", run, "--out", out]
     refuse(capsys, ConfigError, *asked, saying=(f"--out {out}: is there already", "--overwrite"))
-    refuse(capsys, ConfigError, *asked, "--overwrite", saying=("is no export", "export.json"))
+    refuse(capsys, ConfigError, *asked, "--overwrite", saying=("is not an export", "export.json"))
     assert [file.name for file in out.iterdir()] == ["mine.txt"]
 
 
@@ -237,7 +237,7 @@ def test_what_cannot_be_exported_is_one_line(capsys, run, tiny_lcm, tmp_path):
     refuse(capsys, MissingFileError, "export", empty, *out, saying=("holds no run yet",))
     text = tmp_path / "notes.safetensors"
     text.write_text("no LoRA")
-    refuse(capsys, ModelError, "export", text, "--model", tiny_lcm, *out, saying=("no readable safetensors file",))
+    refuse(capsys, ModelError, "export", text, "--model", tiny_lcm, *out, saying=("not a readable safetensors file",))
     assert not (tmp_path / "out").exists()
 
 

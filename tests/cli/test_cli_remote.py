@@ -366,7 +366,7 @@ def test_a_checkpoint_that_names_a_file_outside_is_refused(capsys, settings, s3,
     machine("two")
     outcome = rlcm(capsys, "sample", "--run", remote)
     assert outcome.status == 4
-    assert "is no name of a file in the folder" in outcome.err
+    assert "is not a name of a file in the folder" in outcome.err
     assert not list(tmp_path.rglob("evil"))
 
 

@@ -86,7 +86,7 @@ def name_kind(name: str) -> str:
 
 
 def write(file: Path, data: bytes) -> None:
-    """Write a file anew: what was there may be shared with the run that is copied."""
+    """Write a file again: what was there may be shared with the run that is copied."""
     file.unlink(missing_ok=True)
     file.write_bytes(data)
 

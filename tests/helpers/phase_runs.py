@@ -66,7 +66,7 @@ def make_loop(root: Path, config: Config) -> Run:
 
 
 def make_by_hand(root: Path, config: Config, workers: tuple[Worker, ...] = (Worker(),), *, fresh: bool = True) -> Run:
-    """Make a run as commands do: each phase opens the run anew and, where `fresh`, loads its own model."""
+    """Make a run as commands do: each phase opens the run again and, where `fresh`, loads its own model."""
     create_run(root, config)
 
     def model() -> LatentModel:

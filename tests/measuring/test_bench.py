@@ -75,7 +75,7 @@ def test_flops_of_attention_are_counted_on_a_cpu():
     forward = 2 * (2 * 2 * 4 * 8 * 6 * 16)  # two products of 2 × 4 matrices, two operations each
     assert bench_module._count(lambda: attend(query, key, key)) == forward
     both = bench_module._count(lambda: attend(query, key, key).sum().backward())
-    assert both == pytest.approx(3.5 * forward)  # five products backward, as the scores are computed anew
+    assert both == pytest.approx(3.5 * forward)  # five products backward, as the scores are computed again
 
 
 def test_the_drift_is_that_of_rounding(found):

@@ -195,7 +195,7 @@ ORIGINAL_DIGESTS: dict[str, str] = {}
 
 
 def copy(run: Path, target: Path) -> Path:
-    """Copy a run by links: all that write here write files anew."""
+    """Copy a run by links: all that write here write files again."""
     shutil.copytree(run, target, copy_function=os.link)
     if not ORIGINAL_DIGESTS:
         ORIGINAL_DIGESTS.update(digests(run))

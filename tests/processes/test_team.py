@@ -114,7 +114,7 @@ class TestAccidents:
         killed = launch(HERE / "team_failure.py", "killed", "loop", "--run", run.layout.root)
         assert killed.returncode != 0
         [line] = complaints(killed)
-        assert "run the same command again to go on, nothing is lost" in line
+        assert "nothing is lost; rerun the same command to resume" in line
         assert "WorkerLostError" not in killed.stderr, "a traceback"
 
         leader, other = launch_together(

@@ -205,7 +205,7 @@ def test_light_and_dark_are_the_readers_choice(opened):
         grounds.append(opened.execute_script(f"return {colours}"))
     opened.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
     assert grounds[0][0] != grounds[1][0]
-    assert grounds[0][1] != grounds[1][1]  # the charts, too, without being drawn anew
+    assert grounds[0][1] != grounds[1][1]  # the charts, too, without being drawn again
 
 
 def test_it_prints(opened):

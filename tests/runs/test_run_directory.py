@@ -156,7 +156,7 @@ def test_a_damaged_configuration_is_named_and_made_again_after_quarantine(tiny_l
     run = copy_run(finished_run(tiny_lcm), tmp_path / "run")
     original = run.layout.config.read_text()
     run.layout.config.write_text(original[:-30])
-    with pytest.raises(CorruptFileError, match=r"config\.json: is no JSON .*rlcm quarantine "):
+    with pytest.raises(CorruptFileError, match=r"config\.json: is not JSON .*rlcm quarantine "):
         open_run(run.layout.root)
     quarantine(run.layout.config)
     create_run(run.layout.root, run.config)

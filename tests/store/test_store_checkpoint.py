@@ -86,7 +86,7 @@ def test_the_digest_of_a_lora_depends_on_its_values_and_its_alpha(tmp_path, chan
 
 def test_the_digest_of_no_safetensors_file_is_an_error(tmp_path):
     (tmp_path / "lora").write_bytes(b"nonsense")
-    with pytest.raises(CorruptFileError, match="is no readable safetensors file"):
+    with pytest.raises(CorruptFileError, match="is not a readable safetensors file"):
         digest_safetensors(tmp_path / "lora")
 
 

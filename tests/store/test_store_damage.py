@@ -192,7 +192,7 @@ def test_a_file_that_is_no_safetensors_file_at_all(layout, shard):
     data = b"\x10\0\0\0\0\0\0\0 not JSON either"
     shard.write_bytes(data)
     edit_json(receipt_path(shard), bytes=len(data), sha256=sha256(data))
-    assert "no record of this toolkit" in refused(ForeignFileError, layout)
+    assert "not a record of this toolkit" in refused(ForeignFileError, layout)
 
 
 def test_a_record_of_another_kind_in_a_shards_place(layout, shard):
@@ -254,7 +254,7 @@ def test_a_manifest_with_another_value_binds_no_shard(layout):
 
 def test_a_configuration_that_is_none(layout):
     layout.config.write_text(json.dumps({"format_version": 1}))
-    assert "no configuration of a run" in refused(ForeignFileError, layout, read_config)
+    assert "not the configuration of a run" in refused(ForeignFileError, layout, read_config)
     layout.config.unlink()
     assert "is not a run directory" in refused(MissingFileError, layout, read_config)
 

@@ -85,7 +85,7 @@ class TestDescribe:
     def test_what_is_none_of_them(self, layout, tmp_path):
         with pytest.raises(MissingFileError, match="not there"):
             describe(tmp_path / "nowhere")
-        with pytest.raises(ConfigError, match="is no run, checkpoint, shard or LoRA file"):
+        with pytest.raises(ConfigError, match="is not a run, checkpoint, shard or LoRA file"):
             describe(layout.root / "metrics")
 
     def test_a_damaged_shard(self, layout):
@@ -153,7 +153,7 @@ class TestVerifyRun:
     def test_a_manifest_that_is_none_is_one_fault(self, layout):
         layout.manifest(0).write_text("{}")
         (fault,) = verify_run(layout)
-        assert fault.startswith(f"{layout.manifest(0)}: is no rollout manifest")
+        assert fault.startswith(f"{layout.manifest(0)}: cannot be read as rollout manifest")
 
     def test_a_quarantined_file_is_no_fault_any_more(self, layout):
         path = layout.shard(0, 1, 2)
@@ -180,7 +180,7 @@ class TestAdapters:
             read_adapter_settings(tmp_path / LORA_FILE)
         for damage in (b"", b"\xff" * 40, b"\x02\0\0\0\0\0\0\0[]"):
             (tmp_path / LORA_FILE).write_bytes(damage)
-            with pytest.raises(ModelError, match="no readable safetensors file"):
+            with pytest.raises(ModelError, match="not a readable safetensors file"):
                 read_adapter_settings(tmp_path / LORA_FILE)
 
     def test_a_whole_alpha_may_be_written_as_a_fraction(self, tmp_path):

@@ -110,7 +110,7 @@ def test_an_upload_that_arrives_cut_is_done_again(store, monkeypatch):
 
 @pytest.mark.parametrize("name", ["../x", "a/../../x", "/etc/x", "a//x", "", "a\\b", "./x"])
 def test_a_name_that_leads_out_of_the_run_is_refused(store, tmp_path, name):
-    with pytest.raises(ForeignFileError, match="is no name of a file of a run"):
+    with pytest.raises(ForeignFileError, match="is not a name of a file of a run"):
         store.download(name, tmp_path / "x")
     assert not (tmp_path / "x").exists()
 
@@ -157,7 +157,7 @@ def test_what_is_a_url():
 
 
 def test_an_unknown_protocol_and_a_missing_backend_say_what_to_do(monkeypatch):
-    with pytest.raises(ConfigError, match="no protocol"):
+    with pytest.raises(ConfigError, match="not a protocol"):
         open_store("nonsense://bucket/run")
 
     def missing(url):

@@ -20,7 +20,7 @@ class Finding:
 
 
 def shorten_home(path: Path) -> str:
-    """Give a path with ~ for the home folder, which tells the user's name.
+    """Return a path with ~ for the home folder, which tells the user's name.
 
     >>> shorten_home(Path.home() / "runs")
     '~/runs'

@@ -19,7 +19,7 @@ DRIVER_SECONDS = 5.0
 
 
 def check_python() -> Finding:
-    """Tell which Python runs."""
+    """Report which Python runs."""
     found = f"{platform.python_version()} on {platform.system()} {platform.machine()}"
     if sys.version_info < OLDEST_PYTHON:
         return Finding("python", "problem", found, "use Python 3.11 or newer")
@@ -27,7 +27,7 @@ def check_python() -> Finding:
 
 
 def check_memory() -> Finding:
-    """Tell how much memory there is, and is free."""
+    """Report how much memory there is, and is free."""
     memory = psutil.virtual_memory()
     found = f"{memory.available / 1e9:.1f} of {memory.total / 1e9:.1f} GB free"
     if memory.available < SMALL_MEMORY:
@@ -37,11 +37,11 @@ def check_memory() -> Finding:
 
 
 def check_torch() -> Iterator[Finding]:
-    """Tell torch's version and build, then every device with the types it can compute in."""
+    """Report torch's version and build, then every device with the types it can compute in."""
     try:
         import torch
     except (ImportError, OSError) as error:
-        advice = "install it anew, as pytorch.org/get-started says for this machine"
+        advice = "install it again, as pytorch.org/get-started says for this machine"
         yield Finding("torch", "problem", f"cannot be imported ({type(error).__name__}: {error})", advice)
         return
     hip = getattr(torch.version, "hip", None)

@@ -29,11 +29,11 @@ for name in sys.argv[1:]:
         fault = f"{{type(error).__name__}}: {{error}}".partition("\\n")[0]
     print({MARK!r} + json.dumps([name, fault]), flush=True)
 """
-"""In a process of its own: a broken native library can end the process that loads it."""
+"""In its own process: a broken native library can end the process that loads it."""
 
 
 def check_packages() -> Finding:
-    """Tell whether every package that is needed is there, of a version that is supported."""
+    """Return whether every package that is needed is there, of a version that is supported."""
     needed = read_requirements()[""]
     faults = [fault for fault in map(_find_fault, needed) if fault]
     if faults:
@@ -43,7 +43,7 @@ def check_packages() -> Finding:
 
 
 def check_extras() -> Iterator[Finding]:
-    """Tell of each extra whether its packages are there and can be imported."""
+    """Report for each extra whether its packages are there and can be imported."""
     extras = {name: found for name, found in read_requirements().items() if name not in ("", OF_DEVELOPERS)}
     present = {name: needed for name, needed in extras.items() if not any(map(_find_fault, needed))}
     modules = {requirement.name: _find_module(requirement.name) for each in present.values() for requirement in each}
@@ -86,7 +86,7 @@ def read_requirements() -> Mapping[str, Sequence[Requirement]]:
 
 
 def _find_fault(requirement: Requirement) -> str:
-    """Say what is wrong with an installed package; empty where nothing is."""
+    """Return what is wrong with an installed package; empty where nothing is."""
     try:
         version = metadata.version(requirement.name)
     except metadata.PackageNotFoundError:
@@ -97,7 +97,7 @@ def _find_fault(requirement: Requirement) -> str:
 
 
 def _find_module(package: str) -> str:
-    """Give the module that a package is imported as."""
+    """Return the module that a package is imported as."""
     own = package.replace("-", "_").lower()
     names = [n for n in _modules_of_packages().get(own, []) if n.isidentifier() and not n.startswith("_")]
     return own if own in names or not names else names[0]

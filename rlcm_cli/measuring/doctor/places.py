@@ -21,7 +21,7 @@ SIZE_SECONDS = 1.0
 
 
 def check_runs(folder: Path) -> Finding:
-    """Tell whether runs can be written, and how much room there is."""
+    """Return whether runs can be written, and how much room there is."""
     existing = next((place for place in (folder, *folder.absolute().parents) if place.exists()), folder)
     shown = shorten_home(folder.absolute())
     try:
@@ -39,7 +39,7 @@ def check_runs(folder: Path) -> Finding:
 
 
 def check_embedded() -> Finding:
-    """Tell whether the embedded models are as they were shipped."""
+    """Return whether the embedded models are as they were shipped."""
     damaged = find_damaged()
     if damaged:
         advice = "pip install --force-reinstall --no-deps . (in a checkout of rlcm)"
@@ -48,7 +48,7 @@ def check_embedded() -> Finding:
 
 
 def check_caches() -> Iterator[Finding]:
-    """Tell where downloads, scores and remote runs are kept, and how large that has become."""
+    """Report where downloads, scores and remote runs are kept, and how large that has become."""
     from huggingface_hub import constants
 
     for topic, folder in (
@@ -68,7 +68,7 @@ def check_caches() -> Iterator[Finding]:
 
 
 def check_hub() -> Finding:
-    """Tell whether the hub answers, and whether there is a token, which is not shown."""
+    """Return whether the hub answers, and whether there is a token, which is not shown."""
     from huggingface_hub import constants, get_token
 
     token = "a token is set" if get_token() else "no token"
@@ -84,7 +84,7 @@ def check_hub() -> Finding:
 
 
 def _measure_folder(folder: Path) -> str:
-    """Give the size of a folder, or, of a very full one, of what was seen in `SIZE_SECONDS`."""
+    """Return the size of a folder, or, of a very full one, of what was seen in `SIZE_SECONDS`."""
     size, until = 0, time.monotonic() + SIZE_SECONDS
     for place, _, names in os.walk(folder):
         for name in names:

@@ -14,5 +14,5 @@ RECOMMENDED_STEPS = {"emoji-diffusion": 20}
 
 
 def embedded_folder(name: str) -> Path | None:
-    """Give the folder of an embedded pipeline; None for any other name."""
+    """Return the folder of an embedded pipeline; None for any other name."""
     return Path(__file__).parent / name if name in EMBEDDED else None

@@ -29,7 +29,7 @@ def digest_folder(folder: Path) -> str:
 
 
 def find_damaged() -> list[str]:
-    """Give the names of the embedded pipelines that lack something or hold something else than was shipped."""
+    """Return the names of the embedded pipelines that lack something or hold something else than was shipped."""
     damaged = []
     for name in EMBEDDED:
         folder = embedded_folder(name)

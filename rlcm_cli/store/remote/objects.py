@@ -28,12 +28,12 @@ Result = TypeVar("Result")
 
 
 def is_url(place: str) -> bool:
-    """Tell whether a run is named by a URL. `file://` and plain paths are folders."""
+    """Return whether a run is named by a URL. `file://` and plain paths are folders."""
     return "://" in place and not place.startswith("file://")
 
 
 def check_url(url: str) -> str:
-    """Give the URL of a run without a slash at its end.
+    """Return the URL of a run without a slash at its end.
 
     Raises `ConfigError` for one that holds more than a place: it would be printed and stored, credentials and all.
     """
@@ -64,7 +64,7 @@ def open_store(url: str) -> ObjectStore:
         raise ConfigError(f"{cleaned}: the backend of {protocol}:// is not installed; {remedy}") from None
     except ValueError:
         raise ConfigError(
-            f"{cleaned}: {protocol}:// is no protocol that fsspec knows; try s3://, gs:// or hf://"
+            f"{cleaned}: {protocol}:// is not a protocol that fsspec knows; try s3://, gs:// or hf://"
         ) from None
     return ObjectStore(cleaned, files, root.rstrip("/"))
 
@@ -73,7 +73,7 @@ def open_store(url: str) -> ObjectStore:
 class ObjectStore:
     """The objects below a URL.
 
-    Every method tries again where the store fails, and raises `RemoteStoreError` where it goes on failing.
+    Every method tries again where the store fails, and raises `RemoteStoreError` where it keeps failing.
     """
 
     url: str
@@ -128,7 +128,7 @@ class ObjectStore:
         return sorted(PurePosixPath(self._name(e["name"])).name for e in entries if e["type"] == "directory")
 
     def download(self, name: str, path: Path) -> bool:
-        """Give `path` the content of an object, whole; False: there is none."""
+        """Write into `path` the content of an object, whole; False: there is none."""
         path.parent.mkdir(parents=True, exist_ok=True)
         with replace_file(path) as temporary:
             found = self._ask(name, lambda: self.files.get_file(self._path(name), str(temporary)) or True)
@@ -182,7 +182,7 @@ class ObjectStore:
 
     def _path(self, name: str) -> str:
         if not _is_safe(name):
-            raise ForeignFileError(f"{self.url}: '{name}' is no name of a file of a run; remove that object")
+            raise ForeignFileError(f"{self.url}: '{name}' is not a name of a file of a run; remove that object")
         return f"{self.root}/{name}"
 
     def _name(self, key: str) -> str:
@@ -223,11 +223,11 @@ class ObjectStore:
 
 
 def _is_safe(name: str) -> bool:
-    """Tell whether a name stays below the folder that it is joined to."""
+    """Return whether a name stays below the folder that it is joined to."""
     return bool(name) and "\\" not in name and "\0" not in name and not {"", ".", ".."} & set(name.split("/"))
 
 
 def _say(error: Exception) -> str:
-    """Give an error in a line, without what follows a `?`: signed addresses hold credentials there."""
+    """Return an error in a line, without what follows a `?`: signed addresses hold credentials there."""
     text = " ".join(str(error).split()) or type(error).__name__
     return re.sub(r"\?\S+", "?…", text)[:300]

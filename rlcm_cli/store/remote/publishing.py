@@ -157,7 +157,7 @@ class Publisher:
 
 
 class BackgroundPublisher:
-    """Publishes in a thread of its own, as often as it is told to; several calls at once count as one."""
+    """Publishes in its own thread, as often as it is told to; several calls at once count as one."""
 
     def __init__(self, work: Callable[[], None]) -> None:
         self._work = work
@@ -218,6 +218,6 @@ def _checkpoint_markers(names: list[str]) -> list[str]:
 
 
 def _is_loose(name: str) -> bool:
-    """Tell whether a file is bound to no marker, as metrics are to their checkpoint: timings, pictures, reports."""
+    """Return whether a file is bound to no marker, as metrics are to their checkpoint: timings, pictures, reports."""
     bound = ("rollouts", "checkpoints", "evaluations", "metrics", "config.json", "inputs.json")
     return PurePosixPath(name).parts[0] not in bound

@@ -177,7 +177,7 @@ class RemoteRun:
             self.fetch_records([self.stage.path(name)])
         return self.stage.path(name)
 
-    def mend_uploads(self, records: Iterable[Path]) -> None:
+    def repair_uploads(self, records: Iterable[Path]) -> None:
         """Upload again what was cut in the store and is whole here.
 
         Raises `CorruptFileError` for what is cut there and not here.
@@ -244,7 +244,7 @@ class RemoteRun:
         return self.store.read(f"{self._checkpoint(number)}/{MARKER_FILE}") is not None
 
     def _is_old(self, number: int) -> bool:
-        """Tell whether a checkpoint of the stage was in the store once, or is an empty folder here."""
+        """Return whether a checkpoint of the stage was in the store once, or is an empty folder here."""
         name = f"{self._checkpoint(number)}/{MARKER_FILE}"
         return self.stage.synced(name) is not None or not self.stage.path(name).exists()
 
@@ -298,7 +298,7 @@ def fetch_adapter(url: str) -> Path:
 
 
 def fits(record: Path, receipt: Receipt) -> bool:
-    """Tell whether a record is the one that a receipt stands for."""
+    """Return whether a record is the one that a receipt stands for."""
     if record.stat().st_size != receipt.bytes:
         return False
     with record.open("rb") as stream:

@@ -31,11 +31,11 @@ class Stage:
         return FileLock(self.ledger.with_name(".lock"))
 
     def path(self, name: str) -> Path:
-        """Give the local place of a file."""
+        """Return the local place of a file."""
         return self.layout.root / name
 
     def name(self, path: Path) -> str:
-        """Give the name of a local file."""
+        """Return the name of a local file."""
         return path.relative_to(self.layout.root).as_posix()
 
     def read(self, name: str) -> bytes | None:
@@ -46,12 +46,12 @@ class Stage:
             return None
 
     def is_synced(self, name: str) -> bool:
-        """Tell whether the store holds a file as it is here."""
+        """Return whether the store holds a file as it is here."""
         content = self.read(name)
         return content is not None and self.synced(name) == sha256(content)
 
     def synced(self, name: str) -> str | None:
-        """Give the digest of what the store was last known to hold under a name."""
+        """Return the digest of what the store was last known to hold under a name."""
         try:
             return (self.ledger / name).read_text(encoding="utf-8")
         except FileNotFoundError:
