@@ -206,7 +206,7 @@ def _lock(descriptor: int, *, exclusive: bool) -> bool | None:
 
 
 def _flush_file(file: Path, folder: Path) -> None:
-    """Give a file its folder's mode, as the umask made it, without the permission to execute, and flush it."""
+    """Return a file its folder's mode, as the umask made it, without the permission to execute, and flush it."""
     wanted = folder.stat().st_mode & 0o666
     if stat.S_IMODE(file.stat().st_mode) != wanted:
         with contextlib.suppress(PermissionError):  # a file system without modes

@@ -98,7 +98,7 @@ DAMAGE: dict[str, tuple[Callable[[Path, Path], object], type[RlcmError], str]] =
         "another plan",
     ),
     "truncated plan": (lambda run, _: truncate(run / ROLLOUT / "manifest.json"), CorruptFileError, "is not JSON"),
-    "truncated receipt": (lambda run, _: truncate((run / SHARD).with_suffix(".json")), CorruptFileError, "is not JSON"),
+    "truncated receipt": (lambda run, _: truncate((run / SHARD).with_suffix(".json")), CorruptFileError, "not JSON"),
     "flipped adapter": (
         lambda run, _: flip_a_bit(run / "checkpoints/000000" / LORA_FILE),
         CorruptFileError,

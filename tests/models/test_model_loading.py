@@ -107,7 +107,7 @@ def test_the_schedule_follows_the_configuration_of_the_pipeline(tiny_lcm_copy):
         scheduler.alphas_cumprod, torch.tensor([999, 759, 519, 279]), "v_prediction", timestep_scaling=5.0
     )
     for name, values in vars(expected).items():
-        assert torch.equal(getattr(schedule, name), values), name
+        assert torch.equal(*map(torch.as_tensor, (getattr(schedule, name), values))), name
 
 
 def test_the_digest_changes_with_any_weight_and_the_dtype(tiny_lcm, tiny_lcm_copy):
