@@ -6,6 +6,7 @@ from types import UnionType
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field
+from pydantic.fields import FieldInfo
 
 PositiveInt = Annotated[int, Field(ge=1)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -34,3 +35,16 @@ def sections_of(annotation: Any) -> list[type[Section]]:
 def choices_of(section: type[Section]) -> list[str]:
     """Return the tables of a section that are one of several, chosen by their `kind`."""
     return [name for name, setting in section.model_fields.items() if len(sections_of(setting.annotation)) > 1]
+
+
+def settings_of(section: type[Section], prefix: str = "") -> dict[str, list[FieldInfo]]:
+    """Return every setting that is not a table itself, by its dotted key; several fields where tables are a choice."""
+    found: dict[str, list[FieldInfo]] = {}
+    for name, setting in section.model_fields.items():
+        tables = sections_of(setting.annotation)
+        for table in tables:
+            for key, fields in settings_of(table, f"{prefix}{name}.").items():
+                found.setdefault(key, []).extend(fields)
+        if not tables:
+            found[prefix + name] = [setting]
+    return found

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from rlcm_cli.cli import options as o
+from rlcm_cli.cli.asked import ask_model
+from rlcm_cli.cli.completion import complete_reward
+from rlcm_cli.cli.setting_options import chosen_settings, command_with
+from rlcm_cli.cli.streams import announce
+from rlcm_cli.errors import ConfigError
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -16,68 +22,59 @@ if TYPE_CHECKING:
     from rlcm_cli.models.latent_model import LatentModel
 
 DEFAULT_TASK = "compression"
+SETTINGS = (
+    "model.name", "model.dtype", "model.image_size", "runtime.device", "runtime.memory_budget", "sample.steps",
+)  # fmt: skip
+"""Settings that are options of the command."""
 
 
 def register(app: typer.Typer) -> None:
     """Add the command to the program."""
-    app.command("bench", epilog="Example: rlcm bench --architecture sd15-lcm --dtype bfloat16 --size 512")(
-        bench_command
-    )
+    app.command(
+        "bench",
+        cls=command_with(*SETTINGS),
+        epilog="Example: rlcm bench --architecture sd15-lcm --dtype bfloat16 --size 512",
+    )(bench_command)
 
 
 def bench_command(
-    model: o.ModelOption = None,
+    context: typer.Context,
     architecture: Annotated[
         str | None,
-        o.setting("--architecture", "NAME", "Instead, with random weights: emoji-lcm, sd15-lcm, sd15 or sdxl-lcm."),
+        o.setting(
+            "--architecture",
+            "NAME",
+            "Use a randomly initialised model of this architecture: emoji-lcm, sd15-lcm, sd15 or sdxl-lcm.",
+        ),
     ] = None,
     tasks: Annotated[
         list[str],
-        o.setting(
-            "--task", "NAME", "Preset whose time is projected; repeatable, the first is measured.", DEFAULT_TASK
-        ),
-    ] = [],  # noqa: B006
-    assignments: o.SetOfPresetOption = [],  # noqa: B006
-    reward: Annotated[str, o.setting("--reward", "NAME", "Reward that is measured.", True)] = "compressibility",
-    size: o.SizeOption = None,
-    steps: o.StepsOption = None,
+        o.setting("--task", "NAME", "Preset to estimate the time of; the first one is measured.", DEFAULT_TASK),
+    ] = [],
+    assignments: o.SetOfPresetOption = [],
+    reward: Annotated[
+        str, o.setting("--reward", "NAME", "Reward to measure.", True, complete_reward)
+    ] = "compressibility",
     batches: Annotated[
         str | None,
-        o.setting("--batch", "N,N,N", "Batch sizes.", "doubled while it pays and fits"),
+        o.setting("--batch", "N,N,N", "Batch sizes to measure.", "doubled while that is faster and fits"),
     ] = None,
-    memory_budget: o.MemoryBudgetOption = None,
     seconds: Annotated[
-        float, typer.Option("--seconds", metavar="S", min=0, help="Least time of each measurement.")
+        float, typer.Option("--seconds", metavar="S", min=0, help="Minimum duration of each measurement.")
     ] = 0.5,
-    device: o.DeviceOption = None,
-    dtype: o.DtypeOption = None,
     quiet: o.QuietOption = False,
     as_json: o.JsonOption = False,
 ) -> None:
-    """Measure how fast a model is sampled, decoded, scored and trained here, and suggest batch sizes."""
-    from rlcm_cli.config import parse_size, resolve_settings
-    from rlcm_cli.errors import ConfigError
+    """Measure how fast this machine samples, decodes, scores and trains, and suggest batch sizes."""
+    from rlcm_cli.config import parse_size
 
-    if model is not None and architecture is not None:
-        raise ConfigError("--model and --architecture name two models; give one of them")
-    flags = {
-        "model.name": architecture or model,
-        "model.dtype": dtype,
-        "model.image_size": size,
-        "runtime.device": device,
-        "runtime.memory_budget": memory_budget,
-        "sample.steps": steps,
-    }
-    names = list(dict.fromkeys(tasks)) or [DEFAULT_TASK]
-    ask = None if architecture else o.ask_model
-    resolved = {name: resolve_settings([name], assignments=assignments, flags=flags, recommend=ask) for name in names}
-    configs = {name: config for name, (config, _) in resolved.items()}
-    config = configs[names[0]]
+    flags = chosen_settings(context)
+    configs = resolve_presets(tasks, assignments, flags, architecture)
+    config = next(iter(configs.values()))
     config.require_actions()
     sizes = parse_batches(batches)
     budget = config.runtime.memory_budget
-
-    o.announce(config.model.name, quiet=quiet, as_json=as_json)
+    announce(config.model.name, quiet=quiet, as_json=as_json)
 
     from rlcm_cli.cli.display import Display
     from rlcm_cli.measuring.bench import bench
@@ -85,7 +82,9 @@ def bench_command(
 
     spec = RewardSpec(reward)
     if spec.entry.set_level:
-        raise ConfigError(f"--reward {reward}: compares the images of a prompt, which is not measured; name another")
+        raise ConfigError(
+            f"--reward {reward}: compares the images of a prompt, which bench cannot measure; name another"
+        )
     loaded_reward = load_reward(spec)
     display = Display(quiet=quiet, as_json=as_json)
     with display.console.status("", spinner="line") as status:
@@ -106,6 +105,21 @@ def bench_command(
     display.finish({"model": config.model.name, "reward_name": reward, **to_values(found)})
 
 
+def resolve_presets(
+    tasks: Sequence[str], assignments: Sequence[str], flags: Mapping[str, Any], architecture: str | None
+) -> dict[str, Config]:
+    """Resolve the configuration of each preset; an architecture is the model of all. Raises `ConfigError`."""
+    from rlcm_cli.config import resolve_settings
+
+    if flags["model.name"] is not None and architecture is not None:
+        raise ConfigError("--model and --architecture both name a model; give only one of them")
+    if architecture is not None:
+        flags = {**flags, "model.name": architecture}
+    ask = ask_model if architecture is None else None
+    names = list(dict.fromkeys(tasks)) or [DEFAULT_TASK]
+    return {name: resolve_settings([name], assignments=assignments, flags=flags, recommend=ask)[0] for name in names}
+
+
 def load(config: Config, architecture: str | None) -> LatentModel:
     """Build the architecture or load the model of the configuration."""
     from rlcm_cli.models.architectures import build_architecture
@@ -113,14 +127,12 @@ def load(config: Config, architecture: str | None) -> LatentModel:
 
     settings, device = config.model, config.runtime.device
     if architecture is not None:
-        return build_architecture(architecture, dtype=settings.dtype, device=device, image_size=settings.image_sides)
+        return build_architecture(architecture, dtype=settings.dtype, device=device, image_size=settings.image_size)
     return load_configured_model(settings, config.sampler.kind, device)
 
 
 def parse_batches(text: str | None) -> list[int] | None:
     """Read `1,2,4`; None stays None. Raises `ConfigError`."""
-    from rlcm_cli.errors import ConfigError
-
     if text is None:
         return None
     parts = [part.strip() for part in text.split(",")]
@@ -130,7 +142,7 @@ def parse_batches(text: str | None) -> list[int] | None:
 
 
 def render(name: str, found: Bench, reward: str) -> list[Table | str]:
-    """Give the table and the lines that follow it."""
+    """Return the table and the lines below it."""
     from rich.table import Table
 
     from rlcm_cli.cli.display import format_duration
@@ -177,7 +189,7 @@ def render(name: str, found: Bench, reward: str) -> list[Table | str]:
 
 
 def to_values(found: Bench) -> dict[str, Any]:
-    """Give what was measured as plain values for JSON."""
+    """Return what was measured as plain values for JSON."""
     from dataclasses import asdict
 
     return asdict(found)

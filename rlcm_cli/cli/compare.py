@@ -5,9 +5,8 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -29,13 +28,6 @@ COST_NAMES = {
 WIDTH_OF_A_FILE = 240
 
 
-class Clock(StrEnum):
-    """Whose seconds count."""
-
-    WALL = "wall"
-    CPU = "cpu"
-
-
 def register(app: typer.Typer) -> None:
     """Add the command to the program."""
     app.command("compare", epilog="Example: rlcm compare runs/lcm-1 runs/lcm-2 runs/ddpo-1 runs/ddpo-2 --time cpu")(
@@ -46,48 +38,56 @@ def register(app: typer.Typer) -> None:
 def compare_command(
     roots: Annotated[
         list[str],
-        typer.Argument(metavar="RUN", help="Run directories; those that differ only in seed are one method."),
-    ] = [],  # noqa: B006
+        typer.Argument(
+            metavar="RUN", help="Run directories; runs that differ only in their seed count as one method."
+        ),
+    ] = [],
     labels: Annotated[
         list[str],
         typer.Option(
             "--label",
             metavar="NAME=RUN[,RUN]",
-            help="Seeds of a method, and its name; repeatable.",
+            help="Name of a method and its runs, one per seed; repeatable.",
             show_default=False,
         ),
-    ] = [],  # noqa: B006
+    ] = [],
     reach: Annotated[
         float | None,
-        typer.Option("--reach", metavar="X", help="Target reward.", show_default="the highest that every run reaches"),
+        typer.Option(
+            "--reach",
+            metavar="X",
+            help="Report the cost of reaching this reward.",
+            show_default="the highest that all runs reach",
+        ),
     ] = None,
     reward: Annotated[
         str | None,
-        typer.Option(
-            "--reward", metavar="NAME", help="Compare by this reward only.", show_default="what is trained for"
-        ),
+        typer.Option("--reward", metavar="NAME", help="Compare this reward only.", show_default="the training reward"),
     ] = None,
     window: Annotated[
         int,
-        typer.Option("--smooth", metavar="N", min=1, help="Iterations that are averaged, at most half of a run's."),
+        typer.Option("--smooth", metavar="N", min=1, help="Iterations to average, at most half of a run."),
     ] = 5,
     clock: Annotated[
-        Clock, typer.Option("--time", help="Wall or processor time; on a shared machine the latter is fairer.")
-    ] = Clock.WALL,
+        Literal["wall", "cpu"],
+        typer.Option("--time", help="Wall or processor time; on a shared machine the latter is fairer."),
+    ] = "wall",
     out: Annotated[
-        Path, typer.Option("--out", metavar="DIR", help="Folder for picture and numbers.", file_okay=False)
+        Path, typer.Option("--out", metavar="DIR", help="Folder for the figure and the numbers.", file_okay=False)
     ] = Path("comparison"),
     draw: Annotated[
         bool,
-        typer.Option("--draw", help="Also draw prompts and seeds with each method's first run, at several steps."),
+        typer.Option(
+            "--draw", help="Also generate the same prompts and seeds with each method's first run, at several steps."
+        ),
     ] = False,
     device: Annotated[
-        str, typer.Option("--device", metavar="NAME", help="For --draw: auto, cpu, cuda, cuda:1, mps.")
+        str, typer.Option("--device", metavar="NAME", help="For --draw: auto, cpu, cuda, cuda:1 or mps.")
     ] = "auto",
     quiet: o.QuietOption = False,
     as_json: o.JsonOption = False,
 ) -> None:
-    """Compare runs: reward against queries, time and model forwards, and what it costs to reach a target reward."""
+    """Compare runs: reward over queries, time and model forwards, and the cost of reaching a target reward."""
     from rlcm_cli.cli.display import Display
     from rlcm_cli.errors import ConfigError
     from rlcm_cli.report.compare.comparison import compare_runs
@@ -99,11 +99,11 @@ def compare_command(
     check_folder(out)
     named = [*parse_labels(labels), *(("", root) for root in roots)]
     if not named:
-        raise ConfigError("no run given; name run directories, for example rlcm compare runs/a runs/b")
+        raise ConfigError("no run given; pass run directories, for example rlcm compare runs/a runs/b")
     with ExitStack() as stack:
         locations = [(label, stack.enter_context(open_location(root, stage_report))) for label, root in named]
         contenders = [open_contender(location.existing, label) for label, location in locations]
-        comparison = compare_runs(contenders, component=reward, window=window, clock=clock.value, target=reach)
+        comparison = compare_runs(contenders, component=reward, window=window, clock=clock, target=reach)
         table = tabulate(comparison)
         display = Display(quiet=quiet, as_json=as_json)
         with tempfile.TemporaryDirectory() as scratch:
@@ -121,7 +121,7 @@ def compare_command(
 
 
 def draw_strips(runs: Mapping[str, Path], folder: Path, device: str, display: Display) -> list[Strip]:
-    """Draw the same prompts with the newest checkpoint of each run, method → run directory."""
+    """Generate the same prompts with the newest checkpoint of each run, method → run directory."""
     from rlcm_cli.pictures.compare import draw_samples, plan_samples
     from rlcm_cli.report.compare.samples import Strip
 
@@ -144,13 +144,13 @@ def parse_labels(options: Sequence[str]) -> Iterator[tuple[str, str]]:
 
 
 def open_contender(root: Path, label: str = "") -> Contender:
-    """Read what a comparison must know of a run. Raises `MissingFileError` where there is none."""
+    """Read what a comparison needs to know about a run. Raises `MissingFileError` if there is none."""
     from rlcm_cli.errors import MissingFileError
     from rlcm_cli.report.compare.contenders import Contender
     from rlcm_cli.runs.run import identify, open_run
 
     if not (root / "config.json").is_file():
-        raise MissingFileError(f"{root}: is not a run directory (no config.json); name one that `rlcm loop` has made")
+        raise MissingFileError(f"{root}: is not a run directory (no config.json); pass one created by `rlcm loop`")
     run = open_run(root)
     tasks = run.config.joint_tasks()
     return Contender(
@@ -165,7 +165,7 @@ def open_contender(root: Path, label: str = "") -> Contender:
 
 
 def show(table: Mapping[str, Any]) -> None:
-    """Print the numbers: a column a method, of several seeds the lowest and the highest below the mean."""
+    """Print the numbers, one column per method; for several seeds, the lowest and the highest below the mean."""
     from rich.table import Table
 
     from rlcm_cli.cli.tables import print_rows
@@ -178,7 +178,7 @@ def show(table: Mapping[str, Any]) -> None:
     for name, cells in _lines(table):
         shown.add_row(name, *cells)
     console = open_console(markup=False, highlight=False)
-    if not console.is_terminal:  # no window's width to keep to, and rich would fold at 80
+    if not console.is_terminal:  # a file has no width, and rich would fold at 80
         console = open_console(markup=False, highlight=False, width=WIDTH_OF_A_FILE)
     console.print(_head(table))
     unbounded = console.options.update(width=WIDTH_OF_A_FILE)
@@ -197,7 +197,7 @@ def _head(table: Mapping[str, Any]) -> str:
         said = " to ".join(map(str, sorted({min(windows), max(windows)})))
         parts.append(f"first, best and final are means of {said} iterations")
     if any(len(method["seeds"]) > 1 for method in table["methods"]):
-        parts.append("of several seeds the mean of their own values (lowest to highest)")
+        parts.append("for several seeds, the mean of their values (lowest to highest)")
     return "; ".join(parts)
 
 

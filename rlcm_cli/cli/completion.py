@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
@@ -27,23 +27,19 @@ def complete_reward(incomplete: str) -> list[str]:
 def complete_setting(incomplete: str) -> list[str]:
     """Complete the key of `--set KEY=VALUE`; after the sign, the words that a setting can have."""
     from rlcm_cli.config import Config
+    from rlcm_cli.sections import settings_of
 
     key, equals, word = incomplete.partition("=")
-    found = _leaves(Config)
+    found = settings_of(Config)
     if equals:
-        return [f"{key}={choice}" for choice in _words(found.get(key)) if choice.startswith(word)]
+        words = [choice for field in found.get(key, ()) for choice in words_of(field.annotation)]
+        return [f"{key}={choice}" for choice in _beginning(words, word)]
     return _beginning([f"{name}=" for name in found], incomplete)
 
 
-def complete_words(section: str, field: str) -> Callable[[str], list[str]]:
-    """Make the function that completes an option by the words that its setting can have."""
-
-    def complete(incomplete: str) -> list[str]:
-        from rlcm_cli.config import Config
-
-        return _beginning(_words(_leaves(Config)[f"{section}.{field}"]), incomplete)
-
-    return complete
+def complete_from(words: Sequence[str]) -> Callable[[str], list[str]]:
+    """Make the function that completes an option by one of some words."""
+    return lambda incomplete: _beginning(words, incomplete)
 
 
 def complete_model(incomplete: str) -> list[str]:
@@ -74,28 +70,14 @@ def _folders(incomplete: str) -> list[str]:
     return [name if Path(name, "config.json").is_file() else f"{name}/" for name in _beginning(named, incomplete)]
 
 
-def _beginning(names: list[str], incomplete: str) -> list[str]:
+def _beginning(names: Sequence[str], incomplete: str) -> list[str]:
     return [name for name in names if name.startswith(incomplete)]
 
 
-def _leaves(section: Any, prefix: str = "") -> dict[str, Any]:
-    """Return the annotation of each setting that is not a section itself, by its dotted key."""
-    from rlcm_cli.sections import sections_of
-
-    found: dict[str, Any] = {}
-    for name, field in section.model_fields.items():
-        tables = sections_of(field.annotation)
-        for table in tables:
-            for key, annotation in _leaves(table, f"{prefix}{name}.").items():
-                found[key] = found[key] | annotation if key in found else annotation
-        if not tables:
-            found[prefix + name] = field.annotation
-    return found
-
-
-def _words(annotation: Any) -> list[str]:
+def words_of(annotation: Any) -> list[str]:
+    """Return the words that a setting can have; none where it can be anything else."""
     if annotation is bool:
         return ["true", "false"]
     if get_origin(annotation) is Literal:
         return [str(word) for word in get_args(annotation)]
-    return [word for part in get_args(annotation) for word in _words(part)]
+    return [word for part in get_args(annotation) for word in words_of(part)]

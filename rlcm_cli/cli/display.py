@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Generator, Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from rich.progress import (
     BarColumn,
@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from rlcm_cli.cli.live import LiveRun
     from rlcm_cli.events import Evaluated, Event
     from rlcm_cli.report.run.progress import RunProgress
+
+
+ResultT = TypeVar("ResultT")
 
 
 class Display:
@@ -83,6 +86,16 @@ class Display:
                 self._live.take(event)
                 self._show(event)
         self._live = None
+
+    def run(self, work: Generator[Event, None, ResultT]) -> ResultT:
+        """Print the events of some work as they come, and return its result."""
+        results: list[ResultT] = []
+
+        def events() -> Iterator[Event]:
+            results.append((yield from work))
+
+        self.follow(events())
+        return results[0]
 
     def finish(self, result: Mapping[str, Any] | None = None) -> None:
         """Print the machine-readable line, where one was asked for."""

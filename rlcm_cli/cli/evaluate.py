@@ -8,35 +8,40 @@ from typing import Annotated
 import typer
 
 from rlcm_cli.cli import options as o
+from rlcm_cli.cli.asked import reopen_run
 from rlcm_cli.cli.location import open_location
+from rlcm_cli.cli.setting_options import chosen_settings, command_with
+from rlcm_cli.cli.streams import announce
 
 
 def register(app: typer.Typer) -> None:
     """Add the command to the program."""
-    app.command("evaluate", epilog="Example: rlcm evaluate --run runs/a --checkpoint 0 --checkpoint 40")(
-        evaluate_command
-    )
+    app.command(
+        "evaluate",
+        cls=command_with("runtime.device"),
+        epilog="Example: rlcm evaluate --run runs/a --checkpoint 0 --checkpoint 40",
+    )(evaluate_command)
 
 
 def evaluate_command(
+    context: typer.Context,
     named: o.ExistingRunOption,
     checkpoints: Annotated[
         list[int],
         typer.Option(
-            "--checkpoint", metavar="N", help="Checkpoint to draw with; repeatable.", show_default="the newest"
+            "--checkpoint", metavar="N", help="Checkpoint to evaluate; repeatable.", show_default="the newest"
         ),
-    ] = [],  # noqa: B006
-    assignments: o.SetOption = [],  # noqa: B006
-    device: o.DeviceOption = None,
+    ] = [],
+    assignments: o.SetOption = [],
     allow_code: o.AllowCodeOption = False,
-    allow_hosts: o.AllowHostOption = [],  # noqa: B006
+    allow_hosts: o.AllowHostOption = [],
     allow_changed: o.AllowChangedOption = False,
     no_cache: o.NoCacheOption = False,
     quiet: o.QuietOption = False,
     as_json: o.JsonOption = False,
 ) -> None:
-    """Draw and score the run's fixed held-out images with some of its checkpoints."""
-    o.announce(named, quiet=quiet, as_json=as_json)
+    """Generate and score the run's fixed held-out images with some of its checkpoints."""
+    announce(named, quiet=quiet, as_json=as_json)
 
     from rlcm_cli.cli.consent import Given, named_texts, permit
     from rlcm_cli.cli.display import Display
@@ -46,20 +51,19 @@ def evaluate_command(
     from rlcm_cli.runs.policy import load_policy_model
     from rlcm_cli.runs.staging import stage_evaluating
     from rlcm_cli.store.checkpoint import latest_checkpoint
+    from rlcm_cli.store.score_cache import open_cache
 
     with open_location(named, partial(stage_evaluating, checkpoints=checkpoints), publishes=True) as location:
-        run = o.reopen_run(location.existing, assignments=assignments, flags={"runtime.device": device})
+        run = reopen_run(location.existing, assignments=assignments, flags=chosen_settings(context))
         trusted = permit(run, Given(named_texts(assignments), allow_code, allow_hosts))
         chosen = checkpoints or [latest_checkpoint(run.layout)]
         team = join_team(run.config.runtime.device)
         display = Display(quiet=quiet, as_json=as_json, silent=not team.leads)
         display.say_all(trusted)
-        display.follow(check_team(team, team.size))  # all draw, however few shards there are
-        with o.open_cache(no_cache) as cache:
-            scorers, model = (
-                load_scorers(run, cache=cache, allow_changed=allow_changed),
-                load_policy_model(run.config),
-            )
+        display.follow(check_team(team, team.size))  # all processes generate, even if there are fewer shards
+        with open_cache(wanted=not no_cache) as cache:
+            scorers = load_scorers(run, cache=cache, allow_changed=allow_changed)
+            model = load_policy_model(run.config)
             for checkpoint in chosen:
                 display.follow(location.follow(evaluate(run, model, scorers, checkpoint, team)))
         team.leave()

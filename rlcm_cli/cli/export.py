@@ -2,36 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator
-from enum import StrEnum
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from rlcm_cli.cli import options as o
+from rlcm_cli.cli.completion import complete_from
 from rlcm_cli.cli.location import open_location
+from rlcm_cli.cli.streams import announce
+from rlcm_cli.errors import ConfigError, RemoteStoreError
 from rlcm_cli.store.remote.objects import is_url
 
 if TYPE_CHECKING:
-    from rlcm_cli.events import Event
-    from rlcm_cli.pictures.export import Exported
+    from rlcm_cli.pictures.export import Exported, Format
     from rlcm_cli.store.remote.remote_run import RemoteRun
 
-
-class Format(StrEnum):
-    """What is written."""
-
-    DIFFUSERS = "diffusers"
-    KOHYA = "kohya"
-    PIPELINE = "pipeline"
+FORMATS: tuple[Format, ...] = ("diffusers", "kohya", "pipeline")
 
 
-class Dtype(StrEnum):
-    """Of the exported weights."""
-
-    FLOAT32 = "float32"
-    FLOAT16 = "float16"
+def read_format(text: str) -> Format:
+    """Read the value of --format; a user who names a tool is told which format it reads."""
+    for known in FORMATS:
+        if text == known:
+            return known
+    raise typer.BadParameter(
+        f"'{text}' is not one of {', '.join(FORMATS)}; kohya is the one that ComfyUI, A1111 and Forge read"
+    )
 
 
 def register(app: typer.Typer) -> None:
@@ -46,56 +44,57 @@ def export_command(
         str, typer.Argument(metavar="SOURCE", help="A run, a checkpoint or a LoRA file.", show_default=False)
     ],
     form: Annotated[
-        Format,
+        str,
         typer.Option(
             "--format",
-            parser=lambda text: read_format(text),  # defined below
-            metavar="|".join(Format),
-            autocompletion=lambda: list(Format),
+            parser=read_format,
+            metavar="|".join(FORMATS),
+            autocompletion=complete_from(FORMATS),
             help="diffusers: LoRA with rank and alpha; kohya: for ComfyUI, A1111 and others; pipeline: the whole "
             "model with the training folded in.",
         ),
-    ] = Format.DIFFUSERS,
+    ] = "diffusers",
     out: Annotated[
         Path | None,
         typer.Option("--out", metavar="DIR", help="New folder.", show_default="exports/NAME-FORMAT", file_okay=False),
     ] = None,
     average: Annotated[
-        bool, typer.Option("--ema", help="The moving average of the weights, where the run keeps one.")
+        bool, typer.Option("--ema", help="Export the moving average of the weights, if the run keeps one.")
     ] = False,
-    dtype: Annotated[Dtype, typer.Option("--dtype", help="Of the exported weights.")] = Dtype.FLOAT32,
+    dtype: Annotated[
+        Literal["float32", "float16"], typer.Option("--dtype", help="Data type of the exported weights.")
+    ] = "float32",
     hub: Annotated[
         str | None,
-        typer.Option("--hub", metavar="OWNER/NAME", help="Also upload it to the hub.", show_default=False),
+        typer.Option("--hub", metavar="OWNER/NAME", help="Also upload to the Hub.", show_default=False),
     ] = None,
     public: Annotated[
-        bool, typer.Option("--public", help="Make the hub's repository public; else it is private.")
+        bool, typer.Option("--public", help="Make the Hub repository public instead of private.")
     ] = False,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace an existing export, here or on the hub.")
+        bool, typer.Option("--overwrite", help="Overwrite an existing export, locally and on the Hub.")
     ] = False,
     model: Annotated[
         str | None,
         typer.Option("--model", metavar="NAME", help="Base model: folder or hub id.", show_default="the run's"),
     ] = None,
-    device: Annotated[str, typer.Option("--device", metavar="NAME", help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
+    device: o.DeviceOption = "auto",
     quiet: o.QuietOption = False,
     as_json: o.JsonOption = False,
 ) -> None:
-    """Write a checkpoint for other tools, with a model card; checked by drawing with it as they do."""
-    o.announce(named, quiet=quiet, as_json=as_json)
+    """Export a checkpoint for other tools, with a model card; verified by generating with diffusers alone."""
+    announce(named, quiet=quiet, as_json=as_json)
 
     from dataclasses import asdict
 
     from rlcm_cli.cli.display import Display
-    from rlcm_cli.errors import ConfigError, RemoteStoreError
     from rlcm_cli.pictures.export import check_request, export, find_source
     from rlcm_cli.runs.staging import stage_report
-    from rlcm_cli.store.remote.model_repository import check_repository, upload_folder
+    from rlcm_cli.store.remote.model_repository import check_repository
     from rlcm_cli.store.remote.remote_run import split_url
 
     if public and hub is None:
-        raise ConfigError("--public is of --hub OWNER/NAME; add that, or leave it out")
+        raise ConfigError("--public needs --hub OWNER/NAME; add it, or leave out --public")
     run_named, inside = split_url(named) if is_url(named) else (named, "")
 
     def fetch(remote: RemoteRun) -> None:
@@ -104,36 +103,28 @@ def export_command(
             remote.fetch_place(inside)
 
     display = Display(quiet=quiet, as_json=as_json)
-    finished: list[Exported] = []
+    known = read_format(form)
     with open_location(run_named, fetch) as location:
         source = find_source(str(location.existing / inside), average=average, model={"name": model})
-        folder = (
-            out
-            or Path("exports")
-            / f"{name_source(run_named, source.layout.root if source.layout else None)}-{form.value}"
-        )
+        name = name_source(run_named, source.layout.root if source.layout else None)
+        folder = out or Path("exports") / f"{name}-{known}"
         title = hub.rpartition("/")[2] if hub else folder.resolve().name
-        check_request(source, form.value, folder, overwrite=overwrite)
+        check_request(source, known, folder, overwrite=overwrite)
         if hub:
             check_repository(hub, public=public, overwrite=overwrite)
-        work = export(
-            source, form.value, folder, dtype=dtype.value, device=device, title=title, describe=describe_with(hub)
+        exported = display.run(
+            export(source, known, folder, dtype=dtype, device=device, title=title, describe=describe_with(hub))
         )
-        display.follow(_keep_result(work, finished.append))
-    (exported,) = finished
-    if form is Format.KOHYA and exported.comfyui:
+    if known == "kohya" and exported.comfyui:
         display.say("in ComfyUI: " + ", ".join(f"{name} {value}" for name, value in exported.comfyui.items()))
     address = None
     if hub:
-        try:
-            address = upload_folder(folder, hub, public=public, message=f"Export of checkpoint {source.checkpoint}")
-        except RemoteStoreError as error:
-            raise RemoteStoreError(f"{error}; {folder} holds the export, --overwrite makes it again") from error
+        address = upload(exported, hub, public=public)
         display.say(f"{address}: uploaded, {'public' if public else 'private'}")
     display.finish(
         {
             "out": str(folder),
-            "format": form.value,
+            "format": known,
             "weights": exported.weights,
             "checkpoint": source.checkpoint,
             "verification": asdict(exported.verification),
@@ -142,18 +133,19 @@ def export_command(
     )
 
 
-def read_format(text: str) -> Format:
-    """Read the value of --format; who asks for a tool is told the format that it reads."""
+def upload(exported: Exported, hub: str, *, public: bool) -> str:
+    """Upload an export to the Hub and return its address. Raises `RemoteStoreError`."""
+    from rlcm_cli.store.remote.model_repository import upload_folder
+
+    folder, checkpoint = exported.folder, exported.source.checkpoint
     try:
-        return Format(text)
-    except ValueError:
-        raise typer.BadParameter(
-            f"'{text}' is not one of {', '.join(Format)}; kohya is the one that ComfyUI, A1111 and Forge read"
-        ) from None
+        return upload_folder(folder, hub, public=public, message=f"Export of checkpoint {checkpoint}")
+    except RemoteStoreError as error:
+        raise RemoteStoreError(f"{error}; the export is in {folder}; to try again, add --overwrite") from error
 
 
 def name_source(named: str, root: Path | None) -> str:
-    """Name an export by its run as it was typed, or, of a checkpoint or a file, by what that lies in."""
+    """Name an export after its run as it was typed or, for a checkpoint or a file, after what contains it."""
     from rlcm_cli.cli.report import last_part
 
     if is_url(named) or root is None:
@@ -198,7 +190,3 @@ def describe_with(hub: str | None) -> Callable[[Exported, Path], None]:
         write_card(subject, evidence, folder)
 
     return describe
-
-
-def _keep_result(work: Generator[Event, None, Exported], keep: Callable[[Exported], None]) -> Iterator[Event]:
-    keep((yield from work))

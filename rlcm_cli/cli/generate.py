@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TypeVar
+from typing import Annotated, TypeVar
 
 import typer
 
 from rlcm_cli.cli import options as o
-from rlcm_cli.cli.completion import complete_words
-from rlcm_cli.cli.sampler_options import SamplerCommand, chosen_settings
-
-if TYPE_CHECKING:
-    from rlcm_cli.events import Event
-    from rlcm_cli.pictures.generate import Speed
+from rlcm_cli.cli.completion import complete_from, complete_model
+from rlcm_cli.cli.sampler_options import SamplerCommand, chosen_sampler_settings
+from rlcm_cli.cli.setting_options import chosen_settings, command_with
+from rlcm_cli.cli.streams import announce
 
 NumberT = TypeVar("NumberT", int, float)
 OUT = "outputs"
@@ -26,7 +23,7 @@ def register(app: typer.Typer) -> None:
     """Add the command to the program."""
     app.command(
         "generate",
-        cls=SamplerCommand,
+        cls=command_with("model.dtype", "model.image_size", base=SamplerCommand),
         epilog="Example: rlcm generate --lora runs/compression --prompt 'a cat' --steps 1,2,4",
     )(generate_command)
 
@@ -34,12 +31,12 @@ def register(app: typer.Typer) -> None:
 def generate_command(
     context: typer.Context,
     prompts: Annotated[
-        list[str], typer.Option("--prompt", metavar="TEXT", help="What to draw; repeatable.", show_default=False)
-    ] = [],  # noqa: B006
+        list[str], typer.Option("--prompt", metavar="TEXT", help="Prompt to generate; repeatable.", show_default=False)
+    ] = [],
     prompts_from: Annotated[
         str | None,
         typer.Option(
-            "--prompts", metavar="SOURCE", help="Prompts from a file, a built-in set or a dataset.", show_default=False
+            "--prompts", metavar="SOURCE", help="A file, a built-in set or a dataset with prompts.", show_default=False
         ),
     ] = None,
     loras: Annotated[
@@ -50,13 +47,13 @@ def generate_command(
             help="A run, a checkpoint, a LoRA file or a hub id; repeatable.",
             show_default=False,
         ),
-    ] = [],  # noqa: B006
+    ] = [],
     scale: Annotated[
         str | None,
         typer.Option(
             "--scale",
             metavar="X[,X]",
-            help="Strength of the LoRA, 0 none; several, as 0,0.5,1; below 0 as --scale=-0.5.",
+            help="Strength of the LoRA, 0 for none; several as 0,0.5,1; negative ones as --scale=-0.5.",
             show_default="1",
         ),
     ] = None,
@@ -65,17 +62,21 @@ def generate_command(
         typer.Option(
             "--steps",
             metavar="H[,H]",
-            help="Model calls per image, 1 or more; several, as 1,2,4,8.",
+            help="Model calls per image, 1 or more; several as 1,2,4,8.",
             show_default="the LoRA's, or the model's",
         ),
     ] = None,
     compare_base: Annotated[
-        bool, typer.Option("--compare-base", help="Also draw without the LoRA, beside it on the sheet.")
+        bool, typer.Option("--compare-base", help="Also generate without the LoRA, next to it on the sheet.")
     ] = False,
     model: Annotated[
         str | None,
         typer.Option(
-            "--model", metavar="NAME", help="Embedded name, folder or hub id.", show_default="the LoRA's, or emoji-lcm"
+            "--model",
+            metavar="NAME",
+            help="Embedded name, folder or hub id.",
+            show_default="the LoRA's, or emoji-lcm",
+            autocompletion=complete_model,
         ),
     ] = None,
     sampler: Annotated[
@@ -84,8 +85,8 @@ def generate_command(
             "--sampler",
             metavar="KIND",
             help=f"How images are sampled: {', '.join(o.SAMPLER_KINDS)}.",
-            show_default="the LoRA's, or as the model says",
-            autocompletion=complete_words("sampler", "kind"),
+            show_default="the LoRA's, or the model's",
+            autocompletion=complete_from(o.SAMPLER_KINDS),
         ),
     ] = None,
     guidance: Annotated[
@@ -99,14 +100,17 @@ def generate_command(
     ] = None,
     count: Annotated[int, typer.Option("--count", metavar="N", min=1, help="Images per prompt.")] = 1,
     seed: Annotated[
-        int | None, typer.Option("--seed", metavar="N", help="Image i has this seed + i.", show_default="0")
+        int | None,
+        typer.Option(
+            "--seed", metavar="N", help="Seed of the first image; image i has this seed + i.", show_default="0"
+        ),
     ] = None,
     from_image: Annotated[
         Path | None,
         typer.Option(
             "--from-image",
             metavar="FILE.png",
-            help="Draw a PNG of this command again; other options change what they name.",
+            help="Reproduce a PNG made by this command; other options override its settings.",
             show_default=False,
         ),
     ] = None,
@@ -115,7 +119,7 @@ def generate_command(
         typer.Option(
             "--batch",
             metavar="FILE.csv",
-            help="An image a row; columns prompt, seed, steps, scale, guidance, lora, and settings of the sampler.",
+            help="One image per row; columns prompt, seed, steps, scale, guidance, lora, and sampler settings.",
             show_default=False,
         ),
     ] = None,
@@ -126,29 +130,28 @@ def generate_command(
             metavar="DIR",
             help="Folder for the images.",
             file_okay=False,
-            show_default=f"{OUT}, or {OUT}-2 and so on where that is taken; {OUT_AGAIN} with --from-image",
+            show_default=f"{OUT}, or {OUT}-2 and so on if it exists; {OUT_AGAIN} with --from-image",
         ),
     ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that are in the way.")] = False,
-    dtype: o.DtypeOption = None,
-    size: o.SizeOption = None,
-    device: Annotated[str, typer.Option("--device", metavar="NAME", help="auto, cpu, cuda, cuda:1 or mps.")] = "auto",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Overwrite existing files.")] = False,
+    device: o.DeviceOption = "auto",
     quiet: o.QuietOption = False,
     as_json: o.JsonOption = False,
 ) -> None:
-    """Draw images: a PNG each that says how it was made, and a sheet.
+    """Generate images: one PNG each, which stores its settings, and a contact sheet.
 
-    Two of LoRA, scale and steps may have several values: the rows and columns of the sheet.
+    Up to two of LoRA, scale and steps may have several values: they become the rows and columns of the sheet.
     """
     from rlcm_cli.config import EMBEDDED_MODEL
 
-    o.announce(model or next(iter(loras), None) or EMBEDDED_MODEL, quiet=quiet, as_json=as_json)
+    announce(model or next(iter(loras), None) or EMBEDDED_MODEL, quiet=quiet, as_json=as_json)
 
     from rlcm_cli.cli.display import Display
     from rlcm_cli.pictures.generate import choose_folder, generate_plan
     from rlcm_cli.pictures.generate_request import Request, plan_request
     from rlcm_cli.prompts import load_prompts
 
+    chosen = chosen_settings(context)
     plan = plan_request(
         Request(
             prompts=[*prompts, *(load_prompts(prompts_from) if prompts_from else ())],
@@ -158,22 +161,16 @@ def generate_command(
             compare_base=compare_base,
             count=count,
             seed=seed,
-            model={"name": model, "dtype": dtype, "image_size": size},
+            model={"name": model, "dtype": chosen["model.dtype"], "image_size": chosen["model.image_size"]},
             sample={"guidance_scale": guidance},
-            sampler={"kind": sampler, **chosen_settings(context)},
+            sampler={"kind": sampler, **chosen_sampler_settings(context)},
             from_image=from_image,
             batch=batch,
         )
     )
     folder = choose_folder(plan, out, Path(OUT_AGAIN if from_image else OUT), overwrite=overwrite)
     display = Display(quiet=quiet, as_json=as_json)
-    speeds: list[Speed] = []
-
-    def draw() -> Iterator[Event]:
-        speeds.append((yield from generate_plan(plan, device, folder)))
-
-    display.follow(draw())
-    (speed,) = speeds
+    speed = display.run(generate_plan(plan, device, folder))
     display.finish(
         {
             "out": str(folder),

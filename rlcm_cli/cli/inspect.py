@@ -86,7 +86,7 @@ def inspect_command(
                 raise
             described = {"kind": "run"}
         if verify:
-            described["faults"] = [location.tell(fault) for fault in faults]
+            described["faults"] = [location.describe(fault) for fault in faults]
         if as_json:
             print_json(described)
         else:

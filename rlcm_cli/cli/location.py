@@ -1,4 +1,4 @@
-"""Where a run lies: a folder, or a URL that is worked on through a stage on this machine."""
+"""Where a run is: a folder, or a URL that is worked on through a stage on this machine."""
 
 from __future__ import annotations
 
@@ -22,27 +22,27 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Location:
-    """A run's folder, and what of it is elsewhere."""
+    """A run's folder, and its URL if it is stored elsewhere."""
 
     root: Path | None
-    """The folder, or the stage of a URL; None: none was named."""
+    """The folder, or the stage of a URL; None: none is named."""
     url: str | None = None
     publisher: Publisher | None = None
-    """None: nothing is to be published."""
+    """None: nothing will be published."""
 
     @property
     def existing(self) -> Path:
-        """The folder, of a command whose run must be named."""
+        """The folder, for a command whose run must be named."""
         if self.root is None:
-            raise ConfigError("no run is named; use --run DIR")
+            raise ConfigError("no run given; use --run DIR")
         return self.root
 
-    def tell(self, text: object) -> str:
-        """Give a path or a line as people know it: with the URL instead of the stage."""
+    def describe(self, text: object) -> str:
+        """Return a path or a line as the user knows it: with the URL instead of the stage."""
         return str(text) if self.url is None else str(text).replace(str(self.root), self.url)
 
     def confirm(self, config: Config) -> None:
-        """Make sure that no other machine has started the run with other settings at the same time.
+        """Check that no other machine has started the run with other settings at the same time.
 
         Raises `RunMismatchError`.
         """
@@ -53,7 +53,7 @@ class Location:
             check_run(self.root, config)
 
     def follow(self, events: Iterable[Event], loop: Run | None = None) -> Iterable[Event]:
-        """Give a phase's events while what they leave is published; of a loop, prune as its settings say."""
+        """Yield a phase's events while publishing what they leave; prune as a loop's settings say."""
         if self.publisher is None:
             return events
         from rlcm_cli.runs.staging import LoopPublisher, follow_published
@@ -65,9 +65,9 @@ class Location:
 def open_location(
     named: str | None, fetch: Callable[[RemoteRun], object], *, publishes: bool = False
 ) -> Iterator[Location]:
-    """Open the location of a run; of a URL, `fetch` brings what is needed, and at the end what is new is published.
+    """Open the location of a run; for a URL, `fetch` what is needed first and publish what is new at the end.
 
-    Raises `ConfigError`, `RemoteStoreError`, and the block's errors with the URL in the location of the stage.
+    Raises `ConfigError`, `RemoteStoreError`, and the block's errors with the URL instead of the stage.
     """
     if named is None or not is_url(named):
         yield Location(None if named is None else local_path(named))
@@ -80,20 +80,20 @@ def open_location(
     publish = publisher.publish if publisher else lambda: None
     location = Location(remote.layout.root, remote.store.url, publisher)
     try:
-        publish()  # what a killed process has left
+        publish()  # what a killed process left
         with remote.stage.lock():
             fetch(remote)
         try:
             yield location
         except RlcmError:
-            with contextlib.suppress(RlcmError):  # the block's error is the one to be told
+            with contextlib.suppress(RlcmError):  # the block's error is the one to report
                 publish()
             raise
         publish()
     except RlcmError as error:
-        raise type(error)(location.tell(error)) from error
+        raise type(error)(location.describe(error)) from error
 
 
 def local_path(named: str) -> Path:
-    """Give the path that a plain path or `file://` names."""
+    """Return the path that a plain path or a `file://` URL names."""
     return Path(unquote(named.removeprefix("file://"))) if named.startswith("file://") else Path(named)

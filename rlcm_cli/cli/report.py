@@ -12,7 +12,7 @@ import typer
 from rlcm_cli.cli import options as o
 from rlcm_cli.cli.completion import complete_run
 from rlcm_cli.cli.location import open_location
-from rlcm_cli.cli.streams import say
+from rlcm_cli.cli.streams import announce, say
 
 if TYPE_CHECKING:
     from rlcm_cli.report.run.data import ReportedRun
@@ -50,7 +50,7 @@ def report_command(
     as_json: o.JsonOption = False,
 ) -> None:
     """Write one HTML file on a run or several: curves, images through training, samples, prompts, settings."""
-    o.announce(", ".join(named), quiet=quiet, as_json=as_json)
+    announce(", ".join(named), quiet=quiet, as_json=as_json)
 
     from rlcm_cli.cli.display import format_size, print_json
     from rlcm_cli.report.html.page import write_report

@@ -8,50 +8,55 @@ from typing import Annotated
 import typer
 
 from rlcm_cli.cli import options as o
+from rlcm_cli.cli.asked import reopen_run
 from rlcm_cli.cli.completion import complete_reward
 from rlcm_cli.cli.location import open_location
+from rlcm_cli.cli.setting_options import chosen_settings, command_with
 from rlcm_cli.cli.shares import follow_scoring
+from rlcm_cli.cli.streams import announce
 from rlcm_cli.wording import command
 
 
 def register(app: typer.Typer) -> None:
     """Add the command to the program."""
-    app.command("score", epilog="Example: rlcm score --run runs/a --reward sharpness")(score_command)
+    app.command(
+        "score", cls=command_with("runtime.device"), epilog="Example: rlcm score --run runs/a --reward sharpness"
+    )(score_command)
 
 
 def score_command(
+    context: typer.Context,
     named: o.ExistingRunOption,
     rewards: Annotated[
         list[str],
         typer.Option(
             "--reward",
             metavar="NAME",
-            help="Score every stored rollout with this reward, whatever the run is trained for; repeatable.",
-            show_default="the run's own, on what is not trained yet",
+            help="Score every stored rollout with this reward, whatever the run trains for; repeatable.",
+            show_default="the run's own, on rollouts not trained on yet",
             autocompletion=complete_reward,
         ),
-    ] = [],  # noqa: B006
+    ] = [],
     iterations: Annotated[
         list[int],
         typer.Option(
             "--rollout",
             metavar="N",
-            help="Score this rollout, by the number of its folder; repeatable.",
+            help="Number of a rollout to score (its folder's name); repeatable.",
             show_default=False,
         ),
-    ] = [],  # noqa: B006
-    assignments: o.SetOfRunOption = [],  # noqa: B006
+    ] = [],
+    assignments: o.SetOfRunOption = [],
     worker: o.WorkerOption = None,
-    device: o.DeviceOption = None,
     allow_code: o.AllowCodeOption = False,
-    allow_hosts: o.AllowHostOption = [],  # noqa: B006
+    allow_hosts: o.AllowHostOption = [],
     allow_changed: o.AllowChangedOption = False,
     no_cache: o.NoCacheOption = False,
     quiet: o.QuietOption = False,
     as_json: o.JsonOption = False,
 ) -> None:
-    """Give the sampled images their rewards, in sidecar files; needs no model, and a GPU only for large rewards."""
-    o.announce(f"the rewards of {named}", quiet=quiet, as_json=as_json)
+    """Score the sampled images and store the rewards next to them; needs no model."""
+    announce(f"the rewards of {named}", quiet=quiet, as_json=as_json)
 
     from rlcm_cli.cli.consent import Given, named_texts, permit
     from rlcm_cli.cli.display import Display
@@ -61,6 +66,7 @@ def score_command(
     from rlcm_cli.processes.worker import parse_worker
     from rlcm_cli.runs.run import open_run
     from rlcm_cli.runs.staging import stage_scoring
+    from rlcm_cli.store.score_cache import open_cache
 
     share = parse_worker(worker)
     fetch = partial(stage_scoring, worker=share, iterations=iterations, everything=bool(rewards))
@@ -69,8 +75,8 @@ def score_command(
         config = open_run(root).config
         known = config.reward_names()
         watched = [*config.watch.rewards, *(name for name in rewards if name not in known)]
-        run = o.reopen_run(root, assignments=assignments, flags={"watch.rewards": watched, "runtime.device": device})
-        # Rewards that the command line names are the run's in their settings.
+        # Rewards that the command line names become the run's, to have its settings.
+        run = reopen_run(root, assignments=assignments, flags={**chosen_settings(context), "watch.rewards": watched})
         given = Given(named_texts(assignments, rewards), allow_code, allow_hosts)
         trusted = permit(run, given, rewards=rewards or known)
         chosen = choose_iterations(run, iterations, everything=bool(rewards), worker=share)
@@ -78,10 +84,10 @@ def score_command(
         display = Display(quiet=quiet, as_json=as_json, silent=not team.leads)
         display.say_all(trusted)
         display.follow(check_team(team, run.config.sample.shards))
-        device_found = select_device(run.config.runtime.device)
-        with o.open_cache(no_cache) as cache:
+        device = select_device(run.config.runtime.device)
+        with open_cache(wanted=not no_cache) as cache:
             scorers = load_scorers(run, rewards or known, cache, allow_changed=allow_changed)
-            events = score(run, scorers, team.divide(share), iterations=chosen, device=device_found)
+            events = score(run, scorers, team.divide(share), iterations=chosen, device=device)
             display.follow(location.follow(events))
         team.wait()
         team.leave()
@@ -92,7 +98,7 @@ def score_command(
             display.say(f"{named}: {progress.describe('scored')}; once all are sampled: {again}")
         elif rewards:
             look = command("inspect", named, "--images", "DIR")
-            display.say(f"{named}: scored with {', '.join(scorers)}; look at it with {look}")
+            display.say(f"{named}: scored with {', '.join(scorers)}; to see the images: {look}")
         else:
             display.say(f"{named}: scored; next: {command('train', '--run', named)}")
         display.finish({"run": named, **progress.to_json()})

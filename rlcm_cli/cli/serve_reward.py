@@ -36,7 +36,7 @@ def serve_reward_command(
             help="A setting of the reward, of several NAME.KEY=VALUE; repeatable.",
             show_default=False,
         ),
-    ] = [],  # noqa: B006
+    ] = [],
     token_variable: Annotated[
         str | None,
         typer.Option(

@@ -10,6 +10,8 @@ from typing import TextIO
 
 import typer
 
+from rlcm_cli.wording import to_line
+
 SUBSTITUTES = {"±": "+/-", "×": "x", "−": "-", "–": "-", "—": "-", "…": "...", "→": "->", "λ": "lambda"}
 ERRORS = "rlcm.substitute"
 # All but tab and new line; 0x9B is ESC [ in one character; the last two ranges reorder what stands beside them.
@@ -57,6 +59,14 @@ def clean(text: str) -> str:
 def say(text: str, *, err: bool = False) -> None:
     """Print a line, cleaned."""
     typer.echo(clean(text), err=err)
+
+
+def announce(what: str, *, quiet: bool, as_json: bool) -> None:
+    """Print what is being loaded, before the imports of libraries that take seconds themselves."""
+    # Of several processes of a job, only the first prints.
+    if not quiet and not as_json and os.environ.get("RANK", "0") == "0":
+        say(f"loading {to_line(what)} …")
+        sys.stdout.flush()
 
 
 def print_data(text: str) -> None:

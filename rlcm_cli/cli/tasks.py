@@ -26,7 +26,7 @@ def tasks_command(
             show_default="list",
             autocompletion=complete_task,
         ),
-    ] = [],  # noqa: B006
+    ] = [],
     as_json: o.JsonOption = False,
 ) -> None:
     """List the presets, or print one as TOML to start a configuration from."""

@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
+from rlcm_cli.config import Config
 from rlcm_cli.events import CostEstimated, Event, Warned
 from rlcm_cli.learning.costs import count_training_calls
 from rlcm_cli.learning.log_probs import refresh_passes
@@ -17,13 +19,43 @@ from rlcm_cli.models.latent_model import LatentModel
 from rlcm_cli.phases.evaluate import evaluate, plan_evaluation
 from rlcm_cli.phases.iterations import run_iterations
 from rlcm_cli.phases.sample import sample, tell_cut_prompts
-from rlcm_cli.phases.score import Scorer, score
+from rlcm_cli.phases.score import Scorer, load_scorers, score
 from rlcm_cli.phases.train import train
 from rlcm_cli.processes.team import Team
-from rlcm_cli.runs.policy import ensure_start
-from rlcm_cli.runs.run import Run
+from rlcm_cli.runs.policy import ensure_start, start_run
+from rlcm_cli.runs.run import Run, check_run
 from rlcm_cli.runs.schedules import training_schedule
 from rlcm_cli.store.checkpoint import latest_checkpoint
+from rlcm_cli.store.score_cache import ScoreCache
+
+
+@dataclass(frozen=True)
+class StartedLoop:
+    """A loop that is ready to run."""
+
+    run: Run
+    device: str
+    """For people: what does the work."""
+    events: Iterator[Event]
+    """The work itself, done as they are taken."""
+
+
+def start_loop(
+    root: Path,
+    config: Config,
+    team: Team,
+    *,
+    cache: ScoreCache | None = None,
+    allow_changed: bool = False,
+    fit: Callable[[Run, LatentModel], Run] = lambda run, model: run,
+) -> StartedLoop:
+    """Load rewards and model, and open or create the run.
+
+    `cache` and `allow_changed` are those of `load_scorers`, `fit` is that of `start_run`; raises as they do.
+    """
+    scorers = load_scorers(check_run(root, config), cache=cache, allow_changed=allow_changed)
+    run, model = start_run(root, config, fit)
+    return StartedLoop(run, str(model.device), loop(run, model, scorers, team))
 
 
 def loop(

@@ -16,12 +16,19 @@ from rlcm_cli import __version__
 from rlcm_cli.errors import MissingFileError
 from rlcm_cli.events import Advanced, Event, PhaseStarted
 from rlcm_cli.phases.iterations import run_iterations
+from rlcm_cli.phases.loop import StartedLoop
 from rlcm_cli.ray import tasks as ray_tasks
 from rlcm_cli.ray.cluster import ROLES, Cluster, Role, Task, choose_device, join_cluster, resolve_demand
 from rlcm_cli.ray.tasks import Errand
 from rlcm_cli.runs.run import Run
 from rlcm_cli.store.checkpoint import latest_checkpoint
 from rlcm_cli.store.manifest import split_groups
+
+
+def start_on_ray(run: Run, *, cached: bool = True, allow_changed: bool = False) -> StartedLoop:
+    """Return the loop of `loop_on_ray`, ready to run."""
+    device = f"of the Ray cluster {run.config.ray.address or 'on this machine'}"
+    return StartedLoop(run, device, loop_on_ray(run, cached=cached, allow_changed=allow_changed))
 
 
 def loop_on_ray(run: Run, *, cached: bool = True, allow_changed: bool = False) -> Iterator[Event]:

@@ -11,6 +11,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -29,6 +30,11 @@ LOCK_SECONDS = 60
 def default_cache() -> Path:
     """File of the cache of scores."""
     return cache_folder() / "scores.sqlite3"
+
+
+def open_cache(*, wanted: bool = True) -> AbstractContextManager[ScoreCache | None]:
+    """Open this machine's cache for a `with` block; None if it is not wanted."""
+    return ScoreCache(default_cache()) if wanted else contextlib.nullcontext()
 
 
 def digest_images(images: Tensor) -> list[bytes]:
