@@ -66,10 +66,10 @@ class Evaluated:
 
 @dataclass(frozen=True)
 class HackingFound:
-    """A watched reward fell while the trained one rose."""
+    """A monitored reward fell while the trained one rose."""
 
     checkpoint: int
-    watched: str
+    monitored: str
     message: str
     stops: bool
     """The loop ends here."""

@@ -1,4 +1,4 @@
-"""Long runs side by side: each trained reward and each watched one, as means over windows of iterations.
+"""Long runs side by side: each trained reward and each monitored one, as means over windows of iterations.
 
 python -m examples.hyperparameters.plot runs/stability/base runs/stability/kl-0.1
 """
@@ -20,7 +20,9 @@ DASHES = ("-", "--", "-.", ":")
 
 def average(run: Path, window: int) -> dict[str, list[float]]:
     """Give each reward's mean over each full window of iterations, "reward" being what is trained for."""
-    rows = [{"reward": row["reward_mean"], **row["rewards"], **row["watched"]} for row in read_metrics(RunLayout(run))]
+    rows = [
+        {"reward": row["reward_mean"], **row["rewards"], **row["monitored"]} for row in read_metrics(RunLayout(run))
+    ]
     starts = range(0, len(rows) - window + 1, window)
     return {name: [sum(row[name] for row in rows[i : i + window]) / window for i in starts] for name in rows[0]}
 

@@ -42,9 +42,9 @@ class Method:
 
 
 TASKS = {
-    # The paper's reward alone: what it ends in shows in the watched classifier.
-    "compression": ("--task=compression", "--reward=compressibility", "--watch=recognition"),
-    "incompression": ("--task=incompression", "--reward=incompressibility", "--watch=recognition"),
+    # The paper's reward alone: what it ends in shows in the monitored classifier.
+    "compression": ("--task=compression", "--reward=compressibility", "--monitor=recognition"),
+    "incompression": ("--task=incompression", "--reward=incompressibility", "--monitor=recognition"),
     "alignment": (
         "--task=prompt_image_alignment",
         "--set=sample.samples=64",

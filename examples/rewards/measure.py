@@ -32,7 +32,7 @@ OF_45_PROMPTS = ["--set", "evaluate.images_per_prompt=32", "--set", "prompts.hel
 RUNS: dict[str, tuple[str, list[str]]] = {
     "alignment": (
         "prompt_image_alignment",
-        ["--watch", "emoji_clip", "--set", "evaluate.images_per_prompt=12"],
+        ["--monitor", "emoji_clip", "--set", "evaluate.images_per_prompt=12"],
     ),
     "mirror": ("mirror_symmetry", OF_45_PROMPTS),
     "two_rewards": (
@@ -41,7 +41,7 @@ RUNS: dict[str, tuple[str, list[str]]] = {
     ),
     "hacking": (
         "incompression",
-        ["--reward", "incompressibility", "--watch", "emoji_clip", "--on-hacking", "stop", *OF_45_PROMPTS],
+        ["--reward", "incompressibility", "--monitor", "emoji_clip", "--on-hacking", "stop", *OF_45_PROMPTS],
     ),
 }
 """Name → task and further options."""
@@ -86,13 +86,13 @@ def judged_scores(config: Config, before: Evaluation, after: Evaluation) -> tupl
 
 
 def first_alarms(folder: Path) -> dict[str, int]:
-    """Give the iteration after which each watched reward first raised the alarm; those that never did are left out."""
+    """Give the iteration after which each monitored reward first raised the alarm; those that never did are left out."""
     run = open_run(folder)
     metrics = read_metrics(run.layout)
     alarms: dict[str, int] = {}
     trained = trained_progress(metrics, run.config)
     for count in range(1, len(metrics) + 1):
-        for name in find_hacking(metrics[:count], run.config.watch, trained[:count]):
+        for name in find_hacking(metrics[:count], run.config.monitor, trained[:count]):
             alarms.setdefault(name, count)
     return alarms
 
@@ -115,7 +115,7 @@ def table(results: dict[str, dict[str, Any]]) -> str:
     ]
     for name, result in results.items():
         share = result["recognised"]
-        alarm = ", ".join(f"alarm at iteration {at} ({watched})" for watched, at in result["alarms"].items())
+        alarm = ", ".join(f"alarm at iteration {at} ({monitored})" for monitored, at in result["alarms"].items())
         rows = {"what is trained for": result["score"], **result["rewards"]}
         held_out_rows = {"what is trained for": result["score_held_out"], **result["rewards_held_out"]}
         for reward, figure in rows.items():

@@ -45,7 +45,16 @@ VARIANTS: Mapping[str, tuple[str, ...]] = {
 def run_loop(name: str) -> RunLayout:
     """Run a variant to its end, as a user would."""
     folder = RUNS / name
-    options = ["--task", "compression", "--seed", str(SEED), "--iterations", str(ITERATIONS), "--watch", "emoji_clip"]
+    options = [
+        "--task",
+        "compression",
+        "--seed",
+        str(SEED),
+        "--iterations",
+        str(ITERATIONS),
+        "--monitor",
+        "emoji_clip",
+    ]
     options += ["--keep-rollouts", "1", "--keep-checkpoints", str(KEPT), "--quiet", "--run", str(folder)]
     subprocess.run([sys.executable, "-m", "rlcm_cli", "loop", *options, *VARIANTS[name]], check=True)
     return RunLayout(folder)
@@ -63,7 +72,7 @@ def print_windows(name: str, layout: RunLayout) -> None:
         print(
             f"| {name} | {first + 1}–{first + len(part)} | {statistics.mean(row['reward_mean'] for row in part):.2f} "
             f"| {-mean('rewards', 'compressibility'):.2f} | {mean('rewards', 'recognition'):.2f} "
-            f"| {mean('watched', 'emoji_clip'):.1f} |"
+            f"| {mean('monitored', 'emoji_clip'):.1f} |"
         )
 
 
@@ -92,7 +101,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="+", choices=list(VARIANTS))
     layouts = {name: run_loop(name) for name in parser.parse_args().names}
-    print("| run | iterations | reward | kB | recognition | emoji_clip, watched |\n|---|---|---|---|---|---|")
+    print("| run | iterations | reward | kB | recognition | emoji_clip, monitored |\n|---|---|---|---|---|---|")
     for name, layout in layouts.items():
         print_windows(name, layout)
     print("\n| fixed images | kB | recognised |\n|---|---|---|")

@@ -58,6 +58,9 @@ OF_THE_SYSTEM = (
 )
 """Faults of a disk or of permissions: whoever meets one, and wherever, it is not a bug of ours."""
 
+FORMER_OPTIONS = {"--watch": "--monitor", "--policy": "--sampler"}
+"""What options were called before."""
+
 # click's: newer typers carry a click of their own, so that `import click` would give another class.
 UsageError: type[Any] = typer.BadParameter.__bases__[0]
 
@@ -156,6 +159,9 @@ def _run(argv: Sequence[str] | None) -> int:
         if debug:
             raise
         if arguments:
+            former = FORMER_OPTIONS.get(getattr(error, "option_name", ""))
+            if former:
+                error.possibilities = [former]
             known = {command.name for command in app.registered_commands}
             named = next((f"rlcm {word}" for word in arguments if word in known), "rlcm")
             message = " ".join(error.format_message().split()).rstrip(".")

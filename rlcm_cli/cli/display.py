@@ -125,7 +125,7 @@ class Display:
                 self._show_evaluation(event)
             case events.HackingFound():
                 self._warn(describe_hacking(event))
-                self.summary.setdefault("hacking", {})[event.watched] = event.checkpoint
+                self.summary.setdefault("hacking", {})[event.monitored] = event.checkpoint
             case events.CostEstimated(seconds, disk_bytes, iterations):
                 self.say(
                     f"{count(iterations, 'iteration')} will take about {format_duration(seconds)} and "
@@ -185,12 +185,14 @@ def describe_iteration(number: int, iterations: int | None, metrics: Mapping[str
         name = "reward" if len(metrics["rewards"]) == 1 else "weighted sum"
         line = f"{name} {metrics['reward_mean']:.3f} ± {metrics['reward_std']:.3f}"
         line += f"  best {metrics['reward_best']:.3f}"
-    short = shorten_names([*metrics["rewards"], *metrics["watched"]])
+    short = shorten_names([*metrics["rewards"], *metrics["monitored"]])
     parts = ", ".join(f"{short[name]} {value:.3f}" for name, value in metrics["rewards"].items())
     if len(metrics["rewards"]) > 1:
         line += f"  ({parts})"
-    if metrics["watched"]:
-        line += "  watched: " + ", ".join(f"{short[name]} {value:.3f}" for name, value in metrics["watched"].items())
+    if metrics["monitored"]:
+        line += "  monitored: " + ", ".join(
+            f"{short[name]} {value:.3f}" for name, value in metrics["monitored"].items()
+        )
     kl = f"  kl {metrics['kl_to_base']:.4f}" if "kl_to_base" in metrics else ""
     return f"iteration {number}{f'/{iterations}' if iterations else ''}  {line}{kl}"
 

@@ -18,8 +18,8 @@ def describe_goal(config: Config) -> str:
     goals = list(tasks.values()) if len(tasks) == 1 else [f"{name} ({goal})" for name, goal in tasks.items()]
     images = count(config.sample.samples, "image")
     cycles = count(config.runtime.iterations, "iteration")
-    watched = ", ".join(shorten_names(config.watch.rewards).values())
-    end = f"; watching {watched}" if watched else ""
+    monitored = ", ".join(shorten_names(config.monitor.rewards).values())
+    end = f"; monitoring {monitored}" if monitored else ""
     return f"trained for {', '.join(goals)}; objective {config.objective.kind}; {images} × {cycles}{end}"
 
 

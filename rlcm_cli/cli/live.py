@@ -233,10 +233,10 @@ def _series(progress: RunProgress) -> Iterator[tuple[str, list[float | None]]]:
         yield "reward" if len(progress.rewards) == 1 else "weighted sum", progress.series("reward_mean")
         yield "  best", progress.series("reward_best")
         yield "  spread", progress.series("reward_std")
-    short = shorten_names([*progress.rewards, *progress.watched])
+    short = shorten_names([*progress.rewards, *progress.monitored])
     if len(progress.rewards) > 1:
         yield from ((f"  {short[name]}", progress.series("rewards", name)) for name in progress.rewards)
-    yield from ((f"watched {short[name]}", progress.series("watched", name)) for name in progress.watched)
+    yield from ((f"monitored {short[name]}", progress.series("monitored", name)) for name in progress.monitored)
 
 
 def _facts(progress: RunProgress) -> RenderableType:

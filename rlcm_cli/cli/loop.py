@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 PAPERS_MODELS = {"emoji-lcm": "SimianLuo/LCM_Dreamshaper_v7", "emoji-diffusion": "CompVis/stable-diffusion-v1-4"}
 """What each embedded model stands for."""
 SETTINGS = (
-    "prompts.source", "watch.rewards", "watch.on_hacking", "model.name", "sampler.kind", "objective.kind",
+    "prompts.source", "monitor.rewards", "monitor.on_hacking", "model.name", "sampler.kind", "objective.kind",
     "train.parameters", "last_step.mode", "runtime.iterations", "sample.samples", "sample.steps", "seed",
     "runtime.device", "runtime.memory_budget", "model.dtype", "model.image_size", "train.kl_weight", "runtime.keep_rollouts",
     "runtime.keep_checkpoints", "runtime.log_with", "ray.address",
@@ -74,7 +74,7 @@ def loop_command(
 
     Rerun the same command to resume a run; a larger --iterations extends a finished one.
 
-    When resuming, only the tables runtime, watch and ray, and evaluate.every, may change.
+    When resuming, only the tables runtime, monitor and ray, and evaluate.every, may change.
     """
     from rlcm_cli.runs.staging import stage_loop
 
@@ -102,7 +102,7 @@ def loop_command(
         team = join_team(config.runtime.device)
         run = check_run(path, config)
         settle_sources(run, asked)
-        named = named_texts(assignments, flags["rewards"], flags["watch.rewards"], flags["ray.address"])
+        named = named_texts(assignments, flags["rewards"], flags["monitor.rewards"], flags["ray.address"])
         given = Given(named, allow_code, allow_hosts)
         trusted = permit(run, given, ray=executor == "ray", of_a_run=asked.copies_run)
         trackers = open_trackers(run) if team.leads else None

@@ -95,7 +95,7 @@ def open_reported(root: Path, name: str) -> ReportedRun:
     config = run.config
 
     def find_alarms(metrics: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-        return find_hacking(metrics, config.watch, trained_progress(metrics, config), config.sample)
+        return find_hacking(metrics, config.monitor, trained_progress(metrics, config), config.sample)
 
     return ReportedRun(name, contender, config.model_dump(mode="json"), find_alarms, run.reward_bounds())
 

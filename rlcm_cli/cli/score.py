@@ -74,9 +74,11 @@ def score_command(
         root = location.existing
         config = open_run(root).config
         known = config.reward_names()
-        watched = [*config.watch.rewards, *(name for name in rewards if name not in known)]
+        monitored = [*config.monitor.rewards, *(name for name in rewards if name not in known)]
         # Rewards that the command line names become the run's, to have its settings.
-        run = reopen_run(root, assignments=assignments, flags={**chosen_settings(context), "watch.rewards": watched})
+        run = reopen_run(
+            root, assignments=assignments, flags={**chosen_settings(context), "monitor.rewards": monitored}
+        )
         given = Given(named_texts(assignments, rewards), allow_code, allow_hosts)
         trusted = permit(run, given, rewards=rewards or known)
         chosen = choose_iterations(run, iterations, everything=bool(rewards), worker=share)

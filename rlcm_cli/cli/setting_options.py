@@ -64,13 +64,13 @@ FLAGS = {
     "runtime.iterations": Flag("--iterations"),
     "seed": Flag("--seed"),
     "train.kl_weight": Flag("--kl", help="Weight of the KL divergence from the base model."),
-    "watch.rewards": Flag(
-        "--watch",
+    "monitor.rewards": Flag(
+        "--monitor",
         "NAME",
         "Reward to score without training on it; warns if it drops; repeatable.",
         complete=completion.complete_reward,
     ),
-    "watch.on_hacking": Flag("--on-hacking", default="warn"),
+    "monitor.on_hacking": Flag("--on-hacking", default="warn"),
     "runtime.device": Flag("--device", "NAME", "auto, cpu, cuda, cuda:1 or mps.", complete=completion.complete_device),
     "runtime.micro_batch_size": Flag("--micro-batch"),
     "runtime.memory_budget": Flag("--memory-budget", "SIZE"),

@@ -105,12 +105,12 @@ def read_watched(named: str, before: RunProgress | None) -> RunProgress:
         config = parse_config(read_config(layout))
         progress = look_at(layout, config, named, before)
     alarms = {}
-    if config.watch.rewards:
-        alarms = find_hacking(progress.rows, config.watch, trained_progress(progress.rows, config), config.sample)
+    if config.monitor.rewards:
+        alarms = find_hacking(progress.rows, config.monitor, trained_progress(progress.rows, config), config.sample)
     return replace(
         progress,
         warnings=(*progress.warnings, *(f"hacking: {message}" for message in alarms.values())),
-        stopped=bool(alarms) and config.watch.on_hacking == "stop",
+        stopped=bool(alarms) and config.monitor.on_hacking == "stop",
     )
 
 

@@ -28,7 +28,7 @@ from rlcm_cli.config.settings import (
     TaskSettings,
     Tracker,
     TrainSettings,
-    WatchSettings,
+    MonitorSettings,
     keep_commit,
     parse_size,
 )
@@ -56,7 +56,7 @@ __all__ = [
     "TaskSettings",
     "Tracker",
     "TrainSettings",
-    "WatchSettings",
+    "MonitorSettings",
     "differences",
     "keep_commit",
     "override_config",

@@ -145,9 +145,9 @@ def _drop_weightless(values: dict[str, Any]) -> dict[str, Any]:
             task["rewards"] = {name: weight for name, weight in rewards.items() if name not in without}
             dropped |= without
         used |= set(task["rewards"]) if isinstance(rewards, dict) else set()
-    watch, settings = values.get("watch"), values.get("reward_settings")
-    if isinstance(watch, dict) and isinstance(watch.get("rewards"), list | tuple):
-        used |= set(watch["rewards"])
+    monitor, settings = values.get("monitor"), values.get("reward_settings")
+    if isinstance(monitor, dict) and isinstance(monitor.get("rewards"), list | tuple):
+        used |= set(monitor["rewards"])
     if isinstance(settings, dict):
         values["reward_settings"] = {name: table for name, table in settings.items() if name not in dropped - used}
     return values

@@ -1,6 +1,6 @@
 """The sections of a run's configuration.
 
-All sections except `[runtime]`, `[watch]` and `[ray]` form the identity of a run: a run directory keeps it, and no
+All sections except `[runtime]`, `[monitor]` and `[ray]` form the identity of a run: a run directory keeps it, and no
 phase runs there with another one. Those three hold what may change between two calls (how long, where, on how many
 machines, how much memory and disk, what to monitor) without changing what an iteration computes, apart from rounding.
 """
@@ -27,7 +27,7 @@ none dominates (`normalised`); or the raw rewards are weighted and summed, then 
 
 Tracker = Literal["tensorboard", "wandb", "trackio", "mlflow", "all"]
 
-REPLACEABLE = ("runtime", "watch", "ray")
+REPLACEABLE = ("runtime", "monitor", "ray")
 """The sections that may change when a run is resumed."""
 
 
@@ -239,7 +239,7 @@ class TaskSettings(Section):
     """Its share of each iteration's groups, relative to the other tasks."""
 
 
-class WatchSettings(Section):
+class MonitorSettings(Section):
     """Rewards that are scored and plotted but never trained on, and the alarm that is based on them."""
 
     rewards: tuple[str, ...] = ()
@@ -357,7 +357,7 @@ class Config(Section):
     objective: ObjectiveSettings = Field(default_factory=_default_objective)
     train: TrainSettings = TrainSettings()
     evaluate: EvaluateSettings = EvaluateSettings()
-    watch: WatchSettings = WatchSettings()
+    monitor: MonitorSettings = MonitorSettings()
     runtime: RuntimeSettings = RuntimeSettings()
     ray: RaySettings = RaySettings()
 
@@ -449,16 +449,16 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
-    def _check_watched(self) -> Config:
+    def _check_monitored(self) -> Config:
         trained = {name for task in self.joint_tasks().values() for name in task.rewards}
-        both = [name for name in self.watch.rewards if name in trained]
+        both = [name for name in self.monitor.rewards if name in trained]
         if both:
             raise ValueError(
-                f"watch.rewards has {', '.join(both)}, which is trained on, so it cannot show whether that is being "
+                f"monitor.rewards has {', '.join(both)}, which is trained on, so it cannot show whether that is being "
                 "hacked; monitor another reward, or remove it"
             )
-        if self.watch.on_hacking == "stop" and not self.watch.rewards:
-            raise ValueError("watch.on_hacking is stop, but no reward is monitored; name one with --watch")
+        if self.monitor.on_hacking == "stop" and not self.monitor.rewards:
+            raise ValueError("monitor.on_hacking is stop, but no reward is monitored; name one with --monitor")
         return self
 
     def joint_tasks(self) -> dict[str, TaskSettings]:
@@ -470,7 +470,7 @@ class Config(Section):
     def reward_names(self) -> list[str]:
         """Return every reward that is trained on or monitored, once."""
         trained = [name for task in self.joint_tasks().values() for name in task.rewards]
-        return list(dict.fromkeys([*trained, *self.watch.rewards]))
+        return list(dict.fromkeys([*trained, *self.monitor.rewards]))
 
     @property
     def advantage_kind(self) -> str:

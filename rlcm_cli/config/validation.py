@@ -16,6 +16,13 @@ from rlcm_cli.wording import nearest, shorten
 
 SPELLINGS = {"fp16": "float16", "half": "float16", "bf16": "bfloat16", "fp32": "float32", "float": "float32"}
 """What other programs call a setting's values."""
+FORMER_KEYS = {
+    "model.policy": "sampler.kind",
+    "train.objective": "objective.kind",
+    "train.rwr_beta": "objective.beta",
+    "watch": "monitor",
+}
+"""What settings were called before: names that are too different to be found by their spelling."""
 
 
 def override_section(section: SectionT, values: Mapping[str, Any]) -> SectionT:
@@ -114,6 +121,8 @@ def _hint(key: str, name: str, table: type[Section] | None) -> str:
         if table in members and owners:
             own = _kind_of(table)
             return f" of the kind '{own}': it belongs to {_list(owners)}; leave it out, or change {choice}.kind"
+    if key in FORMER_KEYS:
+        return f" (did you mean '{FORMER_KEYS[key]}'?)"
     return nearest(key, _known_keys(Config))
 
 

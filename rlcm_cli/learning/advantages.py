@@ -119,7 +119,7 @@ def flat_prompts(samples: ScoredSamples, config: Config) -> list[str]:
 def reward_metrics(samples: ScoredSamples, config: Config) -> dict[str, Any]:
     """Give mean, spread and best of the training reward, and mean and spread of each reward behind it.
 
-    `rewards` are those that are trained on, `watched` those that are only looked at, `tasks` the training reward
+    `rewards` are those that are trained on, `monitored` those that are only looked at, `tasks` the training reward
     of each task.
     """
     total = samples.rewards.double()
@@ -131,6 +131,6 @@ def reward_metrics(samples: ScoredSamples, config: Config) -> dict[str, Any]:
         "reward_best": total.max().item(),
         "rewards": {name: values.mean().item() for name, values in known.items() if name in trained},
         "reward_stds": {name: values.std(correction=0).item() for name, values in known.items()},
-        "watched": {name: known[name].mean().item() for name in config.watch.rewards},
+        "monitored": {name: known[name].mean().item() for name in config.monitor.rewards},
         "tasks": {task: total[rows_of(samples.tasks, task)].mean().item() for task in config.joint_tasks()},
     }

@@ -172,7 +172,7 @@ def summarise(evaluation: Evaluation, config: Config) -> Evaluated:
     """Average the rewards of an evaluation over its training and its held-out prompts."""
     total = sum_rewards(config, evaluation.tasks, evaluation.rewards)
     held_out = evaluation.held_out
-    # An evaluation may be older than what is watched today.
+    # An evaluation may be older than what is monitored today.
     present = [name for name in config.reward_names() if name in evaluation.rewards]
     return Evaluated(
         checkpoint=evaluation.checkpoint,

@@ -1,4 +1,4 @@
-"""The iterations of a run, whoever does their work: how many are left, what is watched, what is pruned."""
+"""The iterations of a run, whoever does their work: how many are left, what is monitored, what is pruned."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ def run_iterations(
 
     Between them it is called on each `evaluate.every`-th, where the configuration has one.
 
-    `iterate` samples, scores and trains once, and yields the `IterationTrained`. Where a watched reward falls while
-    the trained one rises, warn, or stop if the configuration says so; the best checkpoint by each watched reward is
+    `iterate` samples, scores and trains once, and yields the `IterationTrained`. Where a monitored reward falls while
+    the trained one rises, warn, or stop if the configuration says so; the best checkpoint by each monitored reward is
     never pruned. `prunes`: whether this process removes what is not to be kept.
     """
-    layout, runtime, watch, sampling = run.layout, run.config.runtime, run.config.watch, run.config.sample
+    layout, runtime, monitor, sampling = run.layout, run.config.runtime, run.config.monitor, run.config.sample
     first_iteration = latest_checkpoint(layout)
     if prunes:
         note_planned(layout, first_iteration, runtime.iterations)
@@ -48,11 +48,11 @@ def run_iterations(
         if every and newest and newest % every == 0:
             yield from evaluate(newest)
             drawn.add(newest)
-        found = find_hacking(history, watch, trained_progress(history, run.config), sampling)
+        found = find_hacking(history, monitor, trained_progress(history, run.config), sampling)
         for name in [name for name in found if name not in alarms]:
-            yield HackingFound(latest_checkpoint(layout), name, found[name], stops=watch.on_hacking == "stop")
+            yield HackingFound(latest_checkpoint(layout), name, found[name], stops=monitor.on_hacking == "stop")
         alarms = found
-        if latest_checkpoint(layout) >= runtime.iterations or (alarms and watch.on_hacking == "stop"):
+        if latest_checkpoint(layout) >= runtime.iterations or (alarms and monitor.on_hacking == "stop"):
             break
         for event in iterate():
             yield event
@@ -64,8 +64,8 @@ def run_iterations(
             prune_rollouts(layout, runtime.keep_rollouts, latest_checkpoint(layout))
         kept = run.config.kept_checkpoints
         if prunes and kept is not None:
-            prune_checkpoints(layout, kept, best_checkpoints(history, watch, sampling).values())
+            prune_checkpoints(layout, kept, best_checkpoints(history, monitor, sampling).values())
     last = latest_checkpoint(layout)
-    best = best_checkpoints(history, watch, sampling).values() if alarms else ()
+    best = best_checkpoints(history, monitor, sampling).values() if alarms else ()
     for number in sorted({last, *best} & {*layout.checkpoints()} - {0, *drawn}):
         yield from evaluate(number)

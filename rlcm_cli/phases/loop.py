@@ -66,7 +66,7 @@ def loop(
 ) -> Iterator[Event]:
     """Run the iterations that are missing, and draw the fixed images with the first and the last policy.
 
-    Watches and prunes as `run_iterations` says. Of several processes, all run this and divide the work of each phase;
+    Monitors and prunes as `run_iterations` says. Of several processes, all run this and divide the work of each phase;
     the leader alone removes files.
     """
     run.config.require_actions()

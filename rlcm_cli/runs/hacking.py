@@ -1,11 +1,11 @@
-"""Watched rewards: what the metrics of a run say of them, and when they raise the alarm."""
+"""Monitored rewards: what the metrics of a run say of them, and when they raise the alarm."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rlcm_cli.config import Config, SampleSettings, WatchSettings
+from rlcm_cli.config import Config, SampleSettings, MonitorSettings
 from rlcm_cli.core.hacking import best_iteration, find_fall
 
 Metrics = Sequence[Mapping[str, Any]]
@@ -14,15 +14,15 @@ Metrics = Sequence[Mapping[str, Any]]
 
 def best_checkpoints(
     metrics: Metrics,
-    settings: WatchSettings,
+    settings: MonitorSettings,
     sample: SampleSettings = SampleSettings(),  # noqa: B008
 ) -> dict[str, int]:
-    """Return the best checkpoint by each watched reward: the one that drew its best window's last images."""
+    """Return the best checkpoint by each monitored reward: the one that drew its best window's last images."""
     best = {}
     for name in settings.rewards:
-        rows = _watched_since(metrics, name)
+        rows = _monitored_since(metrics, name)
         if rows:
-            number = best_iteration([row["watched"][name] for row in rows], settings.window)
+            number = best_iteration([row["monitored"][name] for row in rows], settings.window)
             best[name] = sample.drawing_checkpoint(rows[number]["iteration"])
     return best
 
@@ -51,25 +51,25 @@ def trained_progress(metrics: Metrics, config: Config) -> list[float]:
 
 def find_hacking(
     metrics: Metrics,
-    settings: WatchSettings,
+    settings: MonitorSettings,
     trained: Sequence[float],
     sample: SampleSettings = SampleSettings(),  # noqa: B008
 ) -> dict[str, str]:
-    """Return one line for each watched reward that fell while what is trained for, one number an iteration, rose."""
+    """Return one line for each monitored reward that fell while what is trained for, one number an iteration, rose."""
     alarms = {}
     best = best_checkpoints(metrics, settings, sample)
     for name in settings.rewards:
-        rows = _watched_since(metrics, name)
+        rows = _monitored_since(metrics, name)
         found = find_fall(
             trained[len(metrics) - len(rows) :],
-            [row["watched"][name] for row in rows],
+            [row["monitored"][name] for row in rows],
             [row["reward_stds"][name] for row in rows],
             window=settings.window,
             fall=settings.fall,
         )
         if found:
             alarms[name] = (
-                f"the watched reward '{name}' fell from {found.watched[0]:.3g} to {found.watched[1]:.3g} "
+                f"the monitored reward '{name}' fell from {found.monitored[0]:.3g} to {found.monitored[1]:.3g} "
                 f"({found.deviations:.1f} standard deviations) while what is trained for rose: the reward is being "
                 f"hacked; by '{name}' the best checkpoint is {best[name]}"
             )
@@ -77,20 +77,20 @@ def find_hacking(
 
 
 def advise_checkpoint(metrics: Metrics, config: Config) -> tuple[int, str] | None:
-    """Return the checkpoint to use in the place of the newest, and the watched reward that it is the best by.
+    """Return the checkpoint to use in the place of the newest, and the monitored reward that it is the best by.
 
     None where no reward is being hacked.
     """
-    found = find_hacking(metrics, config.watch, trained_progress(metrics, config), config.sample)
-    best = best_checkpoints(metrics, config.watch, config.sample)
+    found = find_hacking(metrics, config.monitor, trained_progress(metrics, config), config.sample)
+    best = best_checkpoints(metrics, config.monitor, config.sample)
     return next(((best[name], name) for name in found), None)
 
 
-def _watched_since(metrics: Metrics, name: str) -> Metrics:
-    """Return the newest iterations without a gap in which a reward was watched."""
+def _monitored_since(metrics: Metrics, name: str) -> Metrics:
+    """Return the newest iterations without a gap in which a reward was monitored."""
     rows: list[Mapping[str, Any]] = []
     for row in reversed(metrics):
-        if name not in row["watched"]:
+        if name not in row["monitored"]:
             break
         rows.append(row)
     return rows[::-1]

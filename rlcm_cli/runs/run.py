@@ -38,12 +38,12 @@ class Run:
         return [prompt for own in self.prompts.values() for prompt in (*own.training, *own.held_out)]
 
     def reward_specs(self) -> dict[str, RewardSpec]:
-        """Return the rewards that are trained on or watched, by name."""
+        """Return the rewards that are trained on or monitored, by name."""
         settings = self.config.reward_settings
         return {name: RewardSpec(name, settings.get(name, {})) for name in self.config.reward_names()}
 
     def reward_bounds(self) -> dict[str, tuple[float, float]]:
-        """Return the least and the largest value of each reward that is trained on or watched."""
+        """Return the least and the largest value of each reward that is trained on or monitored."""
         return {name: spec.entry.bounds for name, spec in self.reward_specs().items()}
 
     def scored_tasks(self, reward: str) -> list[str]:
@@ -75,7 +75,7 @@ def check_run(root: Path, config: Config) -> Run:
             raise RunMismatchError(
                 f"{root}: was made with other settings ({'; '.join(changed)}); go on with its own by "
                 f"`{command('loop', '--run', root)}`, choose another --run, or remove the directory (only "
-                f"[runtime] settings, {', '.join(type(config.runtime).model_fields)}, those of [watch] and [ray], and "
+                f"[runtime] settings, {', '.join(type(config.runtime).model_fields)}, those of [monitor] and [ray], and "
                 "evaluate.every may change)"
             )
     elif occupied and not (layout.quarantine / layout.config.name).exists():
@@ -95,11 +95,13 @@ def check_rewards(run: Run) -> None:
     """Raise `ConfigError` where a reward of the configuration cannot be; loads none."""
     sample, evaluation = run.config.sample, run.config.evaluate
     check_last_step(run)
-    watched = run.config.watch.rewards
+    monitored = run.config.monitor.rewards
     for name, spec in run.reward_specs().items():
         _ = spec.resolved
-        # Of a reward that is only watched, the rollouts alone may be scored.
-        drawn_together = sample.group_size if name in watched else min(sample.group_size, evaluation.images_per_prompt)
+        # Of a reward that is only monitored, the rollouts alone may be scored.
+        drawn_together = (
+            sample.group_size if name in monitored else min(sample.group_size, evaluation.images_per_prompt)
+        )
         if spec.entry.set_level and drawn_together < 2:
             raise ConfigError(
                 f"reward '{name}' compares the images of a prompt: set sample.group_size (now {sample.group_size}) "

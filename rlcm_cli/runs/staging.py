@@ -98,7 +98,7 @@ def stage_loop(remote: RemoteRun) -> None:
     stage_evaluations(remote)
     if remote.layout.config.exists():
         config = open_run(remote.layout.root).config
-        best = best_checkpoints(read_metrics(remote.layout), config.watch, config.sample)
+        best = best_checkpoints(read_metrics(remote.layout), config.monitor, config.sample)
         for number in {0, *best.values()}:
             remote.fetch_checkpoint(number)
 
@@ -209,7 +209,7 @@ class LoopPublisher:
         kept = config.kept_checkpoints
         if kept is None:
             return
-        protected = best_checkpoints(read_metrics(self.run.layout), config.watch, config.sample).values()
+        protected = best_checkpoints(read_metrics(self.run.layout), config.monitor, config.sample).values()
         listed = [number for number in _numbers(remote.store.folders("checkpoints")) if number <= self._trained]
         for number in old_checkpoints(listed, kept, protected):
             remote.remove_checkpoint(number)

@@ -17,7 +17,7 @@ from rlcm_cli.store.layout import RunLayout
 from rlcm_cli.store.reading import REMEDY, read_json
 from rlcm_cli.wording import command
 
-CHANGEABLE = ("runtime", "watch", "ray")
+CHANGEABLE = ("runtime", "monitor", "ray")
 """Sections of a configuration that may change while a run goes on."""
 
 

@@ -39,7 +39,7 @@ class Metrics(Record):
     reward_best: float | None = None
     rewards: Measured = Field(default_factory=dict)
     reward_stds: Measured = Field(default_factory=dict)
-    watched: Measured = Field(default_factory=dict)
+    monitored: Measured = Field(default_factory=dict)
     tasks: Measured = Field(default_factory=dict)
 
 

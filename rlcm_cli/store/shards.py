@@ -13,7 +13,7 @@ those of RFC 2119.
  5. A reader MUST refuse a `format_version` above its own, another `kind`, a record whose `plan` is not the
     digest of the manifest in whose folder it lies, and a file whose `run` or number is not that of its place.
     `run` is stated by `config.json`: the SHA-256 of the canonical JSON of its `config` without the sections that
-    may change, `runtime`, `watch` and `ray`, and without `evaluate.every`. Plans, checkpoints, evaluations and
+    may change, `runtime`, `monitor` and `ray`, and without `evaluate.every`. Plans, checkpoints, evaluations and
     metrics repeat it, because a copied folder, or a configuration that was edited, shows in nothing else.
  6. `manifest.json` of a rollout is canonical JSON; `plan` is the SHA-256 of its bytes. Shard k holds the
     samples of `shards[k]` = [start, stop). A group (the `group_size` images of one prompt that were drawn

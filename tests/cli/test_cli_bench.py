@@ -55,7 +55,7 @@ def test_the_machine_s_line_holds_everything(capsys, tiny_lcm):
         (ConfigError, ["--architecture", "sd15", "--model", "x"], ("--model and --architecture",)),
         (ConfigError, ["--batch", "1,two"], ("--batch 1,two", "1,2,4,8")),
         (ConfigError, ["--batch", "0"], ("--batch 0",)),
-        (ConfigError, ["--memory-budget", "lots"], ("memory budget of 'lots'", "8GB")),
+        (ConfigError, ["--memory-budget", "lots"], ("'lots' is not a valid memory budget", "8GB")),
         (ConfigError, ["--reward", "diversity"], ("--reward diversity", "name another")),
         (ConfigError, ["--reward", "beauty"], ("no reward 'beauty'",)),
         (ConfigError, ["--task", "compresion"], ("did you mean 'compression'?",)),
@@ -83,7 +83,7 @@ def test_sizes_are_read(text, count):
 
 @pytest.mark.parametrize("text", ["8", "GB", "8TB", "-8GB", "0GB", "8GB!", "1e3GB", ""])
 def test_what_is_no_size_is_refused_in_one_line(text):
-    with pytest.raises(ConfigError, match=r"^a memory budget of '.*' cannot be; write a size such as 8GB[^\n]*$"):
+    with pytest.raises(ConfigError, match=r"^'.*' is not a valid memory budget; write a size such as 8GB[^\n]*$"):
         parse_config({"task": "x", "rewards": {"compressibility": 1.0}, "runtime": {"memory_budget": text}})
 
 

@@ -23,7 +23,7 @@ def complete(capsys, monkeypatch, words: str) -> list[str]:
         ("loop --task ddpo-in", ["ddpo-incompression"]),
         ("tasks grp", ["grpo-hps"]),
         ("loop --reward colour", ["colourfulness"]),
-        ("loop --watch sharp", ["sharpness"]),
+        ("loop --monitor sharp", ["sharpness"]),
         ("score --reward sharp", ["sharpness"]),
         ("rewards sharp", ["sharpness"]),
         ("loop --objective rwr", ["rwr", "rwr-sparse"]),

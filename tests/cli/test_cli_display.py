@@ -27,7 +27,7 @@ METRICS = {
     "reward_std": 0.5,
     "reward_best": -0.75,
     "rewards": {"compressibility": -1.0, "recognition": -0.25},
-    "watched": {},
+    "monitored": {},
     "tasks": {"compression": -1.25},
     "kl_to_base": 0.0,
 }
@@ -110,9 +110,9 @@ def test_a_kl_penalty_is_shown_where_it_acts(capsys):
     assert "kl 0.2500" in capsys.readouterr().out
 
 
-def test_watched_rewards_are_shown_beside_the_trained_ones(capsys):
-    Display(quiet=False, as_json=False).follow([IterationTrained(1, {**METRICS, "watched": {"sharpness": 2.0}})])
-    assert "recognition -0.250)  watched: sharpness 2.000" in capsys.readouterr().out
+def test_monitored_rewards_are_shown_beside_the_trained_ones(capsys):
+    Display(quiet=False, as_json=False).follow([IterationTrained(1, {**METRICS, "monitored": {"sharpness": 2.0}})])
+    assert "recognition -0.250)  monitored: sharpness 2.000" in capsys.readouterr().out
 
 
 def test_rewards_of_several_tasks_are_shown_apart(capsys):
@@ -188,12 +188,12 @@ def test_an_iteration_takes_what_its_phases_take(capsys, monkeypatch):
 
 def test_rewards_from_files_and_servers_have_short_names(capsys):
     file, server = "/home/me/rewards/mine.py:redness", "http://127.0.0.1:8000/colourfulness"
-    metrics = {**METRICS, "rewards": {file: -1.0, server: 2.0}, "watched": {"/b.py:blueness": 1.0}}
+    metrics = {**METRICS, "rewards": {file: -1.0, server: 2.0}, "monitored": {"/b.py:blueness": 1.0}}
     Display(quiet=False, as_json=False).follow(
         [IterationTrained(1, metrics), Evaluated(1, 0.5, 0.25, {file: -1.0}, {"t": 0.5})]
     )
     first, second = capsys.readouterr().out.splitlines()
-    assert "(redness -1.000, colourfulness 2.000)  watched: blueness 1.000" in first
+    assert "(redness -1.000, colourfulness 2.000)  monitored: blueness 1.000" in first
     assert (
         second
         == "held-out evaluation, checkpoint 1: 0.500 on training prompts, 0.250 on held-out prompts  (redness -1.000)"

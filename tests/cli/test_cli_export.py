@@ -261,7 +261,7 @@ def test_a_reward_of_one_s_own_is_named_without_its_place(capsys, tiny_lcm, tmp_
     (tmp_path / "secretive").mkdir()
     own = tmp_path / "secretive/rewards.py"
     own.write_text("def redness(images, prompts, metadata):\n    return images[:, 0].float().mean((1, 2))\n")
-    run = loop(tmp_path, tiny_lcm, "--reward", f"{own}:redness", "--watch", "compressibility")
+    run = loop(tmp_path, tiny_lcm, "--reward", f"{own}:redness", "--monitor", "compressibility")
     succeed(capsys, "export", run, "--out", tmp_path / "out")
     _, card = read_card(tmp_path / "out")
     assert "for rewards.py:redness" in card

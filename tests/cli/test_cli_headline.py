@@ -25,10 +25,10 @@ def test_rewards_as_a_sum(rewards, text):
 
 
 def test_the_goal_of_a_run():
-    values = {"rewards": {"compressibility": 1.0, "recognition": 2.0}, "watch": {"rewards": [FILE]}}
+    values = {"rewards": {"compressibility": 1.0, "recognition": 2.0}, "monitor": {"rewards": [FILE]}}
     values |= {"sample": {"samples": 64}, "runtime": {"iterations": 1}, "objective": {"kind": "rwr"}}
     assert describe_goal(parse_config({"task": "t", **values})) == (
-        "trained for compressibility + 2 × recognition; objective rwr; 64 images × 1 iteration; watching redness"
+        "trained for compressibility + 2 × recognition; objective rwr; 64 images × 1 iteration; monitoring redness"
     )
     joint = resolve_config(["compression", "incompression"])
     assert describe_goal(joint).startswith(
@@ -70,10 +70,10 @@ def test_a_loop_opens_with_its_goal(capsys, tmp_path, tiny_lcm):
 @pytest.mark.parametrize(
     ("given", "saying"),
     [
-        (["--on-hacking", "stop"], ("watch.on_hacking is stop", "--watch")),
-        (["--watch", "compressibility"], ("watch.rewards has compressibility, which is trained for",)),
-        (["--set", "watch.rewards=['recognition', 'sharpness']"], ("watch.rewards has recognition",)),
-        (["--task", "incompression", "--watch", "incompressibility"], ("watch.rewards has incompressibility",)),
+        (["--on-hacking", "stop"], ("monitor.on_hacking is stop", "--monitor")),
+        (["--monitor", "compressibility"], ("monitor.rewards has compressibility, which is trained for",)),
+        (["--set", "monitor.rewards=['recognition', 'sharpness']"], ("monitor.rewards has recognition",)),
+        (["--task", "incompression", "--monitor", "incompressibility"], ("monitor.rewards has incompressibility",)),
     ],
 )
 def test_options_that_contradict_each_other_are_refused(capsys, given, saying):

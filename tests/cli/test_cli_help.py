@@ -99,6 +99,8 @@ def test_no_argument_shows_the_commands(capsys):
     [
         (["lop"], ("no such command 'lop'", "'loop'", "`rlcm --help`")),
         (["loop", "--tsk", "compression"], ("--tsk", "--task", "`rlcm loop --help`")),
+        (["loop", "--watch", "sharpness"], ("--watch", "--monitor", "`rlcm loop --help`")),
+        (["generate", "--policy", "tcd"], ("--policy", "--sampler", "`rlcm generate --help`")),
         (["loop", "--iterations", "ten"], ("'--iterations'", "integer", "`rlcm loop --help`")),
         (["loop", "--task"], ("--task", "argument")),
         (["score"], ("missing option '--run'", "`rlcm score --help`")),

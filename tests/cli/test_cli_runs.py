@@ -74,7 +74,7 @@ def test_a_finished_run_is_extended_with_or_without_its_task(capsys, settings, t
     succeed(capsys, "loop", "--config", settings, "--run", straight, "--iterations", "3")
     succeed(capsys, "loop", "--config", settings, "--run", extended, "--iterations", "1")
     said = succeed(capsys, "loop", "--run", extended, "--iterations", "2").out
-    assert "going on after iteration 1" in said
+    assert "resuming after iteration 1" in said
     assert "iteration 2/2" in said
     succeed(capsys, "loop", "--task", "compression", "--config", settings, "--run", extended, "--iterations", "3")
     for part in ("rollouts", "checkpoints", "evaluations/000003"):

@@ -1,4 +1,4 @@
-"""Rewards on the command line: which, with what weights, whose code, from the cache or not, watched, joint."""
+"""Rewards on the command line: which, with what weights, whose code, from the cache or not, monitored, joint."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from command_line import checkpoints, refuse, rlcm, snapshot, succeed, tensor_fi
 from PIL import Image
 from safetensors.torch import load_file
 
-from rlcm_cli.cli.options import parse_rewards
+from rlcm_cli.cli.asked import parse_rewards
 from rlcm_cli.errors import ConfigError, MissingFileError, RunMismatchError, StorageFullError
 from rlcm_cli.rewards import REWARDS, RewardEntry
 
@@ -113,15 +113,15 @@ def test_a_reward_that_cannot_be_is_refused(capsys, settings, rewards, saying):
     refuse(capsys, ConfigError, "loop", "--config", settings, "--dry-run", *given, saying=saying)
 
 
-def test_rewards_and_what_is_watched_reach_the_configuration(capsys, settings):
+def test_rewards_and_what_is_monitored_reach_the_configuration(capsys, settings):
     shown = succeed(
         capsys,
         *["loop", "--config", settings, "--dry-run", "--json", "--reward", "sharpness=0.5", "--reward", "brightness"],
-        *["--watch", "recognition", "--watch", "recognition", "--on-hacking", "stop", "--set", "combine=sum"],
+        *["--monitor", "recognition", "--monitor", "recognition", "--on-hacking", "stop", "--set", "combine=sum"],
     ).json_line()["config"]
     assert (shown["rewards"], shown["combine"]) == ({"sharpness": 0.5, "brightness": 1.0}, "sum")
-    assert (shown["watch"]["rewards"], shown["watch"]["on_hacking"]) == (["recognition"], "stop")
-    assert shown["watch"]["window"] == 10
+    assert (shown["monitor"]["rewards"], shown["monitor"]["on_hacking"]) == (["recognition"], "stop")
+    assert shown["monitor"]["window"] == 10
 
 
 # Scoring what is there
@@ -191,7 +191,7 @@ def test_settings_of_a_reward_are_set_for_one_scoring(capsys, sampled):
     (file,) = (sampled / "rollouts/000000/rewards").glob("recognition-*/shard-00000-of-00002.safetensors")
     assert load_file(file)["reward"].min() >= -2.5
     config = json.loads((sampled / "config.json").read_text())["config"]
-    assert (config["reward_settings"], config["watch"]["rewards"]) == ({}, [])
+    assert (config["reward_settings"], config["monitor"]["rewards"]) == ({}, [])
 
 
 def test_scoring_is_no_way_to_change_the_run(capsys, sampled):
@@ -203,7 +203,7 @@ def test_a_reward_of_sets_needs_groups_before_anything_is_written(capsys, settin
     words = ("'diversity' compares the images of a prompt", "sample.group_size (now 1)")
     for command in ("loop", "sample"):
         refuse(capsys, ConfigError, command, "--config", settings, "--run", run, "--reward", "diversity", saying=words)
-    refuse(capsys, ConfigError, "loop", "--config", settings, "--run", run, "--watch", "diversity", saying=words)
+    refuse(capsys, ConfigError, "loop", "--config", settings, "--run", run, "--monitor", "diversity", saying=words)
     assert not run.exists()
 
 
@@ -233,7 +233,7 @@ def test_code_that_the_command_line_names_is_run(capsys, settings, code, tmp_pat
     succeed(capsys, "score", "--run", run, "--reward", name, "--rollout", "0")
     other = tmp_path / "other"
     succeed(capsys, "sample", "--config", settings, "--run", other)
-    succeed(capsys, "loop", "--run", other, "--iterations", "1", "--watch", name)
+    succeed(capsys, "loop", "--run", other, "--iterations", "1", "--monitor", name)
     assert folders(other) == {"compressibility": 2, "warmth": 2}
 
 
@@ -283,13 +283,13 @@ def test_a_reward_that_writes_into_its_images_changes_no_other(capsys, settings,
     assert found[0] == found[1]
 
 
-# Watching
+# Monitoring
 
 
-def test_a_loop_shows_what_is_watched_and_draws_the_curves(capsys, settings, tmp_path):
+def test_a_loop_shows_what_is_monitored_and_draws_the_curves(capsys, settings, tmp_path):
     run = tmp_path / "run"
-    said = succeed(capsys, "loop", "--config", settings, "--run", run, "--watch", "sharpness").out
-    assert said.count("watched: sharpness") == 2
+    said = succeed(capsys, "loop", "--config", settings, "--run", run, "--monitor", "sharpness").out
+    assert said.count("monitored: sharpness") == 2
     assert f"{run / 'rewards.png'}: the rewards over the iterations" in said
     assert (run / "rewards.png").read_bytes().startswith(b"\x89PNG")
 

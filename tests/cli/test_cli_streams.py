@@ -23,7 +23,7 @@ METRICS = {
     "reward_std": 0.5,
     "reward_best": -0.75,
     "rewards": {"redness": -1.0},
-    "watched": {},
+    "monitored": {},
     "tasks": {"compression": -1.25},
 }
 

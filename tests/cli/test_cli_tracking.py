@@ -63,7 +63,7 @@ def test_a_tracker_that_is_missing_is_told_before_anything_is_made(capsys, setti
     assert not run.exists()
 
 
-def test_a_run_in_an_object_store_is_watched_and_its_log_continued_elsewhere(
+def test_a_run_in_an_object_store_is_monitored_and_its_log_continued_elsewhere(
     capsys, settings, s3, remote, machine, tmp_path
 ):
     succeed(capsys, "loop", "--config", settings, "--run", remote, "--log-with", "tensorboard", "-q")

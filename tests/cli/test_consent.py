@@ -75,7 +75,7 @@ def edit(run, **settings):
 def judged(address, **settings):
     question = {"judge": "openai", "model": "m", "question": "Is this a {prompt}?", "answer": "yes"}
     return {
-        "watch": {"rewards": ["vqa"]},
+        "monitor": {"rewards": ["vqa"]},
         "reward_settings": {"vqa": {**question, "endpoint": f"http://{address}/v1", **settings}},
     }
 
@@ -97,14 +97,14 @@ def test_a_judge_that_a_run_names_is_asked_nothing(capsys, run, listener, comman
 @pytest.mark.parametrize("command", [["score"], ["evaluate"], ["loop", "--iterations", "1"]], ids=" ".join)
 def test_a_reward_server_that_a_run_names_is_asked_nothing(capsys, run, listener, command):
     address, seen = listener
-    edit(run, watch={"rewards": [f"http://{address}/x"]})
+    edit(run, monitor={"rewards": [f"http://{address}/x"]})
     refuse(capsys, ConfigError, *command, "--run", run, saying=(f"http://{address}/x", f"--allow-host {address}"))
     assert seen == []
 
 
 def test_a_host_in_a_file_for_config_needs_leave_too(capsys, tiny_lcm, tmp_path, listener):
     address, seen = listener
-    settings = write_settings(tmp_path, tiny_lcm, watch={"rewards": [f"http://{address}/x"]})
+    settings = write_settings(tmp_path, tiny_lcm, monitor={"rewards": [f"http://{address}/x"]})
     refuse(capsys, ConfigError, "loop", "--config", settings, "--run", tmp_path / "run", saying=("--allow-host",))
     assert seen == []
     assert not (tmp_path / "run").exists()
@@ -132,7 +132,7 @@ class TestNaming:
         return Run(RunLayout(tmp_path / "none"), override_config(config, flags=settings))
 
     def vqa(self, tmp_path, **settings):
-        return self.run(tmp_path, **{"watch.rewards": ["vqa"], "reward_settings.vqa": settings})
+        return self.run(tmp_path, **{"monitor.rewards": ["vqa"], "reward_settings.vqa": settings})
 
     def is_permitted(self, run, named=(), **given):
         try:
@@ -167,13 +167,13 @@ class TestNaming:
         assert not self.is_permitted(self.vqa(tmp_path, endpoint="http://judge:8001/v1"))
 
     def test_several_servers_all_have_to_be_named(self, tmp_path):
-        run = self.run(tmp_path, **{"watch.rewards": ["http://a:1/x,http://b:1/x"]})
+        run = self.run(tmp_path, **{"monitor.rewards": ["http://a:1/x,http://b:1/x"]})
         assert not self.is_permitted(run, ["http://a:1/x"])
         assert self.is_permitted(run, ["http://a:1/x", "http://b:1/y"])
 
     def test_several_servers_are_named_by_one_text(self, tmp_path):
         name = "http://a:1/x, http://b:1/x"
-        assert self.is_permitted(self.run(tmp_path, **{"watch.rewards": [name]}), [name])
+        assert self.is_permitted(self.run(tmp_path, **{"monitor.rewards": [name]}), [name])
 
     def test_a_trusted_host_gets_no_other_variable(self, tmp_path):
         named = named_texts(["reward_settings.vqa.endpoint=http://judge:8000/v1"])
@@ -195,7 +195,7 @@ class TestNaming:
         (tmp_path / "head.pth").touch()
         run = self.run(
             tmp_path,
-            **{"watch.rewards": ["aesthetic"], "reward_settings.aesthetic": {"head": str(tmp_path / "head.pth")}},
+            **{"monitor.rewards": ["aesthetic"], "reward_settings.aesthetic": {"head": str(tmp_path / "head.pth")}},
         )
         permit(run, Given(()))  # of a configuration that is the user's own
         run.layout.root.mkdir()
@@ -215,7 +215,7 @@ class TestNaming:
 
     def test_code_is_trusted_as_it_was_when_the_user_had_it_run(self, tmp_path):
         (tmp_path / "mine.py").write_text("def f(*_): ...")
-        run = self.run(tmp_path, **{"watch.rewards": [f"{tmp_path}/mine.py:f"]})
+        run = self.run(tmp_path, **{"monitor.rewards": [f"{tmp_path}/mine.py:f"]})
         assert not self.is_permitted(run)
         (line,) = permit(run, Given([f"{tmp_path}/mine.py:f"]))
         assert "mine.py:f is trusted on this machine as it is now" in line
@@ -228,8 +228,8 @@ class TestNaming:
             (tmp_path / folder).mkdir()
             (tmp_path / folder / "mine.py").write_text("def f(*_): ...")
         of = {folder: f"{tmp_path}/{folder}/mine.py:f" for folder in ("a", "b")}
-        permit(self.run(tmp_path, **{"watch.rewards": [of["a"]]}), Given([of["a"]]))
-        assert not self.is_permitted(self.run(tmp_path, **{"watch.rewards": [of["b"]]}))
+        permit(self.run(tmp_path, **{"monitor.rewards": [of["a"]]}), Given([of["a"]]))
+        assert not self.is_permitted(self.run(tmp_path, **{"monitor.rewards": [of["b"]]}))
 
 
 def test_my_own_code_needs_no_leave_on_this_machine(capsys, tiny_lcm, tmp_path):

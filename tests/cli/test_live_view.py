@@ -23,7 +23,7 @@ PROGRESS = RunProgress(
     title=TITLE,
     iterations=40,
     rewards=("compressibility", "a-reward-with-a-name-that-is-long"),
-    watched=("recognition",),
+    monitored=("recognition",),
     rows=tuple(make_metrics(number, ("compressibility",)) for number in range(12)),
     phase=PhaseProgress("sample", 3, 8, "images"),
     evaluated=(0, 10),
@@ -47,7 +47,7 @@ def say(number: int) -> str:
 def test_no_line_is_longer_than_the_terminal_and_what_matters_is_there(width):
     shown = draw(PROGRESS, width)
     assert max(map(len, shown.splitlines())) <= min(width, 100)
-    for words in (TITLE[:20], "12 of 40", "3 of 8", "reward", "2.635", "watched", "-12.000", "sample 1.0", "0, 10"):
+    for words in (TITLE[:20], "12 of 40", "3 of 8", "reward", "2.635", "monitored", "-12.000", "sample 1.0", "0, 10"):
         assert words in shown
     assert "they teach nothing" in " ".join(shown.split())
 

@@ -42,7 +42,7 @@ def home(tmp_path, monkeypatch, tiny_lcm):
     shutil.copytree(tiny_lcm, home / "models/lcm")
     (home / "my texts").mkdir()
     (home / "my texts/prompts").write_text("caption\ncat\ndog\ncow\nbee\n", encoding="utf-8")
-    for name in ("neat", "watching"):
+    for name in ("neat", "monitoring"):
         (home / f"{name}.py").write_text(REWARD, encoding="utf-8")
     monkeypatch.chdir(home)
     monkeypatch.setattr("socket.gethostname", lambda: MARK)
@@ -60,7 +60,7 @@ def run(home, capsys):
     prompts = {"source": f"csv:{home}/my texts/prompts:caption", "held_out_fraction": 0.0}
     settings = write_settings(home, home / "models/lcm", prompts=prompts)
     rewards = ("--reward", f"{home}/neat.py:neat=1", "--reward", "compressibility=1")
-    rewards += ("--watch", f"{home}/watching.py:neat", "--log-with", "tensorboard")
+    rewards += ("--monitor", f"{home}/monitoring.py:neat", "--log-with", "tensorboard")
     succeed(capsys, "loop", "--run", home / "run", "--config", settings, *rewards, "-q")
     assert MARK in (home / "run/config.json").read_text(encoding="utf-8")
     return home / "run"

@@ -6,23 +6,23 @@ import pytest
 from command_line import refuse, succeed
 from PIL import Image
 
-from rlcm_cli.cli.sampler_options import make_options
+from rlcm_cli.cli.sampler_options import make_sampler_options
 from rlcm_cli.errors import ConfigError
 from rlcm_cli.samplers import SAMPLERS
 
 
 def test_there_is_one_for_every_setting_with_a_help_text():
-    options = {option.name: option for option in make_options()}
+    options = {option.name: option for option in make_sampler_options()}
     assert set(options) == {name for sampler in SAMPLERS.values() for name in sampler.setting_names}
-    assert all(option.help and option.help.startswith("Of ") for option in options.values())
+    assert all(option.help and option.help.startswith("For ") for option in options.values())
     assert options["original_steps"].opts == ["--original-steps"]
-    assert options["eta"].help == "Of ddim: how much noise each step draws, 0 to 1."
+    assert options["eta"].help == "For ddim: how much noise each step draws, 0 to 1."
 
 
 def test_help_shows_them_within_100_columns(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "100")
     shown = succeed(capsys, "generate", "--help").out
-    assert all(option.opts[0] in shown for option in make_options())
+    assert all(option.opts[0] in shown for option in make_sampler_options())
     assert "[default: (the LoRA's, or 0.3)]" in shown
     assert max(map(len, shown.splitlines())) <= 100
     assert "…" not in shown

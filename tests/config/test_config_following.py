@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from rlcm_cli.cli.options import resolve_run
+from rlcm_cli.cli.asked import Asked, resolve_run
 from rlcm_cli.config import Config, ModelSettings, resolve_settings, task_names
 from rlcm_cli.config.text import write_config
 from rlcm_cli.errors import ConfigError, ModelError
@@ -91,7 +91,7 @@ def test_tasks_that_are_trained_together_follow_as_one_does():
 
 def test_a_command_tells_what_followed(capsys):
     flags = {"sample.samples": 16}
-    resolve_run(None, tasks=["compression"], config_file=None, assignments=[], start=None, flags=flags)
+    resolve_run(None, Asked(["compression"], flags=flags))
     assert capsys.readouterr().err == "note: train.minibatch_size is 16, not 64: it follows sample.samples 16\n"
 
 
@@ -231,12 +231,13 @@ class TestSampler:
             ask("compression", given=["model.dtype=float8"], model="my-ddim")
 
     def test_a_model_of_this_machine_is_asked_by_the_commands(self, capsys):
-        shared = {"tasks": ["compression"], "config_file": None, "assignments": [], "start": None}
-        _, config = resolve_run(None, **shared, flags={"model.name": "emoji-diffusion"})
+        _, config = resolve_run(None, Asked(["compression"], flags={"model.name": "emoji-diffusion"}))
         assert config.sampler.kind == "ddim"
         assert "note: sampler.kind is ddim" in capsys.readouterr().err
         with pytest.raises(ModelError, match="is not a folder here"):
-            resolve_run(None, **shared, flags={"model.name": "nobody/nothing"})
-        _, config = resolve_run(None, **shared, flags={"model.name": "nobody/nothing"}, loads_model=False)
+            resolve_run(None, Asked(["compression"], flags={"model.name": "nobody/nothing"}))
+        _, config = resolve_run(
+            None, Asked(["compression"], flags={"model.name": "nobody/nothing"}), loads_model=False
+        )
         assert config.sampler.kind == "lcm"
-        assert "the model could not be asked: model 'nobody/nothing'" in capsys.readouterr().err
+        assert "because the model cannot be read: model 'nobody/nothing'" in capsys.readouterr().err

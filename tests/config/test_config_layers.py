@@ -165,7 +165,7 @@ ADDRESS = "http://127.0.0.1:8765/colourfulness"
         ('rewards."mine.py:f"', ["rewards", "mine.py:f"]),
         (f"tasks.one.rewards.{ADDRESS}", ["tasks", "one", "rewards", ADDRESS]),
         ("tasks.one.rewards", ["tasks", "one", "rewards"]),
-        ("watch.rewards", ["watch", "rewards"]),
+        ("monitor.rewards", ["monitor", "rewards"]),
     ],
 )
 def test_a_key_is_split_at_the_dots_of_toml_and_not_within_the_name_of_a_reward(key, parts):
@@ -198,8 +198,8 @@ def test_a_reward_of_weight_0_is_dropped_with_its_settings():
     assert "recognition" not in config.reward_names()
     assert config.rewards
     assert config.reward_settings == {}
-    watching = resolve_config(["compression"], assignments=given, flags={"watch.rewards": ["recognition"]})
-    assert (list(watching.rewards), watching.reward_settings) == (
+    monitoring = resolve_config(["compression"], assignments=given, flags={"monitor.rewards": ["recognition"]})
+    assert (list(monitoring.rewards), monitoring.reward_settings) == (
         list(config.rewards),
         {"recognition": {"floor": -5.0}},
     )
@@ -390,8 +390,8 @@ def test_a_run_of_one_task_is_a_task_of_that_name(preset):
     [
         ([], {"rewards": {"recognition": 1.0}}, ("--reward stands for the rewards of one task", "tasks.NAME.rewards")),
         (["rewards={recognition=1}"], {}, ("rewards and tasks are both set", "tasks.NAME.rewards")),
-        (["prompts.source=more.txt"], {}, ("prompts and combine are set beside tasks", "tasks.NAME")),
-        (["combine=sum"], {}, ("prompts and combine are set beside tasks", "tasks.NAME")),
+        (["prompts.source=more.txt"], {}, ("prompts or combine is set as well as tasks", "tasks.NAME")),
+        (["combine=sum"], {}, ("prompts or combine is set as well as tasks", "tasks.NAME")),
         (["sample.samples=1"], {}, ("2 tasks share the 1 groups", "sample.samples")),
         (["sample.group_size=30"], {}, ("2 tasks share the 1 groups",)),
         (["tasks.other.rewards={}"], {}, ("tasks.other.rewards",)),
@@ -415,24 +415,29 @@ def test_a_file_with_rewards_does_not_fit_several_tasks(two, tmp_path):
         resolve_config(two, config_file=over)
 
 
-# Watched rewards
+# Monitored rewards
 
 
-def test_settings_belong_to_a_reward_that_is_trained_on_or_watched(preset):
+def test_settings_belong_to_a_reward_that_is_trained_on_or_monitored(preset):
     setting = "reward_settings.recognition.floor=-2"
-    with pytest.raises(ConfigError, match="'recognition' is neither trained on nor watched here"):
+    with pytest.raises(ConfigError, match="'recognition' is neither trained on nor monitored here"):
         resolve_config([preset], assignments=[setting])
-    watched = resolve_config([preset], assignments=[setting], flags={"watch.rewards": ["recognition"]})
-    assert watched.reward_settings == {"recognition": {"floor": -2}}
-    assert watched.reward_names() == ["incompressibility", "recognition"]
+    monitored = resolve_config([preset], assignments=[setting], flags={"monitor.rewards": ["recognition"]})
+    assert monitored.reward_settings == {"recognition": {"floor": -2}}
+    assert monitored.reward_names() == ["incompressibility", "recognition"]
 
 
-def test_what_is_watched_may_change_and_its_settings_with_it(preset):
+def test_what_is_monitored_may_change_and_its_settings_with_it(preset):
     saved = resolve_config([preset])
     setting = "reward_settings.recognition.floor=-2"
-    changes = {"watch.rewards": ["recognition"], "watch.window": 3, "watch.on_hacking": "stop", "watch.fall": 0.1}
-    watched = override_config(saved, assignments=[setting], flags=changes)
-    assert watched.identity() == saved.identity()
+    changes = {
+        "monitor.rewards": ["recognition"],
+        "monitor.window": 3,
+        "monitor.on_hacking": "stop",
+        "monitor.fall": 0.1,
+    }
+    monitored = override_config(saved, assignments=[setting], flags=changes)
+    assert monitored.identity() == saved.identity()
 
 
 def test_the_settings_of_a_trained_reward_are_of_the_runs_identity(preset):
@@ -492,8 +497,11 @@ def test_differences_name_each_key_with_both_values(preset):
         ("sample.group_size=7", ("sample.samples is 30", "sample.group_size 7")),
         ("sample.shards=31", ("sample.shards is 31", "30 groups")),
         ("train.minibatch_size=31", ("train.minibatch_size is 31", "sample.samples")),
-        ("train.minibatch_size=7", ("train.minibatch_size is 7", "sample.samples 30", "to 6 or 30")),
-        ("train.lr_decay_iterations=1", ("train.lr_decay_iterations is 1", "train.lr_decay_every 1 ", "no step")),
+        ("train.minibatch_size=7", ("train.minibatch_size 7", "sample.samples is 30", "to 6 or 30")),
+        (
+            "train.lr_decay_iterations=1",
+            ("train.lr_decay_iterations is 1", "train.lr_decay_every is 1,", "0 from the start"),
+        ),
         (
             "train.advantages=none",
             ("train.advantages is none", "objective.kind ppo", "objective rebel or rwr or rwr-sparse"),
@@ -544,7 +552,7 @@ def test_an_objective_that_does_not_fit_the_rest_is_refused_in_one_line(objectiv
 @pytest.mark.parametrize("iterations", [4, 10])
 def test_a_decay_whose_steps_are_as_wide_as_itself_is_refused(iterations):
     # As compression's, which has steps of 10 iterations.
-    with pytest.raises(ConfigError, match=r"train\.lr_decay_every 10 leaves the learning rate no step above 0"):
+    with pytest.raises(ConfigError, match=r"train\.lr_decay_every is 10, so the learning rate would be 0"):
         resolve_config(
             ["compression"], assignments=["train.lr_decay_every=10", f"train.lr_decay_iterations={iterations}"]
         )

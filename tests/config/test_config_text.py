@@ -179,7 +179,11 @@ def test_a_tilde_is_the_home_folder_in_every_setting_that_can_be_a_path(tmp_path
     resolved = resolve_config(
         ["compression"],
         config_file=over,
-        assignments=["lora.start=~/a", "reward_settings={'~/mine.py:fn'={path='~/w'}}", "watch.rewards=['~/b.py:g']"],
+        assignments=[
+            "lora.start=~/a",
+            "reward_settings={'~/mine.py:fn'={path='~/w'}}",
+            "monitor.rewards=['~/b.py:g']",
+        ],
         flags={"model.name": "~/models/lcm"},
     )
     assert resolved.model.name == "/homes/me/models/lcm"
@@ -187,5 +191,5 @@ def test_a_tilde_is_the_home_folder_in_every_setting_that_can_be_a_path(tmp_path
     assert resolved.lora.start == "/homes/me/a"
     assert resolved.rewards == {"/homes/me/mine.py:fn": 2.0}
     assert resolved.reward_settings == {"/homes/me/mine.py:fn": {"path": "/homes/me/w"}}
-    assert resolved.watch.rewards == ("/homes/me/b.py:g",)
+    assert resolved.monitor.rewards == ("/homes/me/b.py:g",)
     assert "~" not in json.dumps(resolved.model_dump(mode="json"))

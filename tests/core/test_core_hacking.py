@@ -1,17 +1,17 @@
-"""When a watched reward has fallen: by hand, on noise, and on falls that were planted."""
+"""When a monitored reward has fallen: by hand, on noise, and on falls that were planted."""
 
 import numpy as np
 import pytest
 
-from rlcm_cli.config import WatchSettings
+from rlcm_cli.config import MonitorSettings
 from rlcm_cli.core.hacking import Drop, best_iteration, find_fall
 
-DEFAULTS = WatchSettings()
+DEFAULTS = MonitorSettings()
 RISING = [float(number) for number in range(1000)]
 
 
-def fall_of(watched, trained=None, spread=1.0, window=2, fall=0.5):
-    return find_fall(RISING[: len(watched)] if trained is None else trained, watched, [spread] * len(watched),
+def fall_of(monitored, trained=None, spread=1.0, window=2, fall=0.5):
+    return find_fall(RISING[: len(monitored)] if trained is None else trained, monitored, [spread] * len(monitored),
                      window=window, fall=fall)  # fmt: skip
 
 
@@ -19,14 +19,14 @@ class TestByHand:
     def test_the_best_earlier_window_is_compared_with_the_newest(self):
         # Windows of two: means 1, 3, 4, 2.5, 1, 0; the newest but two share no iteration with the newest.
         found = fall_of([0.0, 2.0, 4.0, 4.0, 1.0, 1.0, -1.0], spread=2.0)
-        assert found == Drop(watched=(4.0, 0.0), deviations=2.0, starts=(2, 5))
+        assert found == Drop(monitored=(4.0, 0.0), deviations=2.0, starts=(2, 5))
 
     def test_the_spread_is_that_of_the_best_window(self):
-        watched, spreads = [4.0, 4.0, 1.0, 1.0], [1.0, 3.0, 100.0, 100.0]
-        found = find_fall(RISING[:4], watched, spreads, window=2, fall=1.4)
+        monitored, spreads = [4.0, 4.0, 1.0, 1.0], [1.0, 3.0, 100.0, 100.0]
+        found = find_fall(RISING[:4], monitored, spreads, window=2, fall=1.4)
         assert found is not None
         assert found.deviations == pytest.approx(1.5)
-        assert find_fall(RISING[:4], watched, spreads, window=2, fall=1.6) is None
+        assert find_fall(RISING[:4], monitored, spreads, window=2, fall=1.6) is None
 
     def test_the_two_windows_share_no_iteration(self):
         assert fall_of([0.0, 0.0, 9.0, -9.0, -9.0], window=2) is not None  # (0, 9) against (-9, -9)
@@ -34,7 +34,7 @@ class TestByHand:
         # The highest window, (9, 9), shares an iteration with the newest; the one before it is what counts.
         found = fall_of([0.0, 0.0, 9.0, 9.0, -9.0], window=2)
         assert found is not None
-        assert found.watched == (4.5, 0.0)
+        assert found.monitored == (4.5, 0.0)
 
     @pytest.mark.parametrize("count", [0, 1, 3])
     def test_fewer_than_two_windows_say_nothing(self, count):
@@ -57,7 +57,7 @@ class TestByHand:
 
 
 @pytest.mark.parametrize(
-    ("watched", "window", "best"),
+    ("monitored", "window", "best"),
     [
         ([1.0, 5.0, 1.0], 1, 1),
         ([0.0, 0.0, 4.0, 4.0, 0.0], 2, 3),
@@ -67,8 +67,8 @@ class TestByHand:
         ([3.0], 10, 0),
     ],
 )
-def test_the_best_iteration_ends_the_best_window(watched, window, best):
-    assert best_iteration(watched, window) == best
+def test_the_best_iteration_ends_the_best_window(monitored, window, best):
+    assert best_iteration(monitored, window) == best
 
 
 def noisy(seed, iterations=100, images=16):
@@ -77,12 +77,12 @@ def noisy(seed, iterations=100, images=16):
     return draws.mean(1), draws.std(1)
 
 
-def alarms(trained, watched, spreads):
+def alarms(trained, monitored, spreads):
     """Iterations after which the defaults raise the alarm."""
     return [
         count
-        for count in range(1, len(watched) + 1)
-        if find_fall(trained[:count], watched[:count], spreads[:count], window=DEFAULTS.window, fall=DEFAULTS.fall)
+        for count in range(1, len(monitored) + 1)
+        if find_fall(trained[:count], monitored[:count], spreads[:count], window=DEFAULTS.window, fall=DEFAULTS.fall)
     ]
 
 

@@ -198,7 +198,7 @@ def test_reward_server(start, tmp_path):
 def test_resuming(start, tmp_path):
     said = start("resuming/run.sh", *OPTIONS, ITERATIONS="12")
     assert "killed" in said, "the run was to be killed in the middle"
-    assert "going on after iteration" in said
+    assert "resuming after iteration" in said
     assert "all checksums match" in said
     assert trained(tmp_path / "work/run") == [*range(1, 25)]
 

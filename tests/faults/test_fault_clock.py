@@ -39,7 +39,7 @@ def test_a_loop_whose_clock_jumps(tiny_lcm, tmp_path):
     succeed([*command("loop", root, undisturbed.settings), "--iterations", 1], tmp_path, SkewedClock(0))
     skew_times(root, 0)
     again = succeed(command("loop", root, undisturbed.settings), tmp_path, SkewedClock(1))
-    assert "going on after iteration 1" in again.out
+    assert "resuming after iteration 1" in again.out
     found, expected = contents(root), contents(undisturbed.looped)
     del found["config.json"], expected["config.json"]  # of how many iterations it was to be at first
     assert {name: found[name] for name in expected} == expected

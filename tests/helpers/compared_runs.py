@@ -24,7 +24,7 @@ def write_run(
     seconds: float = 4.0,
     forwards: int = 100,
     without: Sequence[str] = (),
-    watched: Mapping[str, Sequence[float]] | None = None,
+    monitored: Mapping[str, Sequence[float]] | None = None,
     **sections: Any,
 ) -> Path:
     """Write a run whose iterations have these mean rewards and cost the same each; `seconds` is the wall time."""
@@ -35,8 +35,8 @@ def write_run(
         "rewards": weights or {"compressibility": 1.0},
         **sections,
     }
-    if watched:
-        values["watch"] = {"rewards": list(watched)}
+    if monitored:
+        values["monitor"] = {"rewards": list(monitored)}
     publish_config(layout, parse_config(values).to_json(), {})
     for number, reward in enumerate(means):
         row = {
@@ -44,7 +44,7 @@ def write_run(
             "checkpoint": number + 1,
             "reward_mean": reward,
             "rewards": dict.fromkeys(values["rewards"], reward / sum(values["rewards"].values())),
-            "watched": {name: series[number] for name, series in (watched or {}).items()},
+            "monitored": {name: series[number] for name, series in (monitored or {}).items()},
             "samples": samples,
             "sample_seconds": seconds / 2,
             "score_seconds": seconds / 4,

@@ -47,7 +47,7 @@ def expect(tensors, name, dtype, *shape):
 
 
 config = json.loads((RUN / "config.json").read_text(encoding="utf-8"))
-fixed = {key: value for key, value in config["config"].items() if key not in {"runtime", "watch", "ray"}}
+fixed = {key: value for key, value in config["config"].items() if key not in {"runtime", "monitor", "ray"}}
 fixed["evaluate"] = {key: value for key, value in fixed["evaluate"].items() if key != "every"}
 IDENTITY = hashlib.sha256(canonical(fixed).encode()).hexdigest()
 assert config["run"] == IDENTITY  # rule 5

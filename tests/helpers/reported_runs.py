@@ -23,7 +23,7 @@ from rlcm_cli.store.rollouts import RolloutShard, publish_rewards, publish_shard
 from rlcm_cli.store.run import publish_config, publish_metrics
 
 PROMPTS = ("cat", "dog", "cow", "bee")
-REWARD, WATCHED = "compressibility", "recognition"
+REWARD, MONITORED = "compressibility", "recognition"
 SAMPLES = 8
 
 
@@ -50,7 +50,7 @@ def write_reported(
     values = tiny_values(
         model,
         seed=seed,
-        watch={"rewards": [WATCHED]},
+        monitor={"rewards": [MONITORED]},
         prompts={"source": prompts_of},
         **sections,
     )
@@ -75,8 +75,8 @@ def make_metrics(iteration: int, trained: Collection[str] = (REWARD,)) -> dict[s
         "reward_std": 1.1,
         "reward_best": mean + 2,
         "rewards": dict.fromkeys(trained, mean),
-        "reward_stds": {**dict.fromkeys(trained, 1.1), WATCHED: 0.5},
-        "watched": {WATCHED: -1 - iteration},
+        "reward_stds": {**dict.fromkeys(trained, 1.1), MONITORED: 0.5},
+        "monitored": {MONITORED: -1 - iteration},
         "tasks": {"compression": mean},
         "loss": math.sin(iteration),
         "ratio": 1.0,
@@ -140,7 +140,7 @@ def write_rollout(layout: RunLayout, iteration: int, prompts: Sequence[str] = PR
     )
     publish_shard(layout, manifest, 0, shard)
     values = torch.tensor([reward_of(iteration, sample) for sample in range(SAMPLES)])
-    for name, given in ((REWARD, values), (WATCHED, -values)):
+    for name, given in ((REWARD, values), (MONITORED, -values)):
         spec = RewardSpec(name)
         identity = {"name": name, "settings": spec.resolved, "digest": spec.digest, "revision": "1"}
         publish_rewards(layout, manifest, 0, spec.directory, identity, index, given)
@@ -162,7 +162,7 @@ def write_evaluation(layout: RunLayout, checkpoint: int, prompts: Sequence[str] 
             held_out=index < 2,
             rewards={
                 REWARD: checkpoint * (1 + index // 2 * 0.5) + index / 10,
-                WATCHED: -torch.ones(count) * checkpoint,
+                MONITORED: -torch.ones(count) * checkpoint,
             },
         ),
     )

@@ -23,8 +23,8 @@ class Samples:
     groups: torch.Tensor
 
 
-def make_config(rewards=None, tasks=None, combine="normalised", watch=()):
-    values = tiny_values("none", train=SIZES, watch={"rewards": list(watch)})
+def make_config(rewards=None, tasks=None, combine="normalised", monitor=()):
+    values = tiny_values("none", train=SIZES, monitor={"rewards": list(monitor)})
     values |= {"rewards": rewards or {}, "tasks": tasks or {}, "combine": combine}
     return parse_config(values)
 
@@ -128,15 +128,15 @@ class TestTwoRewards:
 
 class TestWatchedRewards:
     def test_enter_neither_advantages_nor_statistics(self):
-        alone, watching = make_config({"a": 1.0}), make_config({"a": 1.0}, watch=["b"])
-        bare, seen = random_samples(alone, scales=(1.0,)), random_samples(watching)
+        alone, monitoring = make_config({"a": 1.0}), make_config({"a": 1.0}, monitor=["b"])
+        bare, seen = random_samples(alone, scales=(1.0,)), random_samples(monitoring)
         assert torch.equal(bare.rewards, seen.rewards)
-        expected, found = compute_advantages(bare, alone, {}), compute_advantages(seen, watching, {})
+        expected, found = compute_advantages(bare, alone, {}), compute_advantages(seen, monitoring, {})
         assert found[0].tolist() == expected[0].tolist()
         assert found[1] == expected[1]
 
     def test_are_told_apart_in_the_metrics(self):
-        config = make_config({"a": 2.0}, watch=["b"])
+        config = make_config({"a": 2.0}, monitor=["b"])
         metrics = reward_metrics(make_samples(config, ["p", "q"], {"a": [1.0, 2.0], "b": [10.0, 30.0]}), config)
         assert metrics == {
             "reward_mean": 3.0,
@@ -144,7 +144,7 @@ class TestWatchedRewards:
             "reward_best": 4.0,
             "rewards": {"a": 1.5},
             "reward_stds": {"a": 0.5, "b": 10.0},
-            "watched": {"b": 20.0},
+            "monitored": {"b": 20.0},
             "tasks": {config.task: 3.0},
         }
 
@@ -160,7 +160,7 @@ JOINT = {
 class TestJointTasks:
     @pytest.fixture
     def config(self):
-        return make_config(tasks=JOINT, watch=["d"])
+        return make_config(tasks=JOINT, monitor=["d"])
 
     @pytest.fixture
     def samples(self, config):
@@ -206,7 +206,7 @@ class TestJointTasks:
     def test_have_metrics_without_nan(self, config, samples):
         metrics = reward_metrics(samples, config)
         assert metrics["rewards"] == {"a": 4.0, "b": 5.5, "c": 20.0}
-        assert metrics["watched"] == {"d": 2.0}
+        assert metrics["monitored"] == {"d": 2.0}
         assert metrics["tasks"] == {"one": 2.0, "two": 9.0, "three": 104.0}
         assert metrics["reward_stds"]["c"] == 10.0
         assert metrics["reward_stds"]["a"] == pytest.approx(np.std([1, 3, 4, 8]))

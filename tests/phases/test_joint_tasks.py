@@ -65,7 +65,7 @@ def warmth(folder):
 
 
 def joint_config(model, folder, *, shares=(1.0, 1.0), **sections):
-    """Two tasks: animals for two rewards, vehicles for one of them, and the difference is watched by nobody."""
+    """Two tasks: animals for two rewards, vehicles for one of them, and the difference is monitored by nobody."""
     warmth = f"{folder}/mine.py:warmth"
     values = tiny_values(model, **sections)
     values["task"] = "animals+vehicles"
@@ -162,8 +162,10 @@ class TestRewards:
         assert did_nothing(finish(score(run, load_scorers(run))))
 
     def test_that_nobody_is_trained_for_are_given_to_all(self, config, warmth, tmp_path):
-        watched = config.model_copy(update={"watch": config.watch.model_copy(update={"rewards": ("sharpness",)})})
-        run = create_run(tmp_path / "run", watched)
+        monitored = config.model_copy(
+            update={"monitor": config.monitor.model_copy(update={"rewards": ("sharpness",)})}
+        )
+        run = create_run(tmp_path / "run", monitored)
         assert run.scored_tasks("sharpness") == ["animals", "vehicles"]
         assert run.scored_tasks(warmth) == ["animals"]
         assert run.scored_tasks("compressibility") == ["animals", "vehicles"]

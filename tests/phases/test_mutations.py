@@ -128,7 +128,7 @@ def try_one(root: Path, mutation: Mutation, model: Path, due: str) -> Iterator[s
 def must_be_found(root: Path, mutation: Mutation) -> bool:
     """Tell whether a change leaves something that is not as a sound run has it."""
     # Without its receipt a record is not there, as rule 2 has it: of the iteration that is due it is yet to be made,
-    # and rewards may be watched for a part of a run.
+    # and rewards may be monitored for a part of a run.
     unpublished = mutation.kind == "gone" and (
         mutation.place.startswith("rollouts/000001/") or "/rewards/" in mutation.place
     )

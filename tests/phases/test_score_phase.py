@@ -50,9 +50,9 @@ class Counting:
         return self.scale * images.float().mean((1, 2, 3))
 
 
-def watching(run, *names, **flags):
+def monitoring(run, *names, **flags):
     """Open a run with more rewards than it is trained for, as `rlcm score --reward` does."""
-    return check_run(run.layout.root, override_config(run.config, flags={"watch.rewards": list(names), **flags}))
+    return check_run(run.layout.root, override_config(run.config, flags={"monitor.rewards": list(names), **flags}))
 
 
 def sidecars(run, name, iteration=0):
@@ -76,23 +76,23 @@ def cache(tmp_path):
 class TestAFinishedRollout:
     def test_is_scored_with_another_reward_beside_its_own(self, run):
         before = raw_bytes(run.layout.root)
-        watched = watching(run, "incompressibility")
-        finish(score(watched, load_scorers(watched, ["incompressibility"]), iterations=[0, 1]))
+        monitored = monitoring(run, "incompressibility")
+        finish(score(monitored, load_scorers(monitored, ["incompressibility"]), iterations=[0, 1]))
         after = raw_bytes(run.layout.root)
         assert {name: after[name] for name in before} == before
         assert len(after) == len(before) + 2 * 2 * 2
         for iteration in (0, 1):
             manifest = read_manifest(run.layout.manifest(iteration))
             own, other = (
-                read_rewards(run.layout, manifest, watched.reward_specs()[name].directory)
+                read_rewards(run.layout, manifest, monitored.reward_specs()[name].directory)
                 for name in ("compressibility", "incompressibility")
             )
             assert torch.equal(own, -other)
 
     def test_by_default_is_left_alone(self, run):
-        watched = watching(run, "incompressibility")
+        monitored = monitoring(run, "incompressibility")
         before = raw_bytes(run.layout.root)
-        assert finish(score(watched, load_scorers(watched, ["incompressibility"]))) == []
+        assert finish(score(monitored, load_scorers(monitored, ["incompressibility"]))) == []
         assert raw_bytes(run.layout.root) == before
 
     def test_is_scored_again_with_other_settings_of_the_same_reward(self, run):
@@ -112,7 +112,7 @@ class TestAFinishedRollout:
         shutil.copy(made.layout.config, elsewhere)
         shutil.rmtree(elsewhere / "rollouts/000000/rewards")
 
-        there = watching(open_run(elsewhere), "incompressibility")
+        there = monitoring(open_run(elsewhere), "incompressibility")
         chosen = choose_iterations(there, everything=True)
         finish(score(there, load_scorers(there), iterations=chosen))
         for folder in (made.layout.rollout(0) / "rewards").iterdir():
@@ -142,10 +142,10 @@ class TestChosenIterations:
 
     def test_leave_pruned_rollouts_in_peace(self, run):
         prune_rollouts(run.layout, 1, 2)
-        watched = watching(run, "incompressibility")
-        chosen = choose_iterations(watched, everything=True)
-        finish(score(watched, load_scorers(watched, ["incompressibility"]), iterations=chosen))
-        assert [len(sidecars(watched, "incompressibility", iteration)) for iteration in (0, 1)] == [0, 2]
+        monitored = monitoring(run, "incompressibility")
+        chosen = choose_iterations(monitored, everything=True)
+        finish(score(monitored, load_scorers(monitored, ["incompressibility"]), iterations=chosen))
+        assert [len(sidecars(monitored, "incompressibility", iteration)) for iteration in (0, 1)] == [0, 2]
 
 
 class TestWhatIsThere:
@@ -161,11 +161,11 @@ class TestWhatIsThere:
 
     def test_of_two_rewards_is_told_apart(self, run):
         one, other = Counting(), Counting()
-        watched = watching(run, "incompressibility")
+        monitored = monitoring(run, "incompressibility")
         events = finish(
             score(
-                watched,
-                scorers_of(watched, {"compressibility": one, "incompressibility": other}),
+                monitored,
+                scorers_of(monitored, {"compressibility": one, "incompressibility": other}),
                 iterations=[0],
             )
         )
@@ -202,11 +202,11 @@ def test_several_workers_write_the_bytes_of_one(tiny_lcm, tmp_path):
 class TestSampleOrder:
     def test_each_image_meets_its_prompt_and_metadata(self, run):
         reward = Counting()
-        watched = watching(run, "incompressibility")
-        finish(score(watched, scorers_of(watched, {"incompressibility": reward}), iterations=[1]))
+        monitored = monitoring(run, "incompressibility")
+        finish(score(monitored, scorers_of(monitored, {"incompressibility": reward}), iterations=[1]))
         manifest = read_manifest(run.layout.manifest(1))
         assert reward.seen == [(manifest.prompt_of(sample), sample) for sample in range(8)]
-        values = read_rewards(run.layout, manifest, watched.reward_specs()["incompressibility"].directory)
+        values = read_rewards(run.layout, manifest, monitored.reward_specs()["incompressibility"].directory)
         images = [read_record(run.layout.shard(1, number, 2), "rollout")[0]["images"] for number in (0, 1)]
         torch.testing.assert_close(values, torch.cat(images).float().mean((1, 2, 3)))
 
@@ -425,11 +425,11 @@ class TestSetLevelRewards:
             assert word in str(caught.value)
         assert not (tmp_path / "run").exists()
 
-    def test_that_are_only_watched_need_groups_in_the_rollouts_alone(self, tiny_lcm, tmp_path):
-        watch = {"rewards": ["diversity"]}
+    def test_that_are_only_monitored_need_groups_in_the_rollouts_alone(self, tiny_lcm, tmp_path):
+        monitor = {"rewards": ["diversity"]}
         with pytest.raises(ConfigError, match=r"sample\.group_size \(now 1\)"):
-            create_run(tmp_path / "run", make_config(tiny_lcm, watch=watch, evaluate={"images_per_prompt": 2}))
-        create_run(tmp_path / "run", make_config(tiny_lcm, watch=watch, sample={"group_size": 2}))
+            create_run(tmp_path / "run", make_config(tiny_lcm, monitor=monitor, evaluate={"images_per_prompt": 2}))
+        create_run(tmp_path / "run", make_config(tiny_lcm, monitor=monitor, sample={"group_size": 2}))
 
     def test_of_single_images_are_refused_when_they_score_if_not_before(self, tiny_lcm, tmp_path, reward):
         run, _ = prepare(tmp_path / "run", make_config(tiny_lcm), upto="sample")

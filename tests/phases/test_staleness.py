@@ -166,14 +166,14 @@ def test_the_checkpoint_that_draws_next_is_never_pruned(finished, tiny_lcm, tmp_
 
 def test_the_best_checkpoint_is_the_one_that_drew_the_best_images(config):
     rows = [
-        {"iteration": number, "watched": {"sharpness": value}, "reward_stds": {"sharpness": 1.0}}
+        {"iteration": number, "monitored": {"sharpness": value}, "reward_stds": {"sharpness": 1.0}}
         for number, value in enumerate([0.0, 1.0, 2.0, 9.0, 1.0])
     ]
-    watch = parse_config(
-        {"task": "t", "rewards": {"compressibility": 1.0}, "watch": {"rewards": ["sharpness"], "window": 1}}
-    ).watch
-    assert best_checkpoints(rows, watch) == {"sharpness": 3}
-    assert best_checkpoints(rows, watch, config.sample) == {"sharpness": 2}
+    monitor = parse_config(
+        {"task": "t", "rewards": {"compressibility": 1.0}, "monitor": {"rewards": ["sharpness"], "window": 1}}
+    ).monitor
+    assert best_checkpoints(rows, monitor) == {"sharpness": 3}
+    assert best_checkpoints(rows, monitor, config.sample) == {"sharpness": 2}
 
 
 def test_in_16_bits_the_policy_that_drew_is_measured_with_the_ruler_of_training(tiny_lcm, tmp_path):

@@ -8,7 +8,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from reported_runs import PROMPTS, REWARD, SAMPLES, WATCHED, evidence_of, reward_of, write_reported
+from reported_runs import PROMPTS, REWARD, SAMPLES, MONITORED, evidence_of, reward_of, write_reported
 
 from rlcm_cli.errors import ConfigError
 from rlcm_cli.report.html.charts import chart_costs, chart_rewards, chart_updates, thin
@@ -20,7 +20,7 @@ from rlcm_cli.report.run.summary import (
     Change,
     Estimate,
     describe_cost,
-    describe_watch,
+    describe_monitoring,
     estimate,
     find_changes,
     say_estimate,
@@ -40,7 +40,7 @@ def test_the_error_is_over_prompts_whose_images_are_averaged_first():
 def test_a_change_is_of_pairs_and_split_by_held_out_prompts(tmp_path):
     changes = find_changes(evidence_of(write_reported(tmp_path / "run")))
     assert [(change.reward, change.held_out) for change in changes] == [
-        (REWARD, False), (REWARD, True), (WATCHED, False), (WATCHED, True)
+        (REWARD, False), (REWARD, True), (MONITORED, False), (MONITORED, True)
     ]  # fmt: skip
     seeds, prompts = changes[:2]
     # 4 checkpoints times 1 + half the number of the prompt: 6, 8, 10 on the three training prompts.
@@ -53,7 +53,7 @@ def test_a_change_is_of_pairs_and_split_by_held_out_prompts(tmp_path):
 def two_rewards(tmp_path, combine):
     """A run whose first reward rises by 1, 1.5, 2 and 2.5 a checkpoint on its prompts, the second falls by 1."""
     evidence = evidence_of(write_reported(tmp_path / "run", combine=combine))
-    contender = replace(evidence.run.contender, tasks={"compression": {REWARD: 1.0, WATCHED: 2.0}})
+    contender = replace(evidence.run.contender, tasks={"compression": {REWARD: 1.0, MONITORED: 2.0}})
     return replace(evidence, run=replace(evidence.run, contender=contender))
 
 
@@ -61,7 +61,7 @@ def test_what_is_trained_for_has_a_verdict_and_its_chart_has_points(tmp_path):
     evidence = two_rewards(tmp_path, "sum")
     seeds, prompts = find_changes(evidence)[:2]
     assert seeds.is_sum
-    assert seeds.name == f"{REWARD} + 2 × {WATCHED}"
+    assert seeds.name == f"{REWARD} + 2 × {MONITORED}"
     assert seeds.difference.mean == pytest.approx(
         8 - 2 * 4, abs=1e-6
     )  # as the two parts change, which the tests above say
@@ -78,7 +78,7 @@ def test_a_goal_of_normalised_rewards_is_in_standard_deviations(tmp_path):
     evidence = two_rewards(tmp_path, "normalised")
     first, last = evidence.evaluations[0], evidence.evaluations[-1]
     seeds = find_changes(evidence)[0]
-    assert seeds.name == f"{REWARD} + 2 × {WATCHED}, each in standard deviations"
+    assert seeds.name == f"{REWARD} + 2 × {MONITORED}, each in standard deviations"
     deviation = first.rewards[REWARD].double().std()
     # The second has no deviation in the first evaluation, so it counts as it is.
     expected = (last.rewards[REWARD] - first.rewards[REWARD])[~first.held_out].double().mean() / deviation - 2 * 4
@@ -87,25 +87,25 @@ def test_a_goal_of_normalised_rewards_is_in_standard_deviations(tmp_path):
 
 
 def test_a_band_ends_where_the_reward_does(tmp_path):
-    _, watched = chart_rewards(evidence_of(write_reported(tmp_path / "run")), 100)
-    assert all(row["high"] <= 0 for row in watched.spec["data"]["values"])
-    assert watched.spec["data"]["values"][0]["low"] == -1.5
+    _, monitored = chart_rewards(evidence_of(write_reported(tmp_path / "run")), 100)
+    assert all(row["high"] <= 0 for row in monitored.spec["data"]["values"])
+    assert monitored.spec["data"]["values"][0]["low"] == -1.5
 
 
 def test_no_alarm_says_what_it_looked_at(tmp_path):
     evidence = evidence_of(write_reported(tmp_path / "run", iterations=24, rollouts=0, checkpoints=()))
-    rows = [dict(row, watched={WATCHED: -1.0 - (row["iteration"] >= 14) * 0.1}) for row in evidence.metrics]
-    told = describe_watch(replace(evidence, metrics=rows))
+    rows = [dict(row, monitored={MONITORED: -1.0 - (row["iteration"] >= 14) * 0.1}) for row in evidence.metrics]
+    told = describe_monitoring(replace(evidence, metrics=rows))
     assert told == (
         "No alarm, which looks at the images of training: recognition was in the last 10 iterations 0.2 standard "
         "deviations below its best 10 before; an alarm needs 0.5 below."
     )
-    risen = [dict(row, watched={WATCHED: -2.0 + (row["iteration"] >= 14)}) for row in evidence.metrics]
-    assert "2 standard deviations above its best 10 before" in describe_watch(replace(evidence, metrics=risen))
+    risen = [dict(row, monitored={MONITORED: -2.0 + (row["iteration"] >= 14)}) for row in evidence.metrics]
+    assert "2 standard deviations above its best 10 before" in describe_monitoring(replace(evidence, metrics=risen))
     fallen = [
-        dict(row, reward_mean=0.0, watched={WATCHED: -1.0 - (row["iteration"] >= 14)}) for row in evidence.metrics
+        dict(row, reward_mean=0.0, monitored={MONITORED: -1.0 - (row["iteration"] >= 14)}) for row in evidence.metrics
     ]
-    assert "rises, which it did not" in describe_watch(replace(evidence, metrics=fallen))
+    assert "rises, which it did not" in describe_monitoring(replace(evidence, metrics=fallen))
 
 
 @pytest.mark.parametrize(("cards", "columns"), [(0, 1), (1, 1), (5, 5), (6, 3), (7, 4), (11, 4)])
@@ -203,8 +203,8 @@ def test_fixed_images_are_of_the_same_prompt_and_seed_and_bounded(tmp_path):
 
 def test_every_reward_and_every_value_that_moves_has_a_chart(tmp_path):
     evidence = evidence_of(write_reported(tmp_path / "run"))
-    trained, watched = chart_rewards(evidence, 100)
-    assert [trained.title, watched.title] == [REWARD, WATCHED]
+    trained, monitored = chart_rewards(evidence, 100)
+    assert [trained.title, monitored.title] == [REWARD, MONITORED]
     assert [key.text for key in trained.keys][:3] == ["mean", "± one standard deviation over images", "best image"]
     row = trained.spec["data"]["values"][1]
     assert row["i"] == 2
@@ -305,27 +305,27 @@ def test_a_run_without_anything_is_refused(tmp_path):
         evidence_of(layout)
 
 
-def test_sentences_tell_of_cost_and_watch(tmp_path):
+def test_sentences_describe_cost_and_monitoring(tmp_path):
     evidence = evidence_of(write_reported(tmp_path / "run"))
     assert describe_cost(evidence).startswith("32 images drawn and scored in 14 s of work (sample 4 s, score 1 s")
-    assert describe_watch(evidence) == (
-        "No alarm, which looks at the images of training: recognition was watched for 4 iterations, and the alarm "
+    assert describe_monitoring(evidence) == (
+        "No alarm, which looks at the images of training: recognition was monitored for 4 iterations, and the alarm "
         "needs 20."
     )
 
 
-def test_a_fall_of_a_watched_reward_is_an_alarm(tmp_path):
+def test_a_fall_of_a_monitored_reward_is_an_alarm(tmp_path):
     evidence = evidence_of(write_reported(tmp_path / "run", iterations=30, rollouts=0, checkpoints=()))
-    assert list(evidence.alarms) == [WATCHED]
-    assert "hacked" in evidence.alarms[WATCHED]
+    assert list(evidence.alarms) == [MONITORED]
+    assert "hacked" in evidence.alarms[MONITORED]
 
 
 def test_an_alarm_does_not_tell_where_a_reward_lies(tmp_path):
     name = "/home/ann/rewards.py:neat"
     evidence = evidence_of(write_reported(tmp_path / "run"))
-    evidence = replace(evidence, alarms={name: f"the watched reward '{name}' fell"})
+    evidence = replace(evidence, alarms={name: f"the monitored reward '{name}' fell"})
     chapter = compose_chapter(evidence, Budget(1, 2, 1), 100)
-    assert chapter.alarms == ["the watched reward 'rewards.py:neat' fell"]
+    assert chapter.alarms == ["the monitored reward 'rewards.py:neat' fell"]
 
 
 def test_rows_of_charts_are_json(tmp_path):

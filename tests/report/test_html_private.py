@@ -107,7 +107,7 @@ def test_no_setting_tells_a_home_in_report_card_or_tracker(tmp_path, monkeypatch
     opened = open_reported(layout.root, "run")
     path = form.format(f"{home}/models/lcm")
     config = put_everywhere(opened.config, path)
-    alarms = {f"{path}.py:neat": f"the watched reward '{path}.py:neat' fell; see {home}/run"}
+    alarms = {f"{path}.py:neat": f"the monitored reward '{path}.py:neat' fell; see {home}/run"}
     evidence = read_run(replace(opened, config=config, find_alarms=lambda _: alarms), "run")
     assert path in config["prompts"]["source"]
     assert MARK not in render_report([evidence], "")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from reported_runs import REWARD, SAMPLES, WATCHED, make_metrics, write_evaluation, write_reported
+from reported_runs import REWARD, SAMPLES, MONITORED, make_metrics, write_evaluation, write_reported
 
 from rlcm_cli.report.run.progress import PhaseProgress, RunProgress, read_progress, seconds_an_iteration, seconds_left
 from rlcm_cli.rewards import RewardSpec
@@ -45,10 +45,10 @@ def test_a_run_that_is_done(layout):
     progress = read(layout)
     assert (progress.done, progress.planned, progress.finished, progress.phase) == (4, 4, True, None)
     assert progress.rewards == (REWARD,)
-    assert progress.watched == (WATCHED,)
+    assert progress.monitored == (MONITORED,)
     assert progress.evaluated == (0, 2, 4)
     assert progress.series("reward_mean") == [make_metrics(number)["reward_mean"] for number in range(4)]
-    assert progress.series("watched", WATCHED) == [-1, -2, -3, -4]
+    assert progress.series("monitored", MONITORED) == [-1, -2, -3, -4]
     assert progress.warnings == ()
 
 
@@ -56,7 +56,7 @@ def test_each_point_of_an_iteration(layout):
     folder = go_back(layout, 2)
     shard = layout.shard(2, 0, 1)
     phases = [read(layout).phase]
-    for reward in (WATCHED, REWARD):
+    for reward in (MONITORED, REWARD):
         receipt_path(layout.reward_shard(2, RewardSpec(reward).directory, 0, 1)).unlink()
         phases.append(read(layout).phase)
     receipt_path(shard).unlink()

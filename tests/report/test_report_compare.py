@@ -214,8 +214,8 @@ class TestNumbers:
 
     def test_one_reward_of_runs_that_are_trained_for_others(self, tmp_path):
         mixed = write_run(tmp_path / "mixed", [0.0, 3.0], weights=TWO_REWARDS)
-        watching = write_run(tmp_path / "watching", [0.0, 3.0], watched={"recognition": [-1.0, -2.0]})
-        table = table_of(mixed, watching, component="recognition")
+        monitoring = write_run(tmp_path / "monitoring", [0.0, 3.0], monitored={"recognition": [-1.0, -2.0]})
+        table = table_of(mixed, monitoring, component="recognition")
         assert table["reward"] == "recognition"
         assert [method["final"]["mean"] for method in table["methods"]] == [1.0, -2.0]
 
@@ -297,9 +297,9 @@ class TestWhatIsOfAKind:
         runs = self.make(tmp_path, "p", "q")
         assert self.labels(*runs, p="DDPO", q="DDPO") == {"DDPO": ["p", "q"]}
 
-    def test_only_seed_runtime_and_what_is_watched_may_differ(self, tmp_path):
+    def test_only_seed_runtime_and_what_is_monitored_may_differ(self, tmp_path):
         one = write_run(tmp_path / "one-1", [0.0, 1.0], seed=1, runtime={"iterations": 3})
-        two = write_run(tmp_path / "one-2", [0.0, 1.0], seed=2, watched={"sharpness": [0.0, 1.0]})
+        two = write_run(tmp_path / "one-2", [0.0, 1.0], seed=2, monitored={"sharpness": [0.0, 1.0]})
         three = write_run(tmp_path / "three", [0.0, 1.0], seed=3, **SLOW)
         assert list(self.labels(one, two, three)) == ["one", "three"]
 
@@ -364,10 +364,10 @@ class TestWhatIsOfAKind:
             ConfigError, match=r"--reward sharpness: .*run has not scored it; its rewards are compress"
         ):
             compare(run, component="sharpness")
-        late = write_run(tmp_path / "late", [0.0, 1.0], watched={"sharpness": [0.0, 1.0]})
+        late = write_run(tmp_path / "late", [0.0, 1.0], monitored={"sharpness": [0.0, 1.0]})
         row = read_metrics_row(RunLayout(late), 1)
         (late / "metrics/000001.json").unlink()
-        publish_metrics(RunLayout(late), 1, {**row, "watched": {}})
+        publish_metrics(RunLayout(late), 1, {**row, "monitored": {}})
         with pytest.raises(ConfigError, match="did not score it in iteration 1"):
             compare(late, component="sharpness")
 

@@ -13,12 +13,12 @@ from rlcm_cli.store.layout import RunLayout
 from rlcm_cli.store.run import publish_config, publish_metrics
 
 
-def publish(root, rewards, watched=(), iterations=3, combine="sum"):
-    """Publish metrics; `watched` has a list of names an iteration, or one for all."""
+def publish(root, rewards, monitored=(), iterations=3, combine="sum"):
+    """Publish metrics; `monitored` has a list of names an iteration, or one for all."""
     layout = RunLayout(root)
     publish_config(layout, json.dumps({"combine": combine}), {})
     for number in range(iterations):
-        seen = watched[number] if watched and isinstance(watched[0], list) else watched
+        seen = monitored[number] if monitored and isinstance(monitored[0], list) else monitored
         names = [*rewards, *seen]
         publish_metrics(
             layout,
@@ -29,7 +29,7 @@ def publish(root, rewards, watched=(), iterations=3, combine="sum"):
                 "reward_mean": 10.0 + number,
                 "reward_std": 2.0,
                 "rewards": {name: index + number for index, name in enumerate(rewards)},
-                "watched": dict.fromkeys(seen, -1.0 - number),
+                "monitored": dict.fromkeys(seen, -1.0 - number),
                 "reward_stds": dict.fromkeys(names, 0.5),
                 "tasks": {"compression": 10.0 + number},
             },
@@ -89,26 +89,26 @@ def test_several_rewards_come_after_the_reward_that_they_make(tmp_path, drawn):
     assert len(titles) == 4
     first, *others = titles
     assert titles[first] == [[1, 10], [2, 11], [3, 12]]
-    assert others == ["compressibility", "recognition", "sharpness (watched)"]
+    assert others == ["compressibility", "recognition", "sharpness (monitored)"]
     assert titles["recognition"] == [[1, 1], [2, 2], [3, 3]]
-    assert titles["sharpness (watched)"] == [[1, -1], [2, -2], [3, -3]]
+    assert titles["sharpness (monitored)"] == [[1, -1], [2, -2], [3, -3]]
     with opened(path) as image:
         assert image.height > image.width / 2
 
 
-def test_trained_and_watched_rewards_have_colours_of_their_own(tmp_path, drawn):
+def test_trained_and_monitored_rewards_have_colours_of_their_own(tmp_path, drawn):
     write_curves(publish(tmp_path, ["compressibility"], ["sharpness"]))
     colours = [axis.lines[0].get_color() for axis in drawn[0].axes]
     assert len(colours) == 2
     assert colours[0] != colours[1]
 
 
-def test_a_reward_that_was_watched_for_a_while_is_drawn_for_that_while(tmp_path, drawn):
+def test_a_reward_that_was_monitored_for_a_while_is_drawn_for_that_while(tmp_path, drawn):
     write_curves(publish(tmp_path, ["compressibility"], [[], ["sharpness"], ["sharpness"], []], iterations=4))
-    assert panels(drawn[0])["sharpness (watched)"] == [[2, -2], [3, -3]]
+    assert panels(drawn[0])["sharpness (monitored)"] == [[2, -2], [3, -3]]
 
 
-def test_a_reward_that_is_trained_on_and_watched_is_drawn_once(tmp_path, drawn):
+def test_a_reward_that_is_trained_on_and_monitored_is_drawn_once(tmp_path, drawn):
     write_curves(publish(tmp_path, ["compressibility"], ["compressibility"]))
     assert list(panels(drawn[0])) == ["compressibility"]
 

@@ -91,7 +91,7 @@ def test_the_event_file_holds_the_metrics_and_the_fixed_images(layout):
     assert follow(layout) == []
     assert_scalars_are_the_metrics(layout)
     events = read_events(layout)
-    assert {"reward_mean", "rewards/compressibility", "watched/recognition", "tasks/compression"} <= {
+    assert {"reward_mean", "rewards/compressibility", "monitored/recognition", "tasks/compression"} <= {
         *events.Tags()["scalars"]
     }
     drawn = draw_images(read_evaluation(layout, 2))

@@ -168,7 +168,7 @@ def _find_costs(
 def _reward_of(row: Mapping[str, Any], component: str | None, contender: Contender) -> float:
     if component is None:
         return float(row["reward_mean"])
-    known = {**row.get("watched", {}), **row.get("rewards", {})}
+    known = {**row.get("monitored", {}), **row.get("rewards", {})}
     if component not in known:
         raise ConfigError(
             f"--reward {component}: {contender.layout.root} did not score it in iteration {row['iteration'] + 1}; "

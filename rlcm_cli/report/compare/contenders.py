@@ -28,7 +28,7 @@ class Contender:
     shares: Mapping[str, float]
     """Task → its share of an iteration."""
     rewards: Mapping[str, str]
-    """Reward, trained on or watched → what identifies it with its settings."""
+    """Reward, trained on or monitored → what identifies it with its settings."""
     label: str = ""
     """Name of its method; empty: found from the names of the folders."""
 

@@ -33,7 +33,7 @@ from rlcm_cli.store.evaluations import Evaluation
 MOST_COLUMNS = 72
 RUN_COLOURS = 7
 
-TRAINED, WATCHED = ("trained on", "--trained"), ("watched, not trained on", "--watched")
+TRAINED, MONITORED = ("trained on", "--trained"), ("monitored, not trained on", "--monitored")
 
 UPDATE_METRICS = {
     "ratio": ("Probability ratio", "Mean of π / π_old over the actions; 1 where an iteration is one optimizer step."),
@@ -74,7 +74,7 @@ class Chart:
 
 
 def chart_rewards(evidence: Evidence, most_points: int) -> list[Chart]:
-    """Chart each reward over the iterations: what is trained for, its components, then what is only watched."""
+    """Chart each reward over the iterations: what is trained for, its components, then what is only monitored."""
     rows, trained, tasks = thin(evidence.metrics, most_points), evidence.trained(), evidence.run.contender.tasks
     charts: list[Chart] = []
     # Only of one task whose rewards are summed as they are has the sum a unit.
@@ -96,7 +96,7 @@ def chart_rewards(evidence: Evidence, most_points: int) -> list[Chart]:
             if (mean := mean_of(row, reward)) is not None
         ]
         if values:
-            note, colour = TRAINED if reward in trained else WATCHED
+            note, colour = TRAINED if reward in trained else MONITORED
             points = _evaluated(evidence, partial(_values_of, reward))
             bounds = evidence.run.bounds.get(reward, FREE)
             charts.append(_chart_reward(name_reward(reward), note, colour, values, points, bounds))
@@ -273,8 +273,8 @@ def method_colour(method: int) -> str:
 
 
 def mean_of(row: Mapping[str, Any], reward: str) -> float | None:
-    """Give the mean of a reward in an iteration, trained on or watched; None where it was not scored."""
-    mean = row.get("rewards", {}).get(reward, row.get("watched", {}).get(reward))
+    """Give the mean of a reward in an iteration, trained on or monitored; None where it was not scored."""
+    mean = row.get("rewards", {}).get(reward, row.get("monitored", {}).get(reward))
     return None if mean is None else float(mean)
 
 

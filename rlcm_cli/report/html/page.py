@@ -50,7 +50,7 @@ from rlcm_cli.report.run.summary import (
     describe_ends,
     describe_goal,
     describe_training,
-    describe_watch,
+    describe_monitoring,
     find_changes,
     say_count,
     say_duration,
@@ -195,7 +195,7 @@ def compose_chapter(evidence: Evidence, budget: Budget, most_points: int) -> Cha
         goal=describe_goal(evidence),
         levels=find_levels([float(row["reward_mean"]) for row in evidence.metrics]) if evidence.metrics else None,
         alarms=[withhold_sentence(line.replace(name, name_reward(name))) for name, line in evidence.alarms.items()],
-        sentences=sentences if evidence.alarms else [*sentences, describe_watch(evidence)],
+        sentences=sentences if evidence.alarms else [*sentences, describe_monitoring(evidence)],
         changes=changes,
         rewards=chart_rewards(evidence, most_points),
         updates=updates,
@@ -210,7 +210,7 @@ def compose_chapter(evidence: Evidence, budget: Budget, most_points: int) -> Cha
 
 
 def _detail(evidence: Evidence, reward: str, budget: Budget) -> RewardDetail | None:
-    colour = "--trained" if reward in evidence.trained() else "--watched"
+    colour = "--trained" if reward in evidence.trained() else "--monitored"
     histogram = count_values(evidence, reward)
     detail = RewardDetail(
         reward=reward,

@@ -22,7 +22,7 @@ from rlcm_cli.report.run.summary import (
     describe_change,
     describe_cost,
     describe_training,
-    describe_watch,
+    describe_monitoring,
     find_changes,
 )
 from rlcm_cli.store.evaluations import comparable_evaluations, read_evaluation
@@ -181,7 +181,7 @@ def _draw_pictures(evidence: Evidence, folder: Path) -> dict[str, str]:
 def _name_rewards(row: Mapping[str, Any]) -> dict[str, Any]:
     named = {
         key: {name_reward(name): value for name, value in row[key].items()}
-        for key in ("rewards", "reward_stds", "watched")
+        for key in ("rewards", "reward_stds", "monitored")
     }
     return {**row, **named}
 
@@ -189,7 +189,7 @@ def _name_rewards(row: Mapping[str, Any]) -> dict[str, Any]:
 def _compose_sentences(evidence: Evidence) -> list[str]:
     changes = [describe_change(change) for change in find_changes(evidence)]
     told = [describe_cost(evidence), *changes]
-    return told if evidence.alarms else [*told, describe_watch(evidence)]
+    return told if evidence.alarms else [*told, describe_monitoring(evidence)]
 
 
 def _name_alarms(evidence: Evidence) -> list[str]:

@@ -1,4 +1,4 @@
-"""One picture of a run: each reward over the iterations, trained on or only watched."""
+"""One picture of a run: each reward over the iterations, trained on or only monitored."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from rlcm_cli.store.reward_versions import comparable_rows
 from rlcm_cli.store.run import read_config, read_metrics
 
 PANEL_INCHES = (7.0, 1.9)
-TRAINED, WATCHED = "#0b6fa4", "#c1582a"  # told apart by people who do not see red and green, too
+TRAINED, MONITORED = "#0b6fa4", "#c1582a"  # told apart by people who do not see red and green, too
 
 
 def write_curves(layout: RunLayout, bounds: Bounds = MappingProxyType({})) -> Path | None:
@@ -43,11 +43,11 @@ def plot_curves(
     from matplotlib.figure import Figure
 
     trained = list(metrics[-1]["rewards"])
-    watched = list(dict.fromkeys(name for row in metrics for name in row["watched"]))
+    monitored = list(dict.fromkeys(name for row in metrics for name in row["monitored"]))
     panels = [(name_reward(name), TRAINED, _series(metrics, name), bounds.get(name, FREE)) for name in trained]
     panels += [
-        (f"{name_reward(name)} (watched)", WATCHED, _series(metrics, name), bounds.get(name, FREE))
-        for name in watched
+        (f"{name_reward(name)} (monitored)", MONITORED, _series(metrics, name), bounds.get(name, FREE))
+        for name in monitored
         if name not in trained
     ]
     # Of rewards that are normalised each by itself, the sum has no unit: the largest would be all that one sees.
@@ -75,7 +75,7 @@ def plot_curves(
 def _series(metrics: Sequence[Mapping[str, Any]], name: str) -> list[tuple[int, float, float]]:
     """Give (iteration, mean, standard deviation) where the reward was scored."""
     return [
-        (row["checkpoint"], {**row["watched"], **row["rewards"]}[name], row["reward_stds"][name])
+        (row["checkpoint"], {**row["monitored"], **row["rewards"]}[name], row["reward_stds"][name])
         for row in metrics
-        if name in row["rewards"] or name in row["watched"]
+        if name in row["rewards"] or name in row["monitored"]
     ]

@@ -23,7 +23,7 @@ from rlcm_cli.wording import command
 
 Found = TypeVar("Found")
 MOST_FAULTS = 4
-EVERY_ROW = {"iteration", "checkpoint", "reward_mean", "reward_std", "rewards", "reward_stds", "watched"}
+EVERY_ROW = {"iteration", "checkpoint", "reward_mean", "reward_std", "rewards", "reward_stds", "monitored"}
 """What every iteration's metrics have."""
 
 
@@ -37,7 +37,7 @@ class ReportedRun:
     config: Mapping[str, Any]
     """The resolved configuration as plain values."""
     find_alarms: Callable[[Sequence[Mapping[str, Any]]], Mapping[str, str]]
-    """From the metrics of all iterations to watched reward → one line on how the training reward is hacked."""
+    """From the metrics of all iterations to monitored reward → one line on how the training reward is hacked."""
     bounds: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     """Reward → the least and the largest value that it can have; of those that are left out nothing is known."""
 
@@ -80,7 +80,7 @@ class Evidence:
 
     def rewards(self) -> list[str]:
         """Every reward of the run, those that are trained on first."""
-        scored = [name for row in self.metrics for name in (*row.get("rewards", {}), *row.get("watched", {}))]
+        scored = [name for row in self.metrics for name in (*row.get("rewards", {}), *row.get("monitored", {}))]
         return list(dict.fromkeys([*self.trained(), *self.run.contender.rewards, *scored]))
 
 
@@ -192,7 +192,7 @@ def _read_rollouts(run: ReportedRun, trained: range, faults: _Faults) -> list[Ro
         rewards: dict[str, Tensor] = {}
         for name, directory in run.contender.rewards.items():
             if missing_rewards(layout, manifest, newest_scores(layout, iteration, directory)):
-                # Later ones are at work, and a reward may be watched for a part of the training.
+                # Later ones are at work, and a reward may be monitored for a part of the training.
                 unscored += iteration < trained.stop and name in needed
                 continue
             tasks = [task for task, weights in run.contender.tasks.items() if name in weights] or manifest.tasks

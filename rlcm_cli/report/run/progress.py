@@ -48,7 +48,7 @@ class RunProgress:
     """That are wanted in all."""
     rewards: tuple[str, ...]
     """Those that are trained for."""
-    watched: tuple[str, ...] = ()
+    monitored: tuple[str, ...] = ()
     tasks: tuple[str, ...] = ()
     """Of a joint run, whose rewards have no common scale."""
     rows: tuple[Mapping[str, Any], ...] = ()
@@ -102,7 +102,7 @@ def read_progress(
         title=title,
         iterations=iterations,
         rewards=tuple(dict.fromkeys(names)),
-        watched=tuple(name for name in config["watch"]["rewards"] if name not in names),
+        monitored=tuple(name for name in config["monitor"]["rewards"] if name not in names),
         tasks=tuple(config["tasks"]),
         rows=rows,
         phase=_find_phase(layout, config, newest, manifest, evaluated, iterations),
@@ -191,7 +191,7 @@ def _find_phase(
     drawn = [number for number in range(count) if is_published(layout.shard(newest, number, count))]
     if len(drawn) < count:
         return PhaseProgress("sample", sum(shards[n][1] - shards[n][0] for n in drawn), shards[-1][1], "images")
-    rewards = {name for task in _tasks(config) for name in task["rewards"]} | {*config["watch"]["rewards"]}
+    rewards = {name for task in _tasks(config) for name in task["rewards"]} | {*config["monitor"]["rewards"]}
     folders = list((layout.rollout(newest) / "rewards").glob("*"))
     scored = sum(
         is_published(layout.reward_shard(newest, folder.name, number, count))

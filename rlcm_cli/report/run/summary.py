@@ -205,23 +205,23 @@ def describe_ends(change: Change) -> str:
     return f"{before} → {after}"
 
 
-def describe_watch(evidence: Evidence) -> str:
-    """Say what the watched rewards tell, where none raises an alarm: by the images of training, and by how much."""
-    watch = evidence.run.config["watch"]
-    if not watch["rewards"]:
-        return "No reward was watched, so reward hacking would not show here; --watch NAME watches one."
-    found = "; ".join(_describe_drop(evidence, name) for name in watch["rewards"])
+def describe_monitoring(evidence: Evidence) -> str:
+    """Say what the monitored rewards tell, where none raises an alarm: by the images of training, and by how much."""
+    monitor = evidence.run.config["monitor"]
+    if not monitor["rewards"]:
+        return "No reward was monitored, so reward hacking would not show here; --monitor NAME monitors one."
+    found = "; ".join(_describe_drop(evidence, name) for name in monitor["rewards"])
     return f"No alarm, which looks at the images of training: {found}."
 
 
 def _describe_drop(evidence: Evidence, name: str) -> str:
-    window, fall = evidence.run.config["watch"]["window"], evidence.run.config["watch"]["fall"]
-    rows = list(takewhile(lambda row: name in row["watched"], reversed(evidence.metrics)))[::-1]
+    window, fall = evidence.run.config["monitor"]["window"], evidence.run.config["monitor"]["fall"]
+    rows = list(takewhile(lambda row: name in row["monitored"], reversed(evidence.metrics)))[::-1]
     if len(rows) < 2 * window:
-        watched = say_count(len(rows), "iteration")
-        return f"{name_reward(name)} was watched for {watched}, and the alarm needs {2 * window}"
+        monitored = say_count(len(rows), "iteration")
+        return f"{name_reward(name)} was monitored for {monitored}, and the alarm needs {2 * window}"
     drop = measure_drop(
-        [row["watched"][name] for row in rows], [row["reward_stds"][name] for row in rows], window=window
+        [row["monitored"][name] for row in rows], [row["reward_stds"][name] for row in rows], window=window
     )
     side, size = ("below", drop.deviations) if drop.deviations > 0 else ("above", -drop.deviations)
     told = (
