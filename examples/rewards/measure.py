@@ -86,7 +86,7 @@ def judged_scores(config: Config, before: Evaluation, after: Evaluation) -> tupl
 
 
 def first_alarms(folder: Path) -> dict[str, int]:
-    """Give the iteration after which each monitored reward first raised the alarm; those that never did are left out."""
+    """Return the iteration after which each monitored reward first raised the alarm, if it ever did."""
     run = open_run(folder)
     metrics = read_metrics(run.layout)
     alarms: dict[str, int] = {}

@@ -108,7 +108,7 @@ def _describe_picture(path: Path) -> dict[str, Any]:
     """Tell what a PNG says of itself: of one that `rlcm generate` has drawn, how it was made."""
     from PIL import Image
 
-    from rlcm_cli.pictures.png_metadata import read_texts
+    from rlcm_cli.pictures.png_texts import read_texts
 
     texts = read_texts(path)
     with Image.open(path) as picture:

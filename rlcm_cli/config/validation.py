@@ -18,7 +18,6 @@ SPELLINGS = {"fp16": "float16", "half": "float16", "bf16": "bfloat16", "fp32": "
 """What other programs call a setting's values."""
 FORMER_KEYS = {
     "model.policy": "sampler.kind",
-    "train.objective": "objective.kind",
     "train.rwr_beta": "objective.beta",
     "watch": "monitor",
 }

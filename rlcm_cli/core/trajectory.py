@@ -11,9 +11,10 @@ M chosen samples and K chosen actions of each.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,8 @@ def flatten_transitions(trajectories: Trajectories, samples_M: Tensor, steps_MK:
 
 def join_trajectories(parts: list[Trajectories]) -> Trajectories:
     """Join the trajectories of several shards, which share their timesteps."""
+    import torch  # here: who reads what a run holds does not wait for it
+
     return Trajectories(
         torch.cat([part.latents_BSCHW for part in parts]),
         torch.cat([part.log_probs_BA for part in parts]),

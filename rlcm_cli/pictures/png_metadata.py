@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from rlcm_cli import __version__
@@ -18,6 +17,7 @@ from rlcm_cli.errors import ConfigError, ModelError
 from rlcm_cli.models.embedded import EMBEDDED
 from rlcm_cli.models.latent_model import LatentModel
 from rlcm_cli.pictures.drawing import HUB_ID, MAX_SEED, Adapter, Drawing, Shot, find_lora, settings_of_lora, show_name
+from rlcm_cli.pictures.png_texts import read_texts
 from rlcm_cli.samplers import find_sampler, read_setting
 
 SOFTWARE = "rlcm "
@@ -81,17 +81,6 @@ def describe_sheet(files: Sequence[str]) -> PngInfo:
     info.add_itxt("sheet_of", "\n".join(files))
     info.add_itxt("software", f"{SOFTWARE}{__version__}")
     return info
-
-
-def read_texts(file: Path, told: str = "") -> dict[str, str]:
-    """Read the text chunks of a PNG, of whatever program. Raises `ConfigError`; `told` comes first in its line."""
-    try:
-        with Image.open(file, formats=["PNG"]) as picture:
-            return {str(key): str(value) for key, value in picture.info.items() if isinstance(value, str)}
-    except FileNotFoundError:
-        raise ConfigError(f"{told}{file}: no such file") from None
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-        raise ConfigError(f"{told}{file}: is not a PNG; name one that `rlcm generate` has drawn") from None
 
 
 def read_provenance(file: Path) -> Provenance:

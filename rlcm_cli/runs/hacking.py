@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rlcm_cli.config import Config, SampleSettings, MonitorSettings
+from rlcm_cli.config import Config, MonitorSettings, SampleSettings
 from rlcm_cli.core.hacking import best_iteration, find_fall
 
 Metrics = Sequence[Mapping[str, Any]]

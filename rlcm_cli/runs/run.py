@@ -73,10 +73,10 @@ def check_run(root: Path, config: Config) -> Run:
         changed = differences(identify(saved), identify(run.config))
         if changed:
             raise RunMismatchError(
-                f"{root}: was made with other settings ({'; '.join(changed)}); go on with its own by "
-                f"`{command('loop', '--run', root)}`, choose another --run, or remove the directory (only "
-                f"[runtime] settings, {', '.join(type(config.runtime).model_fields)}, those of [monitor] and [ray], and "
-                "evaluate.every may change)"
+                f"{root}: was made with other settings ({'; '.join(changed)}); resume with its own by "
+                f"`{command('loop', '--run', root)}`, choose another --run, or remove the directory (only the "
+                f"settings of [runtime], {', '.join(type(config.runtime).model_fields)}, those of [monitor] and "
+                "[ray], and evaluate.every may change)"
             )
     elif occupied and not (layout.quarantine / layout.config.name).exists():
         raise ConfigError(f"{root}: is not empty and no run directory; choose another --run")

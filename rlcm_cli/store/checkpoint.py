@@ -19,12 +19,10 @@ import hashlib
 import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import safetensors
-import safetensors.torch
 from pydantic import AfterValidator, Field
-from torch import Tensor
 
 from rlcm_cli.core.advantages import PromptStatistics
 from rlcm_cli.core.digests import canonical_json, digest_tensors
@@ -36,6 +34,9 @@ from rlcm_cli.store.layout import FORMAT_VERSION, RunLayout
 from rlcm_cli.store.reading import REMEDY, Record, open_file, parse_object, parse_record, read_json, read_object
 from rlcm_cli.store.shards import METADATA_KEY
 from rlcm_cli.wording import command
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
 DENOISER_FILES = tuple(f"{name}/diffusion_pytorch_model.safetensors" for name in DENOISERS)
@@ -98,6 +99,8 @@ def publish_checkpoint(
     What else it puts there is of the checkpoint too. Where another process published it first, that one stays: the
     same plan gives the same content. Raises `MissingFileError` where the run directory is gone.
     """
+    import safetensors.torch  # here: whoever reads receipts and metrics does not wait for torch
+
     path, run = layout.checkpoint(number), read_run_identity(layout)
     with publish_folder(path) as folder:
         with explain_safetensors():
@@ -270,6 +273,8 @@ def digest_safetensors(path: Path) -> str:
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """Read all tensors of a safetensors file. Raises `CorruptFileError`, and the errors of `open_file`."""
+    import safetensors.torch
+
     with open_file(path, _NO_TENSORS):
         try:
             return safetensors.torch.load_file(path)

@@ -20,7 +20,19 @@ from rlcm_cli.store.layout import RunLayout, receipt_path
 from rlcm_cli.store.manifest import read_manifest
 from rlcm_cli.store.rollouts import missing_shards
 from rlcm_cli.store.run import read_config, read_metrics
-from rlcm_cli.store.shards import is_published, read_receipt, read_record
+from rlcm_cli.store.shards import check_record, is_published, read_receipt
+
+DTYPES = {
+    "F64": "float64",
+    "F32": "float32",
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "I64": "int64",
+    "I32": "int32",
+    "U8": "uint8",
+    "BOOL": "bool",
+}
+"""What torch calls the dtypes of safetensors."""
 
 
 def describe(path: Path) -> dict[str, Any]:
@@ -84,8 +96,8 @@ def _describe_checkpoint(path: Path) -> dict[str, Any]:
 
 def _describe_record(path: Path) -> dict[str, Any]:
     receipt = read_receipt(path)
-    tensors, fields = read_record(path, receipt.kind)
-    shapes = {name: f"{str(t.dtype).removeprefix('torch.')} {list(t.shape)}" for name, t in sorted(tensors.items())}
+    fields, tensors = check_record(path, receipt.kind)
+    shapes = {name: f"{DTYPES[info.dtype]} {list(info.shape)}" for name, info in sorted(tensors.items())}
     return {
         "kind": receipt.kind,
         "sha256": receipt.sha256,

@@ -5,10 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from rlcm_cli.core.trajectory import Trajectories
 from rlcm_cli.errors import ForeignFileError, MissingFileError, RewardError
@@ -19,6 +16,9 @@ from rlcm_cli.store.reading import REMEDY
 from rlcm_cli.store.reward_versions import newest_scores, split_scores_folder
 from rlcm_cli.store.shards import is_published, publish_record, read_receipt, read_record
 from rlcm_cli.wording import command
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 FINAL_LATENTS = "final_latents"
 CONDITIONING = "conditioning."
@@ -52,6 +52,8 @@ class RolloutShard:
 
 def publish_shard(layout: RunLayout, manifest: RolloutManifest, number: int, shard: RolloutShard) -> None:
     """Publish a shard of a plan. Raises `MissingFileError` where the run directory is gone."""
+    import torch  # here: whoever reads plans and receipts does not wait for it
+
     read_run_identity(layout)
     trajectories = shard.trajectories
     tensors = {
@@ -80,6 +82,8 @@ def read_shard(layout: RunLayout, manifest: RolloutManifest, number: int) -> Rol
 
     Raises the errors of `read_record`, and `ForeignFileError` for a shard of another plan or another place in it.
     """
+    import torch
+
     path = layout.shard(manifest.iteration, number, len(manifest.shards))
     tensors, fields = read_record(path, "rollout")
     check_plan(fields, manifest, path)
@@ -177,6 +181,8 @@ def read_scores(
     given to another shard than the one that is there, to other samples, or by different weights, code or
     servers to different shards. Raises `RewardError` for rewards that are not finite.
     """
+    import torch
+
     shards = len(manifest.shards)
     directory = newest_scores(layout, manifest.iteration, directory)
     values = torch.full((manifest.shards[-1][1],), torch.nan)

@@ -66,9 +66,9 @@ from __future__ import annotations
 
 import hashlib
 import mmap
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import safetensors
 from pydantic import Field, ValidationError
@@ -163,12 +163,37 @@ def read_receipt(path: Path) -> Receipt:
     return read_object(receipt_path(path), Receipt, "receipt", REMEDY.format(path=path))
 
 
-def read_record(path: Path, kind: Kind) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def read_record(
+    path: Path, kind: Kind, framework: Literal["pt", "np"] = "pt"
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """Read a record's tensors and metadata fields, after the checks of rules 3 to 5 (the plan is the caller's).
 
-    They are those that its kind has, by name, dtype and shape, and its indices point to something. Raises
-    `MissingFileError`, `CorruptFileError`, `ForeignFileError`, `FormatVersionError` or `UnreadableFileError`.
+    They are those that its kind has, by name, dtype and shape, and its indices point to something. `framework`:
+    tensors of torch, or arrays of numpy, which has no bfloat16. Raises `MissingFileError`, `CorruptFileError`,
+    `ForeignFileError`, `FormatVersionError` or `UnreadableFileError`.
     """
+    tensors, fields, _ = _read_record(path, kind, framework, lambda info: True)
+    return tensors, fields
+
+
+def check_record(path: Path, kind: Kind) -> tuple[dict[str, Any], dict[str, TensorInfo]]:
+    """Check a record as `read_record` does, without torch; return its fields, and what its tensors are.
+
+    Raises as `read_record`.
+    """
+    _, fields, infos = _read_record(path, kind, "np", _is_index)
+    return fields, infos
+
+
+def _is_index(info: TensorInfo) -> bool:
+    """Return whether a tensor may hold indices or flags of samples."""
+    return info.dtype in ("I64", "U8") and len(info.shape) == 1
+
+
+def _read_record(
+    path: Path, kind: Kind, framework: Literal["pt", "np"], wanted: Callable[[TensorInfo], bool]
+) -> tuple[dict[str, Any], dict[str, Any], dict[str, TensorInfo]]:
+    """Read a record's fields, the tensors that are wanted, indices among them, and its header."""
     receipt, remedy = read_receipt(path), REMEDY.format(path=path)
     try:
         fields, infos = _check_file(path, receipt)
@@ -184,8 +209,8 @@ def read_record(path: Path, kind: Kind) -> tuple[dict[str, Tensor], dict[str, An
     fault = find_fault(kind, fields, infos)
     if fault is None:
         try:
-            with safetensors.safe_open(path, framework="pt") as record:
-                tensors = {name: record.get_tensor(name) for name in record.keys()}  # noqa: SIM118
+            with safetensors.safe_open(path, framework=framework) as record:
+                tensors = {name: record.get_tensor(name) for name, info in infos.items() if wanted(info)}
         except (safetensors.SafetensorError, OSError) as error:
             raise CorruptFileError(f"{path}: is not a readable safetensors file ({error}); {remedy}") from None
         fault = find_wrong_value(kind, fields, tensors)
@@ -195,7 +220,7 @@ def read_record(path: Path, kind: Kind) -> tuple[dict[str, Tensor], dict[str, An
         raise CorruptFileError(
             f"{receipt_path(path)}: counts {receipt.rows} samples, the record holds {_rows(tensors)}; {remedy}"
         )
-    return tensors, fields
+    return tensors, fields, infos
 
 
 def _check_file(path: Path, receipt: Receipt) -> tuple[dict[str, Any], dict[str, TensorInfo]]:
@@ -216,7 +241,7 @@ def _check_file(path: Path, receipt: Receipt) -> tuple[dict[str, Any], dict[str,
             return _read_header(data, path)
 
 
-def _rows(tensors: Mapping[str, Tensor]) -> int:
+def _rows(tensors: Mapping[str, Any]) -> int:
     """Count the samples of a record."""
     return len(tensors["sample_index" if "sample_index" in tensors else "seed"])
 

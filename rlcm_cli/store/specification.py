@@ -5,12 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 Kind = Literal["rollout", "rewards", "evaluation", "rescored"]
 
@@ -142,19 +139,20 @@ def find_fault(kind: Kind, fields: Mapping[str, Any], tensors: Mapping[str, Tens
             _suffix(name) for name in tensors if name.startswith("conditioning_index.")
         }:
             return "its conditioning and the indices of it have other names"
+        for name, info in sorted(tensors.items()):
+            if name.startswith("conditioning.") and info.shape[0] != len(fields["prompts"]):
+                return f"its {name[:80]} has not a row for each prompt"
     return None
 
 
-def find_wrong_value(kind: Kind, fields: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str | None:
+def find_wrong_value(kind: Kind, fields: Mapping[str, Any], tensors: Mapping[str, Any]) -> str | None:
     """Return which index of a record, whose header is right, points to nothing; None: none does."""
     limits: dict[str, int] = {}
     if kind in ("rollout", "evaluation"):
         limits = {"prompt_index": len(fields["prompts"]), "task_index": len(fields["tasks"])}
     for name in tensors:
         if name.startswith("conditioning_index."):
-            limits[name] = len(tensors[f"conditioning.{_suffix(name)}"])
-            if limits[name] != len(fields["prompts"]):
-                return f"its conditioning.{_suffix(name)} has not a row for each prompt"
+            limits[name] = len(fields["prompts"])
     for name, limit in limits.items():
         if len(tensors[name]) and not 0 <= int(tensors[name].min()) <= int(tensors[name].max()) < limit:
             return f"its tensor {name} has values outside of 0 to {limit - 1}"

@@ -40,7 +40,7 @@ def test_once_is_a_plain_snapshot(capsys, layout, monkeypatch):
     monkeypatch.chdir(layout.root.parent)  # a long path would leave no room for the task
     shown = succeed(capsys, "watch", layout.root.name, "--once")
     assert shown.err == ""
-    for words in ("compression", "4 of 6", "reward", "watched recog", "checkpoints 0, 2", "changed"):
+    for words in ("compression", "4 of 6", "reward", "monitored recog", "checkpoints 0, 2", "changed"):
         assert words in shown.out
     assert all(character.isprintable() for line in shown.out.splitlines() for character in line)
 
@@ -58,7 +58,7 @@ def test_piped_it_prints_an_iteration_a_line_and_leaves_when_the_run_is_done(cap
     lines = succeed(capsys, "watch", layout.root, "--every", "0.1").out.splitlines()
     later.join()
     assert [line.split()[1] for line in lines] == [f"{number}/6" for number in range(1, 7)]
-    assert "reward 1.535 ± 1.100  best 3.535  watched: recognition -1.000" in lines[0]
+    assert "reward 1.535 ± 1.100  best 3.535  monitored: recognition -1.000" in lines[0]
 
 
 def test_a_run_is_done_when_two_readings_in_turn_say_so():
@@ -73,13 +73,13 @@ def test_hacking_is_told_and_ends_a_run_that_it_stops(layout):
         publish_metrics(layout, number, make_metrics(number - 1))
         layout.checkpoint(number).mkdir()
     config = layout.config.read_text()
-    settings = '"watch": {"rewards": ["recognition"], "window": 1, "fall": 0.5, "on_hacking": "stop"}'
-    start = config.index('"watch": {')
+    settings = '"monitor": {"rewards": ["recognition"], "window": 1, "fall": 0.5, "on_hacking": "stop"}'
+    start = config.index('"monitor": {')
     end = config.index("}", start) + 1
     layout.config.write_text(config[:start] + settings + config[end:].replace('"iterations": 6', '"iterations": 60'))
     progress = read_watched(str(layout.root), None)
     assert len(progress.warnings) == 1
-    assert progress.warnings[0].startswith("hacking: the watched reward 'recognition' fell")
+    assert progress.warnings[0].startswith("hacking: the monitored reward 'recognition' fell")
     assert progress.stopped
     assert not progress.finished
     write_evaluation(layout, 6)

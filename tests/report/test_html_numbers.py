@@ -7,8 +7,7 @@ from dataclasses import replace
 from itertools import pairwise
 
 import pytest
-import torch
-from reported_runs import PROMPTS, REWARD, SAMPLES, MONITORED, evidence_of, reward_of, write_reported
+from reported_runs import MONITORED, PROMPTS, REWARD, SAMPLES, evidence_of, reward_of, write_reported
 
 from rlcm_cli.errors import ConfigError
 from rlcm_cli.report.html.charts import chart_costs, chart_rewards, chart_updates, thin
@@ -30,11 +29,11 @@ from rlcm_cli.store.run import prune_rollouts
 
 
 def test_the_error_is_over_prompts_whose_images_are_averaged_first():
-    found = estimate(torch.tensor([1.0, 3.0, 5.0, 7.0]), ["cat", "cat", "dog", "dog"])
+    found = estimate([1.0, 3.0, 5.0, 7.0], ["cat", "cat", "dog", "dog"])
     assert (found.mean, found.prompts) == (4.0, 2)
     assert found.error == pytest.approx(2.0)  # means 2 and 6: deviation √8, over √2
-    assert math.isnan(estimate(torch.tensor([1.0, 3.0]), ["cat", "cat"]).error)
-    assert estimate(torch.tensor([math.nan]), ["cat"]) is None
+    assert math.isnan(estimate([1.0, 3.0], ["cat", "cat"]).error)
+    assert estimate([math.nan], ["cat"]) is None
 
 
 def test_a_change_is_of_pairs_and_split_by_held_out_prompts(tmp_path):

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from reported_runs import REWARD, SAMPLES, MONITORED, make_metrics, write_evaluation, write_reported
+from reported_runs import MONITORED, REWARD, SAMPLES, make_metrics, write_evaluation, write_reported
 
 from rlcm_cli.report.run.progress import PhaseProgress, RunProgress, read_progress, seconds_an_iteration, seconds_left
 from rlcm_cli.rewards import RewardSpec

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import torch
-
 from rlcm_cli.report.compare.contenders import Contender
-from rlcm_cli.report.run.summary import estimate_part
-from rlcm_cli.store.evaluations import Evaluation, comparable_evaluations, read_evaluation
+from rlcm_cli.report.run.estimates import estimate
+from rlcm_cli.store.evaluations import EvaluationRewards, comparable_evaluations, read_evaluation_rewards
 
 
 @dataclass(frozen=True)
@@ -27,13 +26,13 @@ def read_ends(contender: Contender, component: str | None) -> Ends | None:
     """Read the evaluations of a run by its training reward, or by one reward.
 
     None where there are not two evaluations, where one of them lacks a reward, or where a reward changed between them.
-    Raises the errors of `read_evaluation`.
+    Raises the errors of `read_evaluation_rewards`.
     """
     layout = contender.layout
     numbers = layout.evaluations()
     if len(numbers) < 2:
         return None
-    first, last = (read_evaluation(layout, number) for number in (numbers[0], numbers[-1]))
+    first, last = (read_evaluation_rewards(layout, number) for number in (numbers[0], numbers[-1]))
     if len(comparable_evaluations([first, last])) < 2:
         return None
     weights = {task: {component: 1.0} for task in contender.tasks} if component else contender.tasks
@@ -50,15 +49,21 @@ def _both(before: float | None, after: float | None) -> tuple[float, float] | No
     return None if before is None or after is None else (before, after)
 
 
-def _average(evaluation: Evaluation, weights: Mapping[str, Mapping[str, float]], *, held_out: bool) -> float | None:
+def _average(
+    evaluation: EvaluationRewards, weights: Mapping[str, Mapping[str, float]], *, held_out: bool
+) -> float | None:
     """Average the weighted sum over the images of training prompts, or of those kept out of training.
 
     Images of a task that does not have the reward are left out.
     """
-    total = torch.full((len(evaluation.tasks),), torch.nan, dtype=torch.float64)
-    for task, rewards in weights.items():
-        rows = [row for row, of_image in enumerate(evaluation.tasks) if of_image == task]
-        parts = [weight * evaluation.rewards[name][rows].double() for name, weight in rewards.items()]
-        total[rows] = torch.stack(parts).sum(0)
-    found = estimate_part(evaluation, total, held_out=held_out)
+    rows = [
+        row
+        for row, (task, kept_out) in enumerate(zip(evaluation.tasks, evaluation.held_out, strict=True))
+        if kept_out == held_out and task in weights
+    ]
+    totals = [
+        math.fsum(weight * evaluation.rewards[name][row] for name, weight in weights[evaluation.tasks[row]].items())
+        for row in rows
+    ]
+    found = estimate(totals, [evaluation.prompts[row] for row in rows])
     return None if found is None else found.mean

@@ -21,8 +21,8 @@ from rlcm_cli.report.run.data import Evidence, ReportedRun
 from rlcm_cli.report.run.summary import (
     describe_change,
     describe_cost,
-    describe_training,
     describe_monitoring,
+    describe_training,
     find_changes,
 )
 from rlcm_cli.store.evaluations import comparable_evaluations, read_evaluation

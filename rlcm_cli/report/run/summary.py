@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import takewhile
@@ -15,21 +14,13 @@ from rlcm_cli.core.hacking import measure_drop
 from rlcm_cli.report.compare.contenders import describe_sum
 from rlcm_cli.report.private import name_reward, withhold_text
 from rlcm_cli.report.run.data import Evidence
+from rlcm_cli.report.run.estimates import Estimate, estimate
 from rlcm_cli.report.run.goals import find_goals
 from rlcm_cli.store.evaluations import Evaluation
 
 PHASES = ("sample_seconds", "score_seconds", "train_seconds")
 CLEAR = 2.0
 """Standard errors by which a mean has to change before it is said to have changed."""
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A mean over prompts, each the mean of its images; `error` is its standard error, NaN of a single prompt."""
-
-    mean: float
-    error: float
-    prompts: int
 
 
 @dataclass(frozen=True)
@@ -60,23 +51,10 @@ class Change:
         return "rose" if self.difference.mean > 0 else "fell"
 
 
-def estimate(values: Tensor, prompts: Sequence[str]) -> Estimate | None:
-    """Average float [B] over prompts; None where there is no value. Images of one prompt are no independent draws."""
-    by_prompt: dict[str, list[float]] = {}
-    for prompt, value in zip(prompts, values.tolist(), strict=True):
-        if not math.isnan(value):
-            by_prompt.setdefault(prompt, []).append(value)
-    if not by_prompt:
-        return None
-    means = torch.tensor([sum(each) / len(each) for each in by_prompt.values()], dtype=torch.float64)
-    error = means.std().item() / math.sqrt(len(means)) if len(means) > 1 else math.nan
-    return Estimate(means.mean().item(), error, len(means))
-
-
 def estimate_part(evaluation: Evaluation, values: Tensor, *, held_out: bool) -> Estimate | None:
     """Average values of an evaluation's images, [B], over its training prompts or over those kept out of training."""
     rows = (evaluation.held_out == held_out).nonzero()[:, 0].tolist()
-    return estimate(values.double()[rows], [evaluation.prompts[row] for row in rows])
+    return estimate(values.double()[rows].tolist(), [evaluation.prompts[row] for row in rows])
 
 
 def find_changes(evidence: Evidence) -> list[Change]:
@@ -100,7 +78,8 @@ def find_changes(evidence: Evidence) -> list[Change]:
         for held_out in (False, True):
             rows = (first.held_out == held_out).nonzero()[:, 0].tolist()
             parts = [
-                estimate(values[rows], [first.prompts[row] for row in rows]) for values in (then, now, now - then)
+                estimate(values[rows].tolist(), [first.prompts[row] for row in rows])
+                for values in (then, now, now - then)
             ]
             before, after, moved = parts
             if before and after and moved:
