@@ -1,4 +1,4 @@
-"""The `rlcm` program: its commands, and what becomes of an error."""
+"""The `rlcm` program: its commands, and how errors are reported."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ INTERRUPTED = 130
 OUTPUT_CLOSED = 1
 FAILED_AFTER_ANOTHER = 1
 UNWRITABLE = {errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF}
-"""Error numbers of a stream whose reader has left, or whose disk is full or gone."""
+"""Error numbers of a stream whose reader has gone, or whose disk is full or gone."""
 OF_THE_SYSTEM = (
     errno.EACCES,
     errno.EPERM,
@@ -56,17 +56,17 @@ OF_THE_SYSTEM = (
     errno.ELOOP,
     errno.ENAMETOOLONG,
 )
-"""Faults of a disk or of permissions: whoever meets one, and wherever, it is not a bug of ours."""
+"""Faults of a disk or of permissions: wherever one occurs, it is not our bug."""
 
 FORMER_OPTIONS = {"--watch": "--monitor", "--policy": "--sampler"}
 """What options were called before."""
 
-# click's: newer typers carry a click of their own, so that `import click` would give another class.
+# click's: newer typers carry their own click, so `import click` would give a different class.
 UsageError: type[Any] = typer.BadParameter.__bases__[0]
 
 app = typer.Typer(
     name="rlcm",
-    help="Fine-tune few-step text-to-image models for a reward, by reinforcement learning.",
+    help="Fine-tune few-step text-to-image models for a reward by reinforcement learning.",
     epilog="Example: rlcm loop --task compression",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -88,7 +88,7 @@ def _root(
         typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and exit."),
     ] = False,
     debug: Annotated[
-        bool, typer.Option("--debug", help="Show the traceback of an error; anywhere on the command line.")
+        bool, typer.Option("--debug", help="Show the traceback of an error; may stand anywhere on the command line.")
     ] = False,
 ) -> None:
     pass
@@ -120,31 +120,31 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line: an `RlcmError` is one line and its exit code, any other exception a traceback."""
     prepare_streams()
     _show_remarks()
-    with _noting_interrupts() as interrupts, _telling_of_termination():
+    with _noting_interrupts() as interrupts, _reporting_termination():
         try:
             status = _run(argv)
         except Exception:
-            # Ctrl-C inside native code, safetensors' say, comes out as an error of another kind.
+            # Ctrl-C inside native code, such as that of safetensors, surfaces as another kind of error.
             if interrupts:
                 status = INTERRUPTED
-            elif _speaks_for_its_job():
+            elif _reports_for_its_job():
                 raise
             else:
                 status = FAILED_AFTER_ANOTHER
     if status == INTERRUPTED:
-        _complain("interrupted; nothing is lost: run the same command again to go on")
+        _complain("interrupted; nothing is lost: rerun the same command to resume")
     sys.exit(status)
 
 
 @functools.cache
 def _program() -> Callable[..., Any]:
-    """Build all commands from their functions, which takes a tenth of a second, once in a process."""
+    """Build all commands from their functions, once per process, because it takes a tenth of a second."""
     return typer.main.get_command(app)
 
 
 def _run(argv: Sequence[str] | None) -> int:
     given = sys.argv[1:] if argv is None else argv
-    # `--debug` may stand after a command, too, where typer would look for an option of the command.
+    # `--debug` may also stand after a command, where typer would look for an option of the command.
     arguments = [argument for argument in given if argument != "--debug"]
     debug = len(arguments) < len(given)
     try:
@@ -177,11 +177,11 @@ def _run(argv: Sequence[str] | None) -> int:
         if debug:
             raise
         return _end_by_the_system(error)
-    return int(status or 0)  # newer typers turn Ctrl-C into INTERRUPTED by themselves
+    return int(status or 0)  # newer typers turn Ctrl-C into INTERRUPTED themselves
 
 
 def expand_paths(arguments: Sequence[str]) -> list[str]:
-    """Replace the `~` at the front of each argument, and of each value after `--option=`; a prompt is left as it is.
+    """Expand a leading `~` in each argument and in each value after `--option=`; leave prompts unchanged.
 
     Raises `ConfigError`.
     """
@@ -198,28 +198,30 @@ def expand_paths(arguments: Sequence[str]) -> list[str]:
 
 
 def _end_by_the_system(error: OSError) -> int:
-    """Return the exit status where a standard stream cannot be written, or a disk or permissions are at fault.
+    """Return the exit status if a standard stream cannot be written, or if a disk or permissions are at fault.
 
-    Raises any other error again.
+    Re-raises any other error.
     """
-    # What fails with the name of a file is no stream, which would get an empty line to find out.
+    # An error with a file name is not from a stream; probing a stream prints an empty line to it.
     if error.errno in UNWRITABLE and error.filename is None:
         faulty = next((stream for stream in (sys.stdout, sys.stderr) if fault_of(stream) is not None), None)
         if faulty is not None:
             silence(faulty)
-            if not isinstance(error, BrokenPipeError):  # a reader that has left, `head` say, has seen what it wanted
+            if not isinstance(
+                error, BrokenPipeError
+            ):  # a reader that has gone, such as `head`, has seen what it wanted
                 _complain(f"cannot print: {error.strerror}")
             return OUTPUT_CLOSED
     if error.errno not in OF_THE_SYSTEM:
         raise error
     place = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes) else ""
-    _complain(f"{place}{error.strerror}; check the permissions, and the disk that it is on")
+    _complain(f"{place}{error.strerror}; check the permissions and the disk it is on")
     return StoreError.exit_code
 
 
 @contextlib.contextmanager
 def _noting_interrupts() -> Iterator[list[int]]:
-    """Give a list to which each Ctrl-C adds its signal, before it is raised as ever."""
+    """Yield a list to which each Ctrl-C adds its signal before being raised as usual."""
     interrupts: list[int] = []
 
     def note(number: int, frame: FrameType | None) -> None:
@@ -234,16 +236,16 @@ def _noting_interrupts() -> Iterator[list[int]]:
 
 
 @contextlib.contextmanager
-def _telling_of_termination() -> Iterator[None]:
-    """Say on SIGTERM, as Slurm sends it before a job's time is up, that nothing is lost, and end by it as ever.
+def _reporting_termination() -> Iterator[None]:
+    """On SIGTERM, which Slurm sends before a job's time is up, print that nothing is lost, then terminate as usual.
 
-    Where a launcher has started several processes it sends the signal, and they meet it by themselves.
+    If a launcher has started several processes, they handle the signal themselves.
     """
     own = os.getpid()
 
     def tell(number: int, frame: FrameType | None) -> None:
-        if os.getpid() == own:  # not in a child that was forked
-            os.write(2, b"rlcm: terminated; nothing is lost: run the same command again to go on\n")
+        if os.getpid() == own:  # not in a forked child
+            os.write(2, b"rlcm: terminated; nothing is lost: rerun the same command to resume\n")
         signal.signal(number, signal.SIG_DFL)
         os.kill(os.getpid(), number)
 
@@ -258,15 +260,15 @@ def _telling_of_termination() -> Iterator[None]:
 
 
 def _complain(message: str) -> None:
-    if _speaks_for_its_job():
+    if _reports_for_its_job():
         try:
             print(f"rlcm: {to_line(message)}", file=sys.stderr, flush=True)
-        except OSError:  # nobody can be told, and the exit status says enough
+        except OSError:  # nobody is reading; the exit status says enough
             silence(sys.stderr)
 
 
 class _Remarks(logging.Handler):
-    """Prints what loading a model, LoRA or reward has to say although it succeeded."""
+    """Prints warnings about a model, LoRA or reward that loaded successfully."""
 
     def emit(self, record: logging.LogRecord) -> None:
         if os.environ.get("RANK", "0") == "0":  # each process of a job loads the same files
@@ -279,9 +281,9 @@ def _show_remarks() -> None:
         logger.addHandler(_Remarks())
 
 
-def _speaks_for_its_job() -> bool:
-    """Tell whether an error is to be shown: of several processes of a job, that of the first one to fail."""
-    if "WORLD_SIZE" not in os.environ:  # without a launcher, nothing is imported for it
+def _reports_for_its_job() -> bool:
+    """Return whether to print an error: of several processes in a job, only the first to fail does."""
+    if "WORLD_SIZE" not in os.environ:  # without a launcher, no import is needed
         return True
     from rlcm_cli.processes.join import is_first_to_complain
 

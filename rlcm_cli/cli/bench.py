@@ -127,7 +127,7 @@ def load(config: Config, architecture: str | None) -> LatentModel:
 
     settings, device = config.model, config.runtime.device
     if architecture is not None:
-        return build_architecture(architecture, dtype=settings.dtype, device=device, image_size=settings.image_size)
+        return build_architecture(architecture, dtype=settings.dtype, device=device, image_size=settings.image_sides)
     return load_configured_model(settings, config.sampler.kind, device)
 
 

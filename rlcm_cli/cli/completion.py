@@ -1,4 +1,4 @@
-"""What a shell completes after an option: names that this program knows, and runs on this machine."""
+"""Shell completion of option values: names that this program knows, and runs on this machine."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 MOST = 100
-"""Folders that are looked at."""
+"""Maximum number of folders to list."""
 
 
 def complete_task(incomplete: str) -> list[str]:
@@ -25,7 +25,7 @@ def complete_reward(incomplete: str) -> list[str]:
 
 
 def complete_setting(incomplete: str) -> list[str]:
-    """Complete the key of `--set KEY=VALUE`; after the sign, the words that a setting can have."""
+    """Complete the key of `--set KEY=VALUE` and, after the equals sign, the words that the setting can have."""
     from rlcm_cli.config import Config
     from rlcm_cli.sections import settings_of
 
@@ -55,7 +55,7 @@ def complete_device(incomplete: str) -> list[str]:
 
 
 def complete_run(incomplete: str) -> list[str]:
-    """Complete the folder of a run: those in `runs`, and any folder on the way to one."""
+    """Complete the folder of a run: those in `runs`, and any folder that may contain one."""
     known = [f"{folder}" for folder in sorted(Path("runs").glob("*"))[:MOST] if (folder / "config.json").is_file()]
     return list(dict.fromkeys([*_beginning(known, incomplete), *_folders(incomplete)]))
 

@@ -1,8 +1,8 @@
-"""What a configuration asks of this machine and its user, and who has agreed to it.
+"""What a configuration requests from this machine and its user, and whether the user has agreed.
 
-A run or a file for --config may come from elsewhere, and data must not choose which code is run, which host is sent
-images or a token, which environment variable is read as a key, or which local file is opened. Each of these has to be
-named by the user: on the command line, in the environment, or on this machine before.
+A run or a file for --config may come from elsewhere, and data must not choose which code runs, which host receives
+images or a token, which environment variable is read as a key, or which local file is opened. The user has to name
+each of these: on the command line, in the environment, or earlier on this machine.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ RAY_VARIABLE = "RAY_ADDRESS"
 
 @dataclass(frozen=True)
 class Wish:
-    """One thing that a configuration asks for.
+    """One thing that a configuration requests.
 
     Attributes:
         kind: What it is.
-        text: As the configuration has it: a reward's name, an address, a variable, a path.
-        setting: Where the configuration has it.
-        identity: What is trusted on this machine once the user has named it; empty: it cannot be.
+        text: As written in the configuration: a reward's name, an address, a variable, a path.
+        setting: Its key in the configuration.
+        identity: What becomes trusted on this machine once the user has named it; empty: it cannot.
     """
 
     kind: Literal["code", "host", "key", "file"]
@@ -43,7 +43,7 @@ class Given:
     """What the user has agreed to on this command line.
 
     Attributes:
-        named: Every text of its settings and options.
+        named: All texts in its settings and options.
         code: `--allow-code`.
         hosts: `--allow-host`.
     """
@@ -54,7 +54,7 @@ class Given:
 
 
 def named_texts(assignments: Sequence[str], *options: Any) -> set[str]:
-    """List every text in the `--set` options and other options of a command line, keys of tables too."""
+    """Return all texts in the `--set` options and other options of a command line, including keys of tables."""
     from rlcm_cli.config import parse_assignment, split_key
 
     texts = set(_texts(options))
@@ -67,19 +67,19 @@ def named_texts(assignments: Sequence[str], *options: Any) -> set[str]:
 def permit(
     run: Run, given: Given, *, rewards: Iterable[str] | None = None, ray: bool = False, of_a_run: bool = False
 ) -> list[str]:
-    """Raise `ConfigError` for the first thing that a configuration asks for and nobody has agreed to.
+    """Raise `ConfigError` for the first thing that a configuration requests without the user's agreement.
 
     What the command line names is trusted on this machine from now on.
 
     Args:
-        run: Its configuration, of a run directory or of one that is to be made.
+        run: A run directory, or one about to be created, with its configuration.
         given: What the command line says.
-        rewards: Those that are going to be loaded; None: all.
-        ray: Whether a cluster is going to be joined.
-        of_a_run: The configuration is that of another run.
+        rewards: Those about to be loaded; None: all.
+        ray: Whether a cluster is about to be joined.
+        of_a_run: The configuration comes from another run.
 
     Returns:
-        A line for each thing that is newly trusted.
+        One line for each newly trusted thing.
     """
     from rlcm_cli.errors import ConfigError
     from rlcm_cli.store.trust import is_trusted, trust, trust_folder
@@ -89,14 +89,14 @@ def permit(
         if not _is_named(wish, given) and not (wish.identity and is_trusted(*wish.identity)):
             raise ConfigError(f"{run.layout.root}: {_refusal(wish)}")
         if wish.identity and trust(*wish.identity) and wish.kind == "code":
-            lines.append(f"{wish.text} is trusted on this machine as it is now ({trust_folder()})")
+            lines.append(f"{wish.text} is now trusted on this machine in its current form ({trust_folder()})")
     return lines
 
 
 def find_wishes(
     run: Run, *, rewards: Iterable[str] | None = None, ray: bool = False, of_a_run: bool = False
 ) -> Iterator[Wish]:
-    """List what a run's configuration asks for; arguments as of `permit`."""
+    """List what a run's configuration requests; arguments as in `permit`."""
     from rlcm_cli.rewards import is_address, is_code
     from rlcm_cli.rewards.remote import split_addresses
 
@@ -149,16 +149,16 @@ def _is_named(wish: Wish, given: Given) -> bool:
 
 def _refusal(wish: Wish) -> str:
     if wish.kind == "code":
-        return f"the configuration has a reward that is code, {wish.text}; look at it, then allow it with --allow-code"
+        return f"the configuration has a reward that runs code, {wish.text}; read it, then allow it with --allow-code"
     if wish.kind == "host":
         host = _origin(wish.text).partition("://")[2]
         return (
-            f"the configuration ({wish.setting}) would send images, and a token where one is set, to {wish.text!a}, "
-            f"an address that only it names; if you trust it, allow it with --allow-host {host}"
+            f"the configuration ({wish.setting}) would send images, and a token if one is set, to {wish.text!a}, an "
+            f"address that only the configuration names; if you trust it, allow it with --allow-host {host}"
         )
     what = "reads the environment variable" if wish.kind == "key" else "reads the local file or folder"
     return (
-        f"the configuration {what} {wish.text!a}, which only it names; if you trust it, name it, too: "
+        f"the configuration {what} {wish.text!a}, which only the configuration names; if you trust it, name it too: "
         f"--set '{_assignment(wish)}'"
     )
 
@@ -172,7 +172,7 @@ def _assignment(wish: Wish) -> str:
 
 
 def _origin(address: str) -> str:
-    """Return scheme, host and port of an address; of what is none, the text itself."""
+    """Return scheme, host and port of an address; if it is not an address, the text itself."""
     try:
         parts = urlsplit(address)
         port = parts.port or {"http": 80, "https": 443}.get(parts.scheme)
@@ -182,7 +182,7 @@ def _origin(address: str) -> str:
 
 
 def _host_of(allowed: str) -> str:
-    """Return HOST or HOST:PORT of what --allow-host was given."""
+    """Return HOST or HOST:PORT from a value of --allow-host."""
     return (_origin(allowed).partition("://")[2] if "://" in allowed else allowed).lower()
 
 
@@ -193,7 +193,7 @@ def _host_variables() -> tuple[str, ...]:
 
 
 def _identify_code(name: str) -> tuple[str, ...]:
-    """Identify code by where it is and its digest, so that it is trusted as it is; empty where it is not here."""
+    """Identify code by its path and digest, so that only this version is trusted; empty if it is not here."""
     from rlcm_cli.errors import RlcmError
     from rlcm_cli.rewards.custom.functions import code_source, digest_code
 
@@ -204,7 +204,7 @@ def _identify_code(name: str) -> tuple[str, ...]:
 
 
 def _as_path(text: str) -> Path | None:
-    """Return the path that a text names, if there is something; what is in the current directory needs no leave."""
+    """Return the path that a text names if it exists; what is in the current directory needs no permission."""
     try:
         path = Path(text).expanduser().resolve()
         return path if path.exists() and not path.is_relative_to(Path.cwd().resolve()) else None

@@ -1,4 +1,4 @@
-"""Showing what phases yield: bars or a live view in a terminal, plain lines elsewhere, one JSON line at will."""
+"""Showing what phases yield: bars or a live view in a terminal, plain lines elsewhere, optionally a JSON line."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ ResultT = TypeVar("ResultT")
 
 
 class Display:
-    """Prints the events of a command, and remembers what its closing line needs."""
+    """Prints the events of a command, and keeps what its closing line needs."""
 
     def __init__(self, *, quiet: bool, as_json: bool, iterations: int | None = None, silent: bool = False) -> None:
-        # Where the last line is for a machine, people read the other stream. Of several processes, one prints.
+        # With --json stdout is for a program, so people read stderr. Of several processes, only one prints.
         self.console = open_console(stderr=as_json, highlight=False, quiet=silent)
-        # A window breaks lines between words; a file gets whole lines.
+        # A terminal wraps lines between words; a file gets whole lines.
         self.console.soft_wrap = not self.console.is_terminal
         self.quiet = quiet
         self.as_json = as_json and not silent
@@ -73,7 +73,7 @@ class Display:
             self.say(line)
 
     def follow(self, events: Iterable[Event], progress: RunProgress | None = None) -> None:
-        """Print events as they come; in a terminal, with the view of the run whose progress is given."""
+        """Print events as they come; in a terminal, with the live view of the run whose progress is given."""
         from rlcm_cli.cli.live import LiveRun
 
         if progress is None or not self._draws:
@@ -98,7 +98,7 @@ class Display:
         return results[0]
 
     def finish(self, result: Mapping[str, Any] | None = None) -> None:
-        """Print the machine-readable line, where one was asked for."""
+        """Print the machine-readable line, if --json was given."""
         if self.as_json:
             print_json({**self.summary, **(result or {})})
 
@@ -138,7 +138,7 @@ class Display:
     def _warn(self, message: str) -> None:
         from rlcm_cli.cli.live import warning_line
 
-        if self._live is None:  # which keeps it below the view
+        if self._live is None:  # which shows it below the view
             self.console.print(warning_line(message))
 
     def _start_phase(self, event: Any) -> None:
@@ -149,7 +149,7 @@ class Display:
 
     def _show_iteration(self, number: int, metrics: Mapping[str, Any]) -> None:
         phases = [float(metrics[key]) for phase in PHASES if (key := f"{phase}_seconds") in metrics]
-        # The clock also counts evaluations and the loading of the model.
+        # The wall clock also counts evaluations and loading the model.
         seconds = sum(phases) if len(phases) == len(PHASES) else time.perf_counter() - self._started
         self._started = time.perf_counter()
         if self._live is None:
@@ -177,11 +177,11 @@ class Display:
 
 
 def describe_iteration(number: int, iterations: int | None, metrics: Mapping[str, Any]) -> str:
-    """Give the line of an iteration that was trained; `iterations`: of how many, where that is known."""
+    """Return the line of a trained iteration; `iterations`: the total, if it is known."""
     if len(metrics["tasks"]) > 1:
         line = "  ".join(f"{task} {value:.3f}" for task, value in metrics["tasks"].items())
     else:
-        # Of several rewards, which training may normalise each by itself, it is the sum of the raw values.
+        # With several rewards, which training may normalise one by one, it is the sum of the raw values.
         name = "reward" if len(metrics["rewards"]) == 1 else "weighted sum"
         line = f"{name} {metrics['reward_mean']:.3f} ± {metrics['reward_std']:.3f}"
         line += f"  best {metrics['reward_best']:.3f}"
@@ -198,7 +198,7 @@ def describe_iteration(number: int, iterations: int | None, metrics: Mapping[str
 
 
 def print_json(value: Mapping[str, Any]) -> None:
-    """Print a value as one line of JSON on stdout; what is not finite, which JSON has no word for, as null."""
+    """Print a value as one line of JSON on stdout; NaN and infinity, which JSON lacks, as null."""
     print_data(json.dumps(_finite(value), ensure_ascii=False, allow_nan=False) + "\n")
 
 

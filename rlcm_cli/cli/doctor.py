@@ -19,11 +19,11 @@ def register(app: typer.Typer) -> None:
 
 def doctor_command(
     runs: Annotated[
-        Path, typer.Option("--runs", metavar="DIR", help="Folder that runs are to lie in.", file_okay=False)
+        Path, typer.Option("--runs", metavar="DIR", help="Parent folder for runs.", file_okay=False)
     ] = Path("runs"),
     as_json: o.JsonOption = False,
 ) -> None:
-    """Look at this machine: what works, what is missing, what to do; exit with 1 if something needed is broken."""
+    """Check this machine: what works, what is missing, how to fix it; exits with 1 if something needed is broken."""
     from dataclasses import asdict
 
     from rich.text import Text
@@ -46,7 +46,7 @@ def doctor_command(
             )
             if console.is_terminal:
                 print_rows(console, [row])
-            else:  # a line each, however long
+            else:  # one line each, however long
                 console.print(Text(" ").join([row[0], Text(row[1]), Text(row[2])]), soft_wrap=True)
     healthy = all(finding.status != "problem" for finding in findings)
     if as_json:

@@ -1,4 +1,4 @@
-"""What a run is trained for, in a line that tells it from others."""
+"""What a run trains for, in a line that distinguishes it from other runs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def describe_goal(config: Config) -> str:
-    """Tell what a run is trained for, how, and on how many images."""
+    """Describe what a run trains for, how, and on how many images."""
     tasks = {name: describe_sum(task.rewards) for name, task in config.joint_tasks().items()}
     goals = list(tasks.values()) if len(tasks) == 1 else [f"{name} ({goal})" for name, goal in tasks.items()]
     images = count(config.sample.samples, "image")
@@ -35,7 +35,7 @@ def describe_sum(rewards: Mapping[str, float]) -> str:
 
 
 def describe_dropped(config: Config) -> str | None:
-    """Tell which rewards of its preset a configuration has not; None: it has all of them, or several tasks."""
+    """Name the rewards of its preset that a configuration lacks; None if it has them all, or several tasks."""
     from rlcm_cli.config import resolve_config, task_names
 
     if config.task not in task_names() or config.tasks:
@@ -45,15 +45,15 @@ def describe_dropped(config: Config) -> str | None:
     if not dropped:
         return None
     return (
-        f"--reward replaces the rewards of the preset {config.task}, {describe_sum(preset)}: without "
-        f"{', '.join(dropped)} from here on"
+        f"--reward replaces the rewards of the preset {config.task} ({describe_sum(preset)}); this run trains without "
+        f"{', '.join(dropped)}"
     )
 
 
 def shorten_names(names: Iterable[str]) -> dict[str, str]:
-    """Return name → what it is called in a line: a function without its file, a served reward without its server.
+    """Return name → short name: a function without its file, a served reward without its server.
 
-    Names that would then be the same stay as they are.
+    Names whose short names would be equal stay unchanged.
     """
     every = list(dict.fromkeys(names))
     short = {name: _shorten(name) for name in every}

@@ -32,7 +32,8 @@ def inspect_command(
     verify: Annotated[
         bool,
         typer.Option(
-            "--verify", help="Check every file of a run; exit with 4 if one is damaged, missing or another run's."
+            "--verify",
+            help="Check every file of a run; exits with 4 if one is damaged, missing or from another run.",
         ),
     ] = False,
     images: Annotated[
@@ -40,7 +41,7 @@ def inspect_command(
         typer.Option(
             "--images",
             metavar="DIR",
-            help="Write a rollout's images there as PNG, with a table of prompts, seeds and rewards.",
+            help="Write a rollout's images as PNG files, with a table of prompts, seeds and rewards.",
             show_default=False,
             file_okay=False,
         ),
@@ -50,13 +51,13 @@ def inspect_command(
         typer.Option(
             "--rollout",
             metavar="N",
-            help="Rollout whose images are written, by the number of its folder.",
+            help="Number of the rollout whose images to write (its folder's name).",
             show_default="the newest",
         ),
     ] = None,
     as_json: o.JsonOption = False,
 ) -> None:
-    """Tell what a run or a file of it holds."""
+    """Describe the contents of a run or of one of its files."""
     from rlcm_cli.cli.display import print_json
     from rlcm_cli.cli.tables import print_rows
     from rlcm_cli.cli.terminal import open_console
@@ -77,12 +78,12 @@ def inspect_command(
             _export(path, images, iteration, as_json=as_json)
             return
         if verify and not RunLayout(path).config.exists():
-            raise ConfigError(f"{path}: --verify checks a whole run; other files are checked as they are read")
+            raise ConfigError(f"{path}: --verify needs a run directory; other files are checked when they are read")
         faults = verify_run(RunLayout(path)) if verify else []
         try:
             described = _describe_picture(path) if _is_picture(path) else describe(path)
         except StoreError:
-            if not faults:  # which say it, and more
+            if not faults:  # which say this and more
                 raise
             described = {"kind": "run"}
         if verify:
@@ -92,10 +93,10 @@ def inspect_command(
         else:
             told = {key: value for key, value in described.items() if key != "faults"}
             print_rows(open_console(markup=False, highlight=False), list(_rows(told)))
-            for fault in described.get("faults", []):  # whole lines, whose remedies can be copied
+            for fault in described.get("faults", []):  # whole lines, so that remedies can be copied
                 say(f"fault: {to_line(fault)}")
             if verify and not described["faults"]:
-                say("no fault: every file is there, and all checksums match")
+                say("no faults: every file is there, and all checksums match")
         if described.get("faults"):
             raise typer.Exit(StoreError.exit_code)
 
@@ -105,7 +106,7 @@ def _is_picture(path: Path) -> bool:
 
 
 def _describe_picture(path: Path) -> dict[str, Any]:
-    """Tell what a PNG says of itself: of one that `rlcm generate` has drawn, how it was made."""
+    """Describe a PNG by its text chunks; those of `rlcm generate` say how it was made."""
     from PIL import Image
 
     from rlcm_cli.pictures.png_texts import read_texts
@@ -124,7 +125,7 @@ def _export(path: Path, folder: Path, iteration: int | None, *, as_json: bool) -
 
     layout = RunLayout(path)
     if not layout.iterations():
-        raise MissingFileError(f"{path}: holds no rollout with images; --images takes a run directory")
+        raise MissingFileError(f"{path}: has no rollout with images; --images needs a run directory")
     newest = layout.iterations()[-1]
     *pictures, table = export_images(layout, folder, newest if iteration is None else iteration)
     if as_json:
@@ -135,7 +136,7 @@ def _export(path: Path, folder: Path, iteration: int | None, *, as_json: bool) -
 
 
 def _rows(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Give the lines of a table: a table or list within takes a line an entry, of many iterations the newest."""
+    """Yield the rows of a table: one row per entry of inner tables and lists, only the newest of many iterations."""
     from rlcm_cli.cli.display import format_size
 
     for key, value in values.items():

@@ -1,4 +1,4 @@
-"""The view of a run that `loop` shows while it works and `watch` of a run elsewhere: one record, one picture of it."""
+"""The live view of a run, which `loop` shows of its own run and `watch` of any: one record, one picture of it."""
 
 from __future__ import annotations
 
@@ -36,17 +36,17 @@ WIDEST = 100
 NARROW = 70
 """Columns below which names are shortened."""
 WARNINGS = 3
-"""Newest warnings that stand below the view; older ones are above it."""
+"""Newest warnings to show below the view; older ones are above it."""
 REFRESHES = 2
-"""A second."""
+"""Per second."""
 EVALUATIONS = 8
-"""Newest that are named."""
+"""Number of newest evaluations to name."""
 NOTHING = "–"
 BLOCKS, ASCII_BLOCKS = "▁▂▃▄▅▆▇█", "._-~=+*#"
 
 
 def follow_event(progress: RunProgress, event: Event) -> RunProgress:
-    """Give the progress of a run after an event of its phases; warnings are kept, newest last."""
+    """Return the progress of a run after an event of its phases; warnings are kept, newest last."""
     from rlcm_cli import events
 
     match event:
@@ -66,15 +66,15 @@ def follow_event(progress: RunProgress, event: Event) -> RunProgress:
 
 
 def describe_hacking(event: HackingFound) -> str:
-    """Give the line that tells of reward hacking."""
-    end = "; stopped here, --on-hacking warn goes on" if event.stops else ""
+    """Return the line that reports reward hacking."""
+    end = "; stopped here; to continue, use --on-hacking warn" if event.stops else ""
     return f"hacking, at iteration {event.checkpoint}: {event.message}{end}"
 
 
 def look_at(layout: RunLayout, config: Config, named: str, before: RunProgress | None = None) -> RunProgress:
-    """Read how far a run is, which may be about to start.
+    """Read the progress of a run, which may be about to start.
 
-    `named`: as people know it. `before`: an earlier reading. Raises `StoreError` for a damaged file.
+    `named`: as the user knows it. `before`: an earlier reading. Raises `StoreError` for a damaged file.
     """
     title = f"{named}  {config.task}, {config.model.name}, seed {config.seed}"
     return read_progress(layout, config.model_dump(mode="json"), title, before)
@@ -82,21 +82,21 @@ def look_at(layout: RunLayout, config: Config, named: str, before: RunProgress |
 
 @dataclass(frozen=True)
 class RunView:
-    """Shows the progress of a run in as many columns as there are, in the terminal's own colours or in none.
+    """Shows the progress of a run in the available columns, in the terminal's own colours or in none.
 
-    Which lines there are depends on the run's settings and not on how far it is, so that none jumps.
+    Which lines there are depends on the run's settings and not on its progress, so that no line jumps.
     """
 
     progress: RunProgress
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        # A console that leaves wrapping to the terminal would have the lines of a live display cut.
+        # A console that leaves wrapping to the terminal would cut the lines of a live display.
         options = options.update(width=min(options.max_width, WIDEST), height=None, no_wrap=False, overflow="fold")
         progress = self.progress
         above = [Text(progress.title, "bold", no_wrap=True, overflow="ellipsis"), _bars(progress)]
         below = [_facts(progress), *map(warning_line, progress.warnings)]
         curves = list(_series(progress))
-        if console.is_terminal:  # what does not fit would be cut from below, the warnings first
+        if console.is_terminal:  # what does not fit would be cut at the bottom, warnings first
             others = sum(len(console.render_lines(part, options)) for part in [*above, *below])
             curves = curves[: max(1, console.height - others - 2)]
         for part in (*above, _curves(progress, curves, options), *below):
@@ -104,7 +104,7 @@ class RunView:
 
 
 class LiveRun:
-    """Keeps the view of a run at the foot of a terminal; on leaving the block its last state stays there."""
+    """Keeps the view of a run at the bottom of a terminal; its last state stays there when the block ends."""
 
     def __init__(self, console: Console, progress: RunProgress) -> None:
         self.progress = progress
@@ -125,7 +125,7 @@ class LiveRun:
         self._live.stop()
 
     def take(self, event: Event) -> None:
-        """Show what an event tells; a warning that newer ones push out is printed above the view."""
+        """Show an event; a warning that newer ones push out is printed above the view."""
         progress = follow_event(self.progress, event)
         for message in progress.warnings[:-WARNINGS]:
             self._live.console.print(warning_line(message))
@@ -133,17 +133,17 @@ class LiveRun:
 
 
 def warning_line(message: str) -> Text:
-    """Give a warning as a line: its first word has the colour, since yellow on white is hard to read."""
+    """Return a warning as a line: only its first word is coloured, since yellow on white is hard to read."""
     if message.startswith("hacking"):
         return Text.assemble(("hacking", "bold red"), message.removeprefix("hacking"))
     return Text.assemble(("warning", "bold yellow"), f": {message}")
 
 
 def draw_sparkline(values: Sequence[float | None], planned: int, width: int, *, ascii_only: bool = False) -> str:
-    """Draw the values of the iterations so far as blocks on a line for all that are planned.
+    """Draw the values of the iterations so far as blocks, on a line as long as all planned iterations.
 
-    So the line grows to the right as the run goes on. A block is the mean of the iterations that share it; the lowest
-    is the smallest value so far and the highest the largest.
+    The line grows to the right as the run proceeds. A block is the mean of the iterations that share it; the lowest
+    block is the smallest value so far, the highest the largest.
     """
     blocks = ASCII_BLOCKS if ascii_only else BLOCKS
     width = min(width, planned)
@@ -271,6 +271,6 @@ def _facts(progress: RunProgress) -> RenderableType:
 
 
 def format_value(value: float) -> str:
-    """Give a reward in 8 columns at most."""
+    """Return a reward in at most 8 columns."""
     text = f"{value:.3f}"
     return text if len(text) <= 8 else f"{value:.2g}"

@@ -22,11 +22,11 @@ def register(app: typer.Typer) -> None:
 
 def quarantine_command(
     path: Annotated[
-        str, typer.Argument(metavar="PATH", help="File or folder of a run that a check refused.", show_default=False)
+        str, typer.Argument(metavar="PATH", help="File or folder of a run that failed a check.", show_default=False)
     ],
     as_json: o.JsonOption = False,
 ) -> None:
-    """Move a damaged file of a run, with its receipt, out of the way, so that its phase makes it again."""
+    """Move a damaged file of a run, with its receipt, aside so that its phase can regenerate it."""
     from rlcm_cli.cli.display import print_json
     from rlcm_cli.store.quarantine import quarantine, quarantine_remote
 

@@ -41,15 +41,15 @@ def report_command(
         typer.Option(
             "--out",
             metavar="FILE",
-            help="The report.",
-            show_default=f"RUN/{FILE}, of several runs {FILE} here",
+            help="File to write.",
+            show_default=f"RUN/{FILE}; for several runs, {FILE} here",
             dir_okay=False,
         ),
     ] = None,
     quiet: o.QuietOption = False,
     as_json: o.JsonOption = False,
 ) -> None:
-    """Write one HTML file on a run or several: curves, images through training, samples, prompts, settings."""
+    """Write one HTML file about one or more runs: curves, images during training, samples, prompts, settings."""
     announce(", ".join(named), quiet=quiet, as_json=as_json)
 
     from rlcm_cli.cli.display import format_size, print_json
@@ -84,7 +84,7 @@ def fetch_rewards(remote: RemoteRun) -> None:
 
 
 def open_reported(root: Path, name: str) -> ReportedRun:
-    """Open a run for a report. Raises `MissingFileError` where there is none."""
+    """Open a run for a report. Raises `MissingFileError` if there is none."""
     from rlcm_cli.cli.compare import open_contender
     from rlcm_cli.report.run.data import ReportedRun
     from rlcm_cli.runs.hacking import find_hacking, trained_progress
@@ -101,6 +101,6 @@ def open_reported(root: Path, name: str) -> ReportedRun:
 
 
 def last_part(named: str) -> str:
-    """Give the last part of a path or URL as it was typed; empty where it names no folder, as `.` does."""
+    """Return the last part of a path or URL as typed; empty if it does not name a folder, as `.` does."""
     part = PurePosixPath(named.replace("\\", "/")).name
     return "" if part == ".." else part

@@ -21,7 +21,7 @@ def rewards_command(
         str | None,
         typer.Argument(
             metavar="[NAME]",
-            help="One reward, with its settings.",
+            help="Show one reward with its settings.",
             show_default="all",
             autocompletion=complete_reward,
         ),
@@ -55,7 +55,7 @@ def rewards_command(
         rows.append((entry["name"], "yes" if entry["here now"] == "yes" else "no", about))
     print_rows(console, rows, header=("reward", "here now", "what it measures, its range, what it needs"), apart=True)
     typer.echo(
-        "settings of one, and why it cannot run here: rlcm rewards NAME; one of yours: --reward FILE.py:FUNCTION"
+        "settings of a reward, and why it cannot run: rlcm rewards NAME; your own reward: --reward FILE.py:FUNCTION"
     )
 
 

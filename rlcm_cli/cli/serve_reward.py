@@ -24,16 +24,16 @@ def serve_reward_command(
     names: Annotated[
         list[str], typer.Argument(metavar="NAME...", help="Rewards to serve; `rlcm rewards` lists them.")
     ],
-    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="Port; 0: any that is free.")] = 8000,
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="Port; 0 for any free port.")] = 8000,
     host: Annotated[
-        str, typer.Option("--host", metavar="ADDRESS", help="Address to bind; 0.0.0.0 lets other machines in.")
+        str, typer.Option("--host", metavar="ADDRESS", help="Address to bind; 0.0.0.0 accepts other machines.")
     ] = "127.0.0.1",
     assignments: Annotated[
         list[str],
         typer.Option(
             "--set",
             metavar="KEY=VALUE",
-            help="A setting of the reward, of several NAME.KEY=VALUE; repeatable.",
+            help="A setting of the reward; with several rewards NAME.KEY=VALUE; repeatable.",
             show_default=False,
         ),
     ] = [],
@@ -46,10 +46,13 @@ def serve_reward_command(
             show_default="RLCM_REWARD_TOKEN",
         ),
     ] = None,
-    max_mb: Annotated[float, typer.Option("--max-mb", min=0.001, help="Largest request, MiB.")] = 64,
-    batch: Annotated[int, typer.Option("--batch", min=1, help="Images scored in one call at most.")] = 64,
+    max_mb: Annotated[float, typer.Option("--max-mb", min=0.001, help="Maximum size of a request in MiB.")] = 64,
+    batch: Annotated[int, typer.Option("--batch", min=1, help="Maximum number of images to score in one call.")] = 64,
     batch_wait: Annotated[
-        float, typer.Option("--batch-wait", metavar="MS", min=0, help="Milliseconds a request waits for others.")
+        float,
+        typer.Option(
+            "--batch-wait", metavar="MS", min=0, help="Milliseconds that a request waits for others to join its batch."
+        ),
     ] = 5,
     device: Annotated[str, typer.Option("--device", metavar="NAME", help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
     as_json: Annotated[
@@ -57,7 +60,7 @@ def serve_reward_command(
         typer.Option("--json", help="Begin with one machine-readable line on stdout.", rich_help_panel=o.OUTPUT),
     ] = False,
 ) -> None:
-    """Serve rewards over HTTP, for runs on this machine or on others; Ctrl-C ends it."""
+    """Serve rewards over HTTP to runs on this machine or others; Ctrl-C stops it."""
     from rlcm_cli.errors import ConfigError
 
     try:
@@ -86,7 +89,7 @@ def serve_reward_command(
         else:
             for url, served in described.items():
                 typer.echo(f"{url}: {served.spec.entry.description} (revision {served.revision})")
-            typer.echo("on the machine that trains:")
+            typer.echo("on the training machine:")
             if token:
                 typer.echo(f"  export {TOKEN_VARIABLE}=…   # the token in this machine's {variable}")
             typer.echo(f"  curl {root}/health")
@@ -95,11 +98,11 @@ def serve_reward_command(
         typer.get_text_stream("stdout").flush()
         server.serve(app, sock)
     if not as_json:
-        typer.echo("stopped; the requests that were under way are answered")
+        typer.echo("stopped; all pending requests were answered")
 
 
 def parse_rewards(names: list[str], assignments: list[str]) -> list[RewardSpec]:
-    """Give the rewards of a command line with their settings. Raises `ConfigError`."""
+    """Return the rewards of a command line with their settings. Raises `ConfigError`."""
     from rlcm_cli.config import parse_assignment, split_key
     from rlcm_cli.errors import ConfigError
     from rlcm_cli.rewards import RewardSpec
@@ -120,7 +123,7 @@ def parse_rewards(names: list[str], assignments: list[str]) -> list[RewardSpec]:
 
 
 def _reachable(host: str) -> str:
-    """Give the host as clients write it."""
+    """Return the host as clients write it."""
     import socket
 
     if host in ("0.0.0.0", "::", ""):  # noqa: S104

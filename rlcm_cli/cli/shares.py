@@ -1,4 +1,4 @@
-"""What the workers of a phase have done together, for the line and the JSON that a command ends with."""
+"""What the workers of a phase have done together, for the closing line and JSON of a command."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Progress:
-    """How far the shards of some rollouts are, by all workers whose files are here."""
+    """How many shards of some rollouts are done, by all workers whose files are here."""
 
     done: int
     total: int
     waiting_for: tuple[int, ...]
-    """Numbers of the workers whose shares lack shards, of the count that `--worker` names."""
+    """Numbers, as in `--worker`, of the workers whose shares are incomplete."""
 
     @property
     def complete(self) -> bool:
@@ -28,7 +28,7 @@ class Progress:
         return self.done == self.total
 
     def describe(self, done: str) -> str:
-        """Tell how far the shards are; `done`: what was done to them, such as `sampled`."""
+        """Describe the progress; `done`: what was done to the shards, such as `sampled`."""
         if self.complete:
             return done
         workers = count(len(self.waiting_for), "worker").partition(" ")[2]
@@ -37,12 +37,12 @@ class Progress:
         return f"{self.done} of {count(self.total, 'shard')} {done}{whom}"
 
     def to_json(self) -> dict[str, Any]:
-        """Return what the JSON line has of it."""
+        """Return the entries of the JSON line."""
         return {"complete": self.complete, "shards": self.total, "shards_done": self.done}
 
 
 def follow_sampling(run: Run, worker: Worker, iteration: int) -> Progress:
-    """Count the shards of a rollout that are sampled."""
+    """Count the sampled shards of a rollout."""
     from rlcm_cli.store.manifest import read_manifest
     from rlcm_cli.store.rollouts import missing_shards
 
@@ -51,7 +51,7 @@ def follow_sampling(run: Run, worker: Worker, iteration: int) -> Progress:
 
 
 def follow_scoring(run: Run, worker: Worker, iterations: Sequence[int], directories: Sequence[str]) -> Progress:
-    """Count the shards of some rollouts that have all rewards of the given folders."""
+    """Count the shards of some rollouts that have the rewards of all given folders."""
     from rlcm_cli.store.manifest import read_manifest
     from rlcm_cli.store.rollouts import missing_rewards
 

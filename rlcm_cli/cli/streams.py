@@ -1,4 +1,4 @@
-"""The standard streams of this process: closed, full, or in an encoding that lacks a sign that we print."""
+"""The standard streams of this process, which may be closed, full, or in an encoding that lacks a character."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from rlcm_cli.wording import to_line
 
 SUBSTITUTES = {"±": "+/-", "×": "x", "−": "-", "–": "-", "—": "-", "…": "...", "→": "->", "λ": "lambda"}
 ERRORS = "rlcm.substitute"
-# All but tab and new line; 0x9B is ESC [ in one character; the last two ranges reorder what stands beside them.
+# All but tab and newline; 0x9B is ESC [ in one character; the last two ranges reorder adjacent text.
 COMMANDING = {*range(9), *range(0x0B, 0x20), *range(0x7F, 0xA0), *range(0x202A, 0x202F), *range(0x2066, 0x206A)}
 """Code points of control characters."""
 SHOWN = dict.fromkeys(COMMANDING, "�")
 ESCAPED = {point: f"\\u{point:04x}" for point in COMMANDING if point >= 0x7F}
-"""In JSON and TOML, whose writers escape the others."""
+"""For JSON and TOML, whose writers escape the others."""
 
 
 def prepare_streams() -> None:
-    """Make stdout and stderr take whatever is printed.
+    """Make stdout and stderr accept whatever is printed.
 
-    A stream that was closed goes nowhere: its descriptor would otherwise be that of the next file which is opened, and
-    a library's stray line would land in it. A sign that the encoding lacks is written in ASCII.
+    A closed stream is redirected to nowhere: otherwise the next opened file would get its descriptor, and a library's
+    stray line would end up in that file. A character that the encoding lacks is written in ASCII.
     """
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         if getattr(sys, name) is None:
@@ -42,7 +42,7 @@ def prepare_streams() -> None:
 
 
 def substitute(error: UnicodeError) -> tuple[str, int]:
-    """Handle an encoding error of the codecs: the ASCII for signs that have one, else a backslash and the number."""
+    """Handle an encoding error: return an ASCII substitute if there is one, else a backslash and the number."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
     wrong = error.object[error.start : error.end]
@@ -52,7 +52,7 @@ def substitute(error: UnicodeError) -> tuple[str, int]:
 
 
 def clean(text: str) -> str:
-    """Return a text with "�" for each control character but tab and new line: text from files may hold any."""
+    """Return a text with "�" for each control character except tab and newline: text from files may have any."""
     return text if text.isprintable() else text.translate(SHOWN)
 
 
@@ -70,7 +70,7 @@ def announce(what: str, *, quiet: bool, as_json: bool) -> None:
 
 
 def print_data(text: str) -> None:
-    """Print JSON or TOML that a program reads, as UTF-8 whatever the encoding of stdout is."""
+    """Print JSON or TOML for a program, as UTF-8 whatever the encoding of stdout is."""
     stream, text = sys.stdout, text.translate(ESCAPED)
     if isinstance(stream, io.TextIOWrapper) and codecs.lookup(stream.encoding).name != "utf-8":
         stream.flush()
@@ -82,14 +82,14 @@ def print_data(text: str) -> None:
 
 
 def silence(stream: TextIO) -> None:
-    """Send what is still to be printed nowhere, since whoever read it has left or its disk is full."""
+    """Discard further output, because the reader has gone or the disk is full."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, stream.fileno())
     os.close(nowhere)
 
 
 def fault_of(stream: TextIO) -> OSError | None:
-    """Return why a stream cannot be written; None: it can, and has got an empty line."""
+    """Return why a stream cannot be written; None if it can, after writing an empty line to it."""
     try:
         stream.write("\n")
         stream.flush()

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from rich.text import Text
 
 LEAST = 28
-"""Columns that the last cell of a row needs to be readable; with fewer it is put below the others."""
+"""Columns that the last cell of a row needs to be readable; with fewer it goes below the others."""
 GAP = 2
 
 
@@ -19,8 +19,8 @@ def print_rows(
 ) -> None:
     """Print rows of equal length: the last cell is wrapped, and no other is ever cut.
 
-    Where the window is too narrow for them to stand side by side, the last cell is indented below the others.
-    `apart`: with an empty line after each row.
+    If the window is too narrow for all cells, the last one is indented below the others.
+    `apart`: print an empty line after each row.
     """
     from rich.padding import Padding
     from rich.table import Table
@@ -43,7 +43,7 @@ def print_rows(
 
 
 def _as_it_is(cell: str | Text) -> Text:
-    """Return a cell in which brackets are no markup, and no control character reaches the terminal."""
+    """Return a cell whose brackets are not markup, and whose control characters are escaped."""
     from rich.text import Text
 
     if isinstance(cell, Text):

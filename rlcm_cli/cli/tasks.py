@@ -22,7 +22,7 @@ def tasks_command(
         list[str],
         typer.Argument(
             metavar="[list] | [show] NAME",
-            help="A preset's name prints it as TOML.",
+            help="Name of a preset to print as TOML.",
             show_default="list",
             autocompletion=complete_task,
         ),

@@ -1,4 +1,4 @@
-"""A console of rich for text that comes from files, such as prompts and names of runs, which cannot command it."""
+"""A rich console for text from files, such as prompts and names of runs, which cannot send it commands."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from rlcm_cli.cli.streams import clean
 
 
 class CleanConsole(Console):
-    """A console that cleans all text, and keeps the colours and movements that are rich's own."""
+    """A console that cleans all text, but keeps rich's own colours and cursor movements."""
 
     def render_str(self, text: str, **settings: Any) -> Text:
-        """Render a string as `Console` does; cleaned already here, since widths are measured before segments are."""
+        """Render a string as `Console` does; clean it here, because widths are measured before segments exist."""
         return super().render_str(clean(text), **settings)
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
@@ -26,5 +26,5 @@ class CleanConsole(Console):
 
 
 def open_console(**settings: Any) -> Console:
-    """Open a console; `settings` are of rich's `Console`."""
+    """Open a console; `settings` are those of rich's `Console`."""
     return CleanConsole(**settings)

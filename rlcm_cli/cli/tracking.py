@@ -1,4 +1,4 @@
-"""Following a run with experiment trackers, while it works."""
+"""Copying a run to experiment trackers while it works."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ if TYPE_CHECKING:
 
 
 def open_trackers(run: Run) -> RunTrackers | None:
-    """Make the trackers that a run's settings name; None: they name none. Raises `ConfigError` for one not installed.
+    """Make the trackers that a run's settings name; None: there are none. Raises `ConfigError` for one not installed.
 
-    Nothing is written before there is something to log.
+    Nothing is written until there is something to log.
     """
     names = run.config.runtime.log_with
     if not names:
@@ -25,7 +25,7 @@ def open_trackers(run: Run) -> RunTrackers | None:
 
 
 def track(events: Iterable[Event], trackers: RunTrackers | None) -> Iterator[Event]:
-    """Give a run's events; the trackers get each iteration and evaluation, and a failure of one is a warning."""
+    """Yield a run's events; the trackers get each iteration and evaluation, and their failures become warnings."""
     from rlcm_cli.events import Evaluated, IterationTrained, Warned
 
     if trackers is None:

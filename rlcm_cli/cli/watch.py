@@ -40,22 +40,20 @@ def watch_command(
             autocompletion=complete_run,
         ),
     ],
-    every: Annotated[
-        float, typer.Option("--every", metavar="SECONDS", min=0.1, help="How often its files are looked at.")
-    ] = 3.0,
-    once: Annotated[bool, typer.Option("--once", help="Print how far the run is now, and exit.")] = False,
+    every: Annotated[float, typer.Option("--every", metavar="SECONDS", min=0.1, help="Polling interval.")] = 3.0,
+    once: Annotated[bool, typer.Option("--once", help="Print the current progress and exit.")] = False,
     as_json: o.JsonOption = False,
 ) -> None:
-    """Show how far a run is, on whatever machine it works, by its files; exits when the run is done.
+    """Show a run's progress from its files, wherever it is running; exits when the run is done.
 
-    It needs no model and changes nothing: Ctrl-C ends the view and not the run. Piped, it prints a line per iteration.
+    It needs no model and changes nothing: Ctrl-C ends the view, not the run. Piped, it prints one line per iteration.
     """
     from rlcm_cli.cli.display import print_json
     from rlcm_cli.cli.live import RunView
     from rlcm_cli.cli.terminal import open_console
 
     console = open_console(highlight=False)
-    look = partial(read_watched, named)
+    look = partial(read_watched_run, named)
     if as_json:
         *_, last = [look(None)] if once else repeat(look, every)
         print_json(to_values(last))
@@ -68,7 +66,7 @@ def watch_command(
 
 
 def to_values(progress: RunProgress) -> dict[str, Any]:
-    """Return how far a run is as plain values: what the view shows, of the newest iteration the metrics."""
+    """Return the progress of a run as plain values: what the view shows, and the newest iteration's metrics."""
     from rlcm_cli.report.run.progress import seconds_an_iteration, seconds_left, seconds_still
 
     now = time.time()
@@ -87,8 +85,8 @@ def to_values(progress: RunProgress) -> dict[str, Any]:
     }
 
 
-def read_watched(named: str, before: RunProgress | None) -> RunProgress:
-    """Read how far a run is; `before`: an earlier reading. Raises `MissingFileError` where there is no run."""
+def read_watched_run(named: str, before: RunProgress | None) -> RunProgress:
+    """Read the progress of a run; `before`: an earlier reading. Raises `MissingFileError` if there is no run."""
     from rlcm_cli.cli.live import look_at
     from rlcm_cli.config import parse_config
     from rlcm_cli.runs.hacking import find_hacking, trained_progress
@@ -100,7 +98,7 @@ def read_watched(named: str, before: RunProgress | None) -> RunProgress:
         if not layout.config.exists():
             start = command("loop", "--task", "NAME", "--run", named)
             raise MissingFileError(
-                f"{named}: there is no run (no config.json), or none yet; `{start}` starts one there"
+                f"{named}: there is no run here, or not yet (no config.json); start one with `{start}`"
             )
         config = parse_config(read_config(layout))
         progress = look_at(layout, config, named, before)
@@ -131,14 +129,14 @@ def fetch_progress(remote: RemoteRun) -> None:
 
 
 def repeat(look: Callable[[RunProgress | None], RunProgress], every: float) -> Iterator[RunProgress]:
-    """Give a reading every so many seconds, until two in turn find the run finished."""
+    """Yield a reading every so many seconds, until two in a row find the run finished."""
     progress = look(None)
     yield progress
     while True:
         time.sleep(every)
         earlier, progress = progress, look(progress)
         yield progress
-        # Between two iterations a run that was extended looks like one that is done.
+        # Between two iterations, a run that was extended looks finished.
         if earlier.finished and progress.finished:
             return
 
@@ -153,7 +151,7 @@ def watch_screen(console: Console, readings: Iterator[RunProgress]) -> None:
 
 
 def watch_lines(readings: Iterator[RunProgress]) -> None:
-    """Print a line for each iteration, those that are done first, and for each new warning."""
+    """Print a line for each iteration, past ones first, and for each new warning."""
     from rlcm_cli.cli.display import describe_iteration
 
     done, warned = 0, set[str]()

@@ -57,8 +57,8 @@ class ModelSettings(Section):
     distilled_lora: str | None = None
     """File, folder or hub id of an LCM-LoRA or TCD-LoRA to fuse into a plain Stable Diffusion pipeline."""
     image_size: ImageSize | None = None
-    """Pixels of an image: along each side, such as 512, or "WIDTHxHEIGHT", such as "768x1024" for a portrait. None: the
-    pipeline's default."""
+    """Pixels of an image: along each side, such as 512, or "WIDTHxHEIGHT", such as "768x1024" for a portrait. None:
+    the pipeline's default."""
 
     @property
     def image_sides(self) -> tuple[int, int] | None:

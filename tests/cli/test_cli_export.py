@@ -229,7 +229,7 @@ def test_what_cannot_be_exported_is_one_line(capsys, run, tiny_lcm, tmp_path):
     out = ["--out", tmp_path / "out"]
     refuse(capsys, ConfigError, "export", tmp_path / "nowhere", *out, saying=("no such run, checkpoint or LoRA file",))
     refuse(capsys, ModelError, "export", tiny_lcm, *out, saying=("holds no LoRA", "name a run"))
-    refuse(capsys, ConfigError, "export", run, "--public", *out, saying=("--public is of --hub",))
+    refuse(capsys, ConfigError, "export", run, "--public", *out, saying=("--public needs --hub OWNER/NAME",))
     refuse(capsys, ModelError, "export", run, "--model", tmp_path, *out, saying=("not a pipeline of diffusers",))
     empty = tmp_path / "empty"
     empty.mkdir()

@@ -39,8 +39,8 @@ def test_the_goal_of_a_run():
 def test_rewards_of_the_preset_that_are_left_out_are_told():
     alone = resolve_config(["compression"], flags={"rewards": {"compressibility": 1.0}})
     assert describe_dropped(alone) == (
-        "--reward replaces the rewards of the preset compression, compressibility + 2 × recognition: without "
-        "recognition from here on"
+        "--reward replaces the rewards of the preset compression (compressibility + 2 × recognition); this run trains "
+        "without recognition"
     )
     assert describe_dropped(resolve_config(["compression"])) is None
     both = {"compressibility": 3.0, "recognition": 1.0, "sharpness": 1.0}

@@ -184,7 +184,7 @@ def test_a_run_with_another_configuration_shows_the_difference_and_the_ways_out(
             f"`rlcm loop --run {run}`",
         ),
     )
-    assert "iterations" in line[line.index("only [runtime] settings") :]
+    assert "iterations" in line[line.index("only the settings of [runtime]") :]
     assert "sample.steps" not in line
     assert snapshot(run) == before
 

@@ -268,4 +268,4 @@ def test_inspect_of_anything_else_is_refused(capsys, finished, place, status):
 
 def test_verify_is_for_whole_runs(capsys, finished):
     outcome = rlcm(capsys, "inspect", finished / "checkpoints/000003", "--verify")
-    assert (outcome.status, "checks a whole run" in outcome.err) == (2, True)
+    assert (outcome.status, "--verify needs a run directory" in outcome.err) == (2, True)

@@ -396,6 +396,6 @@ class TestImages:
             tmp_path / "empty",
             "--images",
             place,
-            saying=("holds no rollout with images",),
+            saying=("has no rollout with images",),
         )
         assert not (tmp_path / "x").exists()

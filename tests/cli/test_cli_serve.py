@@ -64,7 +64,7 @@ def test_a_signal_lets_the_requests_under_way_end(tmp_path, number):
             assert rewards.result(LONGEST).tolist() == [7.0, 7.0]
         out, err = process.communicate(timeout=LONGEST)
     assert process.returncode == 0
-    assert out.splitlines()[-1] == "stopped; the requests that were under way are answered"
+    assert out.splitlines()[-1] == "stopped; all pending requests were answered"
     assert err == ""
 
 

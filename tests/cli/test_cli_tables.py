@@ -56,7 +56,7 @@ def test_presets_are_whole_in_every_window(capsys, width):
 
 def test_rewards_are_whole_in_every_window(capsys, width):
     shown = succeed(capsys, "rewards").out
-    table = shown.partition("settings of one")[0]
+    table = shown.partition("settings of a reward")[0]
     assert max(map(len, table.splitlines())) <= width
     for name, entry in REWARDS.items():
         assert name in squeeze(table)

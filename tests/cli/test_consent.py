@@ -218,7 +218,7 @@ class TestNaming:
         run = self.run(tmp_path, **{"monitor.rewards": [f"{tmp_path}/mine.py:f"]})
         assert not self.is_permitted(run)
         (line,) = permit(run, Given([f"{tmp_path}/mine.py:f"]))
-        assert "mine.py:f is trusted on this machine as it is now" in line
+        assert "mine.py:f is now trusted on this machine in its current form" in line
         assert permit(run, Given(())) == []
         (tmp_path / "mine.py").write_text("def f(*_): evil()")
         assert not self.is_permitted(run)
@@ -236,7 +236,7 @@ def test_my_own_code_needs_no_leave_on_this_machine(capsys, tiny_lcm, tmp_path):
     (tmp_path / "mine.py").write_text("def f(images, *_):\n    return images.float().mean((1, 2, 3))\n")
     run, settings = tmp_path / "run", write_settings(tmp_path, tiny_lcm)
     words = ["--config", settings, "--run", run, "--iterations", "1", "--reward", f"{tmp_path}/mine.py:f"]
-    assert "is trusted on this machine as it is now" in succeed(capsys, "loop", *words).out
+    assert "is now trusted on this machine in its current form" in succeed(capsys, "loop", *words).out
     succeed(capsys, "evaluate", "--run", run)
     said = succeed(capsys, "loop", "--run", run, "--iterations", "2").out
     assert "trusted" not in said

@@ -11,7 +11,7 @@ import pytest
 from command_line import refuse, succeed
 from reported_runs import make_metrics, write_evaluation, write_reported
 
-from rlcm_cli.cli.watch import read_watched, repeat
+from rlcm_cli.cli.watch import read_watched_run, repeat
 from rlcm_cli.errors import MissingFileError
 from rlcm_cli.report.run.progress import RunProgress
 from rlcm_cli.store.layout import RunLayout
@@ -77,13 +77,13 @@ def test_hacking_is_told_and_ends_a_run_that_it_stops(layout):
     start = config.index('"monitor": {')
     end = config.index("}", start) + 1
     layout.config.write_text(config[:start] + settings + config[end:].replace('"iterations": 6', '"iterations": 60'))
-    progress = read_watched(str(layout.root), None)
+    progress = read_watched_run(str(layout.root), None)
     assert len(progress.warnings) == 1
     assert progress.warnings[0].startswith("hacking: the monitored reward 'recognition' fell")
     assert progress.stopped
     assert not progress.finished
     write_evaluation(layout, 6)
-    assert read_watched(str(layout.root), progress).finished
+    assert read_watched_run(str(layout.root), progress).finished
 
 
 def age(layout: RunLayout, seconds: float) -> None:
@@ -116,7 +116,7 @@ def test_a_run_that_is_done_is_not_called_stopped(capsys, layout):
 def test_the_iterations_are_those_that_the_newest_call_asked_for(layout):
     note_planned(layout, 0, 3)
     note_planned(layout, 2, 4)
-    progress = read_watched(str(layout.root), None)
+    progress = read_watched_run(str(layout.root), None)
     assert (progress.done, progress.planned) == (4, 4)
     assert progress.phase is not None
     assert progress.phase.name == "evaluate"

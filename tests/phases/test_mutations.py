@@ -17,7 +17,7 @@ from mutations import SETTLED, Mutation, draw_mutations, name_kind
 from phase_runs import finish, make_config, make_loop, shared_model
 
 from rlcm_cli.cli.report import open_reported
-from rlcm_cli.cli.watch import read_watched
+from rlcm_cli.cli.watch import read_watched_run
 from rlcm_cli.core.digests import sha256
 from rlcm_cli.errors import RlcmError
 from rlcm_cli.phases.train import train
@@ -102,7 +102,7 @@ def try_one(root: Path, mutation: Mutation, model: Path, due: str) -> Iterator[s
     readers: dict[str, Callable[[], Any]] = {
         "verify": lambda: verify_run(layout),
         "describe": lambda: describe(root),
-        "watch": lambda: read_watched(str(root), None),
+        "watch": lambda: read_watched_run(str(root), None),
         "report": lambda: read_run(open_reported(root, root.name), root.name),
     }
     found = {}
