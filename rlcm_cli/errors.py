@@ -1,8 +1,8 @@
-"""Every error that a user can cause or meet, and the exit status it gives the command line.
+"""Every error that a user can cause or encounter, and its exit status on the command line.
 
     RlcmError                      1
-    ├── ConfigError                2   a setting, task, flag or prompt source that cannot be
-    │   └── RunMismatchError       2   a run directory that was made with another configuration
+    ├── ConfigError                2   an invalid setting, task, flag or prompt source
+    │   └── RunMismatchError       2   a run directory that was created with another configuration
     ├── ModelError                 3   a model folder, hub id or adapter that cannot be used
     │   └── NotFiniteError         3   … because it gives NaN or infinity for an image
     ├── StoreError                 4   a file of a run that cannot be used
@@ -14,12 +14,12 @@
     │   ├── StalePolicyError       4   … because another policy drew it
     │   ├── StorageFullError       4   … because the disk is full or read-only
     │   └── RemoteStoreError       4   … because the object store cannot be reached or refuses
-    ├── RewardError                5   a reward that cannot run, or gave NaN, or the wrong count
-    ├── TrainingError              6   an update that would not be the one the papers describe
+    ├── RewardError                5   a reward that cannot run, or returned NaN or the wrong count
+    ├── TrainingError              6   an update that would be wrong (ratio not 1, NaN, no gradient)
     └── WorkerLostError            7   another process of the same job is gone
 
 A message is one line that says what is wrong, where, and what to do. An exception that is not in
-this tree is a bug of ours and keeps its traceback.
+this tree is a bug and keeps its traceback.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ class RlcmError(Exception):
 
 
 class ConfigError(RlcmError):
-    """A setting, task, flag or prompt source that cannot be."""
+    """An invalid setting, task, flag or prompt source."""
 
     exit_code = 2
 
 
 class RunMismatchError(ConfigError):
-    """A run directory that was made with another configuration."""
+    """A run directory that was created with another configuration."""
 
 
 class ModelError(RlcmError):
@@ -50,12 +50,12 @@ class ModelError(RlcmError):
 
 
 class NotFiniteError(ModelError):
-    """Images that cannot be drawn, since the model gives NaN or infinity for them."""
+    """Images that cannot be generated, because the model returns NaN or infinity for them."""
 
     def __init__(self, message: str, rows: tuple[int, ...] = ()) -> None:
         super().__init__(message)
         self.rows = rows
-        """Of the batch, from 0."""
+        """Rows of the batch, from 0."""
 
 
 class StoreError(RlcmError):
@@ -65,11 +65,11 @@ class StoreError(RlcmError):
 
 
 class MissingFileError(StoreError):
-    """A file that a phase needs and that nobody has published yet."""
+    """A file that a phase needs but that has not been published yet."""
 
 
 class UnreadableFileError(StoreError):
-    """A file that the system does not let be read: its permissions, or a fault of the disk."""
+    """A file that the system cannot read, because of its permissions or a disk fault."""
 
 
 class CorruptFileError(StoreError):
@@ -85,7 +85,7 @@ class FormatVersionError(StoreError):
 
 
 class StalePolicyError(StoreError):
-    """Rollouts that another policy than the one in training drew."""
+    """Rollouts that were sampled by a policy other than the one being trained."""
 
 
 class StorageFullError(StoreError):
@@ -97,18 +97,18 @@ class RemoteStoreError(StoreError):
 
 
 class RewardError(RlcmError):
-    """A reward that cannot run, or gave NaN or the wrong number of values."""
+    """A reward that cannot run, or returned NaN or the wrong number of values."""
 
     exit_code = 5
 
 
 class TrainingError(RlcmError):
-    """An update that would not be the one that the papers describe."""
+    """An update that would be wrong."""
 
     exit_code = 6
 
 
 class WorkerLostError(RlcmError):
-    """Another process of the same job is gone, or the launcher ends the job."""
+    """Another process of the same job is gone, or the launcher is ending the job."""
 
     exit_code = 7

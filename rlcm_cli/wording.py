@@ -1,4 +1,4 @@
-"""Small pieces of text that are the same in every room: counted nouns, commands to type, paths of the home folder."""
+"""Small pieces of text shared by all rooms: counted nouns, commands to type, paths in the home folder."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from collections.abc import Sequence
 from rlcm_cli.errors import ConfigError
 
 LONGEST = 80
-"""Characters of what a user typed that an error repeats."""
+"""Number of characters of user input that an error repeats."""
 LONGEST_LINE = 2_000
-"""Characters of a message; names and values that others chose may be of any length."""
+"""Number of characters of a message; names and values from elsewhere may be of any length."""
 
 
 def count(number: int, noun: str, plural: str | None = None) -> str:
-    """Return a number with its noun, such as `1 image` or `1,200 images`; `plural`: where it is not formed by an s."""
+    """Return a number with its noun, such as `1 image` or `1,200 images`; `plural`: if it is not formed with an s."""
     return f"{number:,} {noun if number == 1 else plural or f'{noun}s'}"
 
 
 def command(*words: object) -> str:
-    """Return an `rlcm` command that can be typed as it stands: words are quoted where a shell would split them."""
+    """Return an `rlcm` command that can be copied: words are quoted where a shell would split them."""
     return shlex.join(["rlcm", *map(str, words)])
 
 
 def shorten(text: str, longest: int = LONGEST) -> str:
-    """Return a text with its middle left out where it is longer than `longest` characters."""
+    """Return a text with its middle left out if it is longer than `longest` characters."""
     if len(text) <= longest:
         return text
     return f"{text[: longest * 2 // 3]}…{text[-longest // 3 :]}"
@@ -38,7 +38,7 @@ def one_line(error: BaseException) -> str:
 
 
 def nearest(word: str, known: Sequence[str]) -> str:
-    """Return the end of an error's line that names what was probably meant; empty where nothing is near."""
+    """Return the end of an error's line that names what was probably meant; empty if nothing is similar."""
     found = difflib.get_close_matches(word, known, n=1)
     if not found:  # `learning_rate` means `train.learning_rate`
         found = [key for key in known if key.split(".")[-1] == word.split(".")[-1]][:1]
@@ -46,10 +46,10 @@ def nearest(word: str, known: Sequence[str]) -> str:
 
 
 def expand_home(text: str) -> str:
-    """Return a path with `~` or `~NAME` at its front replaced by that home folder, as a shell does where it sees one.
+    """Return a path with a leading `~` or `~NAME` replaced by that home folder, as a shell does.
 
-    A shell leaves `--run=~/runs/a` and a quoted path alone, and in a file it has no say. Raises `ConfigError` where
-    this user has no home folder.
+    A shell does not expand `--run=~/runs/a`, a quoted path, or a path in a file. Raises `ConfigError` if this user has
+    no home folder.
     """
     if not text.startswith("~"):
         return text
@@ -60,9 +60,9 @@ def expand_home(text: str) -> str:
 
 
 def to_line(text: str) -> str:
-    """Return a message as one line that a terminal only prints.
+    """Return a message as one line that is safe to print in a terminal.
 
-    Names of files, runs and prompts may hold anything: control characters would move the cursor or colour the
+    Names of files, runs and prompts may contain anything: control characters would move the cursor or colour the
     terminal, and half a surrogate pair cannot be written. They become escapes.
     """
     line = "".join(letter if letter.isprintable() else _escape(letter) for letter in text)

@@ -16,7 +16,6 @@ from rlcm_cli.cli.streams import announce, say
 
 if TYPE_CHECKING:
     from rlcm_cli.report.run.data import ReportedRun
-    from rlcm_cli.store.remote.remote_run import RemoteRun
 
 FILE = "report.html"
 
@@ -54,9 +53,10 @@ def report_command(
 
     from rlcm_cli.cli.display import format_size, print_json
     from rlcm_cli.report.html.page import write_report
+    from rlcm_cli.runs.staging import stage_scores
 
     with ExitStack() as stack:
-        locations = [stack.enter_context(open_location(name, fetch_rewards)) for name in named]
+        locations = [stack.enter_context(open_location(name, stage_scores)) for name in named]
         here = len(locations) > 1 or locations[0].url is not None
         path = out or (Path(FILE) if here else locations[0].existing / FILE)
         runs = [
@@ -68,19 +68,6 @@ def report_command(
         print_json({"report": str(path), "bytes": size})
     elif not quiet:
         say(f"{path}: {format_size(size)}; open it in a browser")
-
-
-def fetch_rewards(remote: RemoteRun) -> None:
-    """Fetch what a report needs of a run that is elsewhere: all but the images of its rollouts."""
-    from rlcm_cli.runs.staging import stage_report
-
-    stage_report(remote)
-    for folder in remote.store.folders("rollouts"):
-        if folder.isdecimal():
-            manifest = remote.fetch_rollout(int(folder), lambda _: False)
-            if manifest is not None:
-                rewards = remote.stage.name(remote.layout.rollout(manifest.iteration) / "rewards")
-                remote.fetch_rewards(manifest, remote.store.folders(rewards), lambda _: True)
 
 
 def open_reported(root: Path, name: str) -> ReportedRun:

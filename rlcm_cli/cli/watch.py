@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from rlcm_cli.report.run.progress import RunProgress
-    from rlcm_cli.store.remote.remote_run import RemoteRun
 
 
 def register(app: typer.Typer) -> None:
@@ -90,10 +89,11 @@ def read_watched_run(named: str, before: RunProgress | None) -> RunProgress:
     from rlcm_cli.cli.live import look_at
     from rlcm_cli.config import parse_config
     from rlcm_cli.runs.hacking import find_hacking, trained_progress
+    from rlcm_cli.runs.staging import stage_progress
     from rlcm_cli.store.layout import RunLayout
     from rlcm_cli.store.run import read_config
 
-    with open_location(named, fetch_progress) as location:
+    with open_location(named, stage_progress) as location:
         layout = RunLayout(location.existing)
         if not layout.config.exists():
             start = command("loop", "--task", "NAME", "--run", named)
@@ -110,22 +110,6 @@ def read_watched_run(named: str, before: RunProgress | None) -> RunProgress:
         warnings=(*progress.warnings, *(f"hacking: {message}" for message in alarms.values())),
         stopped=bool(alarms) and config.monitor.on_hacking == "stop",
     )
-
-
-def fetch_progress(remote: RemoteRun) -> None:
-    """Fetch what tells how far a run is that is elsewhere: metrics and receipts, no weights and no images."""
-    remote.fetch_config()
-    newest, layout = remote.fetch_checkpoints(), remote.layout
-    if newest is None:
-        return
-    metrics = [layout.metrics(number) for number in range(1, newest + 1)]
-    remote.fetch_files(file for file in metrics if not file.exists())
-    folders = [int(name) for name in remote.store.folders("evaluations") if name.isdecimal()]
-    remote.fetch_records((layout.evaluation(number) for number in folders), lambda _: False)
-    manifest = remote.fetch_rollout(newest, lambda _: False)
-    if manifest is not None:
-        rewards = remote.stage.name(layout.rollout(newest) / "rewards")
-        remote.fetch_rewards(manifest, remote.store.folders(rewards), lambda _: False)
 
 
 def repeat(look: Callable[[RunProgress | None], RunProgress], every: float) -> Iterator[RunProgress]:

@@ -1,4 +1,4 @@
-"""Settings of a preset that follow others, where a user changes one and says nothing of the other."""
+"""Settings of a preset that follow other settings, if a user changes only those."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ Values = Mapping[str, Any]
 """A configuration, or a layer of one, as nested tables that are not validated yet."""
 
 Recommend = Callable[[ModelSettings], Recommendation | None]
-"""Asks a model how it is drawn by nature; None where it cannot be asked."""
+"""Returns how a model recommends to be sampled; None if it cannot be asked."""
 
 
 def find_following(
     preset: Values, file: Values, line: Values, own_model: Values, recommend: Recommend | None
 ) -> list[tuple[str, Any, str]]:
-    """Return what follows from a user's own settings over those of a preset: (dotted key, value, a line that tells).
+    """Return what follows from a user's own settings: (dotted key, value, a line that says so).
 
-    `train.minibatch_size` follows `sample.samples`, so that an iteration keeps its number of optimizer steps where it
-    can. A LoRA that was distilled for few steps is drawn without guidance, which was distilled with it; what a preset
-    has is for the model that it names. `[sampler]` follows the model, where it is another than the preset's and drawn
-    by another sampler. An objective or a sampler leaves the settings of the one that it replaces behind.
+    `train.minibatch_size` follows `sample.samples`, so that an iteration keeps its number of optimizer steps if
+    possible. A LoRA that was distilled for few steps is sampled without guidance, which was distilled with it; the
+    preset's guidance is for the preset's model. `[sampler]` follows the model, if that is not the preset's and uses
+    another sampler. A new objective or sampler drops the settings of the one it replaces.
 
     Args:
-        preset: What holds where the user says nothing.
+        preset: What holds unless the user says otherwise.
         file: What the user's file says.
-        line: What the command line says. What is not a number where one belongs is left for the validation to refuse.
+        line: What the command line says. Values of a wrong type are left for the validation to refuse.
         own_model: The preset's table [model].
-        recommend: Asks a model; None: no model is asked, and the preset's sampler holds.
+        recommend: Asks a model; None: no model is asked, and the preset's sampler stays.
     """
     return [
         *_follow_samples(preset, file, line),
@@ -45,7 +45,7 @@ def find_following(
 
 
 def _follow_samples(preset: Values, file: Values, line: Values) -> list[tuple[str, Any, str]]:
-    # Samples of the command line stand over what a file has for both, as over what a preset has.
+    # Samples given on the command line override what a file says about both, as they override a preset.
     below = [file, preset] if _look_up(line, "sample", "samples") is not None else [preset]
     own = [line] if len(below) == 2 else [line, file]
     samples, before = _first(own, "sample", "samples"), _first(below, "sample", "samples")
@@ -53,7 +53,7 @@ def _follow_samples(preset: Values, file: Values, line: Values) -> list[tuple[st
     group = _first([line, file, preset], "sample", "group_size") or 1
     if _first(own, "train", "minibatch_size") is not None or not _are_counts(samples, before, size, group):
         return []
-    # As many steps as the preset makes, or the next fewer whose minibatches are equal and tear no group.
+    # As many steps as in the preset, or the next lower number with equal minibatches that split no group.
     steps = max(1, round(before / size))
     fitting = [n for n in range(1, steps + 1) if samples % n == 0 and samples // n % group == 0]
     followed = samples // max(fitting, default=1)
@@ -114,7 +114,7 @@ def _follow_model(
     try:
         own = ModelSettings.model_validate(own_model)
         chosen = ModelSettings.model_validate({**own_model, **_table(file, "model"), **_table(line, "model")})
-    except ValidationError:  # which the validation of the whole tells
+    except ValidationError:  # which the validation of the whole reports
         return []
     if all(getattr(own, key) == getattr(chosen, key) for key in ("name", "revision", "distilled_lora")):
         return []

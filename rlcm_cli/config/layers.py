@@ -4,7 +4,7 @@
              < --config FILE.toml < the [embedded] table of FILE.toml (embedded model only)
              < --set key=value < named flags
 
-A file that sets everything, such as a run's own configuration, stands on no preset.
+A file that sets everything, such as a run's own configuration, is not based on a preset.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from rlcm_cli.toml_files import DEEPEST, parse_value, read_settings
 from rlcm_cli.wording import expand_home, shorten
 
 EMBEDDED_TABLE = "embedded"
-"""What holds where the model is an embedded one, over the rest of the same file."""
+"""What applies if the model is an embedded one; overrides the rest of the same file."""
 
 
 CHOICES = tuple(choices_of(Config))
@@ -36,7 +36,7 @@ KINDS = tuple(f"{table}.kind" for table in CHOICES)
 
 
 OF_A_TASK = ("prompts", "rewards", "combine")
-"""What each task of a joint run has for itself."""
+"""What each task of a joint run has of its own."""
 
 
 def resolve_config(
@@ -58,31 +58,38 @@ def resolve_settings(
     flags: Mapping[str, Any] | None = None,
     recommend: Recommend | None = None,
 ) -> tuple[Config, list[str]]:
-    """Build the configuration of a run from its layers, and tell in a line each what followed from what was set.
+    """Build the configuration of a run from its layers; also return a line for each setting that followed another.
 
-    `tasks` names presets; none is the one that `config_file` names. Of several, which are trained together, the
-    first gives all settings but prompts and rewards, which each keeps. `assignments` are `key=value` strings
-    with dotted keys and TOML values (a bare word is a string); `flags` maps dotted keys to values, None
-    meaning "not given". `recommend` asks a model that is not the preset's how it is drawn. Raises `ConfigError` for
-    whatever does not fit, naming the key and where it was written.
+    Args:
+        tasks: Names of presets; none: the one that `config_file` names. Several are trained together: the first
+            provides all settings except prompts and rewards, which each keeps.
+        config_file: TOML file or run with settings that override the preset.
+        assignments: `key=value` with dotted keys and TOML values; a bare word is a string.
+        flags: Dotted key → value; None means "not given".
+        recommend: Returns how a model other than the preset's recommends to be sampled.
+
+    Raises:
+        ConfigError: If anything is invalid; names the key and where it was written.
     """
     file_layer, line = read_settings(config_file) if config_file else {}, _explicit([], assignments, flags)
     in_file = file_layer.get("task")
     if isinstance(in_file, str) and _is_whole(file_layer):
         if tasks and list(tasks) != [in_file]:
             raise ConfigError(
-                f"--config {config_file}: is a whole configuration, of task {in_file}; leave --task out, or name a "
+                f"--config {config_file}: is a whole configuration, of task {in_file}; leave out --task, or pass a "
                 "file with only the settings that you change"
             )
         values = _explicit([file_layer], assignments, flags)
         told = _follow(values, find_following(file_layer, {}, line, _model_of(file_layer), recommend))
         whole = parse_config(_drop_weightless(values))
-        own = ModelSettings.model_construct(**file_layer.get("model", {}))  # what is changed in it may be wrong in it
+        own = ModelSettings.model_construct(
+            **file_layer.get("model", {})
+        )  # a setting that is overridden may be invalid in it
         return whole.model_copy(update={"model": keep_commit(own, whole.model)}), told
     names = list(dict.fromkeys(tasks)) or ([in_file] if isinstance(in_file, str) else [])
     if not names:
         raise ConfigError("no task given; use --task NAME (`rlcm tasks` lists them) or a `task` key in --config")
-    # The model decides whether a preset's embedded layer holds.
+    # The model decides whether a preset's embedded layer applies.
     model_in_file = {key: value for key, value in file_layer.items() if key == "model"}
     model_choice = [assignment for assignment in assignments if assignment.startswith("model.")]
     preset = _layered(names[0], model_in_file, model_choice, {"model.name": (flags or {}).get("model.name")})
@@ -94,12 +101,12 @@ def resolve_settings(
         return parse_config(_drop_weightless({**values, "task": names[0]})), told
     if (flags or {}).get("prompts.source") is not None:
         raise ConfigError(
-            "--prompts stands for the prompts of one task, and several are given; set those of one by "
+            "--prompts sets the prompts of a single task, but several tasks are given; use "
             "--set tasks.NAME.prompts.source=SOURCE"
         )
     if (flags or {}).get("rewards") is not None:
         raise ConfigError(
-            "--reward stands for the rewards of one task, and several are given; set those of one by "
+            "--reward sets the rewards of a single task, but several tasks are given; use "
             "--set tasks.NAME.rewards={...}"
         )
     members = {name: _layered(name, model_in_file, model_choice, flags) for name in names}
@@ -114,7 +121,7 @@ def resolve_settings(
 
 
 def _follow(values: dict[str, Any], following: Sequence[tuple[str, Any, str]]) -> list[str]:
-    """Set what follows from a user's own settings over those of a preset; return the lines that tell it."""
+    """Set what follows from a user's own settings; return the lines that say so."""
     for key, value, _ in following:
         _assign(values, key, value)
     return [told for _, _, told in following]
@@ -126,7 +133,7 @@ def _model_of(layer: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _layers_of_file(file_layer: Mapping[str, Any], preset: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """Give the layers of a file that hold for the model of a preset."""
+    """Return the layers of a file that apply to the model of a preset."""
     always, embedded = _split_embedded(file_layer)
     model = preset.get("model", {})
     name = model.get("name", EMBEDDED_MODEL) if isinstance(model, dict) else EMBEDDED_MODEL
@@ -134,7 +141,7 @@ def _layers_of_file(file_layer: Mapping[str, Any], preset: Mapping[str, Any]) ->
 
 
 def _drop_weightless(values: dict[str, Any]) -> dict[str, Any]:
-    """Drop the rewards of weight 0 of tasks that have others, and their settings: nobody need load and ask them."""
+    """Drop rewards of weight 0, and their settings, from tasks that have others, so that they are never loaded."""
     values = copy.deepcopy(values)
     tasks = values.get("tasks", {})
     dropped, used = set[str](), set[str]()
@@ -172,23 +179,23 @@ def _layered(
 
 
 def _split_embedded(layer: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Split a layer into what always holds and what holds for an embedded model. Raises `ConfigError`."""
+    """Split a layer into what always applies and what applies to an embedded model. Raises `ConfigError`."""
     always = {key: value for key, value in layer.items() if key != EMBEDDED_TABLE}
     embedded = layer.get(EMBEDDED_TABLE, {})
     if not isinstance(embedded, dict):
-        raise ConfigError(f"'{EMBEDDED_TABLE}' is {shorten(json.dumps(embedded))}; it is a table of settings")
+        raise ConfigError(f"'{EMBEDDED_TABLE}' is {shorten(json.dumps(embedded))}, but it must be a table of settings")
     return always, embedded
 
 
 def _is_whole(layer: Mapping[str, Any]) -> bool:
-    """Tell whether a layer leaves nothing to a preset, as the configuration of a run and the one printed do."""
+    """Return whether a layer leaves nothing to a preset, like the configuration of a run or a printed one."""
     return (Config.model_fields.keys() - {*OF_A_TASK, "tasks"}) <= layer.keys()
 
 
 def override_config(
     config: Config, *, assignments: Sequence[str] = (), flags: Mapping[str, Any] | None = None
 ) -> Config:
-    """Give a configuration with the two uppermost layers of `resolve_config` on top."""
+    """Return a configuration with the two topmost layers of `resolve_config` applied to it."""
     return parse_config(_explicit([config.model_dump(mode="json")], assignments, flags))
 
 
@@ -197,14 +204,13 @@ def _explicit(
 ) -> dict[str, Any]:
     """Merge layers, then set single keys: `rewards.x=1` adds a reward, `rewards={x=1}` drops the others.
 
-    Which rewards there are and how they are combined is one choice: whoever names all rewards again does not
-    inherit `combine` from below.
+    The rewards and how they are combined are one choice: naming all rewards again drops `combine` from below.
     """
     values = _merge(layers)
     given = [parse_assignment(assignment) for assignment in assignments]
     given += [(key, value) for key, value in (flags or {}).items() if value is not None]
-    # Rewards first: they drop the `combine` from below, not the one that was given with them.
-    # And a kind before the settings of it: it drops those of another.
+    # Rewards first: they drop the `combine` from below, not the one given with them.
+    # And a kind before its settings: it drops those of another kind.
     for key, value in sorted(given, key=lambda one: (one[0] not in KINDS, one[0].endswith("combine"))):
         _assign(values, key, value)
     return dict(_expand_homes(values))
@@ -212,7 +218,7 @@ def _explicit(
 
 def parse_assignment(text: str) -> tuple[str, Any]:
     """Read `key=value` with a TOML value, where a bare word is a string. Raises `ConfigError`."""
-    # An equals sign within quotes belongs to the key.
+    # An equals sign within quotes is part of the key.
     found = re.fullmatch(r"""((?:"[^"]*"|'[^']*'|[^="'])*)=(.*)""", text, re.DOTALL)
     key, equals, value = (found[1], "=", found[2]) if found else text.partition("=")
     if not equals or not key.strip():
@@ -224,7 +230,7 @@ def parse_assignment(text: str) -> tuple[str, Any]:
 
 
 def split_key(dotted_key: str) -> list[str]:
-    """Split a key at its dots, but not within the quotes of TOML, nor within the name of a reward.
+    """Split a key at its dots, but not within TOML quotes or within the name of a reward.
 
     The name of a reward may be an address or a file: `rewards.mine.py:f`, `reward_settings.http://10.0.0.1:8000/x.patience`.
     Raises `ConfigError` for quotes that TOML does not read.
@@ -234,7 +240,7 @@ def split_key(dotted_key: str) -> list[str]:
             table: Any = tomllib.loads(f"{dotted_key} = 0")
         except (tomllib.TOMLDecodeError, RecursionError):
             raise ConfigError(
-                f"the key {shorten(dotted_key)} has quotes in it and is no dotted key of TOML; write for example "
+                f"the key {shorten(dotted_key)} has quotes but is not a valid dotted TOML key; write for example "
                 'reward_settings."http://host:8000/name".patience'
             ) from None
         parts = []
@@ -273,7 +279,7 @@ def _assign(table: dict[str, Any], dotted_key: str, value: Any) -> None:
 
 
 def _expand_homes(value: Any) -> Any:
-    """Replace `~` at the front of every text and key: no setting that is not a path begins with one."""
+    """Expand a leading `~` in every text and key: only paths begin with one."""
     match value:
         case str():
             return expand_home(value)
@@ -292,8 +298,8 @@ def _merge(layers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         for key, value in layer.items():
             below = merged.get(key)
             if key in CHOICES and _is_another_kind(below, value):
-                below = None  # settings of another kind say nothing of this one
-            # A layer that names rewards replaces them, else none could be dropped.
+                below = None  # settings of another kind do not apply to this one
+            # A layer that names rewards replaces them; otherwise none could be dropped.
             if isinstance(value, Mapping) and isinstance(below, dict) and key != "rewards":
                 merged[key] = _merge([below, value])
             else:

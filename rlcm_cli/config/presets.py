@@ -9,7 +9,7 @@ from rlcm_cli.wording import nearest
 
 
 def task_names() -> list[str]:
-    """Give the names of the shipped presets, sorted."""
+    """Return the names of the shipped presets, sorted."""
     return sorted(
         entry.name.removesuffix(".toml") for entry in _tasks_folder().iterdir() if entry.name.endswith(".toml")
     )
@@ -21,7 +21,7 @@ def task_text(name: str) -> str:
     if name not in known:
         raise ConfigError(f"unknown task '{name}'{nearest(name, known)}; `rlcm tasks` lists them all")
     lines = _tasks_folder().joinpath(f"{name}.toml").read_text(encoding="utf-8").splitlines(keepends=True)
-    # Below the comment that opens the file, and above its first table.
+    # Below the opening comment of the file, and above its first table.
     first = next((number for number, line in enumerate(lines) if line.strip() and not line.startswith("#")), 0)
     return "".join([*lines[:first], f'task = "{name}"\n\n', *lines[first:]])
 

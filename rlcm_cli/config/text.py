@@ -18,15 +18,15 @@ WIDTH = 100
 
 
 def write_config(config: Config) -> str:
-    """Write a configuration as TOML: every setting, above it what it means; one that has no value is a comment.
+    """Write a configuration as TOML: every setting below its meaning; a setting without a value is a comment.
 
-    Tables of a joint run replace `prompts`, `rewards` and `combine`, which are left out of it.
+    The tables of a joint run replace `prompts`, `rewards` and `combine`, which are left out.
     """
     left_out = OF_A_TASK if config.tasks else ("tasks",)
     fields = {name: getattr(config, name) for name in Config.model_fields if name not in left_out}
     tables = {name: value for name, value in fields.items() if isinstance(value, Section | Mapping)}
     plain = {name: value for name, value in fields.items() if name not in tables}
-    lines = [*_comment("A whole configuration: `rlcm loop --config FILE` needs no --task beside it."), ""]
+    lines = [*_comment("A whole configuration: `rlcm loop --config FILE` needs no --task with it."), ""]
     for name, value in plain.items():
         lines += _setting(Config, name, value)
     for name, table in tables.items():

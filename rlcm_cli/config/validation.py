@@ -25,7 +25,7 @@ FORMER_KEYS = {
 
 
 def override_section(section: SectionT, values: Mapping[str, Any]) -> SectionT:
-    """Give a section with some of its keys set; a value of None means "not given"."""
+    """Return a section with some of its keys set; a value of None means "not given"."""
     given = {key: value for key, value in values.items() if value is not None}
     return _validate(type(section), {**section.model_dump(mode="json"), **given})
 
@@ -36,7 +36,7 @@ def parse_config(values: Mapping[str, Any]) -> Config:
 
 
 def _name_kinds(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the tables that are one of several kinds and say not which: with the default's kind."""
+    """Return the tables that are one of several kinds but do not say which, with the default's kind."""
     unnamed = {
         name: values[name]
         for name in choices_of(Config)
@@ -54,7 +54,7 @@ def _validate(section: type[SectionT], values: Mapping[str, Any]) -> SectionT:
     except ValidationError as error:
         raise ConfigError("; ".join(_describe(fault, section) for fault in error.errors())) from None
     except TypeError as error:
-        raise ConfigError(f"a value of the configuration is neither number, text nor table: {error}") from None
+        raise ConfigError(f"a value of the configuration is not a number, a text or a table: {error}") from None
 
 
 def differences(saved: Mapping[str, Any], asked: Mapping[str, Any], prefix: str = "") -> list[str]:
@@ -96,7 +96,7 @@ def _list(words: Sequence[str]) -> str:
 
 
 def _locate(place: Sequence[str | int], section: type[Section]) -> tuple[str, type[Section] | None]:
-    """Return the dotted key of a fault, and the table that it is in, if that is a section."""
+    """Return the dotted key of a fault, and its table, if that is a section."""
     keys: list[str] = []
     table: type[Section] | None = section
     below, rest = [section], list(place)
@@ -113,7 +113,7 @@ def _locate(place: Sequence[str | int], section: type[Section]) -> tuple[str, ty
 
 
 def _hint(key: str, name: str, table: type[Section] | None) -> str:
-    """Return the end of an unknown key's line: of which kind it is a setting, or what was probably meant."""
+    """Return the end of an unknown key's line: the kind it is a setting of, or what was probably meant."""
     for choice in choices_of(Config):
         members = sections_of(Config.model_fields[choice].annotation)
         owners = [_kind_of(one) for one in members if name in one.model_fields]

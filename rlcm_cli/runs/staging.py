@@ -128,6 +128,26 @@ def stage_report(remote: RemoteRun) -> None:
     stage_evaluations(remote)
 
 
+def stage_progress(remote: RemoteRun) -> None:
+    """Fetch what shows the progress of a run: metrics and receipts, no weights and no images."""
+    remote.fetch_config()
+    newest, layout = remote.fetch_checkpoints(), remote.layout
+    if newest is None:
+        return
+    metrics = [layout.metrics(number) for number in range(1, newest + 1)]
+    remote.fetch_files(file for file in metrics if not file.exists())
+    folders = _numbers(remote.store.folders("evaluations"))
+    remote.fetch_records((layout.evaluation(number) for number in folders), lambda _: False)
+    _fetch_rewards(remote, newest, _none)
+
+
+def stage_scores(remote: RemoteRun) -> None:
+    """Fetch what an HTML report needs: what `stage_report` does, and all rewards; no images of rollouts."""
+    stage_report(remote)
+    for iteration in _numbers(remote.store.folders("rollouts")):
+        _fetch_rewards(remote, iteration, _all)
+
+
 def stage_inspection(
     remote: RemoteRun, *, place: str = "", whole: bool = False, images_of: Sequence[int] | None = None
 ) -> None:
@@ -150,6 +170,14 @@ def stage_inspection(
         if manifest is not None:
             folder = remote.stage.name(layout.rollout(iteration) / "rewards")
             remote.fetch_rewards(manifest, remote.store.folders(folder), wanted)
+
+
+def _fetch_rewards(remote: RemoteRun, iteration: int, wanted: Callable[[int], bool]) -> None:
+    """Fetch the plan of a rollout and the receipts of its shards and rewards, the wanted shards' rewards too."""
+    manifest = remote.fetch_rollout(iteration, _none)
+    if manifest is not None:
+        folder = remote.stage.name(remote.layout.rollout(iteration) / "rewards")
+        remote.fetch_rewards(manifest, remote.store.folders(folder), wanted)
 
 
 def _fetch_rescored(remote: RemoteRun, checkpoints: Collection[int]) -> None:

@@ -58,4 +58,4 @@ def test_a_file_that_only_a_run_names_is_not_read(capsys, settings, tmp_path):
 
 def test_several_tasks_have_prompts_of_their_own(capsys):
     asked = ["loop", "--task", "compression", "--task", "incompression", "--prompts", "simple_animals", "--dry-run"]
-    refuse(capsys, ConfigError, *asked, saying=("--prompts stands for the prompts of one task",))
+    refuse(capsys, ConfigError, *asked, saying=("--prompts sets the prompts of a single task",))

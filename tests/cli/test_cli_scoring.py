@@ -347,7 +347,7 @@ def test_without_a_directory_two_presets_have_one_of_their_names(capsys, monkeyp
 @pytest.mark.parametrize(
     ("arguments", "saying"),
     [
-        (["--reward", "sharpness"], ("--reward stands for the rewards of one task", "tasks.NAME.rewards")),
+        (["--reward", "sharpness"], ("--reward sets the rewards of a single task", "tasks.NAME.rewards")),
         (["--set", "rewards={sharpness=1}"], ("rewards and tasks are both set",)),
         (
             ["--set", "sample.group_size=8", "--set", "sample.shards=1"],

@@ -174,7 +174,7 @@ def test_a_key_is_split_at_the_dots_of_toml_and_not_within_the_name_of_a_reward(
 
 @pytest.mark.parametrize("key", ['a."b', 'a."b"c', "a.''.'", 'a."b".'])
 def test_a_key_whose_quotes_are_no_toml_is_refused(key):
-    with pytest.raises(ConfigError, match="is no dotted key of TOML; write for example"):
+    with pytest.raises(ConfigError, match="is not a valid dotted TOML key; write for example"):
         split_key(key)
 
 
@@ -388,7 +388,7 @@ def test_a_run_of_one_task_is_a_task_of_that_name(preset):
 @pytest.mark.parametrize(
     ("assignments", "flags", "words"),
     [
-        ([], {"rewards": {"recognition": 1.0}}, ("--reward stands for the rewards of one task", "tasks.NAME.rewards")),
+        ([], {"rewards": {"recognition": 1.0}}, ("--reward sets the rewards of a single task", "tasks.NAME.rewards")),
         (["rewards={recognition=1}"], {}, ("rewards and tasks are both set", "tasks.NAME.rewards")),
         (["prompts.source=more.txt"], {}, ("prompts or combine is set as well as tasks", "tasks.NAME")),
         (["combine=sum"], {}, ("prompts or combine is set as well as tasks", "tasks.NAME")),
@@ -510,7 +510,7 @@ def test_differences_name_each_key_with_both_values(preset):
         ("train.min_count=17", ("train.min_count is 17", "train.buffer_size 16")),
         ("rewards={}", ("no reward given",)),
         ("rewards.compressibility=much", ("'rewards.compressibility'", '"much"')),
-        ("train.learning_rate=2026-01-01", ("neither number, text nor table",)),
+        ("train.learning_rate=2026-01-01", ("not a number, a text or a table",)),
         ("nonsense", ("--set nonsense", "key=value")),
         ("=3", ("--set =3", "key=value")),
     ],

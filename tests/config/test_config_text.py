@@ -89,7 +89,7 @@ def test_an_embedded_table_of_a_file_holds_for_the_embedded_model_only(tmp_path)
     over = write(tmp_path, 'task = "compression"\n[sample]\nsteps = 7\n[embedded.sample]\nsteps = 3\n')
     assert resolve_config([], config_file=over).sample.steps == 3
     assert resolve_config([], config_file=over, flags={"model.name": "a/b"}).sample.steps == 7
-    with pytest.raises(ConfigError, match=r"'embedded' is 3; it is a table"):
+    with pytest.raises(ConfigError, match=r"'embedded' is 3, but it must be a table"):
         resolve_config(["compression"], config_file=write(tmp_path, "embedded = 3\n"))
 
 
