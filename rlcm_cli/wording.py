@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 import shlex
 from collections.abc import Sequence
 
@@ -18,6 +19,36 @@ LONGEST_LINE = 2_000
 def count(number: int, noun: str, plural: str | None = None) -> str:
     """Return a number with its noun, such as `1 image` or `1,200 images`; `plural`: if it is not formed with an s."""
     return f"{number:,} {noun if number == 1 else plural or f'{noun}s'}"
+
+
+def format_duration(seconds: float) -> str:
+    """Return a duration with two or three digits, in s, min or h."""
+    if seconds < 1:
+        return "1 s"
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"
+
+
+def format_size(size: float) -> str:
+    """Return a number of bytes with up to three digits, in decimal units."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if round(size) < 1000:
+            return f"{size:.0f} {unit}"
+        size /= 1000
+    return f"{size:.1f} TB"
+
+
+def format_gb(size: float) -> str:
+    """Return a number of bytes in GB (1e9) with two decimals, for memory that is compared with a budget."""
+    return f"{size / 1e9:.2f} GB"
+
+
+def slug(text: str) -> str:
+    """Return a text as part of a file's name: at most 40 small letters, digits and hyphens; may be empty."""
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:40]
 
 
 def command(*words: object) -> str:

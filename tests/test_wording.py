@@ -7,7 +7,7 @@ import shlex
 import pytest
 
 from rlcm_cli.errors import ConfigError
-from rlcm_cli.wording import command, count, expand_home, shorten
+from rlcm_cli.wording import command, count, expand_home, format_duration, format_gb, format_size, shorten, slug
 
 
 @pytest.mark.parametrize(
@@ -55,3 +55,39 @@ def test_a_long_text_loses_its_middle():
     assert text.startswith("[[[")
     assert text.endswith("[]")
     assert shorten("short") == "short"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.2, "1 s"), (1.4, "1 s"), (89, "89 s"), (90, "2 min"), (5399, "90 min"), (5400, "1.5 h"), (100_000, "27.8 h")],
+)
+def test_durations(seconds, text):
+    assert format_duration(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("size", "text"),
+    [
+        (0, "0 B"),
+        (999, "999 B"),
+        (1000, "1 kB"),
+        (999_600, "1 MB"),
+        (13e6, "13 MB"),
+        (2e9, "2 GB"),
+        (3.25e12, "3.2 TB"),
+    ],
+)
+def test_sizes(size, text):
+    assert format_size(size) == text
+
+
+def test_gigabytes_have_two_decimals():
+    assert format_gb(1_234_000_000) == "1.23 GB"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("A cat, on Green!", "a-cat-on-green"), ("…", ""), ("x" * 50, "x" * 40), ("-a-", "a")],
+)
+def test_slugs(text, expected):
+    assert slug(text) == expected

@@ -13,6 +13,7 @@ from rlcm_cli.cli.completion import complete_reward
 from rlcm_cli.cli.setting_options import chosen_settings, command_with
 from rlcm_cli.cli.streams import announce
 from rlcm_cli.errors import ConfigError
+from rlcm_cli.wording import format_duration, format_gb, format_size
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -145,8 +146,6 @@ def render(name: str, found: Bench, reward: str) -> list[Table | str]:
     """Return the table and the lines below it."""
     from rich.table import Table
 
-    from rlcm_cli.cli.display import format_duration
-
     height, width = found.image_size
     table = Table(title=f"{name}, {width} × {height} pixels, {found.dtype}, {found.device}")
     for heading in ("", "batch", "per second", "spread", "of the peak", "memory"):
@@ -164,24 +163,24 @@ def render(name: str, found: Bench, reward: str) -> list[Table | str]:
     memory = "peak of tensors on the device" if on_gpu else "the process's resident high-water mark so far"
     lines: list[Table | str] = [
         table,
-        f"peak: {found.matrix_peak / 1e12:.3g} TFLOP/s of large matrix products, on a CPU of a convolution too; "
+        f"peak: {found.matrix_peak / 1e12:.3g} TFLOP/s of large matrix products, on a CPU also of a convolution; "
         f"memory: {memory}; reward: {reward}",
-        f"floating-point operations: {_tera(found.flops.call)} a model call and image, {_tera(found.flops.decode)} a "
-        f"decoded image, {_tera(found.flops.transition)} a transition",
-        f"precision: replayed before any update the ratio drifts by {found.ratio_drift:.1e}{_compare_drift(found)}",
+        f"floating-point operations: {_tera(found.flops.call)} per model call and image, {_tera(found.flops.decode)} "
+        f"per decoded image, {_tera(found.flops.transition)} per transition",
+        f"precision: replayed before any update, the ratio drifts by {found.ratio_drift:.1e}{_compare_drift(found)}",
     ]
     if found.fit is not None:
         how = "measured" if found.fit.measured else "estimated from the tensors of one and two transitions"
-        again = "activations computed twice" if found.fit.gradient_checkpointing else "without checkpointing"
+        again = "with gradient checkpointing" if found.fit.gradient_checkpointing else "without gradient checkpointing"
         lines.append(
             f"memory budget: micro-batch {found.fit.micro_batch_size}, {again}, takes "
-            f"{found.fit.peak_bytes / 1e9:.2f} GB ({how})"
+            f"{format_gb(found.fit.peak_bytes)} ({how})"
         )
     elif found.largest_micro_batch is not None:
         lines.append(f"largest micro-batch that fits: {found.largest_micro_batch}")
     lines += [
         f"{projection.task}: {projection.work.images:,} images, {projection.work.transitions:,} transitions: about "
-        f"{format_duration(projection.seconds)} (evaluations and files apart)"
+        f"{format_duration(projection.seconds)} (without evaluations and file writing)"
         for projection in found.projections
     ]
     settings = " ".join(f"--set {key}={str(value).lower()}" for key, value in found.suggestions.items())
@@ -202,8 +201,6 @@ def _compare_drift(found: Bench) -> str:
 
 
 def _cells(row: Measured) -> list[str]:
-    from rlcm_cli.cli.display import format_size
-
     timing = row.timing
     spread = (timing.slowest - timing.fastest) / timing.median
     share = "" if row.peak_share is None else f"{row.peak_share:.1%}"

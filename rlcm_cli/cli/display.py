@@ -22,7 +22,7 @@ from rlcm_cli.cli.headline import shorten_names
 from rlcm_cli.cli.streams import print_data
 from rlcm_cli.cli.terminal import open_console
 from rlcm_cli.report.run.progress import PHASES
-from rlcm_cli.wording import count
+from rlcm_cli.wording import count, format_duration, format_size
 
 if TYPE_CHECKING:
     from rlcm_cli.cli.live import LiveRun
@@ -200,26 +200,6 @@ def describe_iteration(number: int, iterations: int | None, metrics: Mapping[str
 def print_json(value: Mapping[str, Any]) -> None:
     """Print a value as one line of JSON on stdout; NaN and infinity, which JSON lacks, as null."""
     print_data(json.dumps(_finite(value), ensure_ascii=False, allow_nan=False) + "\n")
-
-
-def format_duration(seconds: float) -> str:
-    """Give a duration for people: two digits or three, in s, min or h."""
-    if seconds < 1:
-        return "1 s"
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    if seconds < 5400:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h"
-
-
-def format_size(count: float) -> str:
-    """Give a number of bytes for people, in decimal units."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if round(count) < 1000:
-            return f"{count:.0f} {unit}"
-        count /= 1000
-    return f"{count:.1f} TB"
 
 
 def _finite(value: Any) -> Any:

@@ -14,7 +14,7 @@ from rlcm_cli.cli import options as o
 from rlcm_cli.cli.location import open_location
 from rlcm_cli.cli.streams import say
 from rlcm_cli.store.remote.objects import is_url
-from rlcm_cli.wording import count
+from rlcm_cli.wording import count, format_size
 
 NEWEST_SHOWN = 5
 
@@ -137,8 +137,6 @@ def _export(path: Path, folder: Path, iteration: int | None, *, as_json: bool) -
 
 def _rows(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Yield the rows of a table: one row per entry of inner tables and lists, only the newest of many iterations."""
-    from rlcm_cli.cli.display import format_size
-
     for key, value in values.items():
         match value:
             case _ if key == "bytes":

@@ -14,7 +14,6 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from rlcm_cli.cli.display import format_duration
 from rlcm_cli.cli.headline import shorten_names
 from rlcm_cli.report.run.progress import (
     PHASES,
@@ -25,6 +24,7 @@ from rlcm_cli.report.run.progress import (
     seconds_left,
     seconds_still,
 )
+from rlcm_cli.wording import format_duration
 
 if TYPE_CHECKING:
     from rlcm_cli.config import Config

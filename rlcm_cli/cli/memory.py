@@ -7,6 +7,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Literal
 
 from rlcm_cli.measuring.memory import fit_run
+from rlcm_cli.wording import format_gb
 
 if TYPE_CHECKING:
     from rlcm_cli.cli.display import Display
@@ -22,19 +23,15 @@ def fit_memory(display: Display, *phases: Literal["sample", "train"]) -> Callabl
         parts = []
         if found.sampling is not None:
             sliced = ", decoded one by one" if found.sampling.decode_slicing else ""
-            parts.append(f"{found.sampling.batch_size} images at once{sliced}: {_write(found.sampling.peak_bytes)}")
+            parts.append(f"{found.sampling.batch_size} images at once{sliced}: {format_gb(found.sampling.peak_bytes)}")
             display.summary["sampling_fit"] = asdict(found.sampling)
         if found.training is not None:
             checkpointed = " with gradient checkpointing" if found.training.gradient_checkpointing else ""
             size = f"micro-batch {found.training.micro_batch_size}{checkpointed}"
-            parts.append(f"{size}: {_write(found.training.peak_bytes)}")
+            parts.append(f"{size}: {format_gb(found.training.peak_bytes)}")
             display.summary["training_fit"] = asdict(found.training)
         if parts:
             display.say(f"memory budget {run.config.runtime.memory_budget}: {'; '.join(parts)}")
         return fitted
 
     return fit
-
-
-def _write(count: int) -> str:
-    return f"{count / 1e9:.2f} GB"

@@ -13,6 +13,7 @@ from rlcm_cli.cli import options as o
 from rlcm_cli.cli.completion import complete_run
 from rlcm_cli.cli.location import open_location
 from rlcm_cli.cli.streams import announce, say
+from rlcm_cli.wording import format_size
 
 if TYPE_CHECKING:
     from rlcm_cli.report.run.data import ReportedRun
@@ -51,7 +52,7 @@ def report_command(
     """Write one HTML file about one or more runs: curves, images during training, samples, prompts, settings."""
     announce(", ".join(named), quiet=quiet, as_json=as_json)
 
-    from rlcm_cli.cli.display import format_size, print_json
+    from rlcm_cli.cli.display import print_json
     from rlcm_cli.report.html.page import write_report
     from rlcm_cli.runs.staging import stage_scores
 

@@ -24,6 +24,7 @@ from rlcm_cli.models.memory import cap_memory, checkpoint_activations, model_byt
 from rlcm_cli.phases.sample import draw_batch
 from rlcm_cli.runs.run import Run
 from rlcm_cli.runs.schedules import training_schedule
+from rlcm_cli.wording import format_gb
 
 LARGEST_MICRO_BATCH = 64
 """From here on throughput no longer grows, even of the embedded model."""
@@ -99,11 +100,11 @@ def fit_sampling(config: Config, model: LatentModel, budget: int) -> SamplingFit
     )
     if not fitting:
         raise ConfigError(
-            f"runtime.memory_budget {_gigabytes(budget)}: drawing one image at a time takes {_need(model, config)}; "
+            f"runtime.memory_budget {format_gb(budget)}: drawing one image at a time takes {_need(model, config)}; "
             "give at least that, or use --dtype bfloat16"
         )
     raise ConfigError(
-        f"runtime.memory_budget {_gigabytes(budget)}: drawing {batch} images at once does not fit, {fitting} do; "
+        f"runtime.memory_budget {format_gb(budget)}: drawing {batch} images at once does not fit, {fitting} do; "
         f"start the run with --set sample.batch_size={fitting} (it is part of the plan), or give a larger budget"
     )
 
@@ -145,8 +146,8 @@ def fit_training(config: Config, model: LatentModel, budget: int) -> TrainingFit
         need = training_peaks(probe)(1)
         cap_memory(model.device, budget)
     raise ConfigError(
-        f"runtime.memory_budget {_gigabytes(budget)}: training on one transition at a time, activations computed "
-        f"twice, takes {'more than this device has' if need is None else _gigabytes(need)}; give at least that, or "
+        f"runtime.memory_budget {format_gb(budget)}: training on one transition at a time, activations computed "
+        f"twice, takes {'more than this device has' if need is None else format_gb(need)}; give at least that, or "
         "use --dtype bfloat16"
     )
 
@@ -202,8 +203,4 @@ def _cuda_peak(device: torch.device, work: Callable[[], object]) -> int:
 def _need(model: LatentModel, config: Config) -> str:
     cap_memory(model.device, None)
     peak = sampling_peak(config, model, 1)
-    return "more than this device has" if peak is None else _gigabytes(peak)
-
-
-def _gigabytes(count: int) -> str:
-    return f"{count / 1e9:.2f} GB"
+    return "more than this device has" if peak is None else format_gb(peak)

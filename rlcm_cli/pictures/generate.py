@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import re
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ from rlcm_cli.pictures.contact_sheet import arrange_sheet, to_picture, write_png
 from rlcm_cli.pictures.drawing import Drawing, Easel, Shot
 from rlcm_cli.pictures.png_metadata import describe, describe_sheet
 from rlcm_cli.runs.schedules import drawing_schedule
-from rlcm_cli.wording import count
+from rlcm_cli.wording import count, slug
 
 SHEET = "sheet.png"
 SHEET_COLUMNS = 8
@@ -84,11 +83,6 @@ def plan_plainly(drawing: Drawing, count: int) -> Plan:
 def name_picture(index: int, shot: Shot, tags: Sequence[str] = ()) -> str:
     """Name the file of an image; tags tell it from others of the same prompt and seed."""
     return "-".join([f"{index:05d}", slug(shot.prompt) or "prompt", str(shot.seed), *tags]) + ".png"
-
-
-def slug(text: str) -> str:
-    """Return a text as part of a file's name: at most 40 small letters, digits and hyphens."""
-    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:40]
 
 
 def choose_folder(plan: Plan, asked: Path | None, usual: Path, *, overwrite: bool) -> Path:

@@ -14,9 +14,10 @@ from torch import Tensor
 from rlcm_cli.config import ModelSettings, SampleSettings, override_section
 from rlcm_cli.errors import ConfigError
 from rlcm_cli.pictures.drawing import Adapter, Drawing, Shot, check_strength, choose_settings
-from rlcm_cli.pictures.generate import Plan, name_picture, plan_plainly, slug
+from rlcm_cli.pictures.generate import Plan, name_picture, plan_plainly
 from rlcm_cli.pictures.labelled_sheet import Block, arrange_blocks
 from rlcm_cli.samplers import SamplerSettings
+from rlcm_cli.wording import slug
 
 MOST_AXES = 2
 

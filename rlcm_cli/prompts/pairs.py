@@ -15,6 +15,7 @@ from rlcm_cli.errors import ConfigError
 from rlcm_cli.prompts.pictures import PICTURE_SUFFIXES, PILLOW_ERRORS, PictureError, flatten_picture, open_picture
 from rlcm_cli.prompts.tables import TABLE_SUFFIXES, read_table
 from rlcm_cli.prompts.text import find_text_fault, read_text
+from rlcm_cli.wording import one_line
 
 FILE_NAME = "file_name"
 """Column of a metadata file with the image's path from the metadata file on, as `datasets` has it."""
@@ -196,7 +197,7 @@ class _Dataset:
             raise ConfigError(f"pretraining.source {self.source!r}: the image of row {row} {error}") from error
         except PILLOW_ERRORS as error:
             raise ConfigError(
-                f"pretraining.source {self.source!r}: row {row} cannot be read ({_one_line(error)}); correct it"
+                f"pretraining.source {self.source!r}: row {row} cannot be read ({one_line(error)}); correct it"
             ) from error
         if image is None or not isinstance(caption, str) or not caption.strip():
             held = f"{type(caption).__name__}" if not isinstance(caption, str) else "an empty text"
@@ -254,11 +255,11 @@ def _load(source: str) -> Any:
     except ConnectionError as error:
         raise ConfigError(
             f"pretraining.source {source!r}: no folder or .parquet file here, and the hub cannot be reached "
-            f"({_one_line(error)}); check the path or the network"
+            f"({one_line(error)}); check the path or the network"
         ) from error
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         raise ConfigError(
-            f"pretraining.source {source!r}: `datasets` cannot load it ({_one_line(error)}); name a folder of images "
+            f"pretraining.source {source!r}: `datasets` cannot load it ({one_line(error)}); name a folder of images "
             "with a metadata.csv, a .parquet file, or a data set of the hub"
         ) from error
 
@@ -274,10 +275,6 @@ def _with_images(source: str, rows: Any, column: str) -> Any:
         return rows.cast_column(column, datasets.Image())
     except (TypeError, ValueError, pyarrow.ArrowException) as error:
         raise ConfigError(
-            f"pretraining.source {source!r}: column {column!r} holds no images ({_one_line(error)}); set "
+            f"pretraining.source {source!r}: column {column!r} holds no images ({one_line(error)}); set "
             "pretraining.image_column to the one that does"
         ) from error
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

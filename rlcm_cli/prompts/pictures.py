@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
+from rlcm_cli.wording import one_line
+
 PICTURE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif"})
 """Of files that are taken for pictures."""
 DEEP_MODES = ("I;16", "I;16L", "I;16B", "I;16N")
@@ -37,7 +39,7 @@ def open_picture(file: Path) -> Image.Image:
     except FileNotFoundError:
         raise PictureError("is not there") from None
     except PILLOW_ERRORS as error:
-        raise PictureError(f"is damaged or not a picture ({_one_line(error)})") from None
+        raise PictureError(f"is damaged or not a picture ({one_line(error)})") from None
 
 
 def flatten_picture(picture: Any) -> Image.Image:
@@ -59,7 +61,3 @@ def flatten_picture(picture: Any) -> Image.Image:
         opaque.alpha_composite(upright.convert("RGBA"))
         return opaque.convert("RGB")
     return upright.convert("RGB")
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

@@ -13,6 +13,7 @@ from rlcm_cli.errors import ConfigError
 from rlcm_cli.foreign.hub import find_hub_fault, reachable_or_offline
 from rlcm_cli.prompts.tables import TABLE_SUFFIXES, Table, parse_json, read_table, read_texts
 from rlcm_cli.prompts.text import read_text
+from rlcm_cli.wording import one_line
 
 PROMPT_SETS: tuple[str, ...] = ("simple_animals", "imagenet_animals", "animal_activities", "animals_on_colours")
 """Names of the built-in sets: 45 prompts "cat", 398 "tench", 135 "a cat washing the dishes", 135 "a cat on blue"."""
@@ -144,19 +145,15 @@ def _read_dataset(source: str, name: str, column: str) -> list[str]:
         with reachable_or_offline() if not Path(name).is_dir() else contextlib.nullcontext():
             dataset = datasets.load_dataset(repository, configuration, split=split)
     except ConnectionError as error:
-        fault = find_hub_fault() or f"the connection to the hub failed ({_one_line(error)})"
+        fault = find_hub_fault() or f"the connection to the hub failed ({one_line(error)})"
         raise ConfigError(
             f"prompts {source!r}: {fault}; no local copy of {repository} in the cache; check the network, or use a "
             f"file or a built-in set ({', '.join(PROMPT_SETS)})"
         ) from error
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         raise ConfigError(
-            f"prompts {source!r}: `datasets` cannot load it ({_one_line(error)}); check name, split and access"
+            f"prompts {source!r}: `datasets` cannot load it ({one_line(error)}); check name, split and access"
         ) from error
     values = dataset[column] if column in dataset.column_names else ()
     rows = [(f"row {number}", {column: value}) for number, value in enumerate(values)]
     return Table(f"prompts {source!r}", dataset.column_names, rows).texts(column)
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

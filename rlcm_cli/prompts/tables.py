@@ -16,6 +16,7 @@ from typing import Any
 
 from rlcm_cli.errors import ConfigError
 from rlcm_cli.prompts.text import find_text_fault, read_text
+from rlcm_cli.wording import one_line
 
 TABLE_SUFFIXES: Mapping[str, str] = {
     ".csv": "csv",
@@ -174,7 +175,7 @@ def _read_parquet(path: Path, columns: Sequence[str], what: str) -> Table:
     except FileNotFoundError as error:
         raise ConfigError(f"{what} {path} is not there; check the path") from error
     except (OSError, ValueError, pyarrow.ArrowException) as error:  # ValueError: bytes that are no UTF-8
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = one_line(error)
         raise ConfigError(f"{what} {path} cannot be read as parquet: {reason}") from error
     return Table(f"{what} {path}", names, [(f"row {number}", row) for number, row in enumerate(read)])
 

@@ -27,7 +27,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 def test_the_table_has_a_column_a_method(capsys, runs, tmp_path):
     shown = succeed(capsys, "compare", *runs, "--smooth", 1, "--out", tmp_path / "out").out.splitlines()
     assert [" ".join(line.split()) for line in shown] == [
-        "reward: compressibility; of several seeds the mean of their own values (lowest to highest)",
+        "reward: compressibility; for several seeds, the mean of their values (lowest to highest)",
         "lcm ddpo",
         "seeds × iterations 2 × 4 1 × 4",
         "first reward −3.500 −4.000",

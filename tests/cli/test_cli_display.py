@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from rlcm_cli.cli.display import Display, format_duration, format_size
+from rlcm_cli.cli.display import Display
 from rlcm_cli.cli.loop import device_line
 from rlcm_cli.events import (
     Advanced,
@@ -142,30 +142,6 @@ def test_hacking_is_told_even_where_it_is_quiet(capsys, stops):
 def test_markup_in_a_path_is_printed_as_it_is(capsys):
     Display(quiet=False, as_json=False).follow([FileWritten(Path("[bold]a[/bold].png"), "a sheet")])
     assert capsys.readouterr().out == "[bold]a[/bold].png: a sheet\n"
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [(0.2, "1 s"), (1.4, "1 s"), (89, "89 s"), (90, "2 min"), (5399, "90 min"), (5400, "1.5 h"), (100_000, "27.8 h")],
-)
-def test_durations(seconds, text):
-    assert format_duration(seconds) == text
-
-
-@pytest.mark.parametrize(
-    ("count", "text"),
-    [
-        (0, "0 B"),
-        (999, "999 B"),
-        (1000, "1 kB"),
-        (999_600, "1 MB"),
-        (13e6, "13 MB"),
-        (2e9, "2 GB"),
-        (3.25e12, "3.2 TB"),
-    ],
-)
-def test_sizes(count, text):
-    assert format_size(count) == text
 
 
 def test_a_gpu_under_the_embedded_model_is_told_of_the_papers_model():

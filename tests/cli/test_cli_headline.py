@@ -64,14 +64,17 @@ def test_a_loop_opens_with_its_goal(capsys, tmp_path, tiny_lcm):
     asked = ["--config", settings, "--run", tmp_path / "run", "--reward", "sharpness"]
     shown = succeed(capsys, "loop", *asked).out
     assert "trained for sharpness; objective ppo; 4 images × 1 iteration\n" in shown
-    assert "replaces the rewards of the preset compression, compressibility: without compressibility" in shown
+    assert (
+        "replaces the rewards of the preset compression (compressibility); this run trains without compressibility"
+        in shown
+    )
 
 
 @pytest.mark.parametrize(
     ("given", "saying"),
     [
         (["--on-hacking", "stop"], ("monitor.on_hacking is stop", "--monitor")),
-        (["--monitor", "compressibility"], ("monitor.rewards has compressibility, which is trained for",)),
+        (["--monitor", "compressibility"], ("monitor.rewards has compressibility, which is trained on",)),
         (["--set", "monitor.rewards=['recognition', 'sharpness']"], ("monitor.rewards has recognition",)),
         (["--task", "incompression", "--monitor", "incompressibility"], ("monitor.rewards has incompressibility",)),
     ],

@@ -16,7 +16,7 @@ NAME = "my 'odd' run; $HOME"
 
 def proposed(text: str) -> list[list[str]]:
     """Words of each command after `next: `, or in backticks."""
-    found = re.findall(r"(?:next|sampled|with it|once all are there): rlcm ([^\n]+)|`rlcm ([^`]+)`", text)
+    found = re.findall(r"(?:next|sampled|with it|once all are sampled): rlcm ([^\n]+)|`rlcm ([^`]+)`", text)
     return [shlex.split(after or ticked) for after, ticked in found]
 
 
@@ -56,7 +56,7 @@ def test_the_commands_in_an_error_are_quoted(capsys, monkeypatch, settings, tmp_
 def test_a_share_that_is_sampled_or_scored_is_not_the_whole(capsys, settings, tmp_path):
     run = tmp_path / "run"
     first = succeed(capsys, "sample", "--config", settings, "--run", run, "--worker", "0/2")
-    assert "1 of 2 shards sampled; waiting for worker 1; once all are there: rlcm score" in first.out
+    assert "1 of 2 shards sampled; waiting for worker 1; once all are sampled: rlcm score" in first.out
     scored = succeed(capsys, "score", "--run", run)
     assert f"{run}: 1 of 2 shards scored; once all are sampled: rlcm score --run {run}" in scored.out
     assert "rlcm train" not in scored.out

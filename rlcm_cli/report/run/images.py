@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from rlcm_cli.store.atomic import replace_bytes
 from rlcm_cli.store.layout import RunLayout
 from rlcm_cli.store.manifest import read_manifest
 from rlcm_cli.store.rollouts import is_pruned, missing_shards, read_shard, read_shard_rewards
-from rlcm_cli.wording import command
+from rlcm_cli.wording import command, slug
 
 INDEX = "images.csv"
 
@@ -42,7 +41,7 @@ def export_images(layout: RunLayout, folder: Path, iteration: int) -> Iterator[P
         shard = read_shard(layout, manifest, number)
         rewards = read_shard_rewards(layout, manifest, number)
         for row, (sample, prompt) in enumerate(zip(shard.sample_index.tolist(), shard.sample_prompts(), strict=True)):
-            path = folder / f"{iteration:06d}-{sample:05d}-{_slug(prompt)}.png"
+            path = folder / f"{iteration:06d}-{sample:05d}-{slug(prompt) or 'image'}.png"
             write_png(path, to_picture(shard.images[row]))
             rows.append(
                 {
@@ -68,7 +67,3 @@ def export_images(layout: RunLayout, folder: Path, iteration: int) -> Iterator[P
 def _guard(cell: Any) -> Any:
     """Return a cell that no spreadsheet computes: it takes a text that starts like a formula for one."""
     return f"'{cell}" if isinstance(cell, str) and cell.lstrip()[:1] in ("=", "+", "-", "@") and cell.strip() else cell
-
-
-def _slug(prompt: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:40] or "image"

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 from rlcm_cli.errors import ConfigError, ForeignFileError, RemoteStoreError
 from rlcm_cli.store.atomic import replace_file
+from rlcm_cli.wording import one_line
 
 ATTEMPTS = 4
 FIRST_PAUSE = 0.5
@@ -229,5 +230,4 @@ def _is_safe(name: str) -> bool:
 
 def _say(error: Exception) -> str:
     """Return an error in a line, without what follows a `?`: signed addresses hold credentials there."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return re.sub(r"\?\S+", "?…", text)[:300]
+    return re.sub(r"\?\S+", "?…", one_line(error))[:300]
