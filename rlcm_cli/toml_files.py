@@ -109,27 +109,29 @@ def write_key(*parts: str) -> str:
     return ".".join(part if BARE_KEY.fullmatch(part) else write_value(part) for part in parts)
 
 
-def _read_text(path: Path, told: str) -> str:
+def _read_text(path: Path, given: str) -> str:
     try:
         with path.open("rb") as file:
             data = file.read(LARGEST_FILE + 1)
     except FileNotFoundError:
         if path.name == RUN_CONFIG and path.parent.is_dir():
             raise ConfigError(
-                f"{told}: is a directory without {RUN_CONFIG}; name a TOML file or a run directory"
+                f"{given}: is a directory without {RUN_CONFIG}; name a TOML file or a run directory"
             ) from None
-        raise ConfigError(f"{told}: no such file") from None
+        raise ConfigError(f"{given}: no such file") from None
     except (OSError, ValueError) as error:  # ValueError: a path with a NUL
-        raise ConfigError(f"{told}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
+        raise ConfigError(f"{given}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
     if len(data) > LARGEST_FILE:
-        raise ConfigError(f"{told}: is larger than {LARGEST_FILE >> 20} MiB, so it is not a configuration")
+        raise ConfigError(f"{given}: is larger than {LARGEST_FILE >> 20} MiB, so it is not a configuration")
     for mark, name in WIDE_MARKS.items():
         if data.startswith(mark):
-            raise ConfigError(f"{told}: not readable as TOML (it is {name} text; save it as UTF-8)")
+            raise ConfigError(f"{given}: not readable as TOML (it is {name} text; save it as UTF-8)")
     if b"\x00" in data:
-        raise ConfigError(f"{told}: not readable as TOML (it has NUL bytes in it; save it as UTF-8 text)")
+        raise ConfigError(f"{given}: not readable as TOML (it has NUL bytes in it; save it as UTF-8 text)")
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = data[: error.start].count(b"\n") + 1
-        raise ConfigError(f"{told}: not readable as TOML (line {line} is not UTF-8; save the file as UTF-8)") from None
+        raise ConfigError(
+            f"{given}: not readable as TOML (line {line} is not UTF-8; save the file as UTF-8)"
+        ) from None

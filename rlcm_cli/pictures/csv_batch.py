@@ -17,7 +17,15 @@ from torch import Tensor
 from rlcm_cli.config import ModelSettings, SampleSettings, override_section
 from rlcm_cli.errors import ConfigError, RlcmError
 from rlcm_cli.pictures.contact_sheet import arrange_sheet
-from rlcm_cli.pictures.drawing import Adapter, Drawing, Shot, check_strength, choose_settings, find_lora, plan_shots
+from rlcm_cli.pictures.drawing import (
+    Adapter,
+    Drawing,
+    ImageSpec,
+    check_strength,
+    choose_settings,
+    find_lora,
+    plan_images,
+)
 from rlcm_cli.pictures.generate import SHEET_COLUMNS, Plan, name_picture
 from rlcm_cli.prompts.tables import read_csv
 from rlcm_cli.prompts.text import read_text
@@ -70,10 +78,10 @@ def plan_table(
         lora = adapter if place is None else find_lora(place)
         return lora, *choose_settings(lora, model=model, sample=sample, sampler=sampler)
 
-    groups: dict[tuple[ModelSettings, SampleSettings, SamplerSettings, Adapter | None], dict[int, Shot]] = {}
+    groups: dict[tuple[ModelSettings, SampleSettings, SamplerSettings, Adapter | None], dict[int, ImageSpec]] = {}
     for number, (place, cells) in enumerate(read_rows(file)):
         try:
-            (shot,) = plan_shots([cells["prompt"]], count=1, seed=cells.get("seed", seed + number))
+            (spec,) = plan_images([cells["prompt"]], count=1, seed=cells.get("seed", seed + number))
             lora, chosen, sampling, of_sampler = settle(cells.get("lora"))
             if lora:
                 lora = replace(lora, scale=cells.get("scale", scale))
@@ -85,13 +93,13 @@ def plan_table(
             group = groups.setdefault((chosen, override_section(sampling, asked), own, lora), {})
         except RlcmError as error:
             raise type(error)(f"{file}, {place}: {error}") from None
-        group[number] = shot
+        group[number] = spec
     # One LoRA after the other, so that each is loaded once.
     places = [lora and lora.place for *_, lora in groups]
     ordered = sorted(groups.items(), key=lambda item: places.index(item[0][-1] and item[0][-1].place))
-    drawings = [Drawing(tuple(shots.values()), *settings) for settings, shots in ordered]
-    files = [[name_picture(number, shot) for number, shot in shots.items()] for _, shots in ordered]
-    numbers = [number for _, shots in ordered for number in shots]
+    drawings = [Drawing(tuple(specs.values()), *settings) for settings, specs in ordered]
+    files = [[name_picture(number, spec) for number, spec in specs.items()] for _, specs in ordered]
+    numbers = [number for _, specs in ordered for number in specs]
 
     def arrange(images: Sequence[Sequence[Tensor]]) -> Image.Image:
         drawn = itertools.chain.from_iterable(images)

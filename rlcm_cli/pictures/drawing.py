@@ -35,7 +35,7 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Shot:
+class ImageSpec:
     """One image."""
 
     prompt: str
@@ -67,7 +67,7 @@ class Adapter:
 class Drawing:
     """Images that differ in prompt and seed alone."""
 
-    shots: tuple[Shot, ...]
+    specs: tuple[ImageSpec, ...]
     model: ModelSettings
     sample: SampleSettings
     sampler: SamplerSettings
@@ -78,15 +78,15 @@ class Drawing:
     @property
     def prompts(self) -> list[str]:
         """Prompt of each image."""
-        return [shot.prompt for shot in self.shots]
+        return [spec.prompt for spec in self.specs]
 
 
-def plan_shots(prompts: Sequence[str], *, count: int, seed: int) -> tuple[Shot, ...]:
+def plan_images(prompts: Sequence[str], *, count: int, seed: int) -> tuple[ImageSpec, ...]:
     """Plan `count` images a prompt; image i of all has seed + i. Raises `ConfigError`."""
     if not 0 <= seed <= MAX_SEED - len(prompts) * count:
         raise ConfigError(f"--seed {seed}: seeds are whole numbers from 0 below 2^63")
     repeated = [prompt for prompt in prompts for _ in range(count)]
-    return tuple(Shot(prompt, seed + index) for index, prompt in enumerate(repeated))
+    return tuple(ImageSpec(prompt, seed + index) for index, prompt in enumerate(repeated))
 
 
 def find_lora(place: str, scale: float = 1.0) -> Adapter:
@@ -129,7 +129,7 @@ def plan_drawing(
 ) -> Drawing:
     """Complete what a user asked for: `count` images a prompt, with `choose_settings`."""
     settings = choose_settings(adapter, model=model, sample=sample, sampler=sampler)
-    return Drawing(plan_shots(prompts, count=count, seed=seed), *settings, adapter)
+    return Drawing(plan_images(prompts, count=count, seed=seed), *settings, adapter)
 
 
 def choose_settings(
@@ -171,10 +171,10 @@ def load_drawing_model(drawing: Drawing, device: str) -> LatentModel:
 
     Raises `ConfigError` for a strength of a whole denoiser, and `ModelError` for weights of another model.
     """
-    return Easel(device).set_up(drawing)
+    return ModelCache(device).set_up(drawing)
 
 
-class Easel:
+class ModelCache:
     """The model of one drawing after another, which is loaded again only where more than the LoRA differs."""
 
     def __init__(self, device: str) -> None:

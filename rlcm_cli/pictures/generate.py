@@ -17,7 +17,7 @@ from rlcm_cli.events import Advanced, Event, FileWritten, PhaseStarted, Warned
 from rlcm_cli.models.latent_model import LatentModel
 from rlcm_cli.phases.sample import REDUCTION, draw_batch, tell_cut_prompts
 from rlcm_cli.pictures.contact_sheet import arrange_sheet, to_picture, write_png
-from rlcm_cli.pictures.drawing import Drawing, Easel, Shot
+from rlcm_cli.pictures.drawing import Drawing, ImageSpec, ModelCache
 from rlcm_cli.pictures.png_metadata import describe, describe_sheet
 from rlcm_cli.runs.schedules import drawing_schedule
 from rlcm_cli.wording import count, slug
@@ -33,9 +33,9 @@ class Plan:
 
     drawings: Sequence[Drawing]
     files: Sequence[Sequence[str]]
-    """Name of each image's file, by drawing and shot."""
+    """Name of each image's file, by drawing and spec."""
     arrange: Callable[[Sequence[Sequence[Tensor]]], Image.Image]
-    """Makes the sheet of the images, uint8 [3, H, W], by drawing and shot."""
+    """Makes the sheet of the images, uint8 [3, H, W], by drawing and spec."""
     warnings: Sequence[str] = ()
     model_digest: str | None = None
     """What the model should be, by its digest; None: whatever it is."""
@@ -45,7 +45,7 @@ class Plan:
     @property
     def images(self) -> int:
         """Number of images."""
-        return sum(len(drawing.shots) for drawing in self.drawings)
+        return sum(len(drawing.specs) for drawing in self.drawings)
 
     def written(self, folder: Path) -> list[Path]:
         """Return every file that the plan makes in a folder, the sheet last."""
@@ -76,13 +76,13 @@ class Speed:
 def plan_plainly(drawing: Drawing, count: int) -> Plan:
     """Plan one drawing of `count` images a prompt: its sheet is a contact sheet, row by row."""
     columns = min(SHEET_COLUMNS, max(count, LEAST_COLUMNS))
-    names = [name_picture(index, shot) for index, shot in enumerate(drawing.shots)]
+    names = [name_picture(index, spec) for index, spec in enumerate(drawing.specs)]
     return Plan([drawing], [names], lambda images: arrange_sheet(images[0], columns))
 
 
-def name_picture(index: int, shot: Shot, tags: Sequence[str] = ()) -> str:
+def name_picture(index: int, spec: ImageSpec, tags: Sequence[str] = ()) -> str:
     """Name the file of an image; tags tell it from others of the same prompt and seed."""
-    return "-".join([f"{index:05d}", slug(shot.prompt) or "prompt", str(shot.seed), *tags]) + ".png"
+    return "-".join([f"{index:05d}", slug(spec.prompt) or "prompt", str(spec.seed), *tags]) + ".png"
 
 
 def choose_folder(plan: Plan, asked: Path | None, usual: Path, *, overwrite: bool) -> Path:
@@ -113,7 +113,7 @@ def generate(drawing: Drawing, model: LatentModel, folder: Path, count: int = 1)
 
 def generate_plan(plan: Plan, device: str, folder: Path) -> Generator[Event, None, Speed]:
     """Draw the images of a plan into a folder: a PNG each, and `sheet.png`. Raises as `load_drawing_model`."""
-    return _generate(plan, Easel(device).set_up, folder)
+    return _generate(plan, ModelCache(device).set_up, folder)
 
 
 def _generate(plan: Plan, set_up: Callable[[Drawing], LatentModel], folder: Path) -> Generator[Event, None, Speed]:
@@ -126,7 +126,7 @@ def _generate(plan: Plan, set_up: Callable[[Drawing], LatentModel], folder: Path
             drawing_schedule(drawing.sampler, drawing.sample.steps, model)
     if plan.model_digest not in (None, model.digest):
         yield Warned("the model's files are others than those that the picture was drawn with, by their digests")
-    yield from tell_cut_prompts(model, (shot.prompt for drawing in plan.drawings for shot in drawing.shots))
+    yield from tell_cut_prompts(model, (spec.prompt for drawing in plan.drawings for spec in drawing.specs))
     yield PhaseStarted("generate", 0, plan.images, "images")
     seconds = 0.0
     drawn: list[list[Tensor]] = []
@@ -155,22 +155,22 @@ def draw_shots(drawing: Drawing, model: LatentModel) -> Iterator[list[tuple[Tens
         images = draw_batch(
             model,
             schedule,
-            [shot.prompt for shot in part],
-            [shot.seed for shot in part],
+            [spec.prompt for spec in part],
+            [spec.seed for spec in part],
             guidance_scale=sample.guidance_scale,
             reduction=REDUCTION,
         ).images
         yield [(images[row], describe(drawing, model, part[row], (row, len(part)))) for row in rows]
 
 
-def _split(drawing: Drawing) -> Iterator[tuple[Sequence[Shot], Sequence[int]]]:
-    """Split into batches: the shots of each, and the rows of it that are wanted."""
+def _split(drawing: Drawing) -> Iterator[tuple[Sequence[ImageSpec], Sequence[int]]]:
+    """Split into batches: the specs of each, and the rows of it that are wanted."""
     if drawing.place_in_batch:
         row, size = drawing.place_in_batch
-        yield drawing.shots * size, [row]
+        yield drawing.specs * size, [row]
         return
-    for first in range(0, len(drawing.shots), drawing.sample.batch_size):
-        part = drawing.shots[first : first + drawing.sample.batch_size]
+    for first in range(0, len(drawing.specs), drawing.sample.batch_size):
+        part = drawing.specs[first : first + drawing.sample.batch_size]
         yield part, range(len(part))
 
 

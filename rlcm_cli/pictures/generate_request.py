@@ -9,10 +9,10 @@ from typing import Any
 
 from rlcm_cli.errors import ConfigError
 from rlcm_cli.pictures.csv_batch import plan_table
-from rlcm_cli.pictures.drawing import Adapter, find_lora, plan_shots
+from rlcm_cli.pictures.drawing import Adapter, find_lora, plan_images
 from rlcm_cli.pictures.generate import Plan
 from rlcm_cli.pictures.grid import Ways, plan_axes
-from rlcm_cli.pictures.png_metadata import Provenance, find_told_lora, read_provenance, settle_model
+from rlcm_cli.pictures.png_metadata import Provenance, find_recorded_lora, read_provenance, settle_model
 from rlcm_cli.prompts.text import find_text_fault
 
 
@@ -58,7 +58,7 @@ def check_prompts(prompts: Sequence[str]) -> None:
 
 def _plan(request: Request, loras: Sequence[Adapter]) -> Plan:
     return plan_axes(
-        plan_shots(request.prompts, count=request.count, seed=request.seed or 0),
+        plan_images(request.prompts, count=request.count, seed=request.seed or 0),
         request.count,
         Ways(loras, request.scales or (1.0,), request.steps or (None,), request.compare_base),
         model=request.model,
@@ -67,38 +67,38 @@ def _plan(request: Request, loras: Sequence[Adapter]) -> Plan:
     )
 
 
-def _plan_again(request: Request, told: Provenance) -> Plan:
+def _plan_again(request: Request, recorded: Provenance) -> Plan:
     """Put what is asked for over what a picture says of itself."""
-    check_prompts(request.prompts or [told.shot.prompt])
+    check_prompts(request.prompts or [recorded.spec.prompt])
     loras = [find_lora(place) for place in request.loras]
     if not loras:
-        found = find_told_lora(told)
+        found = find_recorded_lora(recorded)
         loras = [found] if found else []
     warnings = [
-        f"{told.file}: was drawn with another LoRA than {lora.name}, by their digests"
+        f"{recorded.file}: was drawn with another LoRA than {lora.name}, by their digests"
         for lora in loras
-        if told.lora_digest and lora.digest != told.lora_digest
+        if recorded.lora_digest and lora.digest != recorded.lora_digest
     ]
     asked = {key: value for key, value in request.model.items() if value is not None}
     own = {key: value for key, value in request.sample.items() if value is not None}
     sampler = {key: value for key, value in request.sampler.items() if value is not None}
-    same_kind = sampler.get("kind") in (None, told.sampler["kind"])
+    same_kind = sampler.get("kind") in (None, recorded.sampler["kind"])
     again = replace(
         request,
-        prompts=request.prompts or [told.shot.prompt],
-        seed=told.shot.seed if request.seed is None else request.seed,
-        scales=request.scales or ((told.scale,) if told.lora else ()),
-        steps=request.steps or (told.steps,),
-        model={**settle_model(told, loras[0] if loras else None, asked.get("name")), **asked},
-        sample={**told.sample, **own},
-        sampler={**told.sampler, **sampler} if same_kind else sampler,
+        prompts=request.prompts or [recorded.spec.prompt],
+        seed=recorded.spec.seed if request.seed is None else request.seed,
+        scales=request.scales or ((recorded.scale,) if recorded.lora else ()),
+        steps=request.steps or (recorded.steps,),
+        model={**settle_model(recorded, loras[0] if loras else None, asked.get("name")), **asked},
+        sample={**recorded.sample, **own},
+        sampler={**recorded.sampler, **sampler} if same_kind else sampler,
     )
     plan = _plan(again, loras)
     drawings = plan.drawings
     if plan.images == 1:
-        drawings = [replace(drawings[0], place_in_batch=told.place_in_batch)]
-    digest = None if asked or "kind" in sampler else told.model_digest
-    return replace(plan, drawings=drawings, warnings=warnings, model_digest=digest, sources=[told.file])
+        drawings = [replace(drawings[0], place_in_batch=recorded.place_in_batch)]
+    digest = None if asked or "kind" in sampler else recorded.model_digest
+    return replace(plan, drawings=drawings, warnings=warnings, model_digest=digest, sources=[recorded.file])
 
 
 def _plan_batch(request: Request, file: Path) -> Plan:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from rlcm_cli.config import ModelSettings, SampleSettings, override_section
 from rlcm_cli.errors import ConfigError
-from rlcm_cli.pictures.drawing import Adapter, Drawing, Shot, check_strength, choose_settings
+from rlcm_cli.pictures.drawing import Adapter, Drawing, ImageSpec, check_strength, choose_settings
 from rlcm_cli.pictures.generate import Plan, name_picture, plan_plainly
 from rlcm_cli.pictures.labelled_sheet import Block, arrange_blocks
 from rlcm_cli.samplers import SamplerSettings
@@ -49,7 +49,7 @@ BASE = _Value("base", "base", None)
 
 
 def plan_axes(
-    shots: Sequence[Shot],
+    specs: Sequence[ImageSpec],
     count: int,
     ways: Ways,
     *,
@@ -57,7 +57,7 @@ def plan_axes(
     sample: Mapping[str, Any],
     sampler: Mapping[str, Any],
 ) -> Plan:
-    """Plan the drawings of `count` shots a prompt in several ways; `model` and so on as in `choose_settings`.
+    """Plan the drawings of `count` specs a prompt in several ways; `model` and so on as in `choose_settings`.
 
     A sheet shows two axes beside prompts and seeds, so that no more than two of LoRA, scale and steps have several
     values. The base model is one more value of the scale where that has several, else of the LoRA. What is drawn
@@ -72,7 +72,7 @@ def plan_axes(
         lora, scale, calls = (value.value for value in cell)
         chosen, sampling, of_sampler = settings[lora]
         drawing = Drawing(
-            shots=tuple(shots),
+            specs=tuple(specs),
             model=chosen,
             sample=override_section(sampling, {"steps": calls}),
             sampler=of_sampler,
@@ -80,7 +80,7 @@ def plan_axes(
         )
         own = [value for value, axis in zip(cell, (loras, scales, steps), strict=True) if len(axis) > 1]
         cells[tuple(value.label for value in own)] = drawing
-        names = [name_picture(index, shot, [value.tag for value in own]) for index, shot in enumerate(shots)]
+        names = [name_picture(index, spec, [value.tag for value in own]) for index, spec in enumerate(specs)]
         files.setdefault(drawing, names)
     drawings = list(files)
     for adapter in (drawing.adapter for drawing in drawings if drawing.adapter):
@@ -90,7 +90,7 @@ def plan_axes(
 
     def arrange(images: Sequence[Sequence[Tensor]]) -> Image.Image:
         of_cell = {labels: images[drawings.index(drawing)] for labels, drawing in cells.items()}
-        return arrange_blocks(_lay_out(shots, count, [[value.label for value in axis] for axis in axes], of_cell))
+        return arrange_blocks(_lay_out(specs, count, [[value.label for value in axis] for axis in axes], of_cell))
 
     return Plan(drawings, list(files.values()), arrange)
 
@@ -139,32 +139,32 @@ def _spread(ways: Ways) -> tuple[list[_Value], list[_Value], list[_Value]]:
 
 def _distinguish(values: Sequence[_Value]) -> list[_Value]:
     """Number values whose labels, or parts of a file's name, are those of one before."""
-    told: list[_Value] = []
+    labelled: list[_Value] = []
     for value in values:
-        alike = sum(other.label == value.label for other in values[: len(told)])
-        same_tag = sum(slug(other.label) == value.tag for other in values[: len(told)])
-        told.append(
+        alike = sum(other.label == value.label for other in values[: len(labelled)])
+        same_tag = sum(slug(other.label) == value.tag for other in values[: len(labelled)])
+        labelled.append(
             replace(
                 value,
                 label=f"{value.label} ({alike + 1})" if alike else value.label,
                 tag=f"{value.tag}-{same_tag + 1}" if same_tag else value.tag,
             )
         )
-    return told
+    return labelled
 
 
 def _lay_out(
-    shots: Sequence[Shot],
+    specs: Sequence[ImageSpec],
     count: int,
     axes: Sequence[Sequence[str]],
     images: Mapping[tuple[str, ...], Sequence[Tensor]],
 ) -> list[Block]:
     """Lay one axis beside the prompts or, of several seeds, the seeds; lay two axes again for each image."""
-    numbers = range(len(shots))
+    numbers = range(len(specs))
     if len(axes) > 1:
         return [
             Block(
-                caption=f"{shots[n].prompt} · seed {shots[n].seed}",
+                caption=f"{specs[n].prompt} · seed {specs[n].seed}",
                 rows=axes[0],
                 columns=axes[1],
                 images=[[images[row, column][n] for column in axes[1]] for row in axes[0]],
@@ -173,13 +173,13 @@ def _lay_out(
         ]
     (labels,) = axes
     if count == 1:
-        rows = [f"{shot.prompt}\nseed {shot.seed}" for shot in shots]
+        rows = [f"{spec.prompt}\nseed {spec.seed}" for spec in specs]
         return [Block("", rows, labels, [[images[(label,)][n] for label in labels] for n in numbers])]
     return [
         Block(
-            caption=shots[first].prompt,
+            caption=specs[first].prompt,
             rows=labels,
-            columns=[f"seed {shots[n].seed}" for n in numbers[first : first + count]],
+            columns=[f"seed {specs[n].seed}" for n in numbers[first : first + count]],
             images=[list(images[(label,)][first : first + count]) for label in labels],
         )
         for first in numbers[::count]

@@ -16,10 +16,20 @@ from rlcm_cli.config import ModelSettings, override_section
 from rlcm_cli.errors import ConfigError, ModelError
 from rlcm_cli.models.embedded import EMBEDDED
 from rlcm_cli.models.latent_model import LatentModel
-from rlcm_cli.pictures.drawing import HUB_ID, MAX_SEED, Adapter, Drawing, Shot, find_lora, settings_of_lora, show_name
+from rlcm_cli.pictures.drawing import (
+    HUB_ID,
+    MAX_SEED,
+    Adapter,
+    Drawing,
+    ImageSpec,
+    find_lora,
+    settings_of_lora,
+    show_name,
+)
 from rlcm_cli.pictures.png_texts import read_texts
 from rlcm_cli.samplers import find_sampler, read_setting
 
+_MODEL_KEYS = ("revision", "dtype", "distilled_lora", "image_size")
 SOFTWARE = "rlcm "
 LARGEST_BATCH = 4096
 LOOKED_IN = (Path(), Path("runs"))
@@ -31,7 +41,7 @@ class Provenance:
     """What a picture says of itself."""
 
     file: Path
-    shot: Shot
+    spec: ImageSpec
     place_in_batch: tuple[int, int]
     model: Mapping[str, Any]
     """Settings of `ModelSettings`; of a folder its last part."""
@@ -47,13 +57,13 @@ class Provenance:
     scale: float
 
 
-def describe(drawing: Drawing, model: LatentModel, shot: Shot, place_in_batch: tuple[int, int]) -> PngInfo:
+def describe(drawing: Drawing, model: LatentModel, spec: ImageSpec, place_in_batch: tuple[int, int]) -> PngInfo:
     """Write down how an image is made, in chunks that any viewer of PNG files shows; no path of this machine."""
     settings, sample, adapter = drawing.model, drawing.sample, drawing.adapter
     row, size = place_in_batch
-    told: dict[str, object] = {
-        "prompt": shot.prompt,
-        "seed": shot.seed,
+    recorded: dict[str, object] = {
+        "prompt": spec.prompt,
+        "seed": spec.seed,
         "sampler": drawing.sampler.kind,
         "steps": sample.steps,
         "guidance_scale": sample.guidance_scale,
@@ -67,9 +77,9 @@ def describe(drawing: Drawing, model: LatentModel, shot: Shot, place_in_batch: t
         "batch": f"{row + 1}/{size}",
     }
     if adapter:
-        told |= {"lora": adapter.reference, "lora_digest": adapter.digest, "lora_scale": adapter.scale}
+        recorded |= {"lora": adapter.reference, "lora_digest": adapter.digest, "lora_scale": adapter.scale}
     info = PngInfo()
-    for key, value in {**told, "software": f"{SOFTWARE}{__version__}"}.items():
+    for key, value in {**recorded, "software": f"{SOFTWARE}{__version__}"}.items():
         if value not in (None, ""):
             info.add_itxt(key, str(value))
     return info
@@ -85,32 +95,32 @@ def describe_sheet(files: Sequence[str]) -> PngInfo:
 
 def read_provenance(file: Path) -> Provenance:
     """Read how a picture of `rlcm generate` was made. Raises `ConfigError` for any other file."""
-    told = read_texts(file, "--from-image ")
-    if not told.get("software", "").startswith(SOFTWARE) or "prompt" not in told:
+    recorded = read_texts(file, "--from-image ")
+    if not recorded.get("software", "").startswith(SOFTWARE) or "prompt" not in recorded:
         raise ConfigError(
             f"--from-image {file}: has no generation metadata; name a PNG that `rlcm generate` has drawn"
         )
     try:
-        sampler = _read_sampler(told)
-        row, size = (int(part) for part in told["batch"].split("/"))
-        shot = Shot(told["prompt"], int(told["seed"]))
-        if not 1 <= row <= size <= LARGEST_BATCH or not 0 <= shot.seed < MAX_SEED or not shot.prompt.strip():
+        sampler = _read_sampler(recorded)
+        row, size = (int(part) for part in recorded["batch"].split("/"))
+        spec = ImageSpec(recorded["prompt"], int(recorded["seed"]))
+        if not 1 <= row <= size <= LARGEST_BATCH or not 0 <= spec.seed < MAX_SEED or not spec.prompt.strip():
             raise ValueError("batch, seed or prompt out of range")
         return Provenance(
             file=file,
-            shot=shot,
+            spec=spec,
             place_in_batch=(row - 1, size),
             model={
-                "name": _check_model(told["model"]),
-                **{key: told[key] for key in ("revision", "dtype", "distilled_lora", "image_size") if key in told},
+                "name": _check_model(recorded["model"]),
+                **{key: recorded[key] for key in _MODEL_KEYS if key in recorded},
             },
-            model_digest=told["model_digest"],
-            steps=int(told["steps"]),
-            sample={"guidance_scale": _parse("guidance_scale", told["guidance_scale"])},
+            model_digest=recorded["model_digest"],
+            steps=int(recorded["steps"]),
+            sample={"guidance_scale": _parse("guidance_scale", recorded["guidance_scale"])},
             sampler=sampler,
-            lora=_check_reference(told.get("lora", "")),
-            lora_digest=told.get("lora_digest", ""),
-            scale=_parse("lora_scale", told.get("lora_scale", "1")),
+            lora=_check_reference(recorded.get("lora", "")),
+            lora_digest=recorded.get("lora_digest", ""),
+            scale=_parse("lora_scale", recorded.get("lora_scale", "1")),
         )
     except KeyError as error:
         raise ConfigError(
@@ -123,14 +133,14 @@ def read_provenance(file: Path) -> Provenance:
         ) from None
 
 
-def _read_sampler(told: Mapping[str, str]) -> dict[str, Any]:
-    """Read the sampler and its settings. Raises `KeyError` for one that is not told, and `ValueError`."""
+def _read_sampler(recorded: Mapping[str, str]) -> dict[str, Any]:
+    """Read the sampler and its settings. Raises `KeyError` for one that is not recorded, and `ValueError`."""
     try:
-        sampler = find_sampler(told["sampler"])
+        sampler = find_sampler(recorded["sampler"])
         values = {
-            name: read_setting(told[name])
+            name: read_setting(recorded[name])
             for name, setting in sampler.settings.model_fields.items()
-            if name != "kind" and (name in told or setting.default is not None)
+            if name != "kind" and (name in recorded or setting.default is not None)
         }
         return override_section(sampler.default_settings(), values).model_dump(mode="json")
     except ConfigError as error:
@@ -157,35 +167,35 @@ def _check_reference(reference: str) -> str:
     return reference
 
 
-def find_told_lora(told: Provenance) -> Adapter | None:
+def find_recorded_lora(recorded: Provenance) -> Adapter | None:
     """Find the LoRA that a picture was drawn with, here or in `runs/`; None: it was drawn with none.
 
     Raises `ModelError` where it is not there, or is another by now.
     """
-    if not told.lora:
+    if not recorded.lora:
         return None
-    if not told.lora_digest:
-        return find_lora(told.lora, told.scale)
+    if not recorded.lora_digest:
+        return find_lora(recorded.lora, recorded.scale)
     fault = "which is not here"
     for folder in LOOKED_IN:
-        if (folder / told.lora).is_file():
-            found = find_lora(str(folder / told.lora), told.scale)
-            if found.digest == told.lora_digest:
+        if (folder / recorded.lora).is_file():
+            found = find_lora(str(folder / recorded.lora), recorded.scale)
+            if found.digest == recorded.lora_digest:
                 return found
-            fault = f"and {folder / told.lora} is another by now (digest {found.digest[:12]}…)"
+            fault = f"and {folder / recorded.lora} is another by now (digest {found.digest[:12]}…)"
     raise ModelError(
-        f"--from-image {told.file}: was drawn with the LoRA {told.lora} (digest {told.lora_digest[:12]}…), {fault}; "
-        "point to it with --lora"
+        f"--from-image {recorded.file}: was drawn with the LoRA {recorded.lora} "
+        f"(digest {recorded.lora_digest[:12]}…), {fault}; point to it with --lora"
     )
 
 
-def settle_model(told: Provenance, adapter: Adapter | None, asked: str | None) -> dict[str, Any]:
+def settle_model(recorded: Provenance, adapter: Adapter | None, asked: str | None) -> dict[str, Any]:
     """Return the model's settings that a picture tells of, to be put over those of the LoRA's run.
 
     A picture names a folder by its last part: where the run has the whole path, the run's stays. `asked` is the model
     that the user names instead, if any. Raises `ModelError` where a folder is not here.
     """
-    values = dict(told.model)
+    values = dict(recorded.model)
     if asked is not None:
         return {"dtype": values["dtype"], "name": asked}
     known = settings_of_lora(adapter)
@@ -197,7 +207,7 @@ def settle_model(told: Provenance, adapter: Adapter | None, asked: str | None) -
     name = values.get("name")
     if name and name not in EMBEDDED and not Path(name).is_dir() and not re.fullmatch(HUB_ID, name):
         raise ModelError(
-            f"--from-image {told.file}: was drawn with the model folder {name}, which is not here; point to it with "
-            "--model"
+            f"--from-image {recorded.file}: was drawn with the model folder {name}, which is not here; "
+            "point to it with --model"
         )
     return values

@@ -9,12 +9,12 @@ from PIL import Image
 from rlcm_cli.errors import ConfigError
 
 
-def read_texts(file: Path, told: str = "") -> dict[str, str]:
-    """Read the text chunks of a PNG made by any program. Raises `ConfigError`, whose line starts with `told`."""
+def read_texts(file: Path, option: str = "") -> dict[str, str]:
+    """Read the text chunks of a PNG made by any program. Raises `ConfigError`, whose line starts with `option`."""
     try:
         with Image.open(file, formats=["PNG"]) as picture:
             return {str(key): str(value) for key, value in picture.info.items() if isinstance(value, str)}
     except FileNotFoundError:
-        raise ConfigError(f"{told}{file}: no such file") from None
+        raise ConfigError(f"{option}{file}: no such file") from None
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-        raise ConfigError(f"{told}{file}: is not a PNG; pass one made by `rlcm generate`") from None
+        raise ConfigError(f"{option}{file}: is not a PNG; pass one made by `rlcm generate`") from None

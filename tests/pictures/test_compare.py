@@ -37,7 +37,7 @@ def test_each_run_is_drawn_with_its_sampler_at_several_steps(tiny_lcm, tmp_path)
     assert steps == {"RLCM": [1, 2, 4, 8], "DDPO": [10, 20, 50]}
     assert len({row.folder for row in rows}) == 7
     assert {row.drawing.sample.guidance_scale for row in rows} == {4.0}
-    assert len({row.drawing.shots for row in rows}) == 1
+    assert len({row.drawing.specs for row in rows}) == 1
 
 
 def test_the_images_are_those_of_generate(tiny_lcm, tmp_path):

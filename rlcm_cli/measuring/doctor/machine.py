@@ -79,14 +79,14 @@ def _check_gpus() -> Iterator[Finding]:
             advice = "look at it with nvidia-smi, or leave it out by CUDA_VISIBLE_DEVICES"
             yield Finding(f"cuda:{number}", "problem", f"does not answer ({_first_line(error)})", advice)
             continue
-        told = (
+        described = (
             f"{properties.name}, {free / 1e9:.1f} of {total / 1e9:.1f} GB free, "
             f"compute capability {properties.major}.{properties.minor}{f', driver {driver}' if driver else ''}"
         )
-        yield _check_types(f"cuda:{number}", told)
+        yield _check_types(f"cuda:{number}", described)
 
 
-def _check_types(device: str, told: str) -> Finding:
+def _check_types(device: str, described: str) -> Finding:
     """Compute a little on a device, in each type."""
     import torch
 
@@ -102,11 +102,11 @@ def _check_types(device: str, told: str) -> Finding:
         if not works:
             broken.append(str(dtype).removeprefix("torch."))
     if "float32" in broken:
-        return Finding(device, "problem", f"{told}; float32 does not work", "use another --device")
+        return Finding(device, "problem", f"{described}; float32 does not work", "use another --device")
     if broken:
         advice = f"use another --dtype than {' and '.join(broken)}"
-        return Finding(device, "note", f"{told}; {', '.join(broken)} does not work", advice)
-    return Finding(device, "ok", f"{told}; float32, float16, bfloat16")
+        return Finding(device, "note", f"{described}; {', '.join(broken)} does not work", advice)
+    return Finding(device, "ok", f"{described}; float32, float16, bfloat16")
 
 
 def _read_driver() -> str:
@@ -116,10 +116,10 @@ def _read_driver() -> str:
         return ""
     asked = [program, "--query-gpu=driver_version", "--format=csv,noheader"]
     try:
-        told = subprocess.run(asked, capture_output=True, text=True, timeout=DRIVER_SECONDS, check=False)  # noqa: S603
+        described = subprocess.run(asked, capture_output=True, text=True, timeout=DRIVER_SECONDS, check=False)  # noqa: S603
     except (OSError, subprocess.TimeoutExpired):
         return ""
-    return told.stdout.strip().partition("\n")[0] if told.returncode == 0 else ""
+    return described.stdout.strip().partition("\n")[0] if described.returncode == 0 else ""
 
 
 def _first_line(error: Exception) -> str:

@@ -38,8 +38,8 @@ def check_packages() -> Finding:
     faults = [fault for fault in map(_find_fault, needed) if fault]
     if faults:
         return Finding("packages", "problem", "; ".join(faults), "pip install --upgrade . (in a checkout of rlcm)")
-    told = ", ".join(f"{name} {metadata.version(name)}" for name in ("diffusers", "transformers", "peft"))
-    return Finding("packages", "ok", f"{told} and {len(needed) - 3} others, all of supported versions")
+    found = ", ".join(f"{name} {metadata.version(name)}" for name in ("diffusers", "transformers", "peft"))
+    return Finding("packages", "ok", f"{found} and {len(needed) - 3} others, all of supported versions")
 
 
 def check_extras() -> Iterator[Finding]:
@@ -121,5 +121,5 @@ def _import_modules(modules: Sequence[str]) -> dict[str, str]:
     except subprocess.TimeoutExpired as error:
         output = error.stdout.decode() if isinstance(error.stdout, bytes) else error.stdout or ""
         fate = f"was not imported within {IMPORT_SECONDS:.0f} s"
-    told = dict(json.loads(line.removeprefix(MARK)) for line in output.splitlines() if line.startswith(MARK))
-    return {module: told.get(module, fate) for module in modules}
+    found = dict(json.loads(line.removeprefix(MARK)) for line in output.splitlines() if line.startswith(MARK))
+    return {module: found.get(module, fate) for module in modules}
