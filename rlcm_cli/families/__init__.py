@@ -131,9 +131,9 @@ class TextEncoding:
     """From a prompt to what the denoiser is conditioned on."""
 
     encode: Callable[[LoadedPipeline, str], dict[str, Tensor]]
-    """Prompt → tensors without a batch dimension, by name. Every prompt's have one shape: a family whose texts vary
-    in length pads them, and adds the mask. What stands in for `X` where the prompt is left out for classifier-free
-    guidance is named `negative_X`."""
+    """Prompt → tensors without a batch dimension, by name. Their first dimension may be the prompt's number of tokens:
+    in a batch zeros follow the shorter ones, also those of a mask, which a family with such texts adds. What stands in
+    for `X` where the prompt is left out for classifier-free guidance is named `negative_X`."""
     count_cut: Callable[[Any, list[str]], tuple[int, int]]
     """(pipeline, prompts) → how many are longer than the encoder reads, and how many tokens that is."""
 

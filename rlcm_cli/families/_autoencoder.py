@@ -13,8 +13,11 @@ if TYPE_CHECKING:
 
 
 def decode(vae: Any, latents: Tensor, mean: Tensor | float = 0.0, std: Tensor | float = 1.0) -> Tensor:
-    """Decode latents [B, C, h, w], whose mean and standard deviation were taken out, to images [B, 3, H, W]."""
-    unscaled = latents.to(vae.dtype) * std / float(vae.config.scaling_factor) + mean
+    """Decode latents [B, C, h, w], whose mean and standard deviation were taken out, to images [B, 3, H, W].
+
+    An autoencoder with a `shift_factor` has a mean of its own.
+    """
+    unscaled = latents.to(vae.dtype) * std / float(vae.config.scaling_factor) + (mean + _read_shift(vae))
     images: Tensor = vae.decode(unscaled, return_dict=False)[0]
     return images
 
@@ -25,9 +28,13 @@ def encode(vae: Any, images: Tensor, mean: Tensor | float = 0.0, std: Tensor | f
     Its spread is far below the noise that a diffusion model adds.
     """
     encoded = vae.encode(images.to(vae.dtype))
-    # AutoencoderTiny has no posterior.
-    latents: Tensor = encoded.latent_dist.mode() if "latent_dist" in encoded else encoded.latents
-    return (latents - mean) * float(vae.config.scaling_factor) / std
+    # AutoencoderTiny and AutoencoderDC have no posterior.
+    latents: Tensor = encoded.latent_dist.mode() if "latent_dist" in encoded else encoded[0]
+    return (latents - (mean + _read_shift(vae))) * float(vae.config.scaling_factor) / std
+
+
+def _read_shift(vae: Any) -> float:
+    return float(vae.config.get("shift_factor") or 0.0)
 
 
 def check_autoencoder(name: str, vae: Any, denoiser: str, channels: int) -> None:
@@ -43,10 +50,11 @@ def check_autoencoder(name: str, vae: Any, denoiser: str, channels: int) -> None
         and all(_is_finite(value) for value in (*mean, *std))
         and min(std) > 0
     )
-    if not (_is_finite(scale) and scale > 0 and statistics_fit):
+    shift = vae.get("shift_factor")
+    if not (_is_finite(scale) and scale > 0 and statistics_fit and (shift is None or _is_finite(shift))):
         raise ModelError(
-            f"{name}: scaling_factor, latents_mean or latents_std in vae/config.json cannot scale latents of "
-            f"{vae.latent_channels} channels; fix them"
+            f"{name}: scaling_factor, shift_factor, latents_mean or latents_std in vae/config.json cannot scale "
+            f"latents of {vae.latent_channels} channels; fix them"
         )
 
 

@@ -102,7 +102,7 @@ def _encode(model: LoadedPipeline, prompt: str) -> dict[str, Tensor]:
     rows = clip.encode_prompt(model.pipeline, prompt, model.device, guided_twice=guided_twice)
     # Original size, crop from the top left, target size (arXiv 2307.01952, section 2.2).
     height, width = model.image_size
-    rows["time_ids"] = torch.tensor([height, width, 0, 0, height, width])
+    rows["time_ids"] = torch.tensor([height, width, 0, 0, height, width], dtype=model.dtype)
     return rows
 
 

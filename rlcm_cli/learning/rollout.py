@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from rlcm_cli.core.noise import derive_seed
+from rlcm_cli.core.padding import same_rows, stack_rows
 from rlcm_cli.core.schedule import Schedule
 from rlcm_cli.core.trajectory import Trajectories
 from rlcm_cli.store.manifest import RolloutManifest
@@ -91,6 +92,7 @@ class ConditioningTables:
     """The conditioning of several shards, in which equal rows of a prompt are kept once.
 
     A prompt is in most shards of an iteration; its rows may differ by rounding, where different machines encoded it.
+    Each shard has its rows as long as those of its longest prompt.
     """
 
     _rows: list[dict[str, Tensor]] = field(default_factory=list)
@@ -106,12 +108,12 @@ class ConditioningTables:
 
     def stack(self) -> dict[str, Tensor]:
         """Return the tables: name → [U, …]."""
-        return {name: torch.stack([row[name] for row in self._rows]) for name in self._rows[0]}
+        return {name: stack_rows([row[name] for row in self._rows]) for name in self._rows[0]}
 
     def _find_row(self, prompt: str, wanted: Mapping[str, Tensor]) -> int:
         known = self._of_prompt.setdefault(prompt, [])
         for row in known:
-            if all(torch.equal(self._rows[row][name], tensor) for name, tensor in wanted.items()):
+            if all(same_rows(self._rows[row][name], tensor) for name, tensor in wanted.items()):
                 return row
         known.append(len(self._rows))
         self._rows.append({name: tensor.clone() for name, tensor in wanted.items()})

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from rlcm_cli.core.padding import stack_rows
 from rlcm_cli.core.schedule import PredictionType
 from rlcm_cli.errors import NotFiniteError
 from rlcm_cli.families import Family
@@ -108,10 +109,11 @@ class LatentModel:
 
     @torch.no_grad()
     def encode_prompts(self, prompts: Sequence[str]) -> dict[str, Tensor]:
-        """Encode U prompts to tables of U rows, in the model's dtype, on the CPU: what `predict` is conditioned on.
+        """Encode U prompts to tables of U rows on the CPU: what `predict` is conditioned on.
 
         The family names the tables; `prompt_embeds` [U, tokens, width] is usual. Where guidance is not an embedding,
-        there are also those of the empty prompt, such as `negative_prompt_embeds`.
+        there are also those of the empty prompt, such as `negative_prompt_embeds`. Floats are in the model's dtype;
+        masks and numbers keep theirs. Zeros follow the rows of texts that have fewer tokens than the longest.
 
         One prompt a call, so that an embedding's bytes do not depend on the prompts beside it.
         """
@@ -119,11 +121,14 @@ class LatentModel:
             if prompt not in self._encoded:
                 with quiet_libraries():  # which print what they cut off a long prompt: see `count_cut_prompts`
                     rows = self.family.text.encode(self, prompt)
-                self._encoded[prompt] = {name: row.to("cpu", self.dtype) for name, row in rows.items()}
+                self._encoded[prompt] = {
+                    name: row.to("cpu", self.dtype if row.is_floating_point() else row.dtype)
+                    for name, row in rows.items()
+                }
         encoded = [self._encoded[prompt] for prompt in prompts]
         for prompt in list(self._encoded)[:-KEPT_PROMPTS]:
             del self._encoded[prompt]
-        return {name: torch.stack([rows[name] for rows in encoded]) for name in encoded[0]}
+        return {name: stack_rows([rows[name] for rows in encoded]) for name in encoded[0]}
 
     def count_cut_prompts(self, prompts: Sequence[str]) -> tuple[int, int]:
         """Return how many prompts are longer than the text encoder reads, and how many tokens that is."""

@@ -73,8 +73,9 @@ def freeze_pipeline(pipeline: Any, family: Family, place: torch.device) -> None:
         pipeline.to(place)
         if pipeline.vae.dtype == torch.float16 and family.autoencoder.needs_float32(pipeline.vae.config):
             pipeline.vae.to(torch.float32)
-        # Decoding is convolutions alone, for whose kernels this is the native layout.
-        pipeline.vae.to(memory_format=torch.channels_last)
+        # Decoding is convolutions alone, for whose kernels this is the native layout; those of videos have no such.
+        if all(weight.ndim < 5 for weight in pipeline.vae.parameters()):
+            pipeline.vae.to(memory_format=torch.channels_last)
     pipeline.set_progress_bar_config(disable=True)
 
 

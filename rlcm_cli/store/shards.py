@@ -32,7 +32,8 @@ those of RFC 2119.
         group_id, member [B]              int64    group of the iteration, and place in it
         seed             [B]              int64    of the sample's own noise generator (`core.noise.seed_generator`)
         prompt_index, task_index [B]      int64    into `prompts` and `tasks`
-        conditioning.X   [U, …]           float    what the model was conditioned on, by name
+        conditioning.X   [U, …]           any      what the model was conditioned on, by name; where texts differ in
+                                                   length, zeros follow the shorter ones
         conditioning_index.X [B]          int64    row of `conditioning.X` of each sample
 
     Of the H model calls in the manifest's `schedule`, those with a `std` above 0 are the actions, in their order: call

@@ -1,5 +1,6 @@
 """Shards joined for training: every sample has what it had in its shard, and no shard stays in memory."""
 
+import dataclasses
 import weakref
 from collections.abc import Iterator
 
@@ -81,3 +82,20 @@ def test_shards_are_let_go_of() -> None:
     joined = join_shards(read(), 12)
     assert len(joined.trajectories) == 12
     assert not [tensor for tensor in tensors if tensor() is not None]
+
+
+def test_a_prompt_is_kept_once_whatever_the_length_of_the_texts_beside_it() -> None:
+    def with_length(shard: RolloutShard, length: int) -> RolloutShard:
+        rows = [torch.full((2 + PROMPTS.index(prompt), 4), 1.0) for prompt in shard.prompts]
+        table = torch.zeros(len(rows), length, 4)
+        for number, row in enumerate(rows):
+            table[number, : len(row)] = row
+        mask = table[:, :, 0].bool()
+        return dataclasses.replace(shard, conditioning={"prompt_embeds": table, "prompt_mask": mask})
+
+    short, long = make_shard(0, [PROMPTS[0], PROMPTS[1]]), make_shard(2, [PROMPTS[1], PROMPTS[2]])
+    tables, index = join_conditioning([with_length(short, 3), with_length(long, 4)])
+    assert index.tolist() == [0, 1, 1, 2]
+    assert tables["prompt_mask"].sum(1).tolist() == [2, 3, 4]
+    assert tables["prompt_mask"].dtype == torch.bool
+    assert tables["prompt_embeds"].sum((1, 2)).tolist() == [8, 12, 16]
