@@ -379,8 +379,12 @@ class Config(Section):
         if train.lr_schedule != "constant" and 0 < train.lr_decay_iterations <= train.lr_decay_every:
             raise ValueError(
                 f"train.lr_decay_iterations is {train.lr_decay_iterations} and "
-                f"train.lr_decay_every is {train.lr_decay_every}, so the learning rate would be 0 from "
-                "the start; lower train.lr_decay_every, for example to 1"
+                f"train.lr_decay_every is {train.lr_decay_every}, so the learning rate would be 0 from the start; "
+                + (
+                    "raise the former to 2 or more"
+                    if train.lr_decay_every == 1
+                    else "lower the latter, for example to 1"
+                )
             )
         if self.advantage_kind == "per-prompt" and train.min_count > train.buffer_size:
             raise ValueError(

@@ -4,7 +4,6 @@ import pytest
 from command_line import refuse, succeed, write_settings
 
 from rlcm_cli.cli.bench import parse_batches, rate_text
-from rlcm_cli.config import RuntimeSettings, parse_config, parse_size
 from rlcm_cli.errors import ConfigError, ModelError
 
 QUICK = ("--seconds", "0", "--batch", "1,2", "--steps", "2", "--device", "cpu")
@@ -70,21 +69,6 @@ def test_what_cannot_be_measured_is_refused(capsys, error, arguments, words):
 def test_batch_sizes_are_read():
     assert parse_batches(None) is None
     assert parse_batches("1, 2,8") == [1, 2, 8]
-
-
-@pytest.mark.parametrize(
-    ("text", "count"),
-    [("8GB", 8 * 10**9), ("7.5GiB", 7.5 * 2**30), ("900MB", 9 * 10**8), ("1mib", 2**20), (" 12 GB ", 12 * 10**9)],
-)
-def test_sizes_are_read(text, count):
-    assert parse_size(text) == count
-    assert RuntimeSettings(memory_budget=text).memory_budget == text
-
-
-@pytest.mark.parametrize("text", ["8", "GB", "8TB", "-8GB", "0GB", "8GB!", "1e3GB", ""])
-def test_what_is_no_size_is_refused_in_one_line(text):
-    with pytest.raises(ConfigError, match=r"^'.*' is not a valid memory budget; write a size such as 8GB[^\n]*$"):
-        parse_config({"task": "x", "rewards": {"compressibility": 1.0}, "runtime": {"memory_budget": text}})
 
 
 # The commands that take a budget

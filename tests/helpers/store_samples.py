@@ -132,11 +132,12 @@ def write_run(root: Path, iterations: int = 1) -> RunLayout:
 def _run_files(iterations: int) -> dict[str, bytes]:
     # Published once a session: flushing each file to the disk takes longer than all else here.
     with tempfile.TemporaryDirectory() as folder:
-        _publish_run(RunLayout(Path(folder)), iterations)
+        publish_whole_run(RunLayout(Path(folder)), iterations)
         return contents(Path(folder))
 
 
-def _publish_run(layout: RunLayout, iterations: int) -> None:
+def publish_whole_run(layout: RunLayout, iterations: int) -> None:
+    """Publish what `write_run` writes."""
     publish_run(layout)
     write_checkpoint(layout, 0)
     for iteration in range(iterations):

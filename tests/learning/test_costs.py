@@ -79,8 +79,3 @@ def test_the_work_of_a_task(tiny_lcm):
     # In 16 bits a pass over all transitions takes their old log-probabilities again.
     coarse = override_config(config, flags={"model.dtype": "bfloat16"})
     assert count_work(coarse, 3) == Work(images=80, calls=4 + 3, transitions=80 * 2 * 2)
-
-
-def test_a_share_of_the_actions_is_one_at_least(tiny_lcm):
-    settings = make_config(tiny_lcm, train={"timestep_fraction": 0.01}).train
-    assert [settings.trained_actions(actions) for actions in (0, 1, 3, 50, 200)] == [0, 1, 1, 1, 2]

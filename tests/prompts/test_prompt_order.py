@@ -1,10 +1,13 @@
+"""Which prompts are held out, and in which order the others are drawn."""
+
 import hashlib
 from collections import Counter
 
 import pytest
 
 from rlcm_cli.errors import ConfigError
-from rlcm_cli.prompts import draw_prompts, load_prompts, split_prompts
+from rlcm_cli.prompts.order import draw_prompts, split_prompts
+from rlcm_cli.prompts.sources import load_prompts
 
 ANIMALS = load_prompts("simple_animals")
 

@@ -1,10 +1,10 @@
-import json
-from pathlib import Path
+"""Where prompts come from: sets, text files, tables, data sets, and what is refused of each."""
 
 import pytest
+from table_files import KINDS, write_tables, write_text
 
 from rlcm_cli.errors import ConfigError
-from rlcm_cli.prompts import PROMPT_SETS, load_prompts
+from rlcm_cli.prompts.sources import PROMPT_SETS, load_prompts
 
 
 def refusal(source) -> str:
@@ -13,11 +13,6 @@ def refusal(source) -> str:
     message = str(caught.value)
     assert "\n" not in message
     return message
-
-
-def write(path: Path, text: str) -> Path:
-    path.write_bytes(text.encode())
-    return path
 
 
 class TestBuiltInSets:
@@ -57,25 +52,13 @@ class TestBuiltInSets:
 
 class TestTextFile:
     def test_blanks_comments_duplicates_and_white_space_go(self, tmp_path):
-        path = write(tmp_path / "my.txt", "\ufeffa cat \r\n\r\n  # note\r\nein Bär\r\na cat\r\n\tdog #1")
+        path = write_text(tmp_path / "my.txt", "\ufeffa cat \r\n\r\n  # note\r\nein Bär\r\na cat\r\n\tdog #1")
         assert load_prompts(str(path)) == ("a cat", "ein Bär", "dog #1")
 
     @pytest.mark.parametrize("text", ["", "\n# only a comment\n \n"])
     def test_an_empty_file_is_refused(self, tmp_path, text):
-        path = write(tmp_path / "empty.txt", text)
+        path = write_text(tmp_path / "empty.txt", text)
         assert "there is no prompt in it" in refusal(path)
-
-    def test_other_encodings_are_refused(self, tmp_path):
-        path = tmp_path / "latin.txt"
-        path.write_bytes("B\u00e4r".encode("latin-1"))
-        assert f"{path} is not UTF-8 text (line 1, byte 1); save it as UTF-8" in refusal(path)
-        path.write_bytes(b"a cat\na dog\n" + "B\u00e4r".encode("latin-1"))
-        assert "(line 3, byte 13)" in refusal(path)
-        # Without a mark nothing tells UTF-16 from binary data.
-        path.write_bytes("a cat\nB\u00e4r".encode("utf-16-le"))
-        assert "not UTF-8 text" in refusal(path)
-        path.write_bytes("a cat\na dog".encode("utf-16-le"))
-        assert f"{path}, line 1: holds a NUL character" in refusal(path)
 
     @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-be", "utf-32", "utf-8-sig"])
     def test_a_byte_order_mark_tells_the_encoding(self, tmp_path, encoding):
@@ -85,7 +68,7 @@ class TestTextFile:
         assert load_prompts(str(path)) == ("a cat", "B\u00e4r \U0001f43b")
 
     def test_all_ends_of_lines_are_some(self, tmp_path):
-        path = write(tmp_path / "old.txt", "a cat\ra dog\r\na fox\na\u2028bear")
+        path = write_text(tmp_path / "old.txt", "a cat\ra dog\r\na fox\na\u2028bear")
         assert load_prompts(str(path)) == ("a cat", "a dog", "a fox", "a\u2028bear")
 
     @pytest.mark.parametrize(
@@ -97,22 +80,16 @@ class TestTextFile:
         ],
     )
     def test_json_under_another_name_is_refused(self, tmp_path, text, advice):
-        path = write(tmp_path / "my.txt", text)
+        path = write_text(tmp_path / "my.txt", text)
         assert refusal(path).endswith(f"{path} holds JSON, not a prompt a line; name it {advice}")
 
     def test_brackets_alone_are_no_json(self, tmp_path):
         lines = ("[a cat:1.2], red", "{a|b} dog", "[1]")
-        assert load_prompts(str(write(tmp_path / "my.txt", "\n".join(lines)))) == lines
+        assert load_prompts(str(write_text(tmp_path / "my.txt", "\n".join(lines)))) == lines
 
     @pytest.mark.parametrize("name", ["x.yaml", "x.xlsx", "x.toml", "x.csv.gz"])
     def test_files_of_other_kinds_are_refused(self, tmp_path, name):
-        assert "file is not a list of prompts; write a text file" in refusal(write(tmp_path / name, "- a cat"))
-
-    def test_a_device_is_refused(self):
-        assert "is a device, not a file" in refusal("/dev/zero")
-
-    def test_a_folder_is_refused(self, tmp_path):
-        assert f"{tmp_path} cannot be read" in refusal(tmp_path)
+        assert "file is not a list of prompts; write a text file" in refusal(write_text(tmp_path / name, "- a cat"))
 
     def test_an_unknown_name_lists_the_sets_and_the_nearest(self):
         message = refusal("simple_animal")
@@ -124,21 +101,9 @@ class TestTextFile:
 
 
 class TestTables:
-    KINDS = ("csv", "tsv", "jsonl", "json", "parquet")
-
     @pytest.fixture
     def tables(self, tmp_path):
-        import pyarrow
-        import pyarrow.parquet
-
-        # "NA" and the brackets in the name are what a less literal reader trips over.
-        rows = [{"id": 1, "caption": "NA"}, {"id": 2, "caption": ' a "big", cat\t'}, {"id": 3, "caption": "NA"}]
-        write(tmp_path / "t[1].csv", 'id,caption\n1,NA\n2," a ""big"", cat "\n3,NA\n\n,,\n'.replace(",,", ","))
-        write(tmp_path / "t[1].tsv", 'id\tcaption\n1\tNA\n2\t"a ""big"", cat"\n')
-        write(tmp_path / "t[1].json", json.dumps(rows, indent=2))
-        write(tmp_path / "t[1].jsonl", "\n".join(json.dumps(row) for row in rows) + "\n\n")
-        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "t[1].parquet")
-        return tmp_path
+        return write_tables(tmp_path)
 
     @pytest.mark.parametrize("kind", KINDS)
     def test_both_spellings_read_the_column(self, tables, kind):
@@ -146,20 +111,6 @@ class TestTables:
         assert load_prompts(f"{path}:caption") == ("NA", 'a "big", cat')
         renamed = path.rename(tables / "table.data")
         assert load_prompts(f"{kind}:{renamed}:caption") == ("NA", 'a "big", cat')
-
-    @pytest.mark.parametrize("kind", KINDS)
-    def test_a_wrong_column_names_the_columns(self, tables, kind):
-        message = refusal(f"{tables / f't[1].{kind}'}:prompt")
-        assert "there is no column 'prompt'; name one of 'id', 'caption'" in message
-
-    @pytest.mark.parametrize("kind", ["json", "jsonl", "parquet"])
-    def test_a_column_of_numbers_is_refused(self, tables, kind):
-        assert "'id' holds int values, not text" in refusal(f"{tables / f't[1].{kind}'}:id")
-
-    @pytest.mark.parametrize("kind", KINDS)
-    def test_a_missing_file_is_named(self, tmp_path, kind):
-        path = tmp_path / f"no.{kind}"
-        assert f"prompt file {path} is not there" in refusal(f"{path}:caption")
 
     @pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
     def test_a_missing_column_shows_the_spelling(self, tables, kind):
@@ -174,61 +125,13 @@ class TestTables:
         assert r"write C:\my\x.csv:COLUMN" in refusal(r"C:\my\x.csv")
 
     def test_an_empty_table_is_refused(self, tmp_path):
-        assert "has no column at all" in refusal(f"{write(tmp_path / 'x.csv', '')}:caption")
-        path = write(tmp_path / "y.csv", "caption\n\n")
+        assert "has no column at all" in refusal(f"{write_text(tmp_path / 'x.csv', '')}:caption")
+        path = write_text(tmp_path / "y.csv", "caption\n\n")
         assert "there is no prompt in it" in refusal(f"{path}:caption")
 
-    def test_damaged_tables_are_refused_with_the_place(self, tmp_path):
-        unclosed = write(tmp_path / "x.csv", 'caption\na cat\n"a dog\na cow\n')
-        assert f"{unclosed}, line 4: not CSV" in refusal(f"{unclosed}:caption")
-        broken = write(tmp_path / "x.jsonl", '{"caption": "a cat"}\n{"caption": \n')
-        assert f"{broken}, line 2: no JSON (Expecting value, column 13)" in refusal(f"{broken}:caption")
-        array = write(tmp_path / "y.jsonl", '["a cat"]\n')
-        assert f"{array}, line 1: no JSON object" in refusal(f"{array}:caption")
-        foreign = write(tmp_path / "x.parquet", "caption\na cat\n")
-        assert f"{foreign} cannot be read as parquet" in refusal(f"{foreign}:caption")
-
-    def test_a_cell_too_many_is_refused_with_its_line(self, tmp_path):
-        path = write(tmp_path / "x.csv", "prompt\na cat\na dog, sitting on a mat\n")
-        assert f"{path}, line 3: has more cells than there are columns; put a text with a comma" in refusal(
-            f"{path}:prompt"
-        )
-        path = write(tmp_path / "x.tsv", "prompt\tid\na cat\t1\na\tdog\t2\n")
-        assert f"{path}, line 3: has more cells" in refusal(f"{path}:prompt")
-
-    def test_a_column_that_is_there_twice_is_refused(self, tmp_path):
-        path = write(tmp_path / "x.csv", "prompt,id,prompt\na cat,1,a dog\n")
-        assert f"{path}, line 1: column 'prompt' is there twice" in refusal(f"{path}:prompt")
-
-    @pytest.mark.parametrize("separator", [";", "\t"])
-    def test_another_separator_is_told(self, tmp_path, separator):
-        path = write(tmp_path / "x.csv", f"id{separator}prompt\n1{separator}a cat\n")
-        assert "separate the cells by commas, or name a file with tabs FILE.tsv" in refusal(f"{path}:prompt")
-
-    @pytest.mark.parametrize(
-        ("name", "text", "place"),
-        [
-            ("x.csv", "id,prompt\n1,a cat\n2,\n3\n", "line 3"),
-            ("x.tsv", "id\tprompt\n1\ta cat\n2\t \n3\t\n", "line 3"),
-            ("x.jsonl", '{"prompt": "a cat"}\n{"text": "a dog"}\n{"prompt": null}\n', "line 2"),
-            ("x.json", '[{"prompt": "a cat"}, {"prompt": ""}, {"text": "a fox"}]', "object 1"),
-        ],
-    )
-    def test_a_row_without_a_prompt_is_refused_with_its_place(self, tmp_path, name, text, place):
-        path = write(tmp_path / name, text)
-        wanted = f"{path}, {place}: there is nothing in column 'prompt' (2 of 3 rows are so); fill it in"
-        assert wanted in refusal(f"{path}:prompt")
-
-    def test_a_row_of_parquet_without_a_prompt_is_refused(self, tmp_path):
-        import pyarrow
-        import pyarrow.parquet
-
-        pyarrow.parquet.write_table(pyarrow.table({"prompt": ["a cat", None, "  "]}), tmp_path / "x.parquet")
-        assert "row 1: there is nothing in column 'prompt' (2 of 3 rows" in refusal(f"{tmp_path / 'x.parquet'}:prompt")
-
     def test_json_is_an_array_of_prompts_or_a_table(self, tmp_path):
-        assert load_prompts(str(write(tmp_path / "a.json", '["a cat",\n "a dog"]'))) == ("a cat", "a dog")
-        columns = write(tmp_path / "b.json", '{"prompt": ["a cat", "a dog"], "id": [1, 2]}')
+        assert load_prompts(str(write_text(tmp_path / "a.json", '["a cat",\n "a dog"]'))) == ("a cat", "a dog")
+        columns = write_text(tmp_path / "b.json", '{"prompt": ["a cat", "a dog"], "id": [1, 2]}')
         assert load_prompts(f"{columns}:prompt") == ("a cat", "a dog")
         assert f"write {columns}:COLUMN" in refusal(columns)
         for text, fault in [
@@ -240,23 +143,8 @@ class TestTables:
             (f"[{'9' * 5000}]", "no JSON that can be read (ValueError)"),
             ('["a cat",\n', "no JSON (Expecting value, line 2, column 1)"),
         ]:
-            assert fault in refusal(write(tmp_path / "c.json", text))
-        assert "holds no table" in refusal(f"{write(tmp_path / 'd.json', '[[1]]')}:prompt")
-
-    @pytest.mark.parametrize(
-        ("prompt", "fault"), [("a cat \\ud83d", "half of a character"), ("a\\u0000cat", "a NUL character")]
-    )
-    @pytest.mark.parametrize("kind", ["json", "jsonl"])
-    def test_what_is_no_text_is_refused_with_its_place(self, tmp_path, kind, prompt, fault):
-        row = f'{{"prompt": "{prompt}"}}'
-        path = write(tmp_path / f"x.{kind}", f"[{row}]" if kind == "json" else row)
-        message = refusal(f"{path}:prompt")
-        assert fault in message
-        assert ("line 1: " if kind == "jsonl" else "object 0: ") in message
-
-    def test_a_line_separator_inside_a_json_string_is_kept(self, tmp_path):
-        path = write(tmp_path / "x.jsonl", '{"caption": "a\u2028cat"}\n')
-        assert load_prompts(f"{path}:caption") == ("a\u2028cat",)
+            assert fault in refusal(write_text(tmp_path / "c.json", text))
+        assert "holds no table" in refusal(f"{write_text(tmp_path / 'd.json', '[[1]]')}:prompt")
 
 
 class TestDatasets:
@@ -269,7 +157,7 @@ class TestDatasets:
 
     def test_a_local_folder_is_read_by_datasets(self, datasets, tmp_path):
         (tmp_path / "set").mkdir()
-        write(tmp_path / "set" / "train.csv", "id,caption\n1,a cat\n2,a dog\n3,a cat\n")
+        write_text(tmp_path / "set" / "train.csv", "id,caption\n1,a cat\n2,a dog\n3,a cat\n")
         datasets.disable_progress_bars()
         assert load_prompts(f"hf:{tmp_path / 'set'}:caption") == ("a cat", "a dog")
         assert "name one of 'id', 'caption'" in refusal(f"hf:{tmp_path / 'set'}:text")

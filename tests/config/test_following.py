@@ -8,12 +8,79 @@ from pathlib import Path
 import pytest
 
 from rlcm_cli.cli.asked import Asked, resolve_run
-from rlcm_cli.config import Config, ModelSettings, resolve_settings, task_names
+from rlcm_cli.config.following import find_following
+from rlcm_cli.config.layers import resolve_settings
+from rlcm_cli.config.presets import task_names
+from rlcm_cli.config.settings import Config, ModelSettings
 from rlcm_cli.config.text import write_config
 from rlcm_cli.errors import ConfigError, ModelError
 from rlcm_cli.recommendation import Recommendation
 
 LORA = "model.distilled_lora=owner/lcm-lora"
+PRESET = {"sample": {"samples": 60, "guidance_scale": 8.0}, "train": {"minibatch_size": 20}}
+
+
+class TestTables:
+    """Tables as they are written, before anything of them is validated."""
+
+    @staticmethod
+    def follow(file=None, line=None, preset=PRESET, model=None, recommend=None):
+        return find_following(preset, file or {}, line or {}, model or {}, recommend)
+
+    def test_nothing_follows_from_nothing(self):
+        assert self.follow() == []
+        assert find_following({}, {}, {}, {}, None) == []
+
+    @pytest.mark.parametrize(
+        ("samples", "group", "size"),
+        [(30, 1, 10), (120, 1, 40), (3, 1, 1), (2, 1, 1), (1, 1, 1), (32, 1, 16), (32, 4, 16), (20, 4, 20)],
+    )
+    def test_minibatches_are_equal_hold_whole_groups_and_are_no_more_than_before(self, samples, group, size):
+        (followed,) = self.follow(line={"sample": {"samples": samples, "group_size": group}}) or [(None, 20, None)]
+        assert followed[1] == size
+        assert samples % size == 0
+        assert samples // size <= 3
+
+    @pytest.mark.parametrize("value", ["many", 2.5, True, 0, -3, [1]])
+    def test_what_is_no_number_of_samples_is_left_to_the_validation(self, value):
+        assert self.follow(line={"sample": {"samples": value}}) == []
+        assert self.follow(line={"sample": {"samples": 30, "group_size": value or -1}}) == []
+
+    @pytest.mark.parametrize("table", [3, "x", [], None])
+    def test_what_is_no_table_is_left_to_the_validation(self, table):
+        for name in ("sample", "train", "model", "objective", "sampler"):
+            assert self.follow(file={name: table}, line={name: table}, recommend=lambda model: None) == []
+
+    def test_guidance_is_left_out_with_a_distilled_lora_only_where_there_was_some(self):
+        lora = {"model": {"distilled_lora": "a/b"}}
+        ((key, value, told),) = self.follow(line=lora)
+        assert (key, value) == ("sample.guidance_scale", 1.0)
+        assert "is 1, not the preset's 8.0: " in told
+        ((_, _, told),) = self.follow(line=lora, preset={})
+        assert "is 1: guidance was distilled" in told
+        assert self.follow(line=lora, preset={"sample": {"guidance_scale": 1}}) == []
+
+    @pytest.mark.parametrize("name", ["objective", "sampler"])
+    def test_settings_of_the_kind_that_is_replaced_are_named(self, name):
+        preset = {name: {"kind": "a", "x": 1, "y": 2}}
+        (one,) = self.follow(line={name: {"kind": "b"}}, preset=preset)
+        assert one == (f"{name}.kind", "b", f"{name}.kind is b, not a, so {name}.x 1, {name}.y 2 are left out")
+        assert self.follow(line={name: {"kind": "a"}}, preset=preset) == []
+        assert self.follow(line={name: {"kind": "b"}}, preset={name: {"kind": "a"}}) == []
+
+    def test_a_model_is_asked_only_where_it_is_another(self):
+        asked: list[str] = []
+
+        def recommend(model: ModelSettings) -> Recommendation:
+            asked.append(model.name)
+            return Recommendation("ddim", 4, 1.0)
+
+        own = {"name": "a/b"}
+        assert self.follow(line={"model": {"name": "a/b"}}, model=own, recommend=recommend) == []
+        assert asked == []
+        ((key, table, _),) = self.follow(line={"model": {"revision": "v2"}}, model=own, recommend=recommend)
+        assert (key, table, asked) == ("sampler", {"kind": "ddim"}, ["a/b"])
+        assert self.follow(line={"model": {"name": "c/d"}}, model=own, recommend=lambda model: None) == []
 
 
 def resolve(task: str, *assignments: str, file: Path | None = None, **flags: object) -> tuple[Config, list[str]]:

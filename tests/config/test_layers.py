@@ -1,30 +1,17 @@
-"""The configuration: its layers, its presets, and what it refuses."""
+"""The layers of a configuration: which stands over which, and what a file, an assignment or a flag may say."""
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from pathlib import Path
 
 import pytest
 
-from rlcm_cli.config import (
-    Config,
-    SampleSettings,
-    TaskSettings,
-    differences,
-    override_config,
-    override_section,
-    parse_assignment,
-    parse_config,
-    presets,
-    resolve_config,
-    split_key,
-    task_names,
-    task_text,
-)
+from rlcm_cli.config import presets
+from rlcm_cli.config.layers import override_config, parse_assignment, resolve_config, split_key
+from rlcm_cli.config.presets import task_names, task_text
+from rlcm_cli.config.validation import parse_config
 from rlcm_cli.errors import ConfigError
-from rlcm_cli.objectives import OBJECTIVES
 
 PAPERS_MODEL = "SimianLuo/LCM_Dreamshaper_v7"
 
@@ -218,11 +205,6 @@ def test_override_config_puts_flags_over_assignments_over_a_saved_configuration(
     assert override_config(saved) == saved
 
 
-def test_override_section_ignores_what_is_not_given():
-    sample = override_section(SampleSettings(steps=6), {"steps": None, "guidance_scale": 2.0})
-    assert (sample.steps, sample.guidance_scale) == (6, 2.0)
-
-
 # Presets
 
 
@@ -377,14 +359,6 @@ def test_tasks_of_a_file_stand_in_the_place_of_the_presets_rewards(preset, tmp_p
     assert (together.rewards, list(together.tasks)) == ({}, ["a", "b"])
 
 
-def test_a_run_of_one_task_is_a_task_of_that_name(preset):
-    alone = resolve_config([preset])
-    assert alone.tasks == {}
-    assert alone.joint_tasks() == {
-        preset: TaskSettings(prompts=alone.prompts, rewards=alone.rewards, combine=alone.combine)
-    }
-
-
 @pytest.mark.parametrize(
     ("assignments", "flags", "words"),
     [
@@ -415,197 +389,7 @@ def test_a_file_with_rewards_does_not_fit_several_tasks(two, tmp_path):
         resolve_config(two, config_file=over)
 
 
-# Monitored rewards
-
-
-def test_settings_belong_to_a_reward_that_is_trained_on_or_monitored(preset):
-    setting = "reward_settings.recognition.floor=-2"
-    with pytest.raises(ConfigError, match="'recognition' is neither trained on nor monitored here"):
-        resolve_config([preset], assignments=[setting])
-    monitored = resolve_config([preset], assignments=[setting], flags={"monitor.rewards": ["recognition"]})
-    assert monitored.reward_settings == {"recognition": {"floor": -2}}
-    assert monitored.reward_names() == ["incompressibility", "recognition"]
-
-
-def test_what_is_monitored_may_change_and_its_settings_with_it(preset):
-    saved = resolve_config([preset])
-    setting = "reward_settings.recognition.floor=-2"
-    changes = {
-        "monitor.rewards": ["recognition"],
-        "monitor.window": 3,
-        "monitor.on_hacking": "stop",
-        "monitor.fall": 0.1,
-    }
-    monitored = override_config(saved, assignments=[setting], flags=changes)
-    assert monitored.identity() == saved.identity()
-
-
-def test_the_settings_of_a_trained_reward_are_of_the_runs_identity(preset):
-    saved = resolve_config([preset], assignments=["rewards.recognition=1"])
-    changed = override_config(saved, assignments=["reward_settings.recognition.floor=-2"])
-    assert differences(saved.identity(), changed.identity()) == ['reward_settings.recognition: null → {"floor": -2}']
-
-
-# What is saved
-
-
-def test_a_configuration_survives_its_json(preset):
-    resolved = resolve_config([preset])
-    assert parse_config(json.loads(resolved.to_json())) == resolved
-
-
-def test_the_identity_of_a_run_is_all_but_its_runtime(preset):
-    saved = resolve_config([preset])
-    longer = override_config(saved, flags={"runtime.iterations": 999, "runtime.device": "cpu"})
-    reseeded = override_config(saved, flags={"seed": 1})
-    assert longer.identity() == saved.identity()
-    assert differences(saved.identity(), reseeded.identity()) == ["seed: 0 → 1"]
-
-
-def test_differences_name_each_key_with_both_values(preset):
-    saved = resolve_config([preset])
-    changed = override_config(saved, assignments=["sample.steps=6", 'lora.start="x"'])
-    assert differences(saved.identity(), changed.identity()) == ['lora.start: null → "x"', "sample.steps: 5 → 6"]
-
-
 # Refusals
-
-
-@pytest.mark.parametrize(
-    ("assignment", "words"),
-    [
-        ("sample.stps=3", ("unknown key 'sample.stps'", "did you mean 'sample.steps'?")),
-        ("learning_rate=3e-4", ("unknown key 'learning_rate'", "did you mean 'train.learning_rate'?")),
-        ("sample.steps=three", ("'sample.steps'", '"three"', "integer")),
-        ("sample.steps=2.5", ("'sample.steps'", "2.5", "integer")),
-        ("sample.steps=true", ("'sample.steps'", "true", "integer")),
-        ("sample.steps=0", ("'sample.steps'", "0")),
-        ("sampler={kind='ddim', eta=-0.1}", ("'sampler.eta'", "-0.1")),
-        ("sampler={kind='tcd', gamma=1.5}", ("'sampler.gamma'", "1.5")),
-        ("last_step.noise_std=0", ("'last_step.noise_std'",)),
-        ("train.timestep_fraction=0", ("'train.timestep_fraction'",)),
-        ("objective.kind=ppo2", ("'objective.kind'", "ppo2", "rebel", "did you mean 'ppo'?")),
-        ("objective.rebel_lr=2", ("'objective.rebel_lr'", "of the kind 'ppo'", "belongs to 'rebel'")),
-        ("train.clip_range=1e-3", ("unknown key 'train.clip_range'", "did you mean 'objective.clip_range'?")),
-        ("sample=3", ("'sample' is 3",)),
-        ("sample.steps.more=3", ("'sample.steps.more'", "'steps' is a value")),
-        ("seed=-1", ("'seed'", "-1")),
-        ("model.dtype=float64", ("'model.dtype'", "float64", "float32", "float16", "bfloat16")),
-        ("train.learning_rate=nan", ("'train.learning_rate'", "NaN")),
-        ("train.learning_rate=inf", ("'train.learning_rate'",)),
-        ("prompts.held_out_fraction=1.0", ("'prompts.held_out_fraction'",)),
-        ("sample.group_size=7", ("sample.samples is 30", "sample.group_size 7")),
-        ("sample.shards=31", ("sample.shards is 31", "30 groups")),
-        ("train.minibatch_size=31", ("train.minibatch_size is 31", "sample.samples")),
-        ("train.minibatch_size=7", ("train.minibatch_size 7", "sample.samples is 30", "to 6 or 30")),
-        (
-            "train.lr_decay_iterations=1",
-            ("train.lr_decay_iterations is 1", "train.lr_decay_every is 1,", "0 from the start"),
-        ),
-        (
-            "train.advantages=none",
-            ("train.advantages is none", "objective.kind ppo", "objective rebel or rwr or rwr-sparse"),
-        ),
-        ("train.max_grad_norm=-1", ("'train.max_grad_norm'", "-1")),
-        ("train.min_count=17", ("train.min_count is 17", "train.buffer_size 16")),
-        ("rewards={}", ("no reward given",)),
-        ("rewards.compressibility=much", ("'rewards.compressibility'", '"much"')),
-        ("train.learning_rate=2026-01-01", ("not a number, a text or a table",)),
-        ("nonsense", ("--set nonsense", "key=value")),
-        ("=3", ("--set =3", "key=value")),
-    ],
-)
-def test_a_setting_that_cannot_be_is_refused_in_one_line_that_names_it(preset, assignment, words):
-    with pytest.raises(ConfigError) as refusal:
-        resolve_config([preset], assignments=[assignment])
-    message = str(refusal.value)
-    assert "\n" not in message
-    for word in words:
-        assert word in message
-
-
-@pytest.mark.parametrize(
-    ("objective", "train", "group_size", "words"),
-    [
-        ("grpo", {"advantages": "batch"}, 2, ("grpo", "train.advantages is batch")),
-        ("grpo", {"advantages": "per-prompt"}, 2, ("grpo", "train.advantages is per-prompt")),
-        ("grpo", {}, 1, ("train.advantages group", "sample.group_size to 2")),
-        ("ppo", {"advantages": "leave-one-out"}, 1, ("train.advantages leave-one-out", "sample.group_size to 2")),
-        ("rebel", {}, 3, ("rebel compares pairs", "sample.group_size (now 3)")),
-        ("rebel", {}, 1, ("rebel compares pairs", "sample.group_size (now 1)")),
-        ("rebel", {"minibatch_size": 6}, 4, ("train.minibatch_size is 6", "sample.group_size 4", "torn")),
-        ("rebel", {"timestep_fraction": 0.5}, 2, ("rebel", "train.timestep_fraction at 1")),
-        ("reinforce", {"inner_epochs": 2}, 1, ("reinforce", "train.inner_epochs", "objective ppo")),
-        ("reinforce", {"minibatch_size": 6}, 1, ("reinforce", "train.minibatch_size", "objective ppo")),
-    ],
-)
-def test_an_objective_that_does_not_fit_the_rest_is_refused_in_one_line(objective, train, group_size, words):
-    values = {"task": "t", "rewards": {"compressibility": 1.0}, "sample": {"samples": 12, "group_size": group_size}}
-    with pytest.raises(ConfigError) as refusal:
-        parse_config({**values, "objective": {"kind": objective}, "train": train})
-    message = str(refusal.value)
-    assert "\n" not in message
-    for word in words:
-        assert word in message
-
-
-@pytest.mark.parametrize("iterations", [4, 10])
-def test_a_decay_whose_steps_are_as_wide_as_itself_is_refused(iterations):
-    # As compression's, which has steps of 10 iterations.
-    with pytest.raises(ConfigError, match=r"train\.lr_decay_every is 10, so the learning rate would be 0"):
-        resolve_config(
-            ["compression"], assignments=["train.lr_decay_every=10", f"train.lr_decay_iterations={iterations}"]
-        )
-    constant = ["train.lr_decay_every=10", f"train.lr_decay_iterations={iterations}", "train.lr_schedule=constant"]
-    assert resolve_config(["compression"], assignments=constant).train.lr_decay_iterations == iterations
-
-
-@pytest.mark.parametrize("objective", ["ppo", "grpo", "reinforce", "rebel", "rwr", "rwr-sparse"])
-def test_samples_of_the_policy_before_are_refused_where_nothing_corrects_for_them(objective):
-    values = {"task": "t", "rewards": {"compressibility": 1.0}, "objective": {"kind": objective}}
-    asked = {**values, "sample": {"group_size": 4, "staleness": 1}}
-    if objective == "reinforce":
-        with pytest.raises(ConfigError, match=r"^sample\.staleness is 1, .* leave it at 0, or use objective ppo$"):
-            parse_config(asked)
-    else:
-        assert [parse_config(asked).sample.drawing_checkpoint(iteration) for iteration in range(3)] == [0, 0, 1]
-
-
-def test_no_iteration_is_drawn_further_ahead_than_by_one():
-    values = {"task": "t", "rewards": {"compressibility": 1.0}, "sample": {"staleness": 2}}
-    with pytest.raises(ConfigError, match=r"^'sample\.staleness' is 2: "):
-        parse_config(values)
-
-
-def test_as_many_checkpoints_are_kept_as_are_needed_to_go_on():
-    values = {"task": "t", "rewards": {"compressibility": 1.0}}
-    assert parse_config(values).kept_checkpoints is None
-    for staleness, asked, kept in ((0, 1, 1), (1, 1, 2), (1, 5, 5)):
-        sections = {"sample": {"staleness": staleness}, "runtime": {"keep_checkpoints": asked}}
-        assert parse_config({**values, **sections}).kept_checkpoints == kept
-
-
-@pytest.mark.parametrize("objective", ["ppo", "grpo", "reinforce", "rebel", "rwr", "rwr-sparse"])
-@pytest.mark.parametrize("advantages", ["per-prompt", "batch", "group", "leave-one-out"])
-def test_every_other_pair_of_objective_and_advantages_is_taken(objective, advantages):
-    values = {"task": "t", "rewards": {"compressibility": 1.0}, "sample": {"group_size": 4}}
-    asked = {**values, "objective": {"kind": objective}, "train": {"advantages": advantages}}
-    if objective == "grpo" and advantages in ("per-prompt", "batch"):
-        with pytest.raises(ConfigError, match="grpo"):
-            parse_config(asked)
-    else:
-        assert parse_config(asked).advantage_kind == advantages
-
-
-def test_all_faults_are_told_at_once(preset):
-    with pytest.raises(ConfigError, match=r"'seed'.*; .*'sample\.stps'"):
-        resolve_config([preset], assignments=["sample.stps=3", "seed=-1"])
-
-
-def test_a_single_step_is_refused_for_training_alone(preset):
-    resolved = resolve_config([preset], flags={"sample.steps": 1})
-    with pytest.raises(ConfigError, match="no action to train; use --steps 2 or more"):
-        resolved.require_actions()
 
 
 @pytest.mark.parametrize(("name", "nearest"), [("compresion", "compression"), ("incompresion", "incompression")])
@@ -630,16 +414,3 @@ def test_a_file_that_cannot_be_read_is_refused_by_name(preset, tmp_path, content
     with pytest.raises(ConfigError, match=words) as refusal:
         resolve_config([preset], config_file=path)
     assert str(path) in str(refusal.value)
-
-
-def test_a_configuration_cannot_be_changed_in_place(preset):
-    resolved: Config = resolve_config([preset])
-    with pytest.raises(ValueError, match="frozen"):
-        resolved.seed = 1  # type: ignore[misc]
-
-
-def test_an_objective_without_actions_asks_for_none(monkeypatch, preset):
-    resolved = resolve_config([preset], flags={"sample.steps": 1})
-    free = dataclasses.replace(OBJECTIVES["ppo"], needs=frozenset())
-    monkeypatch.setattr("rlcm_cli.config.settings.find_objective", lambda config: free)
-    resolved.require_actions()
