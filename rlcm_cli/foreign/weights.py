@@ -23,7 +23,7 @@ def find_weights(folder: Path, stem: str) -> tuple[str | None, list[Path]]:
         stem: Name of a weights file before its variant and its ending, such as `model`.
 
     Raises:
-        ForeignError: If there is no safetensors file, or an index names a file that is not beside it.
+        ForeignError: If there is no safetensors file, or an index names a file that is not next to it.
     """
     found: dict[str | None, list[Path]] = {}
     if not folder.is_dir():

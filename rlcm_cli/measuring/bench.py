@@ -46,7 +46,7 @@ REPEATS = 3
 """Fewest times that a piece of work is measured."""
 REWARD_BATCH = 64
 MOST_PROBED = 512
-"""Largest micro-batch that is tried for memory alone."""
+"""Largest micro-batch that is tried for memory only."""
 MATRIX_SIZES = {"cuda": (4096, 8192, 16384)}
 SMALL_MATRICES = (1024, 2048)
 
@@ -405,7 +405,7 @@ _CPU_ATTENTION = {
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
 }
-"""What torch's counter knows of GPUs alone."""
+"""What torch's counter knows only on GPUs."""
 
 
 def _rate_at(rows: Sequence[Measured], batch: int) -> float:

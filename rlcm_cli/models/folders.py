@@ -64,7 +64,7 @@ class PipelineFolder:
         """Return the variant of a component's weights that there is, such as fp16; None for those without a name.
 
         Raises `ModelError` where there are no weights in safetensors, where they are no floats, or where an index
-        names a file that is not beside it.
+        names a file that is not next to it.
         """
         stem = WEIGHT_STEMS[library]
         with self.explained():

@@ -96,7 +96,7 @@ def evaluate(
 def rescore_evaluations(run: Run, scorers: Mapping[str, Scorer], device: torch.device) -> None:
     """Score the images of every evaluation again whose rewards are of another version than is loaded now.
 
-    The images stay, and so do the old rewards, in their file: evaluations are compared by one version alone.
+    The images stay, and so do the old rewards, in their file: evaluations are compared by one version only.
     """
     layout = run.layout
     changed = {name: scorer for name, scorer in scorers.items() if scorer.has_changed(layout)}

@@ -67,7 +67,7 @@ def loop(
     """Run the iterations that are missing, and draw the fixed images with the first and the last policy.
 
     Monitors and prunes as `run_iterations` says. Of several processes, all run this and divide the work of each phase;
-    the leader alone removes files.
+    only the leader removes files.
     """
     run.config.require_actions()
     ensure_start(run, model)
@@ -81,7 +81,7 @@ def loop(
     def iterate() -> Iterator[Event]:
         yield from sample(run, model, team.divide())
         team.wait()
-        # Not what is drawn ahead, perhaps in part, where a run of another executor goes on here.
+        # Not what is drawn ahead, perhaps in part, where a run of another executor resumes here.
         iteration = latest_checkpoint(run.layout)
         yield from score(run, scorers, team.divide(), iterations=[iteration], device=model.device)
         team.wait()

@@ -228,7 +228,7 @@ def _learn(run: Run, opened: OpenIteration) -> Generator[Event, None, dict[str, 
     on_policy = not opened.off_policy and run.config.sample.drawing_checkpoint(iteration) == iteration
     refreshed = refresh_data(run, opened.data, on_policy=on_policy, off_policy=opened.off_policy)
     data, replay_drift = keep_old_policy(run, refreshed.data, on_policy=on_policy), refreshed.drift
-    # On the host: of a whole denoiser there may be no room for another one beside it.
+    # On the host: of a whole denoiser there may be no room for a second one next to it.
     before = {name: parameter.detach().to("cpu", copy=True) for name, parameter in student.parameters.items()}
     own_steps = run.config.pretraining.own_steps if data.pairs is not None else 0
     if own_steps and on_policy and replay_drift is None:
@@ -274,7 +274,7 @@ def _warn_of_rounding(run: Run, iteration: int, drift: float, *, refreshed: bool
     if iteration or clip_range is None or drift <= clip_range / 10:
         return
     yield Warned(
-        f"rounding in {numerics(run.config)} moves the probability ratio by {drift:.1e}, not small beside "
+        f"rounding in {numerics(run.config)} moves the probability ratio by {drift:.1e}, not small compared with "
         f"objective.clip_range {clip_range:.0e}: "
         + (
             "old log-probabilities are taken from training itself, so that it clips nothing at random"

@@ -65,7 +65,7 @@ class Adapter:
 
 @dataclass(frozen=True)
 class Drawing:
-    """Images that differ in prompt and seed alone."""
+    """Images that differ only in prompt and seed."""
 
     specs: tuple[ImageSpec, ...]
     model: ModelSettings

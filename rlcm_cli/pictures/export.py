@@ -99,7 +99,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Verification:
-    """How images of an export, drawn by diffusers alone, differ from those of the checkpoint, in levels of 255."""
+    """How images of an export, drawn by diffusers only, differ from those of the checkpoint, in levels of 255."""
 
     images: int
     largest: int
@@ -196,7 +196,7 @@ def find_source(place: str, *, average: bool, model: Mapping[str, Any]) -> Sourc
 
 def _find_lone_lora(file: Path, *, average: bool, model: Mapping[str, Any]) -> Source:
     if average:
-        raise ConfigError(f"{file}: lies in no run, which alone has a moving average; leave --ema out")
+        raise ConfigError(f"{file}: is not in a run, and only a run has a moving average; leave --ema out")
     if model.get("name") is None:
         raise ConfigError(f"{file}: lies in no run; name the base model that the LoRA is for by --model NAME")
     chosen = override_section(ModelSettings(), model)

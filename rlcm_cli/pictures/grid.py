@@ -59,8 +59,8 @@ def plan_axes(
 ) -> Plan:
     """Plan the drawings of `count` specs a prompt in several ways; `model` and so on as in `choose_settings`.
 
-    A sheet shows two axes beside prompts and seeds, so that no more than two of LoRA, scale and steps have several
-    values. The base model is one more value of the scale where that has several, else of the LoRA. What is drawn
+    A sheet shows two axes in addition to prompts and seeds, so no more than two of LoRA, scale and steps have
+    several values. The base model is one more value of the scale where that has several, else of the LoRA. What is drawn
     alike is drawn once. Raises `ConfigError`.
     """
     loras, scales, steps = _spread(ways)
@@ -131,8 +131,8 @@ def _spread(ways: Ways) -> tuple[list[_Value], list[_Value], list[_Value]]:
     ]
     if len(several) > MOST_AXES:
         raise ConfigError(
-            f"{', '.join(several)} each have several values, and a sheet has two axes beside prompts and seeds; give "
-            "one of them a single value"
+            f"{', '.join(several)} each have several values, and a sheet has two axes in addition to "
+            "prompts and seeds; give one of them a single value"
         )
     return loras, scales, steps
 
@@ -159,7 +159,7 @@ def _lay_out(
     axes: Sequence[Sequence[str]],
     images: Mapping[tuple[str, ...], Sequence[Tensor]],
 ) -> list[Block]:
-    """Lay one axis beside the prompts or, of several seeds, the seeds; lay two axes again for each image."""
+    """Lay one axis next to the prompts or, of several seeds, the seeds; lay two axes again for each image."""
     numbers = range(len(specs))
     if len(axes) > 1:
         return [

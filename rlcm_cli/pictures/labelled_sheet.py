@@ -1,4 +1,4 @@
-"""Labelled sheets: blocks of equal pictures with names above and beside them."""
+"""Labelled sheets: blocks of equal pictures with names above and to the left of them."""
 
 from __future__ import annotations
 
@@ -141,7 +141,7 @@ def _choose_style(blocks: Sequence[Block]) -> _Style:
 
 @functools.cache
 def _load_font(name: str, size: int) -> ImageFont.FreeTypeFont:
-    # Pillow's own font has ASCII alone; matplotlib brings one with Latin, Greek and Cyrillic letters.
+    # Pillow's own font has only ASCII; matplotlib brings one with Latin, Greek and Cyrillic letters.
     import matplotlib
 
     return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts/ttf" / name, size)

@@ -2,7 +2,7 @@
 
 They share the work and not the decisions: plans, minibatches and the split of shards are those of one process, each
 does its part of them, and what the parts make is added up. So a result depends on the number of processes by the
-rounding of that sum alone, and a run may go on with more or fewer of them. All read the run's files; where only one
+rounding of that sum, and a run may be resumed with more or fewer of them. All read the run's files; where only one
 may write, the leader does.
 
 The launchers' contract is that of `torch.distributed` (RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT), so

@@ -1,4 +1,4 @@
-"""Which prompts are held out, and the order in which the others are drawn: SHA-256 alone decides both."""
+"""Which prompts are held out, and the order in which the others are drawn: only SHA-256 decides both."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def draw_prompts(prompts: Sequence[str], seed: int, start: int, count: int) -> l
     """Return the prompts of groups `start` to `start + count - 1` of an endless sequence of shuffled passes.
 
     Each pass over the set is its own permutation: pass p holds groups p·N to p·N + N − 1 and orders the
-    N prompts by SHA-256 of (seed, "prompts", p, prompt). Any slice can be computed alone, by any worker, and
+    N prompts by SHA-256 of (seed, "prompts", p, prompt). Any slice can be computed by itself, by any worker, and
     is the same on every platform and Python version.
 
     Args:

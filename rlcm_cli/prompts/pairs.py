@@ -20,7 +20,7 @@ from rlcm_cli.wording import one_line
 FILE_NAME = "file_name"
 """Column of a metadata file with the image's path from the metadata file on, as `datasets` has it."""
 CAPTION_SUFFIXES = (".txt", ".caption")
-"""Of a caption's file beside an image."""
+"""Of a caption's file next to an image."""
 
 
 class Rows(Protocol):
@@ -65,7 +65,7 @@ def open_pairs(source: str, *, image_column: str, caption_column: str) -> Pairs:
 
     Args:
         source: A folder of images, with a metadata.csv, .jsonl or .parquet that has the columns file_name and
-            caption_column, or with a caption beside each image, of the same name in .txt or .caption;
+            caption_column, or with a caption next to each image, of the same name in .txt or .caption;
             `PATH.parquet`; or a data set of the hub: NAME, OWNER/NAME, OWNER/NAME/SPLIT or OWNER/NAME/CONFIG/SPLIT,
             by default its train split.
         image_column: Column of the images; of a folder not asked for.
@@ -152,7 +152,7 @@ def _read_metadata(source: str, metadata: Path, caption_column: str) -> tuple[li
 
 
 def _read_captions(source: str, folder: Path) -> tuple[list[Path], list[str]]:
-    """Read a caption beside each image, as trainers of LoRAs have them."""
+    """Read a caption next to each image, as trainers of LoRAs have them."""
     files = sorted(
         file
         for file in folder.rglob("*")

@@ -69,7 +69,7 @@ class Crew:
     def iterate(self) -> Iterator[Event]:
         """Sample, score and train once; a shard is scored once it is drawn, while others are being drawn.
 
-        With `sample.staleness` the next iteration is sampled and scored beside the training; where it has begun
+        With `sample.staleness` the next iteration is sampled and scored while this one trains; where it has begun
         with that, only what is missing is done.
         """
         settings, iteration = self.run.config.sample, latest_checkpoint(self.run.layout)

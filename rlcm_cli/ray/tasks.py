@@ -34,7 +34,7 @@ from rlcm_cli.store.run import read_metrics_row
 from rlcm_cli.store.score_cache import ScoreCache, default_cache
 
 RESULTS = (Warned, IterationTrained, Evaluated)
-"""Events that tell more than that work goes on: those that a task gives back."""
+"""Events other than progress: those that a task returns."""
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """The prompts and real images of a run: read from their sources once, when it begins, and from the run ever after.
 
-A run goes on with the prompts that it began with, also on machines that lack the file. So a source that only a run's
+A run keeps the prompts that it began with, also on machines that lack the file. So a source that only a run's
 configuration names, which may come from elsewhere, is never read.
 """
 
@@ -20,7 +20,7 @@ from rlcm_cli.store.identity import identify_run, read_run_identity
 from rlcm_cli.store.inputs import Inputs, publish_inputs, read_inputs
 from rlcm_cli.store.layout import RunLayout
 
-if TYPE_CHECKING:  # what needs the prompts alone needs no torch
+if TYPE_CHECKING:  # what needs only the prompts needs no torch
     from rlcm_cli.models.latent_model import LatentModel
 
 SHOWN = 3

@@ -90,7 +90,7 @@ def start_run(
 
 
 def ensure_start(run: Run, model: LatentModel) -> None:
-    """Publish checkpoint 0, a function of the configuration alone, unless the run has checkpoints."""
+    """Publish checkpoint 0, which depends only on the configuration, unless the run has checkpoints."""
     if run.layout.checkpoints():
         return
     load_start(run.config, model)

@@ -98,7 +98,7 @@ def check_rewards(run: Run) -> None:
     monitored = run.config.monitor.rewards
     for name, spec in run.reward_specs().items():
         _ = spec.resolved
-        # Of a reward that is only monitored, the rollouts alone may be scored.
+        # A reward that is only monitored may have scores of rollouts only.
         drawn_together = (
             sample.group_size if name in monitored else min(sample.group_size, evaluation.images_per_prompt)
         )

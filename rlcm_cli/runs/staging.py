@@ -153,7 +153,7 @@ def stage_inspection(
 ) -> None:
     """Fetch plans, receipts, metrics and evaluations; all records and checkpoints too, or some iterations' images.
 
-    `place`: a file or folder of the run that alone is wanted. `images_of`: empty means the newest rollout's.
+    `place`: the only file or folder of the run that is wanted. `images_of`: empty means the newest rollout's.
     """
     if place:
         remote.fetch_place(place)

@@ -1,7 +1,7 @@
 """Atomic publication: a reader sees a whole file or none.
 
-A file is written under a temporary name beside its place, flushed to the disk, and given its name. A process that dies
-on the way leaves a `.tmp` name that no reader looks at. As long as it lives it holds a lock on that name, so that
+A file is written under a temporary name next to its destination, flushed to the disk, and given its name. A process
+that dies on the way leaves a `.tmp` name that no reader looks at. As long as it lives it holds a lock on that name, so that
 others can tell what is left over, and remove it.
 """
 
@@ -65,7 +65,7 @@ def replace_file(path: Path) -> Iterator[Path]:
 def publish_folder(path: Path) -> Iterator[Path]:
     """Yield a new folder to fill; on leaving the block it becomes `path`, unless `path` is there already.
 
-    Its files get the mode that the umask asks for, also those that were written for their owner alone.
+    Its files get the mode that the umask asks for, also those that were written for their owner only.
     """
     with explain_writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -96,7 +96,7 @@ def remove_folder(path: Path) -> None:
 
 
 def set_aside(path: Path, target: Path) -> Path:
-    """Move a file or folder to `target`, or beside what lies there; return where it is. Nothing is overwritten."""
+    """Move a file or folder to `target`, or next to what lies there; return its new path. Nothing is overwritten."""
     attempt, free = 0, target
     while os.path.lexists(free):
         attempt += 1

@@ -130,7 +130,7 @@ def _read(layout: RunLayout, checkpoint: int, framework: Literal["pt", "np"]) ->
         of_images = about["evaluation_sha256"] == read_receipt(layout.evaluation(checkpoint)).sha256
         if not of_images or again["seed"].tolist() != tensors["seed"].tolist():
             raise ForeignFileError(
-                f"{path}: scores other images than the evaluation beside it; {REMEDY.format(path=path)}"
+                f"{path}: scores other images than the evaluation next to it; {REMEDY.format(path=path)}"
             )
         tensors |= {name: values for name, values in again.items() if name.startswith(REWARD)}
         revisions |= about["revisions"]

@@ -18,7 +18,7 @@ from rlcm_cli.store.reading import REMEDY, read_json
 from rlcm_cli.wording import command
 
 CHANGEABLE = ("runtime", "monitor", "ray")
-"""Sections of a configuration that may change while a run goes on."""
+"""Sections of a configuration that may change when a run is resumed."""
 
 
 def identify_run(config: Mapping[str, Any]) -> str:

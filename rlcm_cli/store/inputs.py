@@ -17,7 +17,7 @@ from rlcm_cli.store.reading import REMEDY, read_json
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a run goes on with, whatever becomes of the files."""
+    """What a run resumes with, whatever becomes of the files."""
 
     prompts: Mapping[str, tuple[str, ...]]
     """Source, as the configuration names it → its prompts."""

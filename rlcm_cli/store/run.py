@@ -77,7 +77,7 @@ def read_versions(layout: RunLayout) -> dict[str, str]:
 def publish_metrics(layout: RunLayout, number: int, metrics: Mapping[str, Any]) -> None:
     """Write the metrics of the update that made checkpoint `number`, and derive `metrics.jsonl` from all of them.
 
-    Those of an update that was done before, and whose checkpoint is lost, stay where they differ in times alone; else
+    Those of an update that was done before, and whose checkpoint is lost, stay where only times differ; else
     they are moved into quarantine. Raises `ForeignFileError` where those of another run or checkpoint lie there.
     """
     own = {"iteration": number - 1, "checkpoint": number, **_finite(metrics)}

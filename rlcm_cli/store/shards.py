@@ -1,9 +1,9 @@
 """Format version 1 of the run directory: records, receipts, and what a reader checks.
 
-A run directory is read with a JSON parser and the `safetensors` package alone. MUST, MUST NOT and MAY are
+A run directory is read with only a JSON parser and the `safetensors` package. MUST, MUST NOT and MAY are
 those of RFC 2119.
 
- 1. A RECORD is a safetensors file `NAME.safetensors` with a RECEIPT `NAME.json` beside it.
+ 1. A RECORD is a safetensors file `NAME.safetensors` with a RECEIPT `NAME.json` next to it.
  2. The receipt is published after the record. Without a receipt a record is not there.
  3. A receipt is a JSON object: `format_version`, `kind`, `sha256` and `bytes` of the record file, `rows`
     (samples in the record). A reader MUST compare size and SHA-256 before it uses a record.
@@ -44,13 +44,13 @@ those of RFC 2119.
     name; fields `plan`, `shard_sha256` (the scored shard), `reward` (`name`, `settings`, `digest` of both, which
     the folder's name repeats, and `revision`, a digest of the weights, code or service that scored, the same
     in all shards). Tensors `sample_index` int64 [B] and `reward` float32 [B], finite. A reward that only some of
-    the tasks are trained for scores their samples alone. `rewards/<slug>-<digest>-vN-XXXXXXXX/` holds the same of
+    the tasks are trained for scores only their samples. `rewards/<slug>-<digest>-vN-XXXXXXXX/` holds the same of
     a later version of what is behind the reward: `store/reward_versions.py`.
  9. Kind `evaluation`: `evaluations/NNNNNN/evaluation.safetensors`; fields `run`, `checkpoint`,
     `policy_digest`, `prompts`, `tasks`. Tensors `images`, `prompt_index`, `task_index`, `seed` as above,
     `held_out` uint8 [B] (prompt kept out of training), `reward.NAME` float32 [B], NaN where the sample's task
     does not have it; field `revisions`: NAME → `revision` as above. Kind `rescored`: `rescored-NNNNN.safetensors`
-    beside it, from 1; tensors `seed` and `reward.NAME` by later versions of rewards, in the place of those above;
+    next to it, from 1; tensors `seed` and `reward.NAME` by later versions of rewards, in the place of those above;
     fields `checkpoint`, `evaluation_sha256` (the scored images) and `revisions`.
 10. Records are immutable. A record that fails a check MUST NOT be used and MUST NOT be deleted: it MAY be
     moved to `quarantine/`, after which the phase makes it again.
@@ -105,7 +105,7 @@ def publish_record(path: Path, kind: Kind, tensors: Mapping[str, Tensor], fields
     What another process published first stays. A record without a receipt is one whose writer died between the two,
     or is still at it: unless it is the same, it is written again.
     """
-    import safetensors.torch  # here: who reads receipts and metrics alone does not wait for torch
+    import safetensors.torch  # here: whoever reads only receipts and metrics does not wait for torch
 
     header = canonical_json({**fields, "format_version": FORMAT_VERSION, "kind": kind})
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}

@@ -44,7 +44,7 @@ def timing(layout: RunLayout, iteration: int, phase: str, shard: int) -> Iterato
 
 
 def note_planned(layout: RunLayout, iteration: int, iterations: int) -> None:
-    """Write down how many iterations a loop wants in all that goes on with an iteration, for those who watch it."""
+    """Write down how many iterations in all a loop wants that works on an iteration, for whoever watches it."""
     replace_bytes(layout.planned(iteration), json.dumps({"iterations": iterations}).encode())
 
 

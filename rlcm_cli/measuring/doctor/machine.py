@@ -45,7 +45,7 @@ def check_torch() -> Iterator[Finding]:
         yield Finding("torch", "problem", f"cannot be imported ({type(error).__name__}: {error})", advice)
         return
     hip = getattr(torch.version, "hip", None)
-    build = f"CUDA {torch.version.cuda}" if torch.version.cuda else f"ROCm {hip}" if hip else "CPU alone"
+    build = f"CUDA {torch.version.cuda}" if torch.version.cuda else f"ROCm {hip}" if hip else "CPU only"
     yield Finding("torch", "ok", f"{torch.__version__}, built for {build}")
     yield from _check_gpus()
     mps = torch.backends.mps.is_available()

@@ -92,7 +92,7 @@ class Publisher:
         content = stage.path(name).read_bytes()
         theirs = store.read(name)
         if theirs is None:
-            if record.exists():  # else it was pruned before its turn came, and a receipt alone says so
+            if record.exists():  # else it was pruned before its turn came, and only a receipt says so
                 self._upload_data(name)
             content = stage.path(name).read_bytes()
             if not store.create(name, content):

@@ -79,7 +79,7 @@ def open_stage(url: str) -> Stage:
     folder = stages_folder().absolute() / sha256(url.encode())[:16]
     root = folder / PurePosixPath(url).name
     root.mkdir(parents=True, exist_ok=True)
-    # The other is beside the run, and named so that no run's URL can end like it.
+    # The other is next to the run, and named so that no run's URL can end like it.
     return Stage(RunLayout(root), folder / ".synced")
 
 
