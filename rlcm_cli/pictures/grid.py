@@ -59,8 +59,8 @@ def plan_axes(
 ) -> Plan:
     """Plan the drawings of `count` specs a prompt in several ways; `model` and so on as in `choose_settings`.
 
-    A sheet shows two axes in addition to prompts and seeds, so no more than two of LoRA, scale and steps have
-    several values. The base model is one more value of the scale where that has several, else of the LoRA. What is drawn
+    A sheet shows two axes in addition to prompts and seeds, so no more than two of LoRA, scale and steps have several
+    values. The base model is one more value of the scale where that has several, else of the LoRA. What is drawn
     alike is drawn once. Raises `ConfigError`.
     """
     loras, scales, steps = _spread(ways)

@@ -1,8 +1,8 @@
 """Atomic publication: a reader sees a whole file or none.
 
 A file is written under a temporary name next to its destination, flushed to the disk, and given its name. A process
-that dies on the way leaves a `.tmp` name that no reader looks at. As long as it lives it holds a lock on that name, so that
-others can tell what is left over, and remove it.
+that dies on the way leaves a `.tmp` name that no reader looks at. As long as it lives it holds a lock on that name,
+so that others can tell what is left over, and remove it.
 """
 
 from __future__ import annotations

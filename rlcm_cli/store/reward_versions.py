@@ -3,7 +3,8 @@
     RUN/rewards/<slug>-<digest>/000000.json   the version that scored first, and one file more for each change
 
 `<slug>-<digest>` names a reward with its settings, and is the folder of the scores that its first version gave. Those
-of version n are in `<slug>-<digest>-v<n>-<8 hex digits>` next to it, so that scores of two versions are never confused. A reward that nothing is behind, such as the size of a JPEG, has no versions.
+of version n are in `<slug>-<digest>-v<n>-<8 hex digits>` next to it, so that scores of two versions are never
+confused. A reward that nothing is behind, such as the size of a JPEG, has no versions.
 """
 
 from __future__ import annotations
