@@ -64,7 +64,8 @@ def serve_reward_command(
     from rlcm_cli.errors import ConfigError
 
     try:
-        from rlcm_cli.rewards.remote import server
+        from rlcm_cli.rewards.remote import app, server
+        from rlcm_cli.rewards.remote.service import Limits
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] not in EXTRA:
             raise
@@ -74,13 +75,13 @@ def serve_reward_command(
     from rlcm_cli.cli.display import print_json
     from rlcm_cli.core.device import select_device
     from rlcm_cli.rewards.remote.protocol import TOKEN_VARIABLE
+    from rlcm_cli.rewards.remote.served import load_served
 
     variable = token_variable or TOKEN_VARIABLE
     token = server.read_token(host, variable, named=token_variable is not None)
-    limits = server.Limits(most_bytes=int(max_mb * 2**20), batch=batch, wait=batch_wait / 1000)
-    place = select_device(device)
-    rewards = server.load_served(parse_rewards(names, assignments))
-    app = server.build_app(rewards, token=token, limits=limits, device=place)
+    limits = Limits(most_bytes=int(max_mb * 2**20), batch=batch, wait=batch_wait / 1000)
+    rewards = load_served(parse_rewards(names, assignments))
+    served_app = app.build_app(rewards, token=token, limits=limits, device=select_device(device))
     with server.listen(host, port) as sock:
         root = f"http://{_reachable(host)}:{sock.getsockname()[1]}"
         described = {f"{root}/{served.name}": served for served in rewards}
@@ -96,7 +97,7 @@ def serve_reward_command(
             typer.echo(f"  {command('loop', '--task', 'compression', '--reward', next(iter(described)))}")
         # A program that starts this one waits for these lines.
         typer.get_text_stream("stdout").flush()
-        server.serve(app, sock)
+        server.serve(served_app, sock)
     if not as_json:
         typer.echo("stopped; all pending requests were answered")
 

@@ -140,8 +140,9 @@ def test_a_port_that_is_taken(capsys):
 
 @pytest.mark.parametrize("package", ["fastapi", "uvicorn", "prometheus_client"])
 def test_a_missing_package_is_named_with_its_extra(capsys, monkeypatch, package):
-    monkeypatch.delitem(sys.modules, "rlcm_cli.rewards.remote.server", raising=False)
-    monkeypatch.delattr(rlcm_cli.rewards.remote, "server", raising=False)
+    for room in ("app", "server", "service"):
+        monkeypatch.delitem(sys.modules, f"rlcm_cli.rewards.remote.{room}", raising=False)
+        monkeypatch.delattr(rlcm_cli.rewards.remote, room, raising=False)
     monkeypatch.setitem(sys.modules, package, None)
     words = (f"needs the package {package}", "pip install 'rlcm[serve]'")
     refuse(capsys, ConfigError, "serve-reward", "compressibility", saying=words)

@@ -12,7 +12,9 @@ import torch
 import uvicorn
 
 from rlcm_cli.rewards import REWARDS, RewardEntry, RewardSpec
-from rlcm_cli.rewards.remote.server import build_app, configure, listen, load_served
+from rlcm_cli.rewards.remote.app import build_app
+from rlcm_cli.rewards.remote.served import load_served
+from rlcm_cli.rewards.remote.server import configure, listen
 
 SAFETENSORS = "application/x-safetensors"
 

@@ -17,7 +17,7 @@ from rlcm_cli.rewards import Reward, RewardSpec, load_reward
 from rlcm_cli.rewards.http import pool
 from rlcm_cli.rewards.remote import protocol
 from rlcm_cli.rewards.remote.protocol import Answer, Batch, decode_batch, encode_answer, encode_batch
-from rlcm_cli.rewards.remote.server import Limits
+from rlcm_cli.rewards.remote.service import Limits
 
 SILENT = {"timeout": 5.0, "patience": 0.0}
 PATIENT = {"timeout": 20.0, "patience": 30.0}

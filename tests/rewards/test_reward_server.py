@@ -22,9 +22,11 @@ from reward_services import SAFETENSORS, ask, images, register, rows, serving
 
 from rlcm_cli.errors import ConfigError, RewardError
 from rlcm_cli.rewards import RewardSpec, Weights, load_reward
-from rlcm_cli.rewards.remote import protocol, server
+from rlcm_cli.rewards.remote import app, protocol, service
 from rlcm_cli.rewards.remote.receiving import Buffers
-from rlcm_cli.rewards.remote.server import Limits, load_served, public_settings, read_token
+from rlcm_cli.rewards.remote.served import load_served, public_settings
+from rlcm_cli.rewards.remote.server import read_token
+from rlcm_cli.rewards.remote.service import Limits
 
 PIXELS = images(3)
 PROMPTS, METADATA = rows(3)
@@ -643,7 +645,7 @@ def unfinished(root, sent, declared=b"Content-Length: 100000"):
 
 
 def test_requests_without_a_body_hold_no_place(monkeypatch):
-    monkeypatch.setattr(server, "REQUESTS_HELD", 2)
+    monkeypatch.setattr(app, "REQUESTS_HELD", 2)
     with serving("compressibility") as root, contextlib.ExitStack() as stack:
         for _ in range(5):
             stack.enter_context(unfinished(root, b""))
@@ -654,8 +656,8 @@ def test_requests_without_a_body_hold_no_place(monkeypatch):
     ("sent", "declared"), [(b"x", b"Content-Length: 100000"), (b"1\r\nx\r\n", b"Transfer-Encoding: chunked")]
 )
 def test_requests_that_stall_give_their_place_up(monkeypatch, sent, declared):
-    monkeypatch.setattr(server, "REQUESTS_HELD", 2)
-    monkeypatch.setattr(server, "PAUSE_SECONDS", 0.3)
+    monkeypatch.setattr(app, "REQUESTS_HELD", 2)
+    monkeypatch.setattr(service, "PAUSE_SECONDS", 0.3)
     with serving("compressibility") as root, contextlib.ExitStack() as stack:
         stalled = [stack.enter_context(unfinished(root, sent, declared)) for _ in range(2)]
         assert post(f"{root}/compressibility", tensors_body())[0] == 200
@@ -663,9 +665,9 @@ def test_requests_that_stall_give_their_place_up(monkeypatch, sent, declared):
 
 
 def test_a_request_may_take_long_that_keeps_coming(monkeypatch):
-    monkeypatch.setattr(server, "PAUSE_SECONDS", 0.3)
+    monkeypatch.setattr(service, "PAUSE_SECONDS", 0.3)
     body = tensors_body(images(40, size=64), *rows(40))
-    monkeypatch.setattr(server, "SLOWEST_BYTES", len(body) / 30)
+    monkeypatch.setattr(service, "SLOWEST_BYTES", len(body) / 30)
     with serving("compressibility") as root:
         head = f"POST /compressibility HTTP/1.1\r\nHost: x\r\nContent-Type: {SAFETENSORS}\r\n"
         parts = urlsplit(root)
@@ -709,7 +711,7 @@ def test_requests_are_decoded_off_the_event_loop(monkeypatch):
         assert seen.wait(30)
         return protocol.decode_batch(body)
 
-    monkeypatch.setattr(server, "decode_batch", slow)
+    monkeypatch.setattr(service, "decode_batch", slow)
     with serving("compressibility") as root, ThreadPoolExecutor(1) as pool:
         answer = pool.submit(post, f"{root}/compressibility", tensors_body())
         assert decoding.wait(30)
@@ -746,7 +748,7 @@ def test_an_unknown_name_is_repeated_in_part(root):
 
 @pytest.mark.parametrize("sent", [0, 10, 90_000])
 def test_a_slow_upload_is_broken_off(root, monkeypatch, sent):
-    monkeypatch.setattr(server, "UPLOAD_SECONDS", 0.2)
+    monkeypatch.setattr(service, "UPLOAD_SECONDS", 0.2)
     parts = urlsplit(root)
     with contextlib.closing(http.client.HTTPConnection(parts.hostname, parts.port, timeout=30)) as connection:
         connection.putrequest("POST", "/compressibility")

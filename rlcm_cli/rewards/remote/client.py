@@ -102,7 +102,7 @@ class RemoteSetReward:
 
 
 @dataclass(frozen=True)
-class ServedReward:
+class ServerDescription:
     """What a server says of its reward: see `rlcm_cli.rewards.remote.bodies.Description`."""
 
     revision: str
@@ -181,13 +181,13 @@ def _make_client(url: str, timeout: float, token: str | None) -> HttpClient:
     )
 
 
-def _describe(client: HttpClient) -> ServedReward:
+def _describe(client: HttpClient) -> ServerDescription:
     """Ask what the server's reward is. Raises `NoReplyError` and `RewardError`."""
     body = _exchange(client, "GET", {"Accept": "application/json"}, [], 2**20)
     try:
         said = json.loads(body)
         version, revision = said["protocol"], said["revision"]
-        description = ServedReward(revision, said["set_level"], said["max_bytes"])
+        description = ServerDescription(revision, said["set_level"], said["max_bytes"])
         kinds = (type(revision), type(description.set_level), type(description.max_bytes))
         if kinds != (str, bool, int) or description.max_bytes < 1:
             raise ValueError("a value of another type")
