@@ -9,7 +9,7 @@ The grammar, for prompts such as "two red apples to the left of a bowl, and a ca
 - What follows "in", "on", "of" and the like describes the scene, up to the next separator, and is not looked for:
   "a cat on blue" names one object. So is an opening "a photo of".
 - "left of", "right of", "above", "below" and "next to", with their variants, are relations between the object named
-  before and the one named after. "behind" and "in front of" cannot be told from boxes and only separate.
+  before and the one named after. "behind" and "in front of" cannot be seen from boxes, and only separate.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ RELATED_OVERLAP = 0.1
 
 BROKEN_RELATION = 0.5
 """What a relation that does not hold leaves of the reward, so that both objects in the wrong places still earn more
-than one object alone."""
+than one object."""
 
 _NUMBERS = {
     **dict.fromkeys(("a", "an", "the", "some", "another", "one"), 1),
@@ -62,7 +62,7 @@ _WORD = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*")
 
 
 @dataclass(frozen=True)
-class Named:
+class NamedObject:
     """An object that a prompt names, `count` times."""
 
     name: str
@@ -85,7 +85,7 @@ class Relation:
 class Scene:
     """What a prompt says is in the picture."""
 
-    objects: tuple[Named, ...]
+    objects: tuple[NamedObject, ...]
     relations: tuple[Relation, ...] = ()
 
     @property
@@ -110,7 +110,7 @@ def parse_scene(prompt: str, vocabulary: Sequence[str] = ()) -> Scene:
         vocabulary: Names to look for, as whole words, also in the plural with -s or -es; the longest wins.
             Without, every phrase names an object.
     """
-    objects: list[Named] = []
+    objects: list[NamedObject] = []
     relations: list[Relation] = []
     pending: str | None = None
     for relation, segment in _split(_OPENING.sub("", prompt)):
@@ -125,7 +125,7 @@ def parse_scene(prompt: str, vocabulary: Sequence[str] = ()) -> Scene:
 
 
 def _split(prompt: str) -> Iterator[tuple[str | None, str]]:
-    """Give the text between separators, each with the relation before it."""
+    """Return the text between separators, each with the relation before it."""
     relation, start = None, 0
     for separator in _SEPARATORS.finditer(prompt):
         yield relation, prompt[start : separator.start()]
@@ -133,7 +133,7 @@ def _split(prompt: str) -> Iterator[tuple[str | None, str]]:
     yield relation, prompt[start:]
 
 
-def _find_phrases(segment: str) -> Iterator[Named]:
+def _find_phrases(segment: str) -> Iterator[NamedObject]:
     words: list[str] = []
     count = 1
     for word in _WORD.findall(segment.lower()):
@@ -144,19 +144,19 @@ def _find_phrases(segment: str) -> Iterator[Named]:
             words.append(word)
             continue
         if words:
-            yield Named(" ".join(words), count)
+            yield NamedObject(" ".join(words), count)
         words, count = [], number
     if words:
-        yield Named(" ".join(words), count)
+        yield NamedObject(" ".join(words), count)
 
 
-def _find_known(segment: str, vocabulary: Sequence[str]) -> Iterator[Named]:
+def _find_known(segment: str, vocabulary: Sequence[str]) -> Iterator[NamedObject]:
     names = {name.lower(): name for name in sorted(vocabulary, key=len, reverse=True)}
     pattern = rf"\b({'|'.join(map(re.escape, names))})(?:es|s)?\b"
     start = 0
     for match in re.finditer(pattern, segment.lower()):
         numbers = [n for word in _WORD.findall(segment[start : match.start()].lower()) if (n := _number(word))]
-        yield Named(names[match[1]], numbers[-1] if numbers else 1)
+        yield NamedObject(names[match[1]], numbers[-1] if numbers else 1)
         start = match.end()
 
 
@@ -205,7 +205,7 @@ def _holds_somewhere(kind: str, firsts: Sequence[Detection], seconds: Sequence[D
 
 
 def holds(kind: str, first: Box, second: Box) -> bool:
-    """Tell whether the first box stands in a relation to the second.
+    """Return whether the first box stands in a relation to the second.
 
     The rules of T2I-CompBench (arXiv 2307.06350, section 4.2): the centres differ in the named direction, and more
     along that axis than along the other; for "next to" they are near each other, here: the gap between the boxes is no

@@ -27,7 +27,7 @@ DETECTOR = Weights("google/owlv2-base-patch16-ensemble", CLIP_FILES, "620 MB", w
 
 _QUERY = "a photo of a {}"
 _BATCH = 8
-"""The detector looks at 3,600 patches an image."""
+"""The detector looks at 3,600 patches per image."""
 
 
 def composition(model: Path, threshold: float, objects: Sequence[str]) -> RewardFn:
@@ -145,7 +145,7 @@ class _Detector:
 def _boxes_of(
     names: Sequence[str], confidences: Tensor, centred: Tensor, threshold: float
 ) -> dict[str, list[Detection]]:
-    """Give each name its boxes.
+    """Return the boxes of each name.
 
     Args:
         names: Q names.

@@ -37,8 +37,8 @@ def jpeg_kilobytes(image: Tensor) -> float:
 def _open_memory() -> BinaryIO:
     """Open a file in memory; on disk where the system has none there.
 
-    Of a real file Pillow lets go of the interpreter's lock while it encodes, of a `BytesIO` it does not: then one
-    core alone would work.
+    Of a real file Pillow lets go of the interpreter's lock while it encodes, of a `BytesIO` it does not, and only
+    one core would work.
     """
     if hasattr(os, "memfd_create"):
         return os.fdopen(os.memfd_create("jpeg"), "w+b")

@@ -63,7 +63,7 @@ def image_reward(checkpoint: Path, tokenizer: Path) -> RewardFn:
         RewardError: If the checkpoint or the tokenizer cannot be loaded, or the checkpoint is another model's.
     """
     tokens = load_tokenizer(tokenizer, reward="image_reward")
-    # BLIP's vocabulary has two more than BERT's; ImageReward never puts them in, but a prompt could.
+    # BLIP's vocabulary has two more words than BERT's; ImageReward never adds them, but a prompt could.
     tokens.add_tokens(["[DEC]", "[ENC]"], special_tokens=True)
     return load_model(checkpoint, tokens)
 
@@ -108,7 +108,7 @@ class ImageRewardModel:
     def _read(self, images: Tensor, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Return what the first token has become, float32 [B, 768]."""
         seen = self.vision(pixel_values=self.preprocess(images)).last_hidden_state
-        # BlipTextModel keeps cross-attention for decoders, but reads in both directions if it is told that it is none.
+        # BlipTextModel has cross-attention only as a decoder; with `is_decoder` False it reads in both directions.
         read = self.text(
             input_ids=input_ids, attention_mask=attention_mask, encoder_hidden_states=seen, is_decoder=False
         )
@@ -119,7 +119,7 @@ class ImageRewardModel:
 def load_model(path: Path, tokenizer: Any) -> ImageRewardModel:
     """Load a checkpoint of ImageReward's own layout into transformers' BLIP.
 
-    Sizes are read off the tensors' shapes. What ImageReward does not use, BLIP's projections for retrieval, is left.
+    Sizes are read off the tensors' shapes. BLIP's projections for retrieval, which ImageReward does not use, are left.
 
     Args:
         path: The file.
@@ -193,7 +193,7 @@ def _map_vision(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _map_text(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Keep the names, which are BlipTextModel's; the positions, which old files carry, are no weights."""
+    """Keep the names, which are BlipTextModel's; the positions, which old files carry, are not weights."""
     return {name: tensor for name, tensor in tensors.items() if name != "embeddings.position_ids"}
 
 

@@ -1,8 +1,8 @@
 """OCR: how well the text in the image is the text that the prompt asks for.
 
 The reward is 1 − Levenshtein(wanted, read) / max(len(wanted), len(read)) of the folded texts. Flow-GRPO
-(arXiv 2505.05470) divides by the length of the wanted text alone, cuts at 0 and forgives whatever surrounds the
-wanted text; with the longer of the two an image that is covered with letters earns less than one that says what
+(arXiv 2505.05470) divides by the length of the wanted text only, cuts at 0 and forgives whatever surrounds the
+wanted text. With the longer of the two, an image that is covered with letters earns less than one that says what
 was asked for, and no cut is needed.
 """
 

@@ -3,8 +3,8 @@
 Every sum runs over integers, which have no rounding: a value does not depend on the batch that the image came
 in, on the device or on the number of threads. Float images, which are for the gradient, are measured in float64, which
 holds whole values exactly too. All three are defined for every image of one pixel or more. None
-of them knows what the picture shows, so training for one alone gives white, gaudy or noisy pictures; watch the run
-with a reward that looks at the subject.
+of them knows what the picture shows, so training for only one of them gives white, gaudy or noisy pictures; also
+watch a reward that looks at the subject.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def in_parts(measure: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
     """Measure a batch a quarter of a million pixels at a time: it then stays in the processor's caches.
 
     Args:
-        measure: From uint8 [b, 3, H, W], or float64 on the CPU, to float32 [b], one value an image, whatever the
+        measure: From uint8 [b, 3, H, W], or float64 on the CPU, to float32 [b], one value per image, whatever the
             other images are.
         images: uint8 [B, 3, H, W], or floats of 0 … 255, whose gradient is kept.
 
@@ -59,7 +59,7 @@ def in_parts(measure: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
 
 
 def signed(images: Tensor) -> Tensor:
-    """Give pixels as numbers that can be subtracted: int32 of uint8; floats as they are."""
+    """Return pixels as numbers that can be subtracted: int32 of uint8; floats as they are."""
     return images if images.is_floating_point() else images.int()
 
 

@@ -121,7 +121,7 @@ def _make_demand(question: str, answer: str, fields: set[str], prompt: str) -> _
         if number is None or not noun.strip():
             raise RewardError(
                 f"reward {_NAME!r}: prompt {prompt!r} is not of the form NUMBER NOUN, such as 'three tigers'; use "
-                f"counting prompts, or templates with {{prompt}} alone in reward_settings.{_NAME}.question and .answer"
+                f"counting prompts, or templates with only {{prompt}} in reward_settings.{_NAME}.question and .answer"
             )
         values |= {"number": str(number), "noun": noun.strip()}
     return _Demand(question.format(**values), answer.format(**values))

@@ -15,6 +15,7 @@ from rlcm_cli.errors import ConfigError, RewardError
 from rlcm_cli.rewards import REWARDS, Reward, RewardSpec, load_reward
 from rlcm_cli.rewards.judges import JUDGES, JudgeSettings
 from rlcm_cli.rewards.networks.bertscore import RecallScorer
+from rlcm_cli.rewards.prompt_image_alignment import QUESTION, reference
 from rlcm_cli.rewards.vqa import states
 
 
@@ -86,7 +87,7 @@ class TestPromptImageAlignment:
             settings = {"endpoint": address, "model": "m", "scorer_model": bert, "scorer_layer": 3}
             rewards = score("prompt_image_alignment", images(3), prompts, **settings)
         scorer = RecallScorer(bert, 3, "r")
-        expected = scorer(answers, [f"The image contains {prompt}" for prompt in prompts], torch.device("cpu"))
+        expected = scorer(answers, [reference(prompt) for prompt in prompts], torch.device("cpu"))
         torch.testing.assert_close(rewards, expected, rtol=0, atol=1e-6)
         assert rewards[1] == 0
         assert set(questions.values()) == {"Answer concisely: what is going on in this image?"}
@@ -96,8 +97,8 @@ class TestPromptImageAlignment:
         settings = {"judge": "local", "model": vlm, "max_tokens": 6, "scorer_model": bert, "scorer_layer": 2}
         rewards = score("prompt_image_alignment", batch, ["a cat"] * 3, **settings)
         answer = JUDGES["local"].make(JudgeSettings(judge="local", model=vlm, max_tokens=6), "r")
-        answers = answer(batch, ["Answer concisely: what is going on in this image?"] * 3)
-        expected = RecallScorer(bert, 2, "r")(answers, ["The image contains a cat"] * 3, torch.device("cpu"))
+        answers = answer(batch, [QUESTION] * 3)
+        expected = RecallScorer(bert, 2, "r")(answers, [reference("a cat")] * 3, torch.device("cpu"))
         torch.testing.assert_close(rewards, expected, rtol=0, atol=1e-6)
 
     def test_a_llava_server_scores_itself(self):

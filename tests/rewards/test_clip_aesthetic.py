@@ -20,6 +20,7 @@ from small_clip import (
 )
 
 from rlcm_cli.errors import ConfigError, RewardError
+from rlcm_cli.rewards.aesthetic import aesthetic
 from rlcm_cli.rewards.networks.linear_head import make_linear_head
 from rlcm_cli.rewards.networks.tensor_file import read_tensors
 
@@ -92,6 +93,11 @@ class TestReward:
         rewards = score("aesthetic", batch, ["a cat"] * 5, model=str(clip), head=str(small_head))
         torch.testing.assert_close(rewards, expected, rtol=0, atol=1e-5)
         assert rewards.std() > 0.01
+
+    def test_the_factory_takes_paths(self, clip, small_head):
+        batch = images(2)
+        expected = score("aesthetic", batch, ["a cat"] * 2, model=str(clip), head=str(small_head))
+        assert torch.equal(aesthetic(clip, small_head)(batch, [], []), expected)
 
     def test_any_batch_split_gives_the_same(self, clip, small_head):
         reward = load("aesthetic", model=str(clip), head=str(small_head))

@@ -21,6 +21,7 @@ from small_clip import (
 
 from rlcm_cli.errors import ConfigError, RewardError
 from rlcm_cli.rewards.base import weights
+from rlcm_cli.rewards.clip_score import clip_score
 
 PROMPTS = ["a cat", "a red dog, on blue", "two cats", "a cat", "z"]
 
@@ -58,6 +59,10 @@ class TestValues:
         rewards = score("clip_score", batch, PROMPTS, model=str(clip))
         torch.testing.assert_close(rewards, logits(clip, batch, PROMPTS), rtol=0, atol=1e-4)
         assert rewards.std() > 1
+
+    def test_the_factory_takes_a_folder(self, clip):
+        batch = images(5)
+        assert torch.equal(clip_score(clip)(batch, PROMPTS, []), score("clip_score", batch, PROMPTS, model=str(clip)))
 
     def test_other_sizes_are_resized_and_cropped(self, clip):
         batch = images(5, 100, 71)

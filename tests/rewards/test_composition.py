@@ -9,7 +9,7 @@ from rlcm_cli.errors import ConfigError, RewardError
 from rlcm_cli.rewards import RewardSpec, composition, load_reward
 from rlcm_cli.rewards._scenes import (
     Detection,
-    Named,
+    NamedObject,
     Relation,
     Scene,
     holds,
@@ -21,7 +21,7 @@ from rlcm_cli.rewards._scenes import (
 
 
 def scene(*objects, relation=None):
-    named = tuple(Named(*one) if isinstance(one, tuple) else Named(one) for one in objects)
+    named = tuple(NamedObject(*one) if isinstance(one, tuple) else NamedObject(one) for one in objects)
     return Scene(named, (Relation(relation, 0, 1),) if relation else ())
 
 

@@ -155,7 +155,7 @@ class TestDescription:
             write(name, trap)
         for name in ("trap.py:f", "mine.colour:f"):
             spec = RewardSpec(name)
-            assert spec.entry.description == "a function of yours"
+            assert spec.entry.description == "a function of your own"
             assert spec.find_obstacle() is None
             assert spec.revise({}) == hashlib.sha256(trap.encode()).hexdigest()
             assert spec.directory.startswith("f-")

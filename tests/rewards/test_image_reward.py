@@ -1,6 +1,7 @@
 """ImageReward on a small random checkpoint of its own layout, against its forward written out here in plain torch."""
 
 import string
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from small_clip import assert_any_split, cut_off_hub, images, load, obstacle, re
 from torch.nn.functional import conv2d, gelu, layer_norm, linear, softmax
 
 from rlcm_cli.errors import ConfigError, RewardError
+from rlcm_cli.rewards.image_reward import image_reward
 
 PROMPTS = ["a cat", "a red dog, on blue", "two cats", "a cat [ENC]", "z"]
 VISION_WIDTH, TEXT_WIDTH, LAYERS, HEAD_WIDTH, PATCH, EDGE = 192, 128, 2, 64, 8, 32
@@ -172,6 +174,11 @@ class TestValues:
         rewards = reward.score(batch[[0, 0, 1, 1]], ["a cat", "a dog"] * 2, [{}] * 4)
         differences = (rewards[:, None] - rewards).abs() + torch.eye(4)
         assert differences.min() > 1e-3
+
+    def test_the_factory_takes_paths(self, checkpoint, tokenizer):
+        batch, prompts = images(2), ["a cat", "a dog"]
+        expected = score("image_reward", batch, prompts, **settings(checkpoint, tokenizer))
+        assert torch.equal(image_reward(Path(checkpoint), Path(tokenizer))(batch, prompts, []), expected)
 
     def test_any_batch_split_gives_the_same(self, checkpoint, tokenizer):
         reward = load("image_reward", **settings(checkpoint, tokenizer))

@@ -18,6 +18,7 @@ from rlcm_cli.errors import ConfigError, RewardError
 from rlcm_cli.rewards.http import pool
 from rlcm_cli.rewards.judges import JUDGE_DEFAULTS, JUDGES, JudgeSettings, read_settings
 from rlcm_cli.rewards.judges._server import ANSWER_LIMIT
+from rlcm_cli.rewards.judges.openai import OpenAIJudge
 
 KEY = "sk-very-secret-0123456789"
 
@@ -179,7 +180,7 @@ class TestOpenAI:
     def test_the_key_is_kept_nowhere(self, monkeypatch):
         monkeypatch.setenv("RLCM_JUDGE_API_KEY", KEY)
         with serve(lambda request: completion("x")) as (address, _):
-            asked = judge(address)
+            asked = OpenAIJudge(JudgeSettings(endpoint=address, model="m"), "vqa")
             asked(images(1), ["?"])
         assert KEY not in repr(vars(asked))
 
@@ -436,7 +437,7 @@ class TestLlavaServer:
         with serve(lambda request: Reply(body)) as (address, _):
             message = refusal(lambda: judge(address, "llava-server")(images(1), ["?"]))
         assert f"the judge at {address} gave a malformed answer: the pickle asks for '" in message
-        assert "which is no plain data" in message
+        assert "which is not plain data" in message
         assert not left.exists()
 
     def test_a_huge_answer_is_refused(self):

@@ -2,6 +2,7 @@
 
 import shutil
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -27,6 +28,7 @@ from torch.nn.functional import conv2d, gelu, layer_norm, linear, normalize, sof
 from rlcm_cli.errors import ConfigError, RewardError
 from rlcm_cli.rewards.networks.open_clip import map_open_clip
 from rlcm_cli.rewards.networks.prompt_cleaning import clean_prompt
+from rlcm_cli.rewards.preference import CLIP_H14, pick_score
 
 PROMPTS = ["a cat", "a red dog, on blue", "two cats", "a cat", "z"]
 VISION_WIDTH, TEXT_WIDTH, LAYERS, HEADS, PATCH = WIDTHS["hidden_size"], 16, 2, 4, 8
@@ -57,6 +59,12 @@ class TestPickScore:
         rewards = score("pick_score", batch, PROMPTS, **folders)
         torch.testing.assert_close(rewards, logits.diagonal(), rtol=0, atol=1e-4)
         assert rewards.std() > 0.1
+
+    def test_the_factory_takes_folders(self, folders):
+        batch = images(5)
+        function = pick_score(*map(Path, folders.values()))
+        assert torch.equal(function(batch, PROMPTS, []), score("pick_score", batch, PROMPTS, **folders))
+        assert CLIP_H14.requirement == "the processor of laion/CLIP-ViT-H-14-laion2B-s32B-b79K (4 MB)"
 
     def test_any_batch_split_gives_the_same(self, folders):
         assert_any_split(load("pick_score", **folders), images(65), [*PROMPTS] * 13, tolerance=1e-4)

@@ -8,6 +8,7 @@ import torch
 from rlcm_cli.errors import ConfigError, RewardError
 from rlcm_cli.rewards import RewardSpec, load_reward
 from rlcm_cli.rewards.base import weights
+from rlcm_cli.rewards.recognition import recognition
 
 LABELS = ["cat", "dog", "sea lion", "lion", "tabby, tabby cat", "other"]
 
@@ -89,6 +90,11 @@ class TestValues:
         probabilities = label_probabilities(trained / "judge", normalised(batch))
         expected = probabilities[torch.arange(70), torch.tensor([0, 1] * 35)].log()
         torch.testing.assert_close(rewards, expected, rtol=1e-5, atol=1e-6)
+
+    def test_the_factory_takes_a_folder(self, trained):
+        batch = images(2)
+        rewards = recognition(trained / "judge", floor=-50.0)(batch, ["cat", "dog"], [{}] * 2)
+        assert torch.equal(rewards, score(trained / "judge", batch, ["cat", "dog"], floor=-50.0))
 
     def test_the_floor_clamps_what_is_below_and_nothing_else(self, trained):
         batch = images(8)

@@ -16,6 +16,7 @@ from rlcm_cli.errors import ConfigError, RewardError
 from rlcm_cli.rewards import Reward, RewardSpec, load_reward
 from rlcm_cli.rewards.http import pool
 from rlcm_cli.rewards.remote import protocol
+from rlcm_cli.rewards.remote.client import RemoteReward, connect
 from rlcm_cli.rewards.remote.protocol import Answer, Batch, decode_batch, encode_answer, encode_batch
 from rlcm_cli.rewards.remote.service import Limits
 
@@ -139,6 +140,9 @@ class TestValues:
     def test_the_revision_is_the_server_s(self):
         with scripted(faultless) as (address, _):
             assert load(address).revision == "r1"
+            function = connect([address], timeout=20, patience=30)
+        assert isinstance(function, RemoteReward)
+        assert function.revision == "r1"
 
 
 class TestSeveralServers:
@@ -251,7 +255,7 @@ def not_http(body, handler):
 ODD_ANSWERS = {
     short: "returned 1 rewards for 2 images",
     with_nan: "returned nan for 1 of 2 images, the first with prompt 'prompt 1', metadata {'sample': 1, 'group': 0}",
-    text_of_floats: "malformed answer: the body is no safetensors file",
+    text_of_floats: "malformed answer: the body is not a safetensors file",
     doubles: "malformed answer: rewards is F64, not F32",
     another_count: "malformed answer: rewards have the shape [2], the count is 3",
     nameless: "malformed answer: it names no reward and revision",
@@ -548,7 +552,7 @@ class TestNames:
         assert "s3cret" not in str(caught.value)
 
     def test_one_server_twice(self):
-        with pytest.raises(ConfigError, match="stands there twice"):
+        with pytest.raises(ConfigError, match="is there twice"):
             _ = RewardSpec("http://host/x,http://host/x/").entry
 
     def test_naming_one_asks_nobody(self):

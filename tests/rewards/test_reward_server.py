@@ -144,12 +144,12 @@ def with_header(change):
 
 
 BROKEN_TENSORS = {
-    "nothing": (b"", "no safetensors file"),
-    "words": (b"images please", "no safetensors file"),
+    "nothing": (b"", "not a safetensors file"),
+    "words": (b"images please", "not a safetensors file"),
     "cut off": (cut(tensors_body(), 1), "images should have 2304 bytes"),
     "too long": (tensors_body() + b"x", "images should have 2304 bytes"),
-    "huge header": (b"\xff" * 8 + tensors_body()[8:], "no safetensors file"),
-    "no JSON": (tensors_body().replace(b"{", b"[", 1), "the safetensors header is no JSON"),
+    "huge header": (b"\xff" * 8 + tensors_body()[8:], "not a safetensors file"),
+    "no JSON": (tensors_body().replace(b"{", b"[", 1), "the safetensors header is not JSON"),
     "another name": (tensors_body(name="pixels"), "not __metadata__ and images"),
     "floats": (tensors_body(PIXELS.float()), "images is F32, not U8"),
     "one image": (tensors_body(PIXELS[0]), "shape [3, 16, 16]"),
@@ -157,20 +157,20 @@ BROKEN_TENSORS = {
     "no image": (tensors_body(PIXELS[:0], [], []), "at least 1"),
     "fewer prompts": (tensors_body(prompts=PROMPTS[:2]), "3 images came with 2 prompts"),
     "fewer metadata": (tensors_body(metadata=METADATA[:2]), "3 prompts and 2 metadata"),
-    "a prompt that is none": (tensors_body(prompts=["a", "b", 3]), "no list of texts"),
-    "metadata that is none": (tensors_body(metadata=[1, 2, 3]), "no list of objects"),
-    "NaN in the metadata": (tensors_body(metadata=[{}, {}, {"x": float("nan")}]), "NaN is no JSON number"),
+    "a prompt that is none": (tensors_body(prompts=["a", "b", 3]), "not a list of texts"),
+    "metadata that is none": (tensors_body(metadata=[1, 2, 3]), "not a list of objects"),
+    "NaN in the metadata": (tensors_body(metadata=[{}, {}, {"x": float("nan")}]), "NaN is not a JSON number"),
     "more in the record": (tensors_body(more=1), "not prompts and metadata"),
     "depth": (
         with_header(lambda header: header["__metadata__"].update(rlcm="[" * 90_000)),
-        "the metadata is no JSON",
+        "the metadata is not JSON",
     ),
     "no metadata": (with_header(lambda header: header.pop("__metadata__")), "not __metadata__ and images"),
     "other metadata": (with_header(lambda header: header["__metadata__"].update(format="pt")), "the one key rlcm"),
     "negative shape": (with_header(lambda header: header["images"].update(shape=[-1, 3, 1, 1])), "whole numbers"),
     "true in the shape": (with_header(lambda header: header["images"].update(shape=[True, 3, 1, 1])), "whole numbers"),
     "other offsets": (with_header(lambda header: header["images"].update(data_offsets=[1, 2305])), "should have"),
-    "a list as header": (with_header(lambda header: [header]), "no JSON object"),
+    "a list as header": (with_header(lambda header: [header]), "not a JSON object"),
 }
 
 BROKEN_JSON = {
@@ -179,8 +179,8 @@ BROKEN_JSON = {
     "no images": ("{}", "images: Field required"),
     "another key": (json_body(other=1), "other: Extra inputs"),
     "no image": (json_body([], []), "images"),
-    "no base64": (json.dumps({"images": ["%"], "prompts": ["x"]}), "image 0 is no base64"),
-    "no PNG": (json.dumps({"images": ["aGVsbG8="], "prompts": ["x"]}), "image 0 is no PNG file"),
+    "no base64": (json.dumps({"images": ["%"], "prompts": ["x"]}), "image 0 is not base64"),
+    "no PNG": (json.dumps({"images": ["aGVsbG8="], "prompts": ["x"]}), "image 0 is not a PNG file"),
     "a number": (json.dumps({"images": [3], "prompts": ["x"]}), "images.0"),
     "fewer prompts": (json_body(prompts=PROMPTS[:2]), "3 images came with 2 prompts"),
     "fewer metadata": (json_body(metadata=[{}]), "3 prompts and 1 metadata"),

@@ -37,7 +37,7 @@ class RewardFn(Protocol):
     """
 
     def __call__(self, images: Tensor, prompts: Sequence[str], metadata: Sequence[Mapping[str, object]], /) -> Tensor:
-        """Return one reward an image."""
+        """Return one reward per image."""
         ...
 
 
@@ -57,7 +57,7 @@ class SetRewardFn(Protocol):
     """
 
     def __call__(self, images: Tensor, prompt: str, metadata: Sequence[Mapping[str, object]], /) -> Tensor:
-        """Return one reward an image."""
+        """Return one reward per image."""
         ...
 
 

@@ -13,7 +13,7 @@ def find_code_files(source: Path, root: Path, package: str | None = None) -> set
     """List a source file and those that its import statements lead to, and theirs, within one folder.
 
     Statements inside functions count; what `importlib` is given at run time is not found. This toolkit itself is left
-    out, which may lie in the same folder: what it computes is told by the versions of its own rewards.
+    out, which may lie in the same folder: the versions of its rewards identify what it computes.
 
     Args:
         source: A Python file in or below `root`.
@@ -45,7 +45,7 @@ def find_code_files(source: Path, root: Path, package: str | None = None) -> set
 
 
 def _imported(file: Path, package: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
-    """Give the absolute names, in parts, of the modules that a file of a package may import."""
+    """Return the absolute names, in parts, of the modules that a file of a package may import."""
     try:
         tree = ast.parse(file.read_bytes())
     except (SyntaxError, ValueError):  # whoever runs the file says so, with its line

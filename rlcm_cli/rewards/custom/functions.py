@@ -1,27 +1,27 @@
-"""A reward of yours: `path/to/file.py:function` or `package.module:function`.
+"""A reward of the user's own: `path/to/file.py:function` or `package.module:function`.
 
 The function is a `RewardFn`, and this is all that the file needs:
 
     def redness(images, prompts, metadata):
         return images[:, 0].float().mean((1, 2)) / 255
 
-A function that compares the images of one prompt is a `SetRewardFn` and says so with an attribute:
+A function that compares the images of one prompt is a `SetRewardFn`, and has an attribute that says so:
 
     def variety(images, prompt, metadata):
         ...
 
     variety.set_level = True
 
-One that is computed from pixels with torch alone can be trained through the last model call (`last_step.mode =
+One that is computed from pixels with torch only can be trained through the last model call (`last_step.mode =
 "backprop"`). It then takes float32 images of 0 … 255 as well as uint8 ones, and keeps their gradient:
 
     redness.differentiable = True
 
-A file is run by itself, without the files beside it; code of several files is a module, found in the current directory
-or among the installed packages. The reward's revision is the digest of its code: of the file that holds the function
-and of what that imports from its own folder or package (`code_files`).
+A file is run by itself, without the files next to it; code of several files is a module, found in the current
+directory or among the installed packages. The reward's revision is the digest of its code: of the file that holds the
+function and of what that imports from its own folder or package (`code_files`).
 
-A function gets its own images, prompts and metadata, so that it may write into them or keep them. What it changes of
+A function gets its own copies of images, prompts and metadata, so that it may change or keep them. What it changes in
 the process (torch's default dtype, gradients, threads and random numbers, the current directory, the environment) is
 put back after each call.
 """
@@ -56,7 +56,7 @@ if TYPE_CHECKING:
 
 
 def custom_entry(name: str) -> RewardEntry:
-    """Return the entry of a reward of yours; runs none of its code.
+    """Return the entry of a reward of the user's own; runs none of its code.
 
     Raises:
         ConfigError: If the name is neither FILE.py:FUNCTION nor PACKAGE.MODULE:FUNCTION.
@@ -67,7 +67,7 @@ def custom_entry(name: str) -> RewardEntry:
         raise ConfigError(f"reward {name!r} is neither FILE.py:FUNCTION nor PACKAGE.MODULE:FUNCTION; fix the name")
     return RewardEntry(
         functools.partial(load_function, name),
-        description="a function of yours",
+        description="a function of your own",
         value_range="that of the function",
         needs=f"the {'file' if target.endswith('.py') else 'module'} {target}",
         revise=lambda settings: digest_code(name),
@@ -249,7 +249,7 @@ def _naming_the_line(name: str, source: Path) -> Iterator[None]:
 
 
 def _place(error: BaseException, source: Path) -> str:
-    """Give file and line: of what does not parse, of the last call in the user's file, or of the last call at all."""
+    """Return file and line of what does not parse, else of the last call in the user's file, else of the last call."""
     if isinstance(error, SyntaxError) and error.filename:
         return f"{error.filename}, line {error.lineno},"
     calls = [

@@ -1,4 +1,4 @@
-"""What code of others may change of this process without meaning to, kept as it is."""
+"""What other people's code may change in this process without meaning to, kept as it is."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def preserved_process() -> Iterator[None]:
-    """Put back what the body changes of torch, of random numbers and of the current directory.
+    """Restore what the body changes in torch, in random numbers and in the current directory.
 
     Of torch: default dtype, whether gradients are computed, threads, deterministic algorithms and the random numbers
-    of the CPU; what this program draws on a GPU comes from generators of its own.
+    of the CPU; what this program draws on a GPU comes from its own generators.
     """
     import numpy as np
     import torch
@@ -47,7 +47,7 @@ def _current_folder() -> str:
 
 @contextlib.contextmanager
 def preserved_environment() -> Iterator[None]:
-    """Put back what the body changes of the environment. Not for loading: libraries read later what is set then."""
+    """Restore what the body changes in the environment. Not for loading: libraries read later what is set then."""
     environment = dict(os.environ)
     try:
         yield

@@ -29,7 +29,7 @@ class LocalJudge:
     (LLaVA 1.5, SmolVLM-256M-Instruct); processors that also read videos (Qwen-VL, SmolVLM2) need it.
 
     Raises:
-        RewardError: If the model cannot be had, loaded or used.
+        RewardError: If the model cannot be downloaded, loaded or used.
     """
 
     def __init__(self, settings: JudgeSettings, reward: str) -> None:

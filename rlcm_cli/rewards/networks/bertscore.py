@@ -48,7 +48,7 @@ class RecallScorer:
 
     Raises:
         ConfigError: If the layer is impossible, or is needed and missing.
-        RewardError: If bert-score is not installed or the model cannot be had or used.
+        RewardError: If bert-score is not installed, or the model cannot be downloaded or used.
     """
 
     def __init__(self, model: str, layer: int | None, reward: str) -> None:

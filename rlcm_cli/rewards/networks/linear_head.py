@@ -82,7 +82,7 @@ def make_linear_head(tensors: Mapping[str, Tensor], *, reward: str) -> LinearHea
         raise RewardError(
             f"reward {reward!r}: the head has its linear layers at {', '.join(map(str, indices))}, not at "
             f"{', '.join(map(str, _PLACES))}, so something else is between them, such as ReLUs; name the published "
-            "file of linear layers alone (for aesthetic sac+logos+ava1-l14-linearMSE.pth)"
+            "file of only linear layers (for aesthetic sac+logos+ava1-l14-linearMSE.pth)"
         )
     layers = [(tensors[f"layers.{i}.weight"].float(), tensors[f"layers.{i}.bias"].float()) for i in indices]
     widths = [weight.shape[1] for weight, _ in layers] + [1]

@@ -58,8 +58,8 @@ def load_network(kind: Any, folder: Path, *, reward: str, what: str, dtype: Any 
         _log.warning("reward %r: %s is there as the %s variant only", reward, folder, variant)
     if report["unexpected_keys"]:
         keys = sorted(report["unexpected_keys"])
-        told = f"{len(keys)} tensors that its config.json has no place for, '{keys[0]}' among them"
-        _log.warning("reward %r: the weights in %s hold %s: they are not used", reward, folder, told)
+        unused = f"{len(keys)} tensors that its config.json has no place for, '{keys[0]}' among them"
+        _log.warning("reward %r: the weights in %s hold %s: they are not used", reward, folder, unused)
     return network.eval().requires_grad_(False)
 
 

@@ -37,7 +37,7 @@ _PROJECTIONS = {"text_projection": "text_projection.weight", "visual.proj": "vis
 
 
 def map_open_clip(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Give each tensor its name and shape in CLIPModel; a name that is not known is kept, for the loader to refuse.
+    """Return each tensor under its name and shape in CLIPModel; an unknown name is kept, for the loader to refuse.
 
     Args:
         tensors: State dict of open_clip's `CLIP` with a `VisionTransformer`.

@@ -41,7 +41,7 @@ def read_tensors(path: Path, *, reward: str) -> dict[str, Tensor]:
         # torch's own message is a page, and recommends to allow the code.
         raise RewardError(
             f"reward {reward!r}: {path} is refused: it is damaged, or holds something else than tensors, whose "
-            "loading could run code; download it again, or convert it to safetensors where you trust it"
+            "loading could run code; download it again, or convert it to safetensors if you trust it"
         ) from error
     # The bytes of a damaged pickle are instructions, and fail in any way: IndexError, KeyError, AssertionError, ….
     except Exception as error:

@@ -1,6 +1,6 @@
 """Rewards over HTTP: `rlcm serve-reward` on one side, `--reward http://host:8000/NAME` on the other.
 
-A reward with heavy or fragile dependencies gets an environment, a machine or a GPU of its own. `protocol` is what
+A reward with heavy or fragile dependencies gets its own environment, machine or GPU. `protocol` is what
 both sides speak, `client` the reward function, `server` and what it is made of the service; importing this package
 imports none of them.
 """
@@ -29,7 +29,7 @@ def remote_entry(name: str) -> RewardEntry:
         name: `http://host:8000/NAME`, or several such addresses joined by commas.
 
     Raises:
-        ConfigError: If an address cannot be one of a reward server.
+        ConfigError: If an address is not that of a reward server.
     """
     addresses = split_addresses(name)
 
@@ -61,7 +61,7 @@ def remote_entry(name: str) -> RewardEntry:
 
 
 def split_addresses(name: str) -> tuple[str, ...]:
-    """Give the addresses of a reward's name. Raises `ConfigError` for one that no reward server can have."""
+    """Return the addresses in a reward's name. Raises `ConfigError` for one that no reward server can have."""
     addresses = tuple(part.strip().rstrip("/") for part in name.split(","))
     for address in addresses:
         try:
@@ -81,5 +81,5 @@ def split_addresses(name: str) -> tuple[str, ...]:
                 "http://127.0.0.1:8000/compressibility; several are joined by commas"
             )
     if len(set(addresses)) < len(addresses):
-        raise ConfigError(f"reward server {name!r}: an address stands there twice; name each server once")
+        raise ConfigError(f"reward server {name!r}: an address is there twice; name each server once")
     return addresses

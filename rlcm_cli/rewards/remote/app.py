@@ -18,7 +18,7 @@ from rlcm_cli.rewards.remote import bodies
 from rlcm_cli.rewards.remote.protocol import VERSION
 from rlcm_cli.rewards.remote.receiving import Buffers
 from rlcm_cli.rewards.remote.served import ServedReward
-from rlcm_cli.rewards.remote.service import Limits, Metrics, Service, quote_name
+from rlcm_cli.rewards.remote.service import Limits, RewardService, ServiceMetrics, quote_name
 
 REQUESTS_HELD = 32
 """Requests in memory at a time; others wait unread, so that memory is bounded by this times the largest request."""
@@ -63,15 +63,15 @@ def build_app(
     app = FastAPI(
         title="rlcm reward server",
         version=str(VERSION),
-        summary="Gives images their rewards.",
+        summary="Returns the rewards of images.",
         lifespan=lifespan,
         openapi_url=None,
         docs_url=None,  # its page would load scripts from elsewhere
         redoc_url=None,
     )
     registry = CollectorRegistry()
-    metrics = Metrics(registry)
-    services = {served.name: Service(served, limits, device, worker, metrics) for served in rewards}
+    metrics = ServiceMetrics(registry)
+    services = {served.name: RewardService(served, limits, device, worker, metrics) for served in rewards}
     protected = APIRouter(
         dependencies=[Depends(_TokenCheck(token))],
         responses={401: {"model": bodies.Refusal, "description": "No token, or not the server's."}},
@@ -114,12 +114,12 @@ def _add_information(app: FastAPI, protected: APIRouter, names: list[str], regis
         return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
 
 
-def _add_rewards(protected: APIRouter, services: dict[str, Service], metrics: Metrics) -> None:
+def _add_rewards(protected: APIRouter, services: dict[str, RewardService], metrics: ServiceMetrics) -> None:
     """Add the addresses of the rewards."""
     slots = asyncio.Semaphore(REQUESTS_HELD)
     buffers = Buffers()
 
-    def find(name: str) -> Service:
+    def find(name: str) -> RewardService:
         if name not in services:
             raise HTTPException(
                 404, f"there is no reward {quote_name(name)} here; this server has {', '.join(services)}"

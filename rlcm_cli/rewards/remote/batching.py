@@ -31,7 +31,7 @@ class Batcher:
     """A queue before one reward.
 
     Requests with images of one size that arrive within `wait` seconds of the first, or while the worker is busy,
-    are scored in one call, of at most `most` images; a larger request is a call of its own. Requests to a
+    are scored in one call, of at most `most` images; a larger request is its own call. Requests to a
     set-level reward are not joined: each brings whole groups, and groups of two clients may have the same number.
 
     Args:
@@ -40,7 +40,7 @@ class Batcher:
         device: Where the images of a reward that runs a network go.
         most: Images a call at most.
         wait: Seconds that the first request waits for others.
-        observe: Is told the number of images and the seconds of each call.
+        observe: Gets the number of images and the seconds of each call.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class Batcher:
         return sum(len(job.batch) for job in self._jobs)
 
     async def score(self, batch: Batch) -> Rewards:
-        """Give the rewards of a batch, float32 [B]; raises what the reward raises for it."""
+        """Return the rewards of a batch, float32 [B]; raises what the reward raises for it."""
         job = _Job(batch, asyncio.get_running_loop().time())
         self._jobs.append(job)
         self._arrival.set()
@@ -101,7 +101,7 @@ class Batcher:
         return jobs
 
     def _score(self, jobs: list[_Job]) -> list[Rewards | Exception]:
-        """Score requests in one call; where that fails each alone, so that a fault stays with whose it is."""
+        """Score requests in one call; where that fails one by one, so that a fault stays with its request."""
         batches = [job.batch for job in jobs]
         if len(batches) > 1:
             try:

@@ -37,7 +37,7 @@ class ScoreRequest(BaseModel):
 class ScoreAnswer(BaseModel):
     """Rewards of the images of a request, in its order."""
 
-    rewards: Annotated[list[float], Field(description="One an image, float32; higher is better.")]
+    rewards: Annotated[list[float], Field(description="One per image, float32; higher is better.")]
     count: int
     reward: str
     revision: Annotated[str, Field(description="Scores of two revisions must not be mixed.")]
@@ -48,7 +48,7 @@ class Description(BaseModel):
 
     name: str
     description: str
-    range: Annotated[str, Field(description="Range and unit of its values, for people.")]
+    range: Annotated[str, Field(description="Range and unit of its values, in words.")]
     version: int
     settings: dict[str, Any]
     set_level: Annotated[bool, Field(description="It compares the images of a group: send whole groups.")]
@@ -80,7 +80,7 @@ REQUEST_SCHEMA = {
             "schema": {
                 **_TENSORS,
                 "description": "A safetensors file: `images` U8 [B, 3, H, W], and in `__metadata__` the key `rlcm` "
-                "with JSON that holds `prompts` and `metadata`, one an image.",
+                "with JSON that holds `prompts` and `metadata`, one per image.",
             }
         },
     },
@@ -105,7 +105,7 @@ def decode_json(body: Buffer, most_bytes: int) -> Batch:
 
     Raises:
         TooLargeError: If the decoded images have more than `most_bytes`.
-        ProtocolError: If it is no such request.
+        ProtocolError: If it is not such a request.
     """
     try:
         request = ScoreRequest.model_validate_json(bytes(body))
@@ -131,7 +131,7 @@ def decode_json(body: Buffer, most_bytes: int) -> Batch:
                     )
                 pixels = np.empty((count, 3, picture.height, picture.width), np.uint8)
             if (picture.height, picture.width) != pixels.shape[2:]:
-                raise ProtocolError(f"image {index} has another size than image 0; send sizes apart")
+                raise ProtocolError(f"image {index} has another size than image 0; send each size on its own")
             try:
                 pixels[index] = np.asarray(picture).transpose(2, 0, 1)
             except (OSError, ValueError, SyntaxError) as error:
@@ -144,8 +144,8 @@ def _open_png(text: str, index: int) -> Image.Image:
     try:
         return Image.open(io.BytesIO(base64.b64decode(text, validate=True)), formats=["PNG"])
     except binascii.Error as error:
-        raise ProtocolError(f"image {index} is no base64 ({error})") from None
+        raise ProtocolError(f"image {index} is not base64 ({error})") from None
     except Image.DecompressionBombError:
         raise TooLargeError(f"image {index} is larger than this server takes; send a smaller one") from None
     except (OSError, ValueError, SyntaxError):
-        raise ProtocolError(f"image {index} is no PNG file") from None
+        raise ProtocolError(f"image {index} is not a PNG file") from None

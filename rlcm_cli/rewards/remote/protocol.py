@@ -79,7 +79,7 @@ class Answer:
 
 
 def encode_batch(batch: Batch) -> tuple[bytes, memoryview]:
-    """Give the two parts of a request: its header, and a view of the images' bytes.
+    """Return the two parts of a request: its header, and a view of the images' bytes.
 
     Raises:
         ProtocolError: If the metadata is not plain JSON.
@@ -102,7 +102,7 @@ def decode_batch(body: Buffer) -> Batch:
 
 
 def encode_answer(answer: Answer) -> bytes:
-    """Give the bytes of an answer."""
+    """Return the bytes of an answer."""
     count = len(answer.rewards)
     record = {"count": count, "reward": answer.reward, "revision": answer.revision}
     head, data = _encode("rewards", "F32", answer.rewards, record)
@@ -122,11 +122,11 @@ def decode_answer(body: Buffer) -> Answer:
 
 
 def check_rows(count: int, prompts: object, metadata: object) -> None:
-    """Raise `ProtocolError` unless there is one text and one mapping an image."""
+    """Raise `ProtocolError` unless there is one text and one mapping per image."""
     if not isinstance(prompts, list) or not all(isinstance(prompt, str) for prompt in prompts):
-        raise ProtocolError("prompts is no list of texts")
+        raise ProtocolError("prompts is not a list of texts")
     if not isinstance(metadata, list) or not all(isinstance(known, dict) for known in metadata):
-        raise ProtocolError("metadata is no list of objects")
+        raise ProtocolError("metadata is not a list of objects")
     if not len(prompts) == len(metadata) == count:
         raise ProtocolError(f"{count} images came with {len(prompts)} prompts and {len(metadata)} metadata")
 
@@ -135,7 +135,7 @@ def _encode(name: str, dtype: str, array: np.ndarray[Any, Any], record: Any) -> 
     try:
         text = json.dumps(record, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
     except (TypeError, ValueError) as error:
-        raise ProtocolError(f"the metadata is no plain JSON ({error})") from error
+        raise ProtocolError(f"the metadata is not plain JSON ({error})") from error
     data = array.reshape(-1).view("u1").data  # of an array whose rows lie one behind the other, no copy
     header = json.dumps(
         {
@@ -149,11 +149,11 @@ def _encode(name: str, dtype: str, array: np.ndarray[Any, Any], record: Any) -> 
 
 
 def _decode(body: Buffer, name: str, dtype: str, item_bytes: int) -> tuple[list[int], memoryview, dict[str, Any]]:
-    """Give the shape and the bytes of the only tensor, and the record in the metadata."""
+    """Return the shape and the bytes of the only tensor, and the record in the metadata."""
     view = memoryview(body)
     length = int.from_bytes(view[:8], "little")
     if len(view) < 8 or length > len(view) - 8:
-        raise ProtocolError("the body is no safetensors file, or it is cut off")
+        raise ProtocolError("the body is not a safetensors file, or is cut off")
     if length > HEADER_BYTES:
         raise ProtocolError(f"the header has {length} bytes, more than {HEADER_BYTES}; send fewer images at a time")
     header = _parse_object(view[8 : 8 + length], "the safetensors header")
@@ -180,7 +180,7 @@ def _decode(body: Buffer, name: str, dtype: str, item_bytes: int) -> tuple[list[
         or set(metadata) != {METADATA_KEY}
         or not isinstance(metadata[METADATA_KEY], str)
     ):
-        raise ProtocolError(f"__metadata__ has not the one key {METADATA_KEY} with JSON in it")
+        raise ProtocolError(f"__metadata__ does not have the one key {METADATA_KEY} with JSON in it")
     return shape, data, _parse_object(metadata[METADATA_KEY].encode(), "the metadata")
 
 
@@ -188,9 +188,9 @@ def _parse_object(data: Buffer, what: str) -> dict[str, Any]:
     try:
         value = json.loads(bytes(data), parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:  # a UnicodeDecodeError is a ValueError
-        raise ProtocolError(f"{what} is no JSON ({error})") from error
+        raise ProtocolError(f"{what} is not JSON ({error})") from error
     if not isinstance(value, dict):
-        raise ProtocolError(f"{what} is no JSON object")
+        raise ProtocolError(f"{what} is not a JSON object")
     return value
 
 
@@ -201,4 +201,4 @@ def _listed(table: Mapping[str, object]) -> str:
 
 
 def _refuse_constant(word: str) -> object:
-    raise ValueError(f"{word} is no JSON number")
+    raise ValueError(f"{word} is not a JSON number")

@@ -19,10 +19,10 @@ BUFFERS_KEPT = 8
 
 _EXTENSION = "rlcm.body"
 """Of ASGI: `await_first_bytes` is a coroutine function that returns once some of the body is there; `receive_into` one
-that fills a memoryview, which is as long as the body, and tells how many bytes are there after each part."""
+that fills a memoryview, which is as long as the body, and reports how many bytes are there after each part."""
 
 Progress = Callable[[int], None]
-"""Is told how many bytes of a body have come so far."""
+"""Gets the number of bytes of a body that have come so far."""
 
 
 class Buffers:
@@ -32,7 +32,7 @@ class Buffers:
         self._free: list[bytearray] = []
 
     def take(self, size: int) -> bytearray:
-        """Give a buffer of `size` bytes or somewhat more."""
+        """Return a buffer of `size` bytes or somewhat more."""
         for index, buffer in enumerate(self._free):
             if size <= len(buffer) <= 2 * size and _is_unused(buffer):
                 return self._free.pop(index)
@@ -44,7 +44,7 @@ class Buffers:
 
 
 def _is_unused(buffer: bytearray) -> bool:
-    """Tell whether nothing looks into a buffer any more, such as the images that a reward has kept."""
+    """Return whether nothing looks into a buffer any more, such as the images that a reward has kept."""
     try:
         buffer.append(0)  # a buffer that is looked into cannot change its size
     except BufferError:
@@ -113,7 +113,7 @@ class ReceivingProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
         }
 
     def get_buffer(self, sizehint: int) -> memoryview:
-        """Say where the next bytes go."""
+        """Return where the next bytes go."""
         return self._small if self._rest is None else self._rest
 
     def buffer_updated(self, nbytes: int) -> None:
@@ -145,7 +145,7 @@ class ReceivingProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
             raise
 
     def _admit(self, cycle: RequestResponseCycle) -> None:
-        """Tell a client that has asked whether it may send its body that it may."""
+        """Answer a client that has asked whether it may send its body."""
         if cycle.waiting_for_100_continue:
             cycle.waiting_for_100_continue = False
             self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")

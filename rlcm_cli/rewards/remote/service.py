@@ -55,7 +55,7 @@ class Limits:
     wait: float = 0.005
 
 
-class Metrics:
+class ServiceMetrics:
     """What the server reports to Prometheus."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
@@ -72,11 +72,11 @@ class Metrics:
         self.seconds = Histogram("rlcm_reward_call_seconds", "Seconds of a call.", ["reward"], registry=registry)
 
 
-class Service:
+class RewardService:
     """One reward: from requests to responses."""
 
     def __init__(
-        self, served: ServedReward, limits: Limits, device: torch.device, worker: Executor, metrics: Metrics
+        self, served: ServedReward, limits: Limits, device: torch.device, worker: Executor, metrics: ServiceMetrics
     ) -> None:
         self._served = served
         self._limits = limits

@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 
 class RefusedPickleError(Exception):
-    """A pickle that holds more than plain data, or is damaged; whoever asked for it says what to do."""
+    """A pickle that holds more than plain data, or is damaged; the caller says what to do."""
 
 
 _VALUES = {
@@ -89,7 +89,7 @@ class _Reader:
         self._stack: list[Any] = []
         self._memo: dict[int, Any] = {}
         self._waiting: list[Any] | None = None
-        """The array that `_reconstruct` has announced and whose content comes with the next BUILD."""
+        """The array that `_reconstruct` has announced, and whose content comes with the next BUILD."""
 
     def read(self, data: bytes) -> Any:
         for opcode, argument, place in pickletools.genops(data):
@@ -198,7 +198,7 @@ class _Reader:
                     target.extend(self._unpack(raw, dtype, shape, "F" if fortran else "C"))
                     self._waiting = None
                     return
-        raise RefusedPickleError("the pickle sets the state of something that is no array of numbers or text")
+        raise RefusedPickleError("the pickle sets the state of something that is not an array of numbers or text")
 
     def _unpack(self, raw: bytes, dtype: _Dtype, shape: tuple[Any, ...], order: Literal["C", "F"]) -> list[Any]:
         """Return the items of an array as nested lists."""
@@ -215,7 +215,7 @@ class _Reader:
             raise RefusedPickleError("the pickle has an array whose shape does not fit its bytes")
         # numpy's text is UTF-32 that it does not check.
         if dtype.code[0] == "U" and (items.view(items.dtype.str[0] + "u4") > sys.maxunicode).any():
-            raise RefusedPickleError("the pickle has text that is no Unicode")
+            raise RefusedPickleError("the pickle has text that is not Unicode")
         nested: list[Any] = items.reshape(sizes, order=order).tolist()
         return nested
 
@@ -235,7 +235,7 @@ def _find_name(module: object, attribute: object) -> _Name:
     name = _NUMPY.get((module, attribute)) if isinstance(module, str) and isinstance(attribute, str) else None
     if name is None:
         shown = f"{module}.{attribute}"[:80] if isinstance(module, str) and isinstance(attribute, str) else "something"
-        raise RefusedPickleError(f"the pickle asks for {shown!a}, which is no plain data")
+        raise RefusedPickleError(f"the pickle asks for {shown!a}, which is not plain data")
     return _Name(name)
 
 
