@@ -138,7 +138,8 @@ def parse_rewards(options: Sequence[str]) -> dict[str, float] | None:
 
 def _adapter_flags(start: str) -> dict[str, Any]:
     from rlcm_cli.errors import ConfigError
-    from rlcm_cli.store.adapters import find_adapter, read_adapter_settings
+    from rlcm_cli.store.adapters import read_adapter_settings
+    from rlcm_cli.store.locate import find_adapter
 
     file = find_adapter(start)
     if file is None:

@@ -32,7 +32,7 @@ def evaluate_command(
             "--checkpoint", metavar="N", help="Checkpoint to evaluate; repeatable.", show_default="the newest"
         ),
     ] = [],
-    assignments: o.SetOption = [],
+    assignments: o.SetOfRunOption = [],
     allow_code: o.AllowCodeOption = False,
     allow_hosts: o.AllowHostOption = [],
     allow_changed: o.AllowChangedOption = False,

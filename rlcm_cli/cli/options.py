@@ -88,7 +88,7 @@ SetOption = Annotated[
     list[str], _set_option("A setting, such as train.learning_rate=3e-4; overrides --config; repeatable.")
 ]
 SetOfRunOption = Annotated[
-    list[str], _set_option("A setting that may change, such as reward_settings.NAME.KEY=1; repeatable.")
+    list[str], _set_option("A setting that may change when resuming, such as runtime.tf32=true; repeatable.")
 ]
 SetOfPresetOption = Annotated[
     list[str],

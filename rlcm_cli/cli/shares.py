@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Progress:
+class ShareProgress:
     """How many shards of some rollouts are done, by all workers whose files are here."""
 
     done: int
@@ -41,7 +41,7 @@ class Progress:
         return {"complete": self.complete, "shards": self.total, "shards_done": self.done}
 
 
-def follow_sampling(run: Run, worker: Worker, iteration: int) -> Progress:
+def follow_sampling(run: Run, worker: Worker, iteration: int) -> ShareProgress:
     """Count the sampled shards of a rollout."""
     from rlcm_cli.store.manifest import read_manifest
     from rlcm_cli.store.rollouts import missing_shards
@@ -50,7 +50,7 @@ def follow_sampling(run: Run, worker: Worker, iteration: int) -> Progress:
     return _count(len(manifest.shards), set(missing_shards(run.layout, manifest)), worker)
 
 
-def follow_scoring(run: Run, worker: Worker, iterations: Sequence[int], directories: Sequence[str]) -> Progress:
+def follow_scoring(run: Run, worker: Worker, iterations: Sequence[int], directories: Sequence[str]) -> ShareProgress:
     """Count the shards of some rollouts that have the rewards of all given folders."""
     from rlcm_cli.store.manifest import read_manifest
     from rlcm_cli.store.rollouts import missing_rewards
@@ -61,9 +61,9 @@ def follow_scoring(run: Run, worker: Worker, iterations: Sequence[int], director
         lacking = {n for directory in directories for n in missing_rewards(run.layout, manifest, directory)}
         found.append(_count(len(manifest.shards), lacking, worker))
     workers = {number for progress in found for number in progress.waiting_for}
-    return Progress(sum(one.done for one in found), sum(one.total for one in found), tuple(sorted(workers)))
+    return ShareProgress(sum(one.done for one in found), sum(one.total for one in found), tuple(sorted(workers)))
 
 
-def _count(total: int, missing: set[int], worker: Worker) -> Progress:
+def _count(total: int, missing: set[int], worker: Worker) -> ShareProgress:
     others = {number % worker.count for number in missing} if worker.count > 1 else set()
-    return Progress(total - len(missing), total, tuple(sorted(others)))
+    return ShareProgress(total - len(missing), total, tuple(sorted(others)))

@@ -27,7 +27,7 @@ def register(app: typer.Typer) -> None:
 def train_command(
     context: typer.Context,
     named: o.ExistingRunOption,
-    assignments: o.SetOption = [],
+    assignments: o.SetOfRunOption = [],
     off_policy: Annotated[
         bool, typer.Option("--off-policy", help="Train even if the rollouts come from another policy.")
     ] = False,

@@ -18,7 +18,6 @@ from rlcm_cli.models.parts import recommend
 from rlcm_cli.runs.policy import load_configured_model
 from rlcm_cli.runs.run import open_run
 from rlcm_cli.samplers import SAMPLERS, SamplerSettings, find_sampler
-from rlcm_cli.store.adapters import find_adapter
 from rlcm_cli.store.checkpoint import (
     WEIGHT_FILES,
     digest_safetensors,
@@ -26,7 +25,7 @@ from rlcm_cli.store.checkpoint import (
     read_tensors,
     read_trainer_state,
 )
-from rlcm_cli.store.quarantine import find_run
+from rlcm_cli.store.locate import find_adapter, find_run
 
 MAX_SEED = 2**63 - 1
 HUB_ID = r"[\w-][\w.-]*/[\w-][\w.-]*"

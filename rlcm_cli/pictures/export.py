@@ -43,7 +43,6 @@ from rlcm_cli.runs.policy import load_configured_model
 from rlcm_cli.runs.run import Run, open_run
 from rlcm_cli.runs.schedules import drawing_schedule
 from rlcm_cli.samplers import SAMPLERS, SamplerSettings
-from rlcm_cli.store.adapters import find_adapter
 from rlcm_cli.store.atomic import explain_safetensors, publish_folder, remove_folder
 from rlcm_cli.store.checkpoint import (
     AVERAGE_FOLDER,
@@ -55,7 +54,7 @@ from rlcm_cli.store.checkpoint import (
     read_trainer_state,
 )
 from rlcm_cli.store.layout import RunLayout
-from rlcm_cli.store.quarantine import find_run
+from rlcm_cli.store.locate import find_adapter, find_run
 
 Format = Literal["diffusers", "kohya", "pipeline"]
 

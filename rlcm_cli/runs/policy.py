@@ -21,7 +21,7 @@ from rlcm_cli.models.memory import checkpoint_activations
 from rlcm_cli.runs.inputs import check_images, find_pairs
 from rlcm_cli.runs.run import Run, check_run, create_run, pin_commit
 from rlcm_cli.runs.schedules import training_schedule
-from rlcm_cli.store.adapters import find_adapter, read_adapter_settings
+from rlcm_cli.store.adapters import read_adapter_settings
 from rlcm_cli.store.checkpoint import (
     TrainerState,
     digest_safetensors,
@@ -30,6 +30,7 @@ from rlcm_cli.store.checkpoint import (
     read_trainer_state,
     read_weights,
 )
+from rlcm_cli.store.locate import find_adapter
 from rlcm_cli.store.reading import REMEDY
 from rlcm_cli.wording import command
 

@@ -1,8 +1,7 @@
-"""LoRA files: where they are, and what rank, alpha and modules their metadata states."""
+"""LoRA files: what rank, alpha and modules their metadata states."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,11 +10,7 @@ from safetensors import SafetensorError, safe_open
 
 from rlcm_cli.core.lora_file import DENOISERS, METADATA_KEY, PartSettings, read_settings
 from rlcm_cli.errors import CorruptFileError, MissingFileError, ModelError
-from rlcm_cli.store.checkpoint import LORA_FILE, MARKER_FILE, find_weights, latest_checkpoint, read_trainer_state
-from rlcm_cli.store.layout import RunLayout
 from rlcm_cli.store.reading import open_file
-from rlcm_cli.store.remote.objects import is_url
-from rlcm_cli.store.remote.remote_run import fetch_adapter
 
 
 @dataclass(frozen=True)
@@ -25,36 +20,6 @@ class AdapterSettings:
     rank: int
     alpha: int
     target_modules: tuple[str, ...]
-
-
-def find_adapter(place: str) -> Path | None:
-    """Find the LoRA file of a run (its newest checkpoint), a checkpoint folder or a file; None: no such path or URL.
-
-    Where the denoiser itself was trained, its file. Raises `ModelError` where the path is there but holds neither.
-    """
-    path = fetch_adapter(place) if is_url(place) else Path(place)
-    if path.is_file():
-        _check_checkpoint_of(path)
-        return path
-    if not path.is_dir():
-        return None
-    if (path / "checkpoints").is_dir():
-        layout = RunLayout(path)
-        path = layout.checkpoint(latest_checkpoint(layout))
-    file = find_weights(path)
-    # A whole pipeline has a denoiser as well, which nobody trained.
-    if file is not None and not (path / "model_index.json").is_file():
-        _check_checkpoint_of(file)
-        return file
-    raise ModelError(f"{place}: holds no LoRA; name a run, a checkpoint folder with {LORA_FILE}, or a LoRA file")
-
-
-def _check_checkpoint_of(file: Path) -> None:
-    """Check the checkpoint that weights are of, where they lie in one of a run. Raises as `read_trainer_state`."""
-    for folder in file.absolute().parents[:3]:  # in the folder of an average that of a denoiser is the third
-        number = re.fullmatch(r"\d{6,9}", folder.name, re.ASCII)
-        if number and folder.parent.name == "checkpoints" and (folder / MARKER_FILE).exists():
-            read_trainer_state(RunLayout(folder.parent.parent), int(number[0]))
 
 
 def read_adapter_settings(path: Path) -> AdapterSettings:

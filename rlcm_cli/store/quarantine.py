@@ -7,20 +7,9 @@ from pathlib import Path
 
 from rlcm_cli.errors import ConfigError, MissingFileError
 from rlcm_cli.store.atomic import set_aside
-from rlcm_cli.store.layout import RunLayout, receipt_path
+from rlcm_cli.store.layout import receipt_path
+from rlcm_cli.store.locate import find_run
 from rlcm_cli.store.remote.remote_run import open_remote, split_url
-
-
-def find_run(path: Path) -> RunLayout:
-    """Find the run that a path lies in. Raises `ConfigError` where it lies in none."""
-    resolved = path.resolve()
-    for folder in (resolved, *resolved.parents):
-        layout = RunLayout(folder)
-        # A model's folder has a config.json, too.
-        is_run = (folder / "checkpoints").is_dir() or layout.inputs.is_file()
-        if layout.config.is_file() and (is_run or folder == resolved):
-            return layout
-    raise ConfigError(f"{path}: lies in no run directory (no config.json in any folder above it)")
 
 
 def quarantine(path: Path) -> list[Path]:

@@ -7,7 +7,7 @@ from safetensors.torch import save_file
 from store_samples import LORA_METADATA, flip_bit, forge_record, make_manifest, write_lora, write_run
 
 from rlcm_cli.errors import ConfigError, CorruptFileError, MissingFileError, ModelError
-from rlcm_cli.store.adapters import find_adapter, read_adapter_settings
+from rlcm_cli.store.adapters import read_adapter_settings
 from rlcm_cli.store.checkpoint import LORA_FILE, digest_safetensors
 from rlcm_cli.store.inspection import describe
 from rlcm_cli.store.layout import receipt_path
@@ -163,17 +163,6 @@ class TestVerifyRun:
 
 
 class TestAdapters:
-    def test_the_lora_of_a_run_is_that_of_its_newest_checkpoint(self, layout):
-        newest = layout.checkpoint(2) / LORA_FILE
-        assert find_adapter(str(layout.root)) == newest
-        assert find_adapter(str(layout.checkpoint(2))) == newest
-        assert find_adapter(str(newest)) == newest
-        assert find_adapter("owner/name") is None
-
-    def test_a_folder_without_a_lora_is_refused(self, layout):
-        with pytest.raises(ModelError, match="holds no LoRA"):
-            find_adapter(str(layout.rollout(0)))
-
     def test_a_lora_without_rank_and_alpha_is_refused(self, tmp_path):
         write_lora(tmp_path, metadata={"unet.r": 2})
         with pytest.raises(ModelError, match="states no rank and alpha"):

@@ -3,7 +3,7 @@ from store_samples import contents, make_manifest, write_checkpoint, write_rollo
 
 from rlcm_cli.errors import ConfigError, MissingFileError
 from rlcm_cli.store.layout import receipt_path
-from rlcm_cli.store.quarantine import find_run, quarantine
+from rlcm_cli.store.quarantine import quarantine
 
 
 @pytest.fixture
@@ -85,10 +85,3 @@ def test_the_run_itself_and_what_is_in_quarantine_are_refused(layout):
 def test_a_file_that_is_not_there_is_an_error(layout):
     with pytest.raises(MissingFileError, match="nothing to move"):
         quarantine(layout.rollout(0) / "no-such.safetensors")
-
-
-def test_the_run_of_a_path_is_the_folder_with_its_configuration(layout, tmp_path):
-    for path in (layout.root, layout.checkpoint(0), layout.shard(0, 0, 2)):
-        assert find_run(path) == layout
-    (layout.checkpoint(0) / "config.json").write_text("{}")  # some other program's
-    assert find_run(layout.shard(0, 0, 2)) == layout

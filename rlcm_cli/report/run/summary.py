@@ -188,7 +188,7 @@ def describe_monitoring(evidence: Evidence) -> str:
     """Say what the monitored rewards tell, where none raises an alarm: by the images of training, and by how much."""
     monitor = evidence.run.config["monitor"]
     if not monitor["rewards"]:
-        return "No reward was monitored, so reward hacking would not show here; --monitor NAME monitors one."
+        return "No reward was monitored, so reward hacking would not show here; use --monitor NAME."
     found = "; ".join(_describe_drop(evidence, name) for name in monitor["rewards"])
     return f"No alarm, which looks at the images of training: {found}."
 
