@@ -34,7 +34,7 @@ class Learner:
     config: Config
     team: Team = Team()  # noqa: RUF009 - frozen
     """Of several processes, each adds and measures its part of a step, as a share of the whole."""
-    anchored: bool = False
+    old_is_present: bool = False
     """Whether the old policy is the present one, so that every ratio is 1: the only update of an iteration whose
     stored log-probabilities are too coarse."""
     old_weights: Mapping[str, Tensor] | None = None

@@ -51,8 +51,8 @@ def add_gradient(learner: Learner, transitions: Transitions, weights: Tensor, lo
     from rlcm_cli.learning.replay import micro_batches, predict_transition, replay
 
     model, rollout, settings = learner.model, learner.rollout, learner.config.train
-    if learner.anchored:
-        loss_of = anchor(loss_of)
+    if learner.old_is_present:
+        loss_of = take_present_as_old(loss_of)
     record = UpdateMetrics()
     on_device = weights.to(model.device)
     values = len(transitions)
@@ -80,7 +80,7 @@ def add_gradient(learner: Learner, transitions: Transitions, weights: Tensor, lo
     return record
 
 
-def anchor(loss_of: Loss) -> Loss:
+def take_present_as_old(loss_of: Loss) -> Loss:
     """Return a loss whose old policy is the present one: every ratio is 1, and its gradient that of log π.
 
     Its `ratio_drift` remains that of replaying to drawing.

@@ -263,7 +263,7 @@ def _learn(run: Run, opened: OpenIteration) -> Generator[Event, None, dict[str, 
         **average_metrics(own_records),
         **average_metrics(records),
         **({} if drift is None else {LARGEST: drift}),
-        "rescored": int(refreshed.done),
+        "refreshed": int(refreshed.done),
         "updates": len(records),
         "forwards": forwards,
     }
@@ -309,8 +309,8 @@ def refresh_data(run: Run, data: IterationData, *, on_policy: bool, off_policy: 
         return Refreshed(refresh_stale(run, data), done=True, passes=1)
     learner = data.learner
     if not refresh_passes(run.config):
-        anchored = dataclasses.replace(learner, anchored=True)
-        return Refreshed(dataclasses.replace(data, learner=anchored), done=True)
+        old_is_present = dataclasses.replace(learner, old_is_present=True)
+        return Refreshed(dataclasses.replace(data, learner=old_is_present), done=True)
     size = run.config.runtime.micro_batch_size
     rollout, drift = refresh_log_probs(learner.model, learner.rollout, size, learner.team)
     return Refreshed(_with_rollout(data, rollout), done=True, drift=drift, passes=1)

@@ -64,24 +64,24 @@ def make_rollout(root, config):
     return model, read_rollout(run, model, read_trainer_state(run.layout, 0), off_policy=False)
 
 
-def first_update(model, rollout, config, *, anchored=False):
+def first_update(model, rollout, config, *, old_is_present=False):
     for parameter in lora_parameters(model).values():
         parameter.grad = None
     count = len(rollout.trajectories)
     order = torch.randperm(count, generator=torch.Generator().manual_seed(0))
     every = Minibatch(order, torch.arange(rollout.trajectories.actions).expand(count, -1))
-    learner = Learner(model, rollout, torch.linspace(-1, 1, count), config, anchored=anchored)
+    learner = Learner(model, rollout, torch.linspace(-1, 1, count), config, old_is_present=old_is_present)
     record = find_objective(config).accumulate(learner, every)
     return record.values, torch.cat([p.grad.flatten() for p in lora_parameters(model).values()])
 
 
 @pytest.mark.parametrize(("objective", "settings"), [("ppo", {}), ("ppo", SEVERAL), ("rebel", {})])
 @pytest.mark.usefixtures("coarse")
-def test_a_run_in_bfloat16_rescores_and_its_ratio_is_1(tiny_lcm, tmp_path, objective, settings):
+def test_a_run_in_bfloat16_refreshes_and_its_ratio_is_1(tiny_lcm, tmp_path, objective, settings):
     config = configure(tiny_lcm, objective={"kind": objective}, train=settings, sample={"group_size": 2})
     events = finish(train(*draw_and_score(tmp_path / "run", config)))
     metrics = events[-1].metrics
-    assert metrics["rescored"] == 1
+    assert metrics["refreshed"] == 1
     assert 5e-4 < metrics["ratio_drift"] < 2e-2
     if settings != SEVERAL:  # there the policy moves between the updates
         assert (metrics["ratio"], metrics["approx_kl"]) == (1, 0)
@@ -92,7 +92,7 @@ def test_a_run_in_bfloat16_rescores_and_its_ratio_is_1(tiny_lcm, tmp_path, objec
 
 def test_a_run_in_float32_keeps_what_was_stored(tiny_lcm, tmp_path):
     metrics = finish(train(*draw_and_score(tmp_path / "run", make_config(tiny_lcm))))[-1].metrics
-    assert metrics["rescored"] == 0
+    assert metrics["refreshed"] == 0
     assert metrics["ratio_drift"] <= RATIO_TOLERANCE["float32"]
 
 
@@ -102,25 +102,25 @@ def test_after_a_pass_over_all_transitions_the_first_ratio_is_exactly_1(tiny_lcm
     model, rollout = make_rollout(tmp_path / "run", config)
     stored = rollout.trajectories.log_probs_BA.clone()
     before, _ = first_update(model, rollout, config)
-    rescored, drift = refresh_log_probs(model, rollout, config.runtime.micro_batch_size)
-    after, _ = first_update(model, rescored, config)
+    refreshed, drift = refresh_log_probs(model, rollout, config.runtime.micro_batch_size)
+    after, _ = first_update(model, refreshed, config)
     assert drift == pytest.approx(before["ratio_drift"], rel=1e-5)
     assert drift > 5e-4
     assert after["ratio_drift"] == 0
     assert torch.equal(rollout.trajectories.log_probs_BA, stored)
-    assert rescored.trajectories.log_probs_BA.shape == stored.shape
-    assert torch.equal(rescored.trajectories.latents_BSCHW, rollout.trajectories.latents_BSCHW)
+    assert refreshed.trajectories.log_probs_BA.shape == stored.shape
+    assert torch.equal(refreshed.trajectories.latents_BSCHW, rollout.trajectories.latents_BSCHW)
 
 
 @pytest.mark.usefixtures("coarse")
 def test_the_only_update_takes_its_own_log_probabilities_as_a_pass_before_it_would(tiny_lcm, tmp_path):
     config = configure(tiny_lcm)
     model, rollout = make_rollout(tmp_path / "run", config)
-    rescored, drift = refresh_log_probs(model, rollout, config.runtime.micro_batch_size)
-    _, with_pass = first_update(model, rescored, config)
-    values, anchored = first_update(model, rollout, config, anchored=True)
+    refreshed, drift = refresh_log_probs(model, rollout, config.runtime.micro_batch_size)
+    _, with_pass = first_update(model, refreshed, config)
+    values, alone = first_update(model, rollout, config, old_is_present=True)
     _, clipped = first_update(model, rollout, config)
-    assert torch.equal(anchored, with_pass)
+    assert torch.equal(alone, with_pass)
     assert not torch.allclose(clipped, with_pass, rtol=0.1)  # clipping at random does harm
     assert (values["ratio"], values["clip_fraction"]) == (1, 0)
     assert values["ratio_drift"] == pytest.approx(drift, rel=1e-5)
@@ -152,7 +152,7 @@ def test_nan_is_not_hidden(tiny_lcm, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("dtype", "sections", "rescored", "passes"),
+    ("dtype", "sections", "refreshed", "passes"),
     [
         ("float32", {}, False, 0),
         ("float32", {"train": SEVERAL}, False, 0),
@@ -164,9 +164,9 @@ def test_nan_is_not_hidden(tiny_lcm, tmp_path):
         ("float32", {"runtime": {"tf32": True}, "train": SEVERAL}, True, 1),
     ],
 )
-def test_what_is_rescored_and_what_it_costs(tiny_lcm, dtype, sections, rescored, passes):
+def test_what_is_refreshed_and_what_it_costs(tiny_lcm, dtype, sections, refreshed, passes):
     config = configure(tiny_lcm, dtype, **sections)
-    assert (needs_refresh(config), refresh_passes(config)) == (rescored, passes)
+    assert (needs_refresh(config), refresh_passes(config)) == (refreshed, passes)
 
 
 def test_the_forwards_of_rescoring_are_counted(tiny_lcm, tmp_path):

@@ -174,7 +174,7 @@ class TestRuns:
         digests = [read_trainer_state(run.layout, 2).policy_digest for run in runs]
         assert digests[0] == digests[1]
 
-    def test_in_16_bits_the_old_policy_is_rescored_before_steps_of_its_own(self, plain, folder):
+    def test_in_16_bits_old_log_probs_are_refreshed_before_steps_of_its_own(self, plain, folder):
         config = override_config(pretrained(plain, folder), flags={"model.dtype": "bfloat16"})
         own = override_config(config, flags={"pretraining.own_steps": 1})
         assert (refresh_passes(config), refresh_passes(own)) == (0, 1)

@@ -196,7 +196,7 @@ def test_in_16_bits_the_policy_that_drew_is_measured_with_the_ruler_of_training(
     moved = (by_newest.trajectories.log_probs_BA - found).exp().sub(1).abs().max().item()
     assert metrics["ratio_drift"] == pytest.approx(moved, rel=1e-3)
     (before,) = read_metrics(run.layout)[:1]
-    assert (before["rescored"], metrics["rescored"]) == (1, 1)
+    assert (before["refreshed"], metrics["refreshed"]) == (1, 1)
     # A single update on its own policy's samples needs no pass of its own for them.
     assert metrics["forwards"] - before["forwards"] == 8 * 3
 
