@@ -177,19 +177,12 @@ def bench(
     trained = choose_batch({row.batch: row.rate for row in training})
     if largest is not None:
         trained = min(trained, largest)
-    suggestions: dict[str, int | bool] = {"sample.batch_size": drawn, "runtime.micro_batch_size": trained}
-    if fit is not None and fit.gradient_checkpointing:
-        suggestions["runtime.gradient_checkpointing"] = True
     costs = UnitCosts(
         call=1 / _rate_at(sampling, drawn) / schedule.steps,
         decode=1 / _rate_at(decoding, drawn),
         reward=1 / scored.rate,
         transition=1 / _rate_at(training, trained),
     )
-    works = {
-        name: count_work(task, training_schedule(_fit_sampler(task, model), model).actions)
-        for name, task in tasks.items()
-    }
     return Bench(
         device=describe_device(model.device),
         dtype=config.model.dtype,
@@ -205,9 +198,23 @@ def bench(
         clip_range=find_objective(config).clip_range(config.objective),
         largest_micro_batch=largest,
         fit=fit,
-        projections=[Projection(name, work, project_seconds(work, costs)) for name, work in works.items()],
-        suggestions=suggestions,
+        projections=[_project(name, task, model, costs) for name, task in tasks.items()],
+        suggestions=_suggest(drawn, trained, fit),
     )
+
+
+def _project(name: str, task: Config, model: LatentModel, costs: UnitCosts) -> Projection:
+    """Return what a task's whole run takes with the model."""
+    work = count_work(task, training_schedule(_fit_sampler(task, model), model).actions)
+    return Projection(name, work, project_seconds(work, costs))
+
+
+def _suggest(drawn: int, trained: int, fit: TrainingFit | None) -> dict[str, int | bool]:
+    """Return settings for the batch sizes that were best in sampling and training, by their dotted names."""
+    suggestions: dict[str, int | bool] = {"sample.batch_size": drawn, "runtime.micro_batch_size": trained}
+    if fit is not None and fit.gradient_checkpointing:
+        suggestions["runtime.gradient_checkpointing"] = True
+    return suggestions
 
 
 def _fit_sampler(config: Config, model: LatentModel) -> Config:

@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 from conftest import tiny_values
 from PIL import Image
-from PIL.PngImagePlugin import PngInfo
 from recorded_pictures import MODEL_DIGEST, make_drawing, rewrite, texts_of, write_picture
 from store_samples import write_lora
 
@@ -21,7 +20,6 @@ from rlcm_cli.pictures.png_metadata import (
     describe_sheet,
     find_recorded_lora,
     read_provenance,
-    read_texts,
     settle_model,
 )
 
@@ -134,26 +132,6 @@ class TestReading:
         message = refusal(lambda: read_provenance(file))
         assert message.startswith(f"--from-image {file}: ")
         assert words in message
-
-    def test_texts_of_any_program_are_read(self, tmp_path):
-        info = PngInfo()
-        info.add_text("parameters", "a cat\nSteps: 20")
-        Image.new("RGB", (8, 8)).save(tmp_path / "a.png", pnginfo=info, dpi=(72, 72))
-        assert read_texts(tmp_path / "a.png") == {"parameters": "a cat\nSteps: 20"}
-
-    @pytest.mark.parametrize(
-        ("name", "words"),
-        [("gone.png", "no such file"), ("text.png", "is not a PNG; "), ("photo.jpg", "is not a PNG")],
-    )
-    def test_what_is_no_png_is_refused(self, tmp_path, name, words):
-        (tmp_path / "text.png").write_text("no picture")
-        Image.new("RGB", (8, 8)).save(tmp_path / "photo.jpg")
-        file = tmp_path / name
-        assert refusal(lambda: read_texts(file, "--x ")).startswith(f"--x {file}: {words}")
-
-    def test_a_picture_of_too_many_pixels_is_refused(self, picture, monkeypatch):
-        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 7)  # of 16: Pillow refuses more than twice as many
-        assert "is not a PNG" in refusal(lambda: read_texts(picture))
 
 
 class TestLora:
