@@ -142,7 +142,7 @@ class LatentModel:
     def predict(
         self, latents: Tensor, timesteps: Tensor, conditioning: dict[str, Tensor], guidance_scale: float
     ) -> Tensor:
-        """Predict with guidance: latents [B, C, h, w], timesteps int64 [B], conditioning [B, …] → [B, C, h, w]."""
+        """Predict with guidance: latents [B, C, h, w], model times [B], conditioning [B, …] → [B, C, h, w]."""
         with self.attention_kernel():
             return self.family.predict(self, latents, timesteps, conditioning, guidance_scale)
 
