@@ -1,4 +1,4 @@
-"""How a model asks to be used, where a user says nothing."""
+"""How a model recommends to be sampled, unless the user says otherwise."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Recommendation:
-    """How a model is drawn by nature."""
+    """The sampling that a model was made for."""
 
     sampler: str
     """Kind of the sampler."""
     steps: int
-    """Model calls of an image, outside of training."""
+    """Model calls per image, outside of training."""
     guidance_scale: float
     """As in diffusers' pipelines, outside of training."""

@@ -1,4 +1,4 @@
-"""What every table of settings is made of: frozen, typed, unknown keys refused."""
+"""The base of every table of settings: frozen, typed, unknown keys refused."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 class Section(BaseModel):
-    """A frozen table of settings that refuses what it does not know and converts no types."""
+    """A frozen table of settings that refuses unknown keys and does not convert types."""
 
     model_config = ConfigDict(
         frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True
@@ -25,7 +25,7 @@ SectionT = TypeVar("SectionT", bound=Section)
 
 
 def sections_of(annotation: Any) -> list[type[Section]]:
-    """Return the tables that a setting may be: a section itself, or every one of a union; none of other settings."""
+    """Return the tables that a setting may be: a section itself, or each of a union; none for other settings."""
     if isinstance(annotation, type) and issubclass(annotation, Section):
         return [annotation]
     members = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else ()

@@ -17,9 +17,9 @@ from rlcm_cli.errors import ConfigError
 from rlcm_cli.wording import shorten
 
 LARGEST_FILE = 1 << 20
-"""Bytes."""
+"""In bytes."""
 DEEPEST = 32
-"""Tables and lists within each other."""
+"""Levels of nested tables and lists."""
 RUN_CONFIG = "config.json"
 WIDE_MARKS = {
     codecs.BOM_UTF32_LE: "UTF-32",
@@ -61,7 +61,7 @@ def has_byte_order_mark(path: Path) -> bool:
 
 
 def parse_value(text: str) -> Any:
-    """Read a TOML value, where whatever is not TOML is a string. Raises `ConfigError` for one that is too much."""
+    """Read a TOML value; anything that is not TOML is a string. Raises `ConfigError` for one that is too large."""
     try:
         value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
@@ -76,7 +76,7 @@ def parse_value(text: str) -> Any:
 
 
 def is_too_deep(value: Any) -> bool:
-    """Return whether tables and lists are nested deeper than any setting needs, so that recursion could fail."""
+    """Return whether tables and lists are nested so deeply that recursion could fail."""
     level = [value]
     for _ in range(DEEPEST):
         level = [
@@ -105,7 +105,7 @@ def write_value(value: Any) -> str:
 
 
 def write_key(*parts: str) -> str:
-    """Write a key, quoted where it has to be, with a dot between its parts."""
+    """Write a key with a dot between its parts, each quoted if necessary."""
     return ".".join(part if BARE_KEY.fullmatch(part) else write_value(part) for part in parts)
 
 

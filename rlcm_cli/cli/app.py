@@ -45,7 +45,7 @@ OUTPUT_CLOSED = 1
 FAILED_AFTER_ANOTHER = 1
 UNWRITABLE = {errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF}
 """Error numbers of a stream whose reader has gone, or whose disk is full or gone."""
-OF_THE_SYSTEM = (
+SYSTEM_ERRORS = (
     errno.EACCES,
     errno.EPERM,
     errno.EROFS,
@@ -212,7 +212,7 @@ def _end_by_the_system(error: OSError) -> int:
             ):  # a reader that has gone, such as `head`, has seen what it wanted
                 _complain(f"cannot print: {error.strerror}")
             return OUTPUT_CLOSED
-    if error.errno not in OF_THE_SYSTEM:
+    if error.errno not in SYSTEM_ERRORS:
         raise error
     place = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes) else ""
     _complain(f"{place}{error.strerror}; check the permissions and the disk it is on")

@@ -57,8 +57,8 @@ def shorten_names(names: Iterable[str]) -> dict[str, str]:
     """
     every = list(dict.fromkeys(names))
     short = {name: _shorten(name) for name in every}
-    told = list(short.values())
-    return {name: short[name] if told.count(short[name]) == 1 else name for name in every}
+    shortened = list(short.values())
+    return {name: short[name] if shortened.count(short[name]) == 1 else name for name in every}
 
 
 def _shorten(name: str) -> str:

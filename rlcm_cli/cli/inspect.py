@@ -91,8 +91,8 @@ def inspect_command(
         if as_json:
             print_json(described)
         else:
-            told = {key: value for key, value in described.items() if key != "faults"}
-            print_rows(open_console(markup=False, highlight=False), list(_rows(told)))
+            shown_values = {key: value for key, value in described.items() if key != "faults"}
+            print_rows(open_console(markup=False, highlight=False), list(_rows(shown_values)))
             for fault in described.get("faults", []):  # whole lines, so that remedies can be copied
                 say(f"fault: {to_line(fault)}")
             if verify and not described["faults"]:

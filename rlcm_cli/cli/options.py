@@ -1,4 +1,4 @@
-"""Options that several commands share, and that are no single setting of the configuration."""
+"""Options that several commands share and that are not a single setting of the configuration."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The typed, frozen configuration of a run: TOML in, JSON out, unknown keys refused."""
 
 from rlcm_cli.config.layers import (
-    OF_A_TASK,
+    PER_TASK,
     override_config,
     parse_assignment,
     resolve_config,
@@ -10,9 +10,9 @@ from rlcm_cli.config.layers import (
 )
 from rlcm_cli.config.presets import task_names, task_text
 from rlcm_cli.config.settings import (
+    CHANGEABLE_SECTIONS,
     EMBEDDED_MODEL,
     EMBEDDED_MODELS,
-    REPLACEABLE,
     Combination,
     Config,
     EvaluateSettings,
@@ -36,10 +36,10 @@ from rlcm_cli.config.validation import differences, override_section, parse_conf
 from rlcm_cli.sections import Section
 
 __all__ = [
+    "CHANGEABLE_SECTIONS",
     "EMBEDDED_MODEL",
     "EMBEDDED_MODELS",
-    "OF_A_TASK",
-    "REPLACEABLE",
+    "PER_TASK",
     "Combination",
     "Config",
     "EvaluateSettings",

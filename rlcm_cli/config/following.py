@@ -101,8 +101,8 @@ def _follow_choice(name: str, preset: Values, file: Values, line: Values) -> lis
     if not others:
         return []
     verb = "is" if len(others) == 1 else "are"
-    told = f"{name}.kind is {chosen}, not {before}, so {', '.join(others)} {verb} left out"
-    return [(f"{name}.kind", chosen, told)]
+    note = f"{name}.kind is {chosen}, not {before}, so {', '.join(others)} {verb} left out"
+    return [(f"{name}.kind", chosen, note)]
 
 
 def _follow_model(

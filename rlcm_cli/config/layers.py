@@ -35,7 +35,7 @@ CHOICES = tuple(choices_of(Config))
 KINDS = tuple(f"{table}.kind" for table in CHOICES)
 
 
-OF_A_TASK = ("prompts", "rewards", "combine")
+PER_TASK = ("prompts", "rewards", "combine")
 """What each task of a joint run has of its own."""
 
 
@@ -80,12 +80,12 @@ def resolve_settings(
                 "file with only the settings that you change"
             )
         values = _explicit([file_layer], assignments, flags)
-        told = _follow(values, find_following(file_layer, {}, line, _model_of(file_layer), recommend))
+        notes = _follow(values, find_following(file_layer, {}, line, _model_of(file_layer), recommend))
         whole = parse_config(_drop_weightless(values))
         own = ModelSettings.model_construct(
             **file_layer.get("model", {})
         )  # a setting that is overridden may be invalid in it
-        return whole.model_copy(update={"model": keep_commit(own, whole.model)}), told
+        return whole.model_copy(update={"model": keep_commit(own, whole.model)}), notes
     names = list(dict.fromkeys(tasks)) or ([in_file] if isinstance(in_file, str) else [])
     if not names:
         raise ConfigError("no task given; use --task NAME (`rlcm tasks` lists them) or a `task` key in --config")
@@ -97,8 +97,8 @@ def resolve_settings(
     following = find_following(preset, file, line, _model_of(tomllib.loads(task_text(names[0]))), recommend)
     if len(names) == 1:
         values = _layered(names[0], file_layer, assignments, flags)
-        told = _follow(values, following)
-        return parse_config(_drop_weightless({**values, "task": names[0]})), told
+        notes = _follow(values, following)
+        return parse_config(_drop_weightless({**values, "task": names[0]})), notes
     if (flags or {}).get("prompts.source") is not None:
         raise ConfigError(
             "--prompts sets the prompts of a single task, but several tasks are given; use "
@@ -110,21 +110,21 @@ def resolve_settings(
             "--set tasks.NAME.rewards={...}"
         )
     members = {name: _layered(name, model_in_file, model_choice, flags) for name in names}
-    together = {key: value for key, value in members[names[0]].items() if key not in OF_A_TASK}
+    together = {key: value for key, value in members[names[0]].items() if key not in PER_TASK}
     together["reward_settings"] = _merge([member.get("reward_settings", {}) for member in members.values()])
     together["tasks"] = {
-        name: {key: member[key] for key in OF_A_TASK if key in member} for name, member in members.items()
+        name: {key: member[key] for key in PER_TASK if key in member} for name, member in members.items()
     }
     values = _explicit([together, file_layer], assignments, flags)
-    told = _follow(values, following)
-    return parse_config(_drop_weightless({**values, "task": "+".join(names)})), told
+    notes = _follow(values, following)
+    return parse_config(_drop_weightless({**values, "task": "+".join(names)})), notes
 
 
 def _follow(values: dict[str, Any], following: Sequence[tuple[str, Any, str]]) -> list[str]:
     """Set what follows from a user's own settings; return the lines that say so."""
     for key, value, _ in following:
         _assign(values, key, value)
-    return [told for _, _, told in following]
+    return [note for _, _, note in following]
 
 
 def _model_of(layer: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -172,7 +172,7 @@ def _layered(
     if name in EMBEDDED_MODELS:
         chosen = _explicit([preset, embedded, file_layer, embedded_in_file], assignments, flags)
     if "tasks" in file_layer:
-        for key in OF_A_TASK:
+        for key in PER_TASK:
             if key not in file_layer:
                 chosen.pop(key, None)
     return chosen
@@ -189,7 +189,7 @@ def _split_embedded(layer: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str,
 
 def _is_whole(layer: Mapping[str, Any]) -> bool:
     """Return whether a layer leaves nothing to a preset, like the configuration of a run or a printed one."""
-    return (Config.model_fields.keys() - {*OF_A_TASK, "tasks"}) <= layer.keys()
+    return (Config.model_fields.keys() - {*PER_TASK, "tasks"}) <= layer.keys()
 
 
 def override_config(

@@ -27,7 +27,7 @@ none dominates (`normalised`); or the raw rewards are weighted and summed, then 
 
 Tracker = Literal["tensorboard", "wandb", "trackio", "mlflow", "all"]
 
-REPLACEABLE = ("runtime", "monitor", "ray")
+CHANGEABLE_SECTIONS = ("runtime", "monitor", "ray")
 """The sections that may change when a run is resumed."""
 
 
@@ -505,7 +505,7 @@ class Config(Section):
 
         Settings of rewards that are only monitored may change, as which rewards are monitored may.
         """
-        values = self.model_dump(mode="json", exclude=set(REPLACEABLE))
+        values = self.model_dump(mode="json", exclude=set(CHANGEABLE_SECTIONS))
         trained = {name for task in self.joint_tasks().values() for name in task.rewards}
         values["reward_settings"] = {name: s for name, s in self.reward_settings.items() if name in trained}
         del values["evaluate"]["every"]  # how often, not what

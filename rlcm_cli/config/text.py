@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from rlcm_cli.config.layers import OF_A_TASK
+from rlcm_cli.config.layers import PER_TASK
 from rlcm_cli.config.settings import Config
 from rlcm_cli.sections import Section
 from rlcm_cli.toml_files import write_key, write_value
@@ -22,7 +22,7 @@ def write_config(config: Config) -> str:
 
     The tables of a joint run replace `prompts`, `rewards` and `combine`, which are left out.
     """
-    left_out = OF_A_TASK if config.tasks else ("tasks",)
+    left_out = PER_TASK if config.tasks else ("tasks",)
     fields = {name: getattr(config, name) for name in Config.model_fields if name not in left_out}
     tables = {name: value for name, value in fields.items() if isinstance(value, Section | Mapping)}
     plain = {name: value for name, value in fields.items() if name not in tables}

@@ -103,7 +103,7 @@ class TestRewardsThatCannotBe:
     @pytest.mark.parametrize("value", [math.nan, math.inf])
     def test_are_refused_when_they_are_given(self, config, tmp_path, value):
         run, _ = prepare(tmp_path / "run", config, upto="sample")
-        with pytest.raises(RewardError, match=r"gave (nan|inf) for 1 of 4 samples"):
+        with pytest.raises(RewardError, match=r"returned (nan|inf) for 1 of 4 samples"):
             finish(score(run, reward_of(run, lambda sample: value if sample == 6 else 0)))
         assert [file.name for file in run.layout.rollout(0).glob("rewards/*/*.json")] == ["shard-00000-of-00002.json"]
 
