@@ -214,8 +214,8 @@ def _end_by_the_system(error: OSError) -> int:
             return OUTPUT_CLOSED
     if error.errno not in SYSTEM_ERRORS:
         raise error
-    place = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes) else ""
-    _complain(f"{place}{error.strerror}; check the permissions and the disk it is on")
+    named = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes) else ""
+    _complain(f"{named}{error.strerror}; check the permissions and the disk it is on")
     return StoreError.exit_code
 
 

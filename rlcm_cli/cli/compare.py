@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from rlcm_cli.cli import options as o
+from rlcm_cli.cli.completion import complete_reward, complete_run
 from rlcm_cli.cli.location import open_location
 from rlcm_cli.cli.streams import say
 
@@ -39,7 +40,9 @@ def compare_command(
     roots: Annotated[
         list[str],
         typer.Argument(
-            metavar="RUN", help="Run directories; runs that differ only in their seed count as one method."
+            metavar="RUN",
+            help="Run directories; runs that differ only in their seed count as one method.",
+            autocompletion=complete_run,
         ),
     ] = [],
     labels: Annotated[
@@ -62,7 +65,13 @@ def compare_command(
     ] = None,
     reward: Annotated[
         str | None,
-        typer.Option("--reward", metavar="NAME", help="Compare this reward only.", show_default="the training reward"),
+        typer.Option(
+            "--reward",
+            metavar="NAME",
+            help="Compare this reward only.",
+            show_default="the training reward",
+            autocompletion=complete_reward,
+        ),
     ] = None,
     window: Annotated[
         int,

@@ -100,7 +100,7 @@ def export_command(
     def fetch(remote: RemoteRun) -> None:
         stage_report(remote)
         if inside:
-            remote.fetch_place(inside)
+            remote.fetch_path(inside)
 
     display = Display(quiet=quiet, as_json=as_json)
     known = read_format(form)

@@ -71,7 +71,7 @@ def inspect_command(
 
     shown = None if images is None else [] if iteration is None else [iteration]
     run_named, inside = split_url(named) if is_url(named) else (named, "")
-    fetch = partial(stage_inspection, place=inside, whole=verify, images_of=shown)
+    fetch = partial(stage_inspection, path=inside, whole=verify, images_of=shown)
     with open_location(run_named, fetch) as location:
         path = location.existing / inside
         if images is not None:

@@ -30,8 +30,8 @@ def quarantine_command(
     from rlcm_cli.cli.display import print_json
     from rlcm_cli.store.quarantine import quarantine, quarantine_remote
 
-    places = [str(moved) for moved in (quarantine_remote(path) if is_url(path) else quarantine(Path(path)))]
+    paths = [str(moved) for moved in (quarantine_remote(path) if is_url(path) else quarantine(Path(path)))]
     if as_json:
-        print_json({"moved_to": places})
-    for moved in places if not as_json else ():
+        print_json({"moved_to": paths})
+    for moved in paths if not as_json else ():
         say(f"moved to {moved}")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from rlcm_cli.cli import options as o
+from rlcm_cli.cli.completion import complete_reward
 from rlcm_cli.wording import command
 
 if TYPE_CHECKING:
@@ -22,7 +23,10 @@ def register(app: typer.Typer) -> None:
 
 def serve_reward_command(
     names: Annotated[
-        list[str], typer.Argument(metavar="NAME...", help="Rewards to serve; `rlcm rewards` lists them.")
+        list[str],
+        typer.Argument(
+            metavar="NAME...", help="Rewards to serve; `rlcm rewards` lists them.", autocompletion=complete_reward
+        ),
     ],
     port: Annotated[int, typer.Option("--port", min=0, max=65535, help="Port; 0 for any free port.")] = 8000,
     host: Annotated[
@@ -54,7 +58,7 @@ def serve_reward_command(
             "--batch-wait", metavar="MS", min=0, help="Milliseconds that a request waits for others to join its batch."
         ),
     ] = 5,
-    device: Annotated[str, typer.Option("--device", metavar="NAME", help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
+    device: o.DeviceOption = "auto",
     as_json: Annotated[
         bool,
         typer.Option("--json", help="Begin with one machine-readable line on stdout.", rich_help_panel=o.OUTPUT),

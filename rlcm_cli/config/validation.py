@@ -95,11 +95,11 @@ def _list(words: Sequence[str]) -> str:
     return f"{', '.join(others)} or {last}" if others else last
 
 
-def _locate(place: Sequence[str | int], section: type[Section]) -> tuple[str, type[Section] | None]:
+def _locate(location: Sequence[str | int], section: type[Section]) -> tuple[str, type[Section] | None]:
     """Return the dotted key of a fault, and its table, if that is a section."""
     keys: list[str] = []
     table: type[Section] | None = section
-    below, rest = [section], list(place)
+    below, rest = [section], list(location)
     while rest:
         if len(below) > 1:  # pydantic puts the kind of a table that is one of several behind the table's name
             kind = rest.pop(0)

@@ -149,14 +149,14 @@ def stage_scores(remote: RemoteRun) -> None:
 
 
 def stage_inspection(
-    remote: RemoteRun, *, place: str = "", whole: bool = False, images_of: Sequence[int] | None = None
+    remote: RemoteRun, *, path: str = "", whole: bool = False, images_of: Sequence[int] | None = None
 ) -> None:
     """Fetch plans, receipts, metrics and evaluations; all records and checkpoints too, or some iterations' images.
 
-    `place`: the only file or folder of the run that is wanted. `images_of`: empty means the newest rollout's.
+    `path`: the only file or folder of the run that is wanted. `images_of`: empty means the newest rollout's.
     """
-    if place:
-        remote.fetch_place(place)
+    if path:
+        remote.fetch_path(path)
         return
     stage_report(remote)
     layout = remote.layout

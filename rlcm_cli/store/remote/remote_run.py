@@ -168,7 +168,7 @@ class RemoteRun:
                     replace_bytes(self.stage.path(name), content)
                 self.stage.note(name, content)
 
-    def fetch_place(self, name: str) -> Path:
+    def fetch_path(self, name: str) -> Path:
         """Fetch a checkpoint, a file of one, or a record; give its local path, where there may be nothing."""
         checkpoint = re.fullmatch(r"checkpoints/(\d+)(/.+)?", name)
         if checkpoint:
@@ -290,7 +290,7 @@ def fetch_adapter(url: str) -> Path:
     with remote.stage.lock():
         remote.fetch_config()
         if place:
-            return remote.fetch_place(place)
+            return remote.fetch_path(place)
         newest = remote.fetch_checkpoints()
         if newest is not None:
             remote.fetch_checkpoint(newest)
