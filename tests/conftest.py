@@ -13,7 +13,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import gc
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -129,6 +129,18 @@ def tiny_lcm(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_lcm_copy(tiny_lcm: Path, tmp_path: Path) -> Path:
     """A copy of the tiny pipeline's folder, to break."""
     return Path(shutil.copytree(tiny_lcm, tmp_path / "tiny-lcm-copy"))
+
+
+@pytest.fixture(scope="session")
+def finished_run(tiny_lcm: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Folder of a finished run of the tiny pipeline, two iterations long; read it, or copy it, do not change it."""
+    from phase_runs import make_config, make_loop, raw_bytes
+
+    root = tmp_path_factory.mktemp("runs") / "finished"
+    make_loop(root, make_config(tiny_lcm))
+    before = raw_bytes(root)
+    yield root
+    assert raw_bytes(root) == before, f"a test has changed {root}, which others read"
 
 
 def edit_config(root: Path, edit: Callable[[dict[str, Any]], object]) -> None:

@@ -119,14 +119,6 @@ def one_iteration(root: Path, config: Config) -> dict[str, Any]:
     return finish(train(run, model))[-1].metrics
 
 
-def finished_run(model: Path) -> Path:
-    """Give a finished run of two iterations of the standard configuration; copy it, do not change it."""
-    root = model.parent / "finished-run"
-    if not root.exists():
-        make_loop(root, make_config(model))
-    return root
-
-
 def copy_run(source: Path, target: Path) -> Run:
     return open_run(Path(shutil.copytree(source, target)))
 

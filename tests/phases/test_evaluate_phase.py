@@ -1,6 +1,6 @@
 import pytest
 import torch
-from phase_runs import copy_run, finish, finished_run, make_config, make_loop, raw_bytes, shared_model
+from phase_runs import copy_run, finish, make_config, make_loop, raw_bytes, shared_model
 
 from rlcm_cli.errors import ForeignFileError
 from rlcm_cli.phases.evaluate import evaluate, plan_evaluation
@@ -18,8 +18,8 @@ def evaluations(root):
     return [read_evaluation(layout, number) for number in layout.evaluations()]
 
 
-def test_every_checkpoint_is_evaluated_with_the_same_prompts_and_seeds(tiny_lcm):
-    first, last = evaluations(finished_run(tiny_lcm))
+def test_every_checkpoint_is_evaluated_with_the_same_prompts_and_seeds(finished_run):
+    first, last = evaluations(finished_run)
     assert (first.checkpoint, last.checkpoint) == (0, 2)
     assert first.prompts == last.prompts
     assert torch.equal(first.seed, last.seed)
@@ -52,8 +52,8 @@ def test_a_third_at_most_of_the_prompts_are_held_out_ones(tiny_lcm, prompts, hel
     assert all(plan[row].prompt == plan[row + 1].prompt for row in range(0, len(plan), 2))
 
 
-def test_no_held_out_prompt_is_ever_trained_on(tiny_lcm):
-    layout = RunLayout(finished_run(tiny_lcm))
+def test_no_held_out_prompt_is_ever_trained_on(finished_run):
+    layout = RunLayout(finished_run)
     (own,) = open_run(layout.root).prompts.values()
     held_out = own.held_out
     drawn = {prompt for iteration in (0, 1) for prompt in read_manifest(layout.manifest(iteration)).prompts}
@@ -63,8 +63,8 @@ def test_no_held_out_prompt_is_ever_trained_on(tiny_lcm):
     assert set(held_out) & set(first.prompts)
 
 
-def test_the_summary_averages_training_and_held_out_prompts_apart(tiny_lcm):
-    run = open_run(finished_run(tiny_lcm))
+def test_the_summary_averages_training_and_held_out_prompts_apart(tiny_lcm, finished_run):
+    run = open_run(finished_run)
     (event,) = finish(evaluate(run, shared_model(tiny_lcm), load_scorers(run), 2))
     evaluation = read_evaluation(run.layout, 2)
     total = evaluation.rewards["compressibility"]
@@ -80,8 +80,8 @@ def test_without_held_out_prompts_there_is_no_such_mean(tiny_lcm, tmp_path):
     assert event.reward_held_out is None
 
 
-def test_an_evaluation_of_another_policy_is_refused_and_made_again_after_quarantine(tiny_lcm, tmp_path):
-    run = copy_run(finished_run(tiny_lcm), tmp_path / "run")
+def test_an_evaluation_of_another_policy_is_refused_and_made_again_after_quarantine(tiny_lcm, finished_run, tmp_path):
+    run = copy_run(finished_run, tmp_path / "run")
     path, model, rewards = run.layout.evaluation(2), shared_model(tiny_lcm), load_scorers(run)
     expected = path.read_bytes()
     other = read_evaluation(run.layout, 0)

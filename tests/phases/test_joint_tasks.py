@@ -13,7 +13,6 @@ from phase_runs import (
     did_nothing,
     fingerprint,
     finish,
-    finished_run,
     make_by_hand,
     make_config,
     make_loop,
@@ -238,22 +237,22 @@ def computed_values(root):
 
 
 class TestOneTask:
-    def test_trains_the_same_weights_as_a_run_without_the_table(self, tiny_lcm, tmp_path):
+    def test_trains_the_same_weights_as_a_run_without_the_table(self, tiny_lcm, finished_run, tmp_path):
         values = tiny_values(tiny_lcm)
         values |= {"rewards": {}, "tasks": {"compression": {"rewards": {"compressibility": 1.0}}}}
         run = make_loop(tmp_path / "run", parse_config(values))
-        without = finished_run(tiny_lcm)
+        without = finished_run
         assert open_run(without).config != run.config
         assert fingerprint(run.layout.root).keys() == fingerprint(without).keys()
         assert computed_values(run.layout.root) == computed_values(without)
 
     @pytest.mark.parametrize("weight", [0.1, 30.0])
-    def test_with_one_reward_trains_the_same_weights_with_any_weight(self, tiny_lcm, tmp_path, weight):
+    def test_with_one_reward_trains_the_same_weights_with_any_weight(self, tiny_lcm, finished_run, tmp_path, weight):
         run = make_loop(tmp_path / "run", make_config(tiny_lcm, rewards={"compressibility": weight}))
         for number in (1, 2):
             digests = [
                 digest_safetensors(root / "checkpoints" / f"{number:06d}" / LORA_FILE)
-                for root in (run.layout.root, finished_run(tiny_lcm))
+                for root in (run.layout.root, finished_run)
             ]
             assert digests[0] == digests[1]
 

@@ -10,7 +10,6 @@ from phase_runs import (
     did_nothing,
     fingerprint,
     finish,
-    finished_run,
     make_by_hand,
     make_config,
     make_loop,
@@ -33,15 +32,15 @@ from rlcm_cli.store.layout import FORMAT_VERSION
 ZERO, ONE = Worker(0, 2), Worker(1, 2)
 
 
-def test_the_phases_by_hand_give_what_the_loop_gives(tiny_lcm, tmp_path):
+def test_the_phases_by_hand_give_what_the_loop_gives(tiny_lcm, finished_run, tmp_path):
     run = make_by_hand(tmp_path / "run", make_config(tiny_lcm))
-    assert fingerprint(run.layout.root) == fingerprint(finished_run(tiny_lcm))
+    assert fingerprint(run.layout.root) == fingerprint(finished_run)
 
 
 @pytest.mark.parametrize("workers", [(ZERO, ONE), (ONE, ZERO), (ONE, ZERO, ONE)])
-def test_two_workers_in_either_order_give_what_the_loop_gives(tiny_lcm, tmp_path, workers):
+def test_two_workers_in_either_order_give_what_the_loop_gives(tiny_lcm, finished_run, tmp_path, workers):
     run = make_by_hand(tmp_path / "run", make_config(tiny_lcm), workers, fresh=False)
-    assert fingerprint(run.layout.root) == fingerprint(finished_run(tiny_lcm))
+    assert fingerprint(run.layout.root) == fingerprint(finished_run)
 
 
 def test_a_worker_draws_and_scores_its_own_shards_alone(tiny_lcm, tmp_path):
@@ -59,9 +58,9 @@ def test_a_worker_draws_and_scores_its_own_shards_alone(tiny_lcm, tmp_path):
     assert sorted(file.name[:11] for file in receipts("rewards/*/*.json")) == ["shard-00000", "shard-00002"]
 
 
-def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(tiny_lcm, tmp_path):
+def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(tiny_lcm, finished_run, tmp_path):
     again = make_loop(tmp_path / "again", make_config(tiny_lcm))
-    assert fingerprint(again.layout.root) == fingerprint(finished_run(tiny_lcm))
+    assert fingerprint(again.layout.root) == fingerprint(finished_run)
     other, one = (
         fingerprint(make_loop(tmp_path / "other", make_config(tiny_lcm, seed=1)).layout.root),
         fingerprint(again.layout.root),
@@ -84,18 +83,18 @@ def images_and_noise(root):
 
 
 @pytest.mark.parametrize("split", [{"batch_size": 3}, {"shards": 5}, {"shards": 1, "batch_size": 8}])
-def test_the_noise_of_a_sample_depends_on_neither_batch_nor_shard(tiny_lcm, tmp_path, split):
+def test_the_noise_of_a_sample_depends_on_neither_batch_nor_shard(tiny_lcm, finished_run, tmp_path, split):
     run, _ = prepare(tmp_path / "run", make_config(tiny_lcm, sample=split), upto="sample")
-    found, expected = images_and_noise(run.layout.root), images_and_noise(finished_run(tiny_lcm))
+    found, expected = images_and_noise(run.layout.root), images_and_noise(finished_run)
     assert torch.equal(found["seed"], expected["seed"])
     assert torch.equal(found["noise"], expected["noise"])
     torch.testing.assert_close(found["latents"], expected["latents"], rtol=1e-3, atol=1e-3)
 
 
-def test_no_two_samples_share_their_noise(tiny_lcm):
+def test_no_two_samples_share_their_noise(finished_run):
     seeds = [
         seed
-        for file in finished_run(tiny_lcm).rglob("*.safetensors")
+        for file in finished_run.rglob("*.safetensors")
         for seed in safetensors.torch.load_file(file).get("seed", torch.tensor([])).tolist()
         if "000002" not in file.parts  # the same seeds as evaluation 0, on purpose
     ]
@@ -122,28 +121,28 @@ def test_every_phase_again_does_nothing_and_changes_no_byte(tiny_lcm, tmp_path):
     assert [type(event) for event in unchanged(evaluate(run, model, rewards, 1))] == [Evaluated]
 
 
-def test_a_finished_loop_again_changes_no_byte(tiny_lcm, tmp_path):
-    run = copy_run(finished_run(tiny_lcm), tmp_path / "run")
+def test_a_finished_loop_again_changes_no_byte(tiny_lcm, finished_run, tmp_path):
+    run = copy_run(finished_run, tmp_path / "run")
     before = raw_bytes(run.layout.root)
     events = finish(loop(run, shared_model(tiny_lcm), load_scorers(run)))
     assert raw_bytes(run.layout.root) == before
     assert [event.checkpoint for event in events] == [0, 2]
 
 
-def test_a_run_extended_by_iterations_equals_a_run_of_that_length(tiny_lcm, tmp_path):
+def test_a_run_extended_by_iterations_equals_a_run_of_that_length(tiny_lcm, finished_run, tmp_path):
     root = tmp_path / "run"
     make_loop(root, make_config(tiny_lcm, runtime={"iterations": 1}))
     make_loop(root, make_config(tiny_lcm, runtime={"iterations": 2}))
-    found, expected = fingerprint(root), fingerprint(finished_run(tiny_lcm))
+    found, expected = fingerprint(root), fingerprint(finished_run)
     assert found.pop("config.json") != expected.pop("config.json")  # which states the first length
     extra = {name for name in found if name.startswith("evaluations/000001/")}
     assert {name: digest for name, digest in found.items() if name not in extra} == expected
 
 
-def test_pruning_during_the_loop_changes_no_result(tiny_lcm, tmp_path):
+def test_pruning_during_the_loop_changes_no_result(tiny_lcm, finished_run, tmp_path):
     root = tmp_path / "run"
     make_loop(root, make_config(tiny_lcm, runtime={"keep_rollouts": 1, "keep_checkpoints": 1}))
-    found, expected = fingerprint(root), fingerprint(finished_run(tiny_lcm))
+    found, expected = fingerprint(root), fingerprint(finished_run)
     lost = expected.keys() - found.keys()
     assert lost == {
         *(f"rollouts/000000/shard-{k:05d}-of-00002.safetensors" for k in (0, 1)),
@@ -170,8 +169,8 @@ def test_a_phase_without_its_input_names_the_phase_that_makes_it(tiny_lcm, tmp_p
         finish(train(run, shared_model(tiny_lcm)))
 
 
-def test_metrics_tell_what_an_iteration_was(tiny_lcm):
-    rows = [json.loads(line) for line in (finished_run(tiny_lcm) / "metrics.jsonl").read_text().splitlines()]
+def test_metrics_tell_what_an_iteration_was(finished_run):
+    rows = [json.loads(line) for line in (finished_run / "metrics.jsonl").read_text().splitlines()]
     assert [row["iteration"] for row in rows] == [0, 1]
     for row in rows:
         assert row["samples"] == 8

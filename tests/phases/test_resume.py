@@ -10,7 +10,6 @@ from phase_runs import (
     did_nothing,
     fingerprint,
     finish,
-    finished_run,
     make_config,
     prepare,
     published_shards,
@@ -45,8 +44,8 @@ def continue_run(root, model_folder):
     finish(loop(run, shared_model(model_folder), load_scorers(run)))
 
 
-def test_a_run_interrupted_after_any_publication_ends_the_same(tiny_lcm, tmp_path):
-    complete = finished_run(tiny_lcm)
+def test_a_run_interrupted_after_any_publication_ends_the_same(tiny_lcm, finished_run, tmp_path):
+    complete = finished_run
     expected = fingerprint(complete)
     total = len(publications(complete))
     assert total > 25
@@ -135,8 +134,8 @@ REWARDS = "rollouts/000001/rewards/*/"
         "evaluations/000000/evaluation.json",
     ],
 )
-def test_following_the_advice_of_the_errors_mends_the_run(tiny_lcm, tmp_path, pattern, damage):
-    complete = finished_run(tiny_lcm)
+def test_following_the_advice_of_the_errors_mends_the_run(tiny_lcm, finished_run, tmp_path, pattern, damage):
+    complete = finished_run
     root = tmp_path / "run"
     copy_run(complete, root)
     for name in ("checkpoints/000002", "evaluations/000002"):
@@ -151,8 +150,8 @@ def test_following_the_advice_of_the_errors_mends_the_run(tiny_lcm, tmp_path, pa
     assert fingerprint(root) == fingerprint(complete)
 
 
-def test_without_the_rollouts_a_lost_checkpoint_is_named_as_what_it_is(tiny_lcm, tmp_path):
-    run = copy_run(finished_run(tiny_lcm), tmp_path / "run")
+def test_without_the_rollouts_a_lost_checkpoint_is_named_as_what_it_is(tiny_lcm, finished_run, tmp_path):
+    run = copy_run(finished_run, tmp_path / "run")
     for path in (run.layout.shard(1, 0, 2), run.layout.checkpoint(2)):
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     with pytest.raises(RlcmError, match="has a receipt but is gone; if it was pruned, its iteration is done"):

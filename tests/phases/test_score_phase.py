@@ -8,7 +8,6 @@ from phase_runs import (
     copy_run,
     did_nothing,
     finish,
-    finished_run,
     make_config,
     make_loop,
     prepare,
@@ -61,9 +60,9 @@ def sidecars(run, name, iteration=0):
 
 
 @pytest.fixture
-def run(tiny_lcm, tmp_path):
+def run(finished_run, tmp_path):
     """A copy of a run whose two iterations are trained."""
-    return copy_run(finished_run(tiny_lcm), tmp_path / "run")
+    return copy_run(finished_run, tmp_path / "run")
 
 
 @pytest.fixture

@@ -8,7 +8,6 @@ from phase_runs import (
     adapter,
     copy_run,
     finish,
-    finished_run,
     kinds,
     largest_difference,
     make_by_hand,
@@ -398,8 +397,8 @@ def test_the_learning_rate_of_its_iteration_is_used(tiny_lcm, tmp_path):
 
 class TestStartFromALora:
     @pytest.mark.parametrize("place", ["", "checkpoints/000002", f"checkpoints/000002/{LORA_FILE}"])
-    def test_of_a_run_a_checkpoint_or_a_file(self, tiny_lcm, tmp_path, place):
-        source = finished_run(tiny_lcm)
+    def test_of_a_run_a_checkpoint_or_a_file(self, tiny_lcm, finished_run, tmp_path, place):
+        source = finished_run
         run, model = prepare(tmp_path / "run", make_config(tiny_lcm, lora={"start": str(source / place)}))
         newest = digest_safetensors(source / "checkpoints/000002" / LORA_FILE)
         state = read_trainer_state(run.layout, 0)
@@ -407,8 +406,8 @@ class TestStartFromALora:
         assert (state.number, state.optimizer_steps) == (0, 0)
         assert finish(train(run, model))[-1].metrics["ratio_drift"] <= 2e-6
 
-    def test_of_another_rank_is_refused(self, tiny_lcm, tmp_path):
-        config = make_config(tiny_lcm, lora={"start": str(finished_run(tiny_lcm)), "rank": 3})
+    def test_of_another_rank_is_refused(self, tiny_lcm, finished_run, tmp_path):
+        config = make_config(tiny_lcm, lora={"start": str(finished_run), "rank": 3})
         run = create_run(tmp_path / "run", config)
         with pytest.raises(ConfigError, match=r"has rank 2, alpha 4, modules .*set \[lora\] to the same"):
             ensure_start(run, load_policy_model(config))
@@ -459,8 +458,8 @@ class TestPromptStatistics:
         assert digests[1][0] != digests[1][1]
 
 
-def test_the_optimizers_state_goes_from_checkpoint_to_checkpoint(tiny_lcm, tmp_path, monkeypatch):
-    run = copy_run(finished_run(tiny_lcm), tmp_path / "run")
+def test_the_optimizers_state_goes_from_checkpoint_to_checkpoint(tiny_lcm, finished_run, tmp_path, monkeypatch):
+    run = copy_run(finished_run, tmp_path / "run")
     expected = read_trainer_state(run.layout, 2).policy_digest
     quarantine(run.layout.checkpoint(2))
     monkeypatch.setattr(train_module, "read_optimizer", lambda layout, number: {})

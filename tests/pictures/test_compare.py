@@ -5,7 +5,7 @@ from itertools import groupby
 import numpy as np
 import pytest
 from conftest import tiny_values
-from phase_runs import finish, finished_run, make_config, prepare
+from phase_runs import finish, make_config, prepare
 from PIL import Image
 
 from rlcm_cli.config import parse_config
@@ -40,8 +40,8 @@ def test_each_run_is_drawn_with_its_sampler_at_several_steps(tiny_lcm, tmp_path)
     assert len({row.drawing.specs for row in rows}) == 1
 
 
-def test_the_images_are_those_of_generate(tiny_lcm, tmp_path):
-    run = finished_run(tiny_lcm)
+def test_the_images_are_those_of_generate(finished_run, tmp_path):
+    run = finished_run
     rows = plan_samples({"a": run, "b": run}, tmp_path / "out")
     events = finish(draw_samples(rows, "cpu"))
     assert not any(isinstance(event, FileWritten) for event in events)

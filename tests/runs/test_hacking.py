@@ -6,7 +6,6 @@ from phase_runs import (
     copy_run,
     fingerprint,
     finish,
-    finished_run,
     kinds,
     make_config,
     make_loop,
@@ -217,15 +216,15 @@ class TestLoop:
         run = make_loop(tmp_path / "run", make_config(tiny_lcm, runtime={"iterations": 3, "keep_checkpoints": 1}))
         assert run.layout.checkpoints() == [0, 3]
 
-    def test_protects_no_checkpoint_that_is_not_there(self, tiny_lcm, tmp_path):
-        run = copy_run(finished_run(tiny_lcm), tmp_path / "run")
+    def test_protects_no_checkpoint_that_is_not_there(self, finished_run, tmp_path):
+        run = copy_run(finished_run, tmp_path / "run")
         assert prune_checkpoints(run.layout, 1, [7]) == [run.layout.checkpoint(1)]
 
 
 class TestWatching:
-    def test_changes_no_weight_and_no_statistic(self, tiny_lcm, tmp_path):
+    def test_changes_no_weight_and_no_statistic(self, tiny_lcm, finished_run, tmp_path):
         run = make_loop(tmp_path / "run", make_config(tiny_lcm, monitor={"rewards": ["incompressibility", MONITORED]}))
-        found, expected = fingerprint(run.layout.root), fingerprint(finished_run(tiny_lcm))
+        found, expected = fingerprint(run.layout.root), fingerprint(finished_run)
         differ = {name for name in found if found[name] != expected.get(name)}
         assert {name.split("/")[0] for name in differ} == {
             "config.json",
@@ -236,7 +235,7 @@ class TestWatching:
             "rollouts"  # the sidecars of the monitored rewards
         }
         assert not [name for name in differ & expected.keys() if name.startswith("rollouts")]
-        for row, bare in zip(read_metrics(run.layout), read_metrics(RunLayout(finished_run(tiny_lcm))), strict=True):
+        for row, bare in zip(read_metrics(run.layout), read_metrics(RunLayout(finished_run)), strict=True):
             assert row["rewards"] == bare["rewards"]
             assert row["reward_mean"] == bare["reward_mean"]
             assert row["monitored"]["incompressibility"] == -row["rewards"]["compressibility"]
@@ -254,13 +253,13 @@ class TestWatching:
         assert digests[0] == digests[1]
         assert statistics[0] == statistics[1]
 
-    def test_may_change_when_a_run_goes_on(self, tiny_lcm, tmp_path):
+    def test_may_change_when_a_run_goes_on(self, tiny_lcm, finished_run, tmp_path):
         root = tmp_path / "run"
         make_loop(root, make_config(tiny_lcm, runtime={"iterations": 1}))
         make_loop(root, make_config(tiny_lcm, monitor={"rewards": [MONITORED], "window": 3}))
         run = make_loop(root, make_config(tiny_lcm, monitor={"fall": 0.1}, runtime={"iterations": 3}))
         assert [set(row["monitored"]) for row in read_metrics(run.layout)] == [set(), {MONITORED}, set()]
-        expected = fingerprint(finished_run(tiny_lcm))
+        expected = fingerprint(finished_run)
         checkpoint = f"checkpoints/000002/{LORA_FILE}"
         assert fingerprint(root)[checkpoint] == expected[checkpoint]
 

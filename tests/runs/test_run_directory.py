@@ -4,7 +4,7 @@ import sys
 
 import pytest
 from conftest import edit_config
-from phase_runs import copy_run, finished_run, make_config, raw_bytes
+from phase_runs import copy_run, make_config, raw_bytes
 
 from rlcm_cli.config import Config
 from rlcm_cli.errors import ConfigError, CorruptFileError, FormatVersionError, RunMismatchError
@@ -152,8 +152,8 @@ def test_of_processes_that_start_together_only_those_of_the_first_go_on(tiny_lcm
     assert answers == {name: "ok" if seed == winner else "refused" for name, seed in seeds.items()}
 
 
-def test_a_damaged_configuration_is_named_and_made_again_after_quarantine(tiny_lcm, tmp_path):
-    run = copy_run(finished_run(tiny_lcm), tmp_path / "run")
+def test_a_damaged_configuration_is_named_and_made_again_after_quarantine(finished_run, tmp_path):
+    run = copy_run(finished_run, tmp_path / "run")
     original = run.layout.config.read_text()
     run.layout.config.write_text(original[:-30])
     with pytest.raises(CorruptFileError, match=r"config\.json: is not JSON .*rlcm quarantine "):

@@ -3,21 +3,21 @@
 import json
 
 import pytest
-from phase_runs import copy_run, finished_run, make_config, prepare
+from phase_runs import copy_run, make_config, prepare
 from read_plainly import read_plainly
 
 from rlcm_cli.store.layout import receipt_path
 
 
-def test_a_run_is_read_without_this_toolkit(tiny_lcm):
-    result = read_plainly(finished_run(tiny_lcm))
+def test_a_run_is_read_without_this_toolkit(finished_run):
+    result = read_plainly(finished_run)
     assert result.returncode == 0, result.stderr
     assert json.loads(result.stdout) == {"rollout": 4, "rewards": 4, "evaluation": 2}
 
 
 @pytest.mark.parametrize("damage", ["a flipped bit", "another plan", "no receipt"])
-def test_the_plain_reader_itself_can_fail(tiny_lcm, tmp_path, damage):
-    run = copy_run(finished_run(tiny_lcm), tmp_path / "run")
+def test_the_plain_reader_itself_can_fail(finished_run, tmp_path, damage):
+    run = copy_run(finished_run, tmp_path / "run")
     shard = run.layout.shard(0, 1, 2)
     if damage == "a flipped bit":
         shard.write_bytes(shard.read_bytes()[:-1] + b"\x55")
