@@ -30,10 +30,6 @@ LONG: dict[str, str] = {}
 """MODULE:FUNCTION that may be longer, or take more → why."""
 
 WAITING = {
-    "rlcm_cli.core.denoising",
-    *(f"rlcm_cli.families.{name}" for name in ("_betas", "_clip", "_unet", "sdxl", "stable_diffusion")),
-    *(f"rlcm_cli.models.{name}" for name in ("components", "folders", "single_files", "trained")),
-    "rlcm_cli.objectives._policy_gradient",
     *(f"rlcm_cli.report.html.{name}" for name in ("compare", "specs")),
     *(f"rlcm_cli.report.run.{name}" for name in ("bands", "before_after", "estimates", "goals", "images")),
 }

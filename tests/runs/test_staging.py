@@ -23,8 +23,10 @@ from rlcm_cli.runs.staging import (
     stage_inspection,
     stage_loop,
     stage_newest,
+    stage_progress,
     stage_report,
     stage_sampling,
+    stage_scores,
     stage_scoring,
     stage_start,
     stage_training,
@@ -207,6 +209,16 @@ class TestStages:
     def test_a_report_needs_metrics_and_evaluations(self, fetched):
         assert fetched(stage_report) == START | {"metrics 1", "metrics 2", "evaluation 0"}
 
+    def test_scores_are_the_rewards_without_the_images(self, fetched):
+        found = fetched(stage_scores)
+        assert {f"rewards {iteration}/{number}" for iteration in range(3) for number in range(2)} <= found
+        assert not any(name.startswith("shard") for name in found)
+
+    def test_progress_needs_no_data(self, fetched):
+        found = fetched(stage_progress)
+        assert {"configuration", "metrics 2", "plan 2", "receipts"} <= found
+        assert not any(name.startswith(("shard", "rewards")) for name in found)
+
     def test_an_inspection_needs_plans_and_receipts(self, fetched):
         plans = {"plan 0", "plan 1", "plan 2", "receipts"}
         assert fetched(stage_inspection) == START | {"metrics 1", "metrics 2", "evaluation 0"} | plans
@@ -223,8 +235,8 @@ class TestStages:
         whole = {shorten(name) for name in store.sizes()} - {"metrics.jsonl"}
         assert fetched(stage_inspection, whole=True) == whole
 
-    def test_or_one_place(self, fetched):
-        assert fetched(stage_inspection, place="checkpoints/000001") == {"checkpoint 1"}
+    def test_or_one_path(self, fetched):
+        assert fetched(stage_inspection, path="checkpoints/000001") == {"checkpoint 1"}
 
 
 class TestFollowing:
