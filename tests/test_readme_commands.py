@@ -90,9 +90,15 @@ def parse(command: Shown) -> None:
         PROGRAM.commands[name].make_context(name, arguments)
         return
     # A sentence may name a command without what it needs, and a number N.
-    known = {flag for parameter in PROGRAM.commands[name].params for flag in (*parameter.opts, "--help", "-h")}
+    known = {flag for parameter in params_of(name) for flag in (*parameter.opts, "--help", "-h")}
     unknown = sorted(set(command.options) - known)
     assert not unknown, f"`rlcm {name}` has no option {', '.join(unknown)}"
+
+
+def params_of(name: str) -> list:
+    """Parameters of a command, with those that it derives from the settings."""
+    command = PROGRAM.commands[name]
+    return command.get_params(typer.Context(command))
 
 
 def show(page: Path, command: Shown) -> str:
@@ -162,7 +168,7 @@ def test_modules_and_targets_exist(page):
 @pytest.mark.parametrize("script", sorted((ROOT / "examples").glob("*/*.s*h")), ids=lambda path: path.parent.name)
 def test_options_of_the_scripts_exist(script):
     text = re.sub(r"\\\n\s*", " ", script.read_text(encoding="utf-8"))
-    known = {option for command in PROGRAM.commands.values() for item in command.params for option in item.opts}
+    known = {option for name in PROGRAM.commands for item in params_of(name) for option in item.opts}
     for name, rest in re.findall(r"\brlcm ([a-z-]+)\b([^\n`]*)", text):
         assert name in PROGRAM.commands
         assert set(re.findall(r"(?<=\s)--[a-z-]+", rest)) <= known, script

@@ -20,6 +20,11 @@ COMMANDS = sorted(PROGRAM.commands)
 HEAVY = {"torch", "diffusers", "transformers", "peft", "datasets", "numpy", "PIL", "safetensors"}
 
 
+def params_of(command):
+    """Parameters of a command, with those that it derives from the settings."""
+    return command.get_params(typer.Context(command))
+
+
 def test_importing_the_program_and_asking_for_help_imports_nothing_heavy():
     script = (
         "import sys, contextlib\n"
@@ -50,7 +55,7 @@ def test_every_command_says_what_it_does_and_gives_an_example_that_parses(name):
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_option_has_a_help_text(name):
-    without = [parameter.name for parameter in PROGRAM.commands[name].params if not parameter.help]
+    without = [parameter.name for parameter in params_of(PROGRAM.commands[name]) if not parameter.help]
     assert without == []
 
 
@@ -61,7 +66,7 @@ def test_help_fits_100_columns_and_cuts_nothing(capsys, monkeypatch, name):
     command = PROGRAM.commands[name] if name else PROGRAM
     assert max(map(len, shown.splitlines())) <= 100
     assert "…" not in shown
-    for parameter in command.params:
+    for parameter in params_of(command):
         if parameter.param_type_name == "option":
             assert parameter.opts[0] in shown
 
