@@ -1,4 +1,4 @@
-"""One image a thread: pixel rewards whose work leaves Python, such as an encoder, use every core."""
+"""One image per thread: pixel rewards whose work leaves Python, such as an encoder, use every core."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ def map_threaded(function: Callable[[Item], Result], items: Iterable[Item]) -> l
     """Apply a function that releases the interpreter's lock to each item, on all processors, in order."""
     waiting = list(items)
     results: dict[int, Result] = {}
-    # A thread that is done with one item takes the next: a future an item would cost a twentieth of a JPEG.
-    places = iter(range(len(waiting)))
+    # A thread that is done with one item takes the next: one future per item would cost a twentieth of a JPEG.
+    indices = iter(range(len(waiting)))
 
     def work() -> None:
-        for place in places:
-            results[place] = function(waiting[place])
+        for index in indices:
+            results[index] = function(waiting[index])
 
     for worker in [_pool().submit(work) for _ in range(available_cpus())]:
         worker.result()
-    return [results[place] for place in range(len(waiting))]
+    return [results[index] for index in range(len(waiting))]
 
 
 @cache
