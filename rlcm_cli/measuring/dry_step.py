@@ -79,8 +79,9 @@ class Probe:
         return list(optimizer_tensors(self.optimizer, self.parameters).values())
 
     def transitions_of(self, micro_batch_size: int) -> int:
-        """Return the number of transitions of `take_step`."""
-        return self._choose(micro_batch_size).steps_MK.numel()
+        """Return the number of transitions of `take_step`; of samples, where these have no actions."""
+        chosen = self._choose(micro_batch_size)
+        return chosen.steps_MK.numel() or len(chosen.samples_M)
 
     @contextlib.contextmanager
     def undone(self) -> Iterator[None]:
@@ -101,6 +102,8 @@ class Probe:
             pairs = -(-count // (2 * actions))
             return Minibatch(torch.arange(2 * pairs) % samples, torch.arange(actions).expand(2 * pairs, -1))
         rows = torch.arange(count)
+        if not actions:
+            return Minibatch(rows % samples, torch.empty(count, 0, dtype=torch.int64))
         return Minibatch(rows % samples, (rows // samples % actions).unsqueeze(1))
 
     def _accumulate(self, minibatch: Minibatch, micro_batch_size: int) -> float:

@@ -111,9 +111,7 @@ def fit_sampling(config: Config, model: LatentModel, budget: int) -> SamplingFit
 
 def sampling_peak(config: Config, model: LatentModel, batch: int) -> int | None:
     """Return the peak in bytes of drawing and decoding a batch; None where the device has no room for it."""
-    # Two calls: the peak is that of one, and of the decoder.
-    short = config.model_copy(update={"sample": config.sample.model_copy(update={"steps": 2})})
-    schedule, guidance = training_schedule(short, model), config.sample.guidance_scale
+    schedule, guidance = training_schedule(shorten(config, model), model), config.sample.guidance_scale
     model.encode_prompts([""])  # one prompt a call, and kept: no batch makes it larger
     return measure_peak(
         model,
@@ -123,13 +121,26 @@ def sampling_peak(config: Config, model: LatentModel, batch: int) -> int | None:
     )
 
 
+def shorten(config: Config, model: LatentModel) -> Config:
+    """Return the configuration with two model calls: the peak is that of one, and of the decoder.
+
+    With all of them where a sampler does not take two, or draws its noise at later ones.
+    """
+    short = config.model_copy(update={"sample": config.sample.model_copy(update={"steps": 2})})
+    try:
+        training_schedule(short, model)
+    except ConfigError:
+        return config
+    return short
+
+
 def fit_training(config: Config, model: LatentModel, budget: int) -> TrainingFit:
     """Pick the largest micro-batch that fits, with activations computed twice only where else not even one does.
 
     Leaves the model computing them so. Raises `ConfigError` where nothing fits.
     """
     runtime = config.runtime
-    probe = Probe(config, model, samples=2, batch_size=1, steps=2)
+    probe = Probe(config, model, samples=2, batch_size=1, steps=shorten(config, model).sample.steps)
     with probe.undone():
         for checkpointing in (False, True) if not runtime.gradient_checkpointing else (True,):
             checkpoint_activations(model, checkpointing)

@@ -11,6 +11,7 @@ from phase_runs import finish, make_config, prepare
 from safetensors.torch import load_file
 
 import rlcm_cli.objectives
+from rlcm_cli.core.schedule import Schedule
 from rlcm_cli.errors import ConfigError, ForeignFileError
 from rlcm_cli.learning.learner import LARGEST, Learner, UpdateMetrics
 from rlcm_cli.learning.replay import pick_conditioning
@@ -133,9 +134,19 @@ def test_a_policy_of_elsewhere_is_refused(tiny_lcm, tmp_path, imitation):
 
 def test_a_step_is_measured_with_both(tiny_lcm, imitation):
     config = configure(tiny_lcm)
-    probe = Probe(config, load_policy_model(config), samples=2, batch_size=1, steps=2)
-    with probe.undone():
-        probe.take_step(1)
+    model = load_policy_model(config)
+    own = model.sampler.schedule
+
+    def draw_nothing(*arguments: object) -> Schedule:
+        schedule = own(*arguments)
+        return dataclasses.replace(schedule, std=torch.zeros_like(schedule.std))
+
+    for schedule in (own, draw_nothing):
+        model.sampler = dataclasses.replace(model.sampler, schedule=schedule)
+        probe = Probe(config, model, samples=2, batch_size=1, steps=2)
+        with probe.undone():
+            probe.take_step(3)
+        assert probe.transitions_of(3) == 3
 
 
 def test_without_the_need_there_is_no_old_policy(tiny_lcm):

@@ -12,6 +12,7 @@ from phase_runs import finish, make_config
 from rlcm_cli.core.schedule import Schedule
 from rlcm_cli.errors import ForeignFileError
 from rlcm_cli.learning.last_step import draw_images
+from rlcm_cli.measuring.memory import fit_training, shorten
 from rlcm_cli.phases.read_rollout import read_rollout
 from rlcm_cli.phases.sample import sample
 from rlcm_cli.phases.score import load_scorers, score
@@ -85,6 +86,21 @@ def test_the_image_follows_from_the_last_state(windowed, calls):
     shards = [read_shard(run.layout, rollout.manifest, number) for number in range(len(rollout.manifest.shards))]
     stored = torch.cat([shard.images for shard in shards])
     assert (images.round() - stored.float()).abs().max() <= 1
+
+
+@pytest.mark.parametrize(("calls", "steps"), [((0, 2), 2), ((3,), CALLS)])
+def test_memory_is_measured_with_as_many_calls_as_draw_noise(tiny_lcm, calls, steps):
+    config = make_config(tiny_lcm, sample={"steps": CALLS})
+    model = load_policy_model(config)
+    own = model.sampler.schedule
+
+    def schedule(settings, noise, count, last_std):
+        whole = own(settings, noise, count, last_std)
+        return dataclasses.replace(whole, std=whole.std * torch.tensor([call in calls for call in range(count)]))
+
+    model.sampler = dataclasses.replace(model.sampler, schedule=schedule)
+    assert shorten(config, model).sample.steps == steps
+    assert fit_training(config, model, 10**12).micro_batch_size > 1
 
 
 def test_a_shard_with_other_states_than_its_plan_is_refused(windowed):
