@@ -47,7 +47,7 @@ def evaluate_command(
     from rlcm_cli.cli.display import Display
     from rlcm_cli.phases.evaluate import evaluate
     from rlcm_cli.phases.score import load_scorers
-    from rlcm_cli.processes.join import check_team, join_team
+    from rlcm_cli.processes.join import check_shares, join_processes
     from rlcm_cli.runs.policy import load_policy_model
     from rlcm_cli.runs.staging import stage_evaluating
     from rlcm_cli.store.checkpoint import latest_checkpoint
@@ -57,14 +57,16 @@ def evaluate_command(
         run = reopen_run(location.existing, assignments=assignments, flags=chosen_settings(context))
         trusted = permit(run, Given(named_texts(assignments), allow_code, allow_hosts))
         chosen = checkpoints or [latest_checkpoint(run.layout)]
-        team = join_team(run.config.runtime.device)
-        display = Display(quiet=quiet, as_json=as_json, silent=not team.leads)
+        processes = join_processes(run.config.runtime.device)
+        display = Display(quiet=quiet, as_json=as_json, silent=not processes.leads)
         display.say_all(trusted)
-        display.follow(check_team(team, team.size))  # all processes generate, even if there are fewer shards
+        display.follow(
+            check_shares(processes, processes.size)
+        )  # all processes generate, even if there are fewer shards
         with open_cache(wanted=not no_cache) as cache:
             scorers = load_scorers(run, cache=cache, allow_changed=allow_changed)
             model = load_policy_model(run.config)
             for checkpoint in chosen:
-                display.follow(location.follow(evaluate(run, model, scorers, checkpoint, team)))
-        team.leave()
+                display.follow(location.follow(evaluate(run, model, scorers, checkpoint, processes)))
+        processes.leave()
         display.finish({"run": named})

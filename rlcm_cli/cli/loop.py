@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from rlcm_cli.cli.display import Display
     from rlcm_cli.config import Config
     from rlcm_cli.phases.loop import StartedLoop
-    from rlcm_cli.processes.team import Team
+    from rlcm_cli.processes.job import Processes
     from rlcm_cli.report.trackers import RunTrackers
     from rlcm_cli.runs.run import Run
 
@@ -96,21 +96,23 @@ def loop_command(
         from rlcm_cli.cli.consent import Given, named_texts, permit
         from rlcm_cli.cli.display import Display
         from rlcm_cli.cli.tracking import open_trackers
-        from rlcm_cli.processes.join import join_team
+        from rlcm_cli.processes.join import join_processes
         from rlcm_cli.store.score_cache import open_cache
 
-        team = join_team(config.runtime.device)
+        processes = join_processes(config.runtime.device)
         run = check_run(path, config)
         settle_sources(run, asked)
         named = named_texts(assignments, flags["rewards"], flags["monitor.rewards"], flags["ray.address"])
         given = Given(named, allow_code, allow_hosts)
         trusted = permit(run, given, ray=executor == "ray", of_a_run=asked.copies_run)
-        trackers = open_trackers(run) if team.leads else None
-        display = Display(quiet=quiet, as_json=as_json, iterations=config.runtime.iterations, silent=not team.leads)
+        trackers = open_trackers(run) if processes.leads else None
+        display = Display(
+            quiet=quiet, as_json=as_json, iterations=config.runtime.iterations, silent=not processes.leads
+        )
         display.say_all(trusted)
         with open_cache(wanted=not no_cache) as cache:
             if executor == "ray":
-                check_shared(location, team)
+                check_shared(location, processes)
                 from rlcm_cli.ray.loop import start_on_ray
 
                 started = start_on_ray(run, cached=not no_cache, allow_changed=allow_changed)
@@ -119,12 +121,12 @@ def loop_command(
                 from rlcm_cli.phases.loop import start_loop
 
                 fit = fit_memory(display, "sample", "train")
-                started = start_loop(path, config, team, cache=cache, allow_changed=allow_changed, fit=fit)
+                started = start_loop(path, config, processes, cache=cache, allow_changed=allow_changed, fit=fit)
             location.confirm(config)
             display.say_all(describe_start(started, location.describe(path), names_rewards=bool(rewards)))
-            follow_loop(started, location, display, team, trackers)
-        team.leave()
-        if team.leads:
+            follow_loop(started, location, display, processes, trackers)
+        processes.leave()
+        if processes.leads:
             show_result(started.run, location, display)
 
 
@@ -170,17 +172,17 @@ def device_line(model: str, device: str) -> str:
 
 
 def follow_loop(
-    started: StartedLoop, location: Location, display: Display, team: Team, trackers: RunTrackers | None
+    started: StartedLoop, location: Location, display: Display, processes: Processes, trackers: RunTrackers | None
 ) -> None:
     """Run a loop: show, track and publish what it does."""
     from rlcm_cli.cli.live import look_at
     from rlcm_cli.cli.tracking import track
-    from rlcm_cli.processes.join import check_team
+    from rlcm_cli.processes.join import check_shares
 
     run = started.run
-    display.follow(check_team(team, run.config.sample.shards))
+    display.follow(check_shares(processes, run.config.sample.shards))
     display.follow(
-        location.follow(track(started.events, trackers), loop=run if team.leads else None),
+        location.follow(track(started.events, trackers), loop=run if processes.leads else None),
         look_at(run.layout, run.config, location.describe(run.layout.root)),
     )
 
@@ -217,14 +219,14 @@ def show_result(run: Run, location: Location, display: Display) -> None:
     )
 
 
-def check_shared(location: Location, team: Team) -> None:
+def check_shared(location: Location, processes: Processes) -> None:
     """Raise `ConfigError` where the nodes of a Ray cluster could not see the run, or others divide the work."""
     if location.url is not None:
         raise ConfigError(
             f"--executor ray: all nodes must see the run directory under the same path, and {location.url} is a URL; "
             "name a shared folder, or run `rlcm sample`, `score` and `train` on the machines in turn"
         )
-    if team.size > 1:
+    if processes.size > 1:
         raise ConfigError(
             "--executor ray: Ray divides the work itself, but torchrun or accelerate started several processes; start "
             "`rlcm loop` without a launcher"

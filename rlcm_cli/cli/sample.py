@@ -55,14 +55,14 @@ def sample_command(
         from rlcm_cli.cli.display import Display
         from rlcm_cli.cli.memory import fit_memory
         from rlcm_cli.phases.sample import sample, tell_cut_prompts
-        from rlcm_cli.processes.join import check_team, join_team
+        from rlcm_cli.processes.join import check_shares, join_processes
         from rlcm_cli.processes.worker import parse_worker
         from rlcm_cli.runs.policy import start_run
         from rlcm_cli.runs.run import check_run
 
         share = parse_worker(worker)
-        team = join_team(config.runtime.device)
-        display = Display(quiet=quiet, as_json=as_json, silent=not team.leads)
+        processes = join_processes(config.runtime.device)
+        display = Display(quiet=quiet, as_json=as_json, silent=not processes.leads)
         settle_sources(check_run(path, config), asked)
         run, model = start_run(path, config, fit_memory(display, "sample"))
         location.confirm(config)
@@ -70,11 +70,11 @@ def sample_command(
         dropped = describe_dropped(config) if rewards else None
         if dropped:
             display.say(dropped)
-        display.follow(check_team(team, config.sample.shards))
+        display.follow(check_shares(processes, config.sample.shards))
         display.follow(tell_cut_prompts(model, run.all_prompts()))
-        display.follow(location.follow(sample(run, model, team.divide(share))))
-        team.wait()
-        team.leave()
+        display.follow(location.follow(sample(run, model, processes.divide(share))))
+        processes.wait()
+        processes.leave()
         iteration = run.layout.checkpoints()[-1]
         progress = follow_sampling(run, share, iteration)
         when = "next" if progress.complete else "once all are sampled"

@@ -62,7 +62,7 @@ def score_command(
     from rlcm_cli.cli.display import Display
     from rlcm_cli.core.device import select_device
     from rlcm_cli.phases.score import choose_iterations, load_scorers, score
-    from rlcm_cli.processes.join import check_team, join_team
+    from rlcm_cli.processes.join import check_shares, join_processes
     from rlcm_cli.processes.worker import parse_worker
     from rlcm_cli.runs.run import open_run
     from rlcm_cli.runs.staging import stage_scoring
@@ -82,17 +82,17 @@ def score_command(
         given = Given(named_texts(assignments, rewards), allow_code, allow_hosts)
         trusted = permit(run, given, rewards=rewards or known)
         chosen = choose_iterations(run, iterations, everything=bool(rewards), worker=share)
-        team = join_team(run.config.runtime.device)
-        display = Display(quiet=quiet, as_json=as_json, silent=not team.leads)
+        processes = join_processes(run.config.runtime.device)
+        display = Display(quiet=quiet, as_json=as_json, silent=not processes.leads)
         display.say_all(trusted)
-        display.follow(check_team(team, run.config.sample.shards))
+        display.follow(check_shares(processes, run.config.sample.shards))
         device = select_device(run.config.runtime.device)
         with open_cache(wanted=not no_cache) as cache:
             scorers = load_scorers(run, rewards or known, cache, allow_changed=allow_changed)
-            events = score(run, scorers, team.divide(share), iterations=chosen, device=device)
+            events = score(run, scorers, processes.divide(share), iterations=chosen, device=device)
             display.follow(location.follow(events))
-        team.wait()
-        team.leave()
+        processes.wait()
+        processes.leave()
         folders = [scorer.spec.directory for scorer in scorers.values()]
         progress = follow_scoring(run, share, chosen, folders)
         if not progress.complete:

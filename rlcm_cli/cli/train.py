@@ -46,26 +46,26 @@ def train_command(
     from rlcm_cli.cli.tracking import open_trackers, track
     from rlcm_cli.phases.score import load_scorers
     from rlcm_cli.phases.train import train
-    from rlcm_cli.processes.join import check_team, join_team
+    from rlcm_cli.processes.join import check_shares, join_processes
     from rlcm_cli.runs.policy import load_policy_model
     from rlcm_cli.runs.staging import stage_training
 
     with open_location(named, stage_training, publishes=True) as location:
         run = reopen_run(location.existing, assignments=assignments, flags=chosen_settings(context))
-        team = join_team(run.config.runtime.device)
-        trackers = open_trackers(run) if team.leads else None
+        processes = join_processes(run.config.runtime.device)
+        trackers = open_trackers(run) if processes.leads else None
         scorers, trusted = None, []
         if run.config.last_step.mode == "backprop":
             trusted = permit(run, Given(named_texts(assignments), allow_code, allow_hosts))
             scorers = load_scorers(run, allow_changed=allow_changed)
-        display = Display(quiet=quiet, as_json=as_json, silent=not team.leads)
+        display = Display(quiet=quiet, as_json=as_json, silent=not processes.leads)
         display.say_all(trusted)
-        display.follow(check_team(team, team.size))  # all processes train, even if there are fewer shards
+        display.follow(check_shares(processes, processes.size))  # all processes train, even if there are fewer shards
         model = load_policy_model(run.config)
         run = fit_memory(display, "train")(run, model)
-        trained = train(run, model, scorers, team, off_policy=off_policy)
+        trained = train(run, model, scorers, processes, off_policy=off_policy)
         display.follow(location.follow(track(trained, trackers)))
-        team.leave()
+        processes.leave()
         checkpoint = run.layout.checkpoints()[-1]
         display.say(
             f"{location.describe(run.layout.checkpoint(checkpoint))}: trained; next: "

@@ -10,7 +10,7 @@ from rlcm_cli.learning.log_probs import refresh_passes
 from rlcm_cli.learning.rollout import Rollout
 from rlcm_cli.models.latent_model import LatentModel
 from rlcm_cli.objectives import BACKWARD_FORWARDS, find_objective
-from rlcm_cli.processes.team import Team
+from rlcm_cli.processes.job import Processes
 from rlcm_cli.store.layout import RunLayout
 from rlcm_cli.store.manifest import RolloutManifest
 from rlcm_cli.store.timings import read_timings
@@ -62,15 +62,15 @@ def read_phase_times(layout: RunLayout, manifest: RolloutManifest) -> dict[str, 
 def phase_seconds(
     times: Mapping[str, Sequence[Mapping[str, float]]],
     train_cpu_seconds: float,
-    team: Team = Team(),  # noqa: B008
+    processes: Processes = Processes(),  # noqa: B008
 ) -> dict[str, float]:
     """Return how long sampling and scoring took, and the processor time of all three; nothing where it is not known.
 
-    The seconds are those of the shards that this process has in its team: on the clock what its phases took, and of
-    a single process that of all shards, also where several machines drew them at once. The processor time is of all
+    The seconds are those of this process's own shards: on the clock what its phases took, and of a single
+    process that of all shards, also where several machines drew them at once. The processor time is of all
     processes, `train_cpu_seconds` included. `times`: of `read_phase_times`.
     """
-    own = team.divide()
+    own = processes.divide()
     found = {
         f"{phase}_seconds": sum(time["seconds"] for shard, time in enumerate(of_shards) if own.takes(shard))
         for phase, of_shards in times.items()

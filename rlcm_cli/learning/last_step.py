@@ -22,7 +22,7 @@ from rlcm_cli.learning.loss_scale import LossScale
 from rlcm_cli.learning.replay import pick_conditioning, predict_transition
 from rlcm_cli.learning.rollout import Rollout, sample_seed
 from rlcm_cli.models.latent_model import LatentModel
-from rlcm_cli.processes.team import Team
+from rlcm_cli.processes.job import Processes
 from rlcm_cli.rewards import Reward
 
 EPSILON = 1e-6
@@ -95,7 +95,7 @@ def accumulate_last_step(
     *,
     weight: float,
     micro_batch_size: int,
-    team: Team = Team(),  # noqa: B008
+    processes: Processes = Processes(),  # noqa: B008
 ) -> dict[str, Tensor]:
     """Add the gradient of the rewards through the last call to the adapter's, and return its metrics.
 
@@ -110,7 +110,7 @@ def accumulate_last_step(
         rewards: Of `choose_pathwise`.
         weight: Of this gradient beside the policy's.
         micro_batch_size: Samples in one forward and backward pass.
-        team: Of several processes, each adds and measures its part of the samples.
+        processes: Of several processes, each adds and measures its part of the samples.
 
     Returns:
         `last_step_reward`: mean over samples of the weighted sum of these rewards, on unrounded images.
@@ -139,7 +139,7 @@ def accumulate_last_step(
         (gradient,) = torch.autograd.grad(share * loss, images, materialize_grads=True)
         return drawn, gradient, total
 
-    own = team.part(len(samples_M))
+    own = processes.part(len(samples_M))
     for first in own[::micro_batch_size]:
         samples = samples_M[first : min(first + micro_batch_size, own.stop)]
         mean_reward += scale.add_gradient(functools.partial(compute, samples)) / len(samples_M)

@@ -16,7 +16,7 @@ from rlcm_cli.learning.rollout import Rollout
 from rlcm_cli.models.latent_model import LatentModel
 from rlcm_cli.models.weights import clone_weights, exchanged_weights
 from rlcm_cli.objectives import Need, find_objective
-from rlcm_cli.processes.team import Team
+from rlcm_cli.processes.job import Processes
 
 LARGEST = "ratio_drift"
 """The metric of which the largest counts, not the mean."""
@@ -32,7 +32,7 @@ class Learner:
     weights: Tensor
     """float32 [B], one a sample of the rollout, of `Objective.weigh`."""
     config: Config
-    team: Team = Team()  # noqa: RUF009 - frozen
+    processes: Processes = Processes()  # noqa: RUF009 - frozen
     """Of several processes, each adds and measures its part of a step, as a share of the whole."""
     old_is_present: bool = False
     """Whether the old policy is the present one, so that every ratio is 1: the only update of an iteration whose

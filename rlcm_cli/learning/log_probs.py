@@ -20,7 +20,7 @@ from rlcm_cli.learning.replay import micro_batches, replay, replay_log_probs
 from rlcm_cli.learning.rollout import Rollout
 from rlcm_cli.models.latent_model import LatentModel
 from rlcm_cli.objectives import Need, find_objective
-from rlcm_cli.processes.team import Team
+from rlcm_cli.processes.job import Processes
 
 RATIO_TOLERANCE = {"float32": 2e-6, "tf32": 2e-3, "float16": 2e-3, "bfloat16": 2e-2}
 """Largest |ratio − 1| before the first update that rounding explains, for the mean reduction."""
@@ -51,7 +51,7 @@ def refresh_log_probs(
     model: LatentModel,
     rollout: Rollout,
     micro_batch_size: int,
-    team: Team = Team(),  # noqa: B008
+    processes: Processes = Processes(),  # noqa: B008
 ) -> tuple[Rollout, float]:
     """Replay all stored transitions, and return the rollout with the log-probabilities found.
 
@@ -60,7 +60,7 @@ def refresh_log_probs(
     trajectories = rollout.trajectories
     count, actions = len(trajectories), trajectories.actions
     everything = flatten_transitions(trajectories, torch.arange(count), torch.arange(actions).expand(count, -1))
-    log_probs_N = replay_log_probs(model, rollout, everything, micro_batch_size, team)
+    log_probs_N = replay_log_probs(model, rollout, everything, micro_batch_size, processes)
     # NaN stays NaN, for the check of the ratio to tell.
     drift = ((log_probs_N - everything.log_probs_N).exp() - 1).abs().max().item() if actions else 0.0
     log_probs_BA = log_probs_N.view(actions, count).T.contiguous()
@@ -72,14 +72,14 @@ def refresh_log_probs(
 def measure_drift(model: LatentModel, rollout: Rollout, micro_batch_size: int) -> float:
     """Replay as many stored transitions as a micro-batch has, and return the largest |ratio − 1|; 0 where none is.
 
-    All processes of a team replay the same ones, so that all find the same.
+    All processes of a processes replay the same ones, so that all find the same.
     """
     trajectories = rollout.trajectories
     count, actions = min(len(trajectories), micro_batch_size), trajectories.actions
     if not actions:
         return 0.0
     some = flatten_transitions(trajectories, torch.arange(count), torch.arange(actions).expand(count, -1))
-    _, part = next(micro_batches(model, some, micro_batch_size, Team()))
+    _, part = next(micro_batches(model, some, micro_batch_size, Processes()))
     # NaN stays NaN, for the check of the ratio to tell.
     return ((replay(model, rollout, part).log_probs_N - part.log_probs_N).exp() - 1).abs().max().item()
 

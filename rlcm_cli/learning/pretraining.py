@@ -20,7 +20,7 @@ from rlcm_cli.core.denoising import add_noise, denoising_error
 from rlcm_cli.core.noise import derive_seed, seed_generator
 from rlcm_cli.learning.loss_scale import LossScale
 from rlcm_cli.models.latent_model import LatentModel
-from rlcm_cli.processes.team import Team
+from rlcm_cli.processes.job import Processes
 from rlcm_cli.prompts.pairs import Pairs
 
 
@@ -31,7 +31,7 @@ def accumulate_pretraining(
     seed: int,
     *,
     micro_batch_size: int,
-    team: Team = Team(),  # noqa: B008
+    processes: Processes = Processes(),  # noqa: B008
 ) -> dict[str, Tensor]:
     """Add the gradient of the pretraining loss to the adapter's, and give its metrics.
 
@@ -41,7 +41,7 @@ def accumulate_pretraining(
         settings: Weight and batch size.
         seed: Decides which images, timesteps and noise (`step_seed`).
         micro_batch_size: Images in one forward and backward pass.
-        team: Of several processes, each adds and measures its part of the images.
+        processes: Of several processes, each adds and measures its part of the images.
 
     Returns:
         `pretraining_loss`: the mean squared error, unweighted.
@@ -59,7 +59,7 @@ def accumulate_pretraining(
         loss = error.sum() / settings.batch_size
         return settings.weight * loss, None, loss.detach().cpu()
 
-    own = team.part(settings.batch_size)
+    own = processes.part(settings.batch_size)
     for first in own[::micro_batch_size]:
         rows = slice(first, min(first + micro_batch_size, own.stop))
         mean_loss += scale.add_gradient(functools.partial(compute, rows))

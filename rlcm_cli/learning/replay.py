@@ -13,7 +13,7 @@ from rlcm_cli.core.schedule import Transition, transition
 from rlcm_cli.core.trajectory import Transitions
 from rlcm_cli.learning.rollout import Rollout
 from rlcm_cli.models.latent_model import LatentModel
-from rlcm_cli.processes.team import Team
+from rlcm_cli.processes.job import Processes
 
 
 @dataclass(frozen=True)
@@ -42,18 +42,18 @@ def replay_log_probs(
     rollout: Rollout,
     transitions: Transitions,
     micro_batch_size: int,
-    team: Team = Team(),  # noqa: B008
+    processes: Processes = Processes(),  # noqa: B008
 ) -> Tensor:
     """Return the log-probabilities of stored actions under the model as it is now, float32 [N] on the CPU.
 
     Of several processes, each replays a part, and all get the same.
     """
     log_probs_N = torch.zeros(len(transitions))
-    first = team.part(len(transitions)).start
-    for _, part in micro_batches(model, transitions, micro_batch_size, team):
+    first = processes.part(len(transitions)).start
+    for _, part in micro_batches(model, transitions, micro_batch_size, processes):
         log_probs_N[first : first + len(part)] = replay(model, rollout, part).log_probs_N.cpu()
         first += len(part)
-    team.sum(log_probs_N)
+    processes.sum(log_probs_N)
     return log_probs_N
 
 
@@ -74,10 +74,10 @@ def predict_transition(
 
 
 def micro_batches(
-    model: LatentModel, transitions: Transitions, size: int, team: Team
+    model: LatentModel, transitions: Transitions, size: int, processes: Processes
 ) -> Iterator[tuple[float, Transitions]]:
     """Cut this process's transitions into parts on the model's device, each with its share of those of all."""
-    own = team.part(len(transitions))
+    own = processes.part(len(transitions))
     for first in own[::size]:
         rows = slice(first, min(first + size, own.stop))
         yield (

@@ -18,7 +18,7 @@ from rlcm_cli.learning.pretraining import accumulate_pretraining
 from rlcm_cli.learning.rollout import Rollout
 from rlcm_cli.models.latent_model import LatentModel
 from rlcm_cli.objectives import Objective, find_objective
-from rlcm_cli.processes.team import Team
+from rlcm_cli.processes.job import Processes
 from rlcm_cli.prompts.pairs import Pairs
 from rlcm_cli.rewards import Reward
 
@@ -40,7 +40,7 @@ def gather_iteration(
     rollout: Rollout,
     advantages: np.ndarray,
     config: Config,
-    team: Team,
+    processes: Processes,
     *,
     rewards: Mapping[str, Reward],
     pairs: Pairs | None,
@@ -52,13 +52,13 @@ def gather_iteration(
         rollout: Of the iteration.
         advantages: Of its samples, float64 [B].
         config: Of the run.
-        team: The processes that share each step.
+        processes: The processes that share each step.
         rewards: The loaded rewards by name; only `last_step.mode = "backprop"` uses them.
         pairs: Of `pretraining.source`, where there is one.
     """
     weights = weigh_samples(config, torch.from_numpy(advantages).float())
     pathwise = choose_pathwise(rollout, config, rewards) if config.last_step.mode == "backprop" else []
-    return IterationData(find_objective(config), Learner(model, rollout, weights, config, team), pathwise, pairs)
+    return IterationData(find_objective(config), Learner(model, rollout, weights, config, processes), pathwise, pairs)
 
 
 def weigh_samples(config: Config, advantages: torch.Tensor) -> torch.Tensor:
@@ -85,7 +85,7 @@ def accumulate_update(data: IterationData, minibatch: Minibatch, seed: int) -> U
             data.pathwise,
             weight=config.last_step.weight,
             micro_batch_size=config.runtime.micro_batch_size,
-            team=learner.team,
+            processes=learner.processes,
         )
         record.add(1, reward)
     if not config.pretraining.own_steps:
@@ -110,7 +110,7 @@ def _accumulate_pretraining(data: IterationData, seed: int) -> Mapping[str, torc
         config.pretraining,
         seed,
         micro_batch_size=config.runtime.micro_batch_size,
-        team=learner.team,
+        processes=learner.processes,
     )
 
 
@@ -118,15 +118,15 @@ def _sum_parts(learner: Learner, record: UpdateMetrics) -> UpdateMetrics:
     """Add up the metrics of all processes, and their gradients in place."""
     total = UpdateMetrics()
     # By gloo, and before the gradients: NCCL would wait for a process that is gone.
-    for values in learner.team.gather(record.values):
+    for values in learner.processes.gather(record.values):
         total.add(1, values)
-    sum_gradients(learner.model.trained.parameters(learner.model).values(), learner.team)
+    sum_gradients(learner.model.trained.parameters(learner.model).values(), learner.processes)
     return total
 
 
-def sum_gradients(parameters: Iterable[torch.nn.Parameter], team: Team) -> None:
+def sum_gradients(parameters: Iterable[torch.nn.Parameter], processes: Processes) -> None:
     """Replace each gradient by the sum of all processes' gradients, in float32; none where no process has one."""
-    if team.size == 1:
+    if processes.size == 1:
         return
     listed = list(parameters)
     present = torch.tensor([float(parameter.grad is not None) for parameter in listed], device=listed[0].device)
@@ -134,7 +134,7 @@ def sum_gradients(parameters: Iterable[torch.nn.Parameter], team: Team) -> None:
         torch.zeros_like(parameter) if parameter.grad is None else parameter.grad.detach() for parameter in listed
     ]
     flat = torch.cat([present, *(gradient.flatten().float() for gradient in gradients)])
-    team.sum(flat)
+    processes.sum(flat)
     counts, *sums = torch.split(flat, [len(listed), *(parameter.numel() for parameter in listed)])
     for parameter, count, summed in zip(listed, counts.tolist(), sums, strict=True):
         parameter.grad = summed.view_as(parameter).to(parameter.dtype) if count else None

@@ -74,7 +74,7 @@ def add_gradient(learner: Learner, transitions: Transitions, weights: Tensor, lo
             metrics["kl_to_base"] = kl.detach()
         return share * loss, None, {"loss": loss.detach(), **metrics}
 
-    for share, part in micro_batches(model, transitions, learner.config.runtime.micro_batch_size, learner.team):
+    for share, part in micro_batches(model, transitions, learner.config.runtime.micro_batch_size, learner.processes):
         record.add(share, scale.add_gradient(functools.partial(compute, share, part)))
     record.add(1, scale.metrics())
     return record

@@ -67,7 +67,7 @@ def accumulate(learner: Learner, minibatch: Minibatch) -> UpdateMetrics:
     result = rebel_loss(log_ratios, given, pairs, rebel_lr)
     # The second pass's loss is none: only its gradient is REBEL's. Its ratios are of single actions, which is what
     # the check before the first update wants.
-    record.values["loss"] = result.loss.item() * len(learner.team.part(len(transitions))) / len(transitions)
+    record.values["loss"] = result.loss.item() * len(learner.processes.part(len(transitions))) / len(transitions)
     return record
 
 
@@ -76,7 +76,7 @@ def sum_log_ratios(learner: Learner, minibatch: Minibatch, transitions: Transiti
     from rlcm_cli.learning.replay import replay_log_probs
 
     size = learner.config.runtime.micro_batch_size
-    log_probs = replay_log_probs(learner.model, learner.rollout, transitions, size, learner.team)
+    log_probs = replay_log_probs(learner.model, learner.rollout, transitions, size, learner.processes)
     return (log_probs - transitions.log_probs_N).view(-1, len(minibatch.samples_M)).sum(0)
 
 

@@ -16,7 +16,7 @@ from rlcm_cli.learning.advantages import rows_of, sum_rewards
 from rlcm_cli.models.latent_model import LatentModel
 from rlcm_cli.phases.sample import REDUCTION, draw_batch
 from rlcm_cli.phases.score import Scorer
-from rlcm_cli.processes.team import Team
+from rlcm_cli.processes.job import Processes
 from rlcm_cli.prompts import draw_prompts
 from rlcm_cli.runs.inputs import TaskPrompts
 from rlcm_cli.runs.policy import load_checkpoint
@@ -33,7 +33,7 @@ def evaluate(
     model: LatentModel,
     scorers: Mapping[str, Scorer],
     checkpoint: int,
-    team: Team = Team(),  # noqa: B008
+    processes: Processes = Processes(),  # noqa: B008
 ) -> Iterator[Event]:
     """Draw and score the fixed images with a checkpoint, unless that was done.
 
@@ -49,7 +49,7 @@ def evaluate(
         schedule = drawing_schedule(config.sampler, config.sample.steps, model)
         pictures = torch.zeros(total, 3, *model.image_size, dtype=torch.uint8)
         batches = range(0, total, config.sample.batch_size)
-        for batch in team.part(len(batches)):
+        for batch in processes.part(len(batches)):
             part = plan[batches[batch] : batches[batch] + config.sample.batch_size]
             drawn = draw_batch(
                 model,
@@ -61,8 +61,8 @@ def evaluate(
             )
             pictures[batches[batch] : batches[batch] + len(part)] = drawn.images
             yield Advanced(len(part))
-        team.sum(pictures)  # each image is another's zeros
-        if team.leads:
+        processes.sum(pictures)  # each image is another's zeros
+        if processes.leads:
             publish_evaluation(
                 layout,
                 Evaluation(
@@ -80,12 +80,12 @@ def evaluate(
                     revisions=_revisions(scorers),
                 ),
             )
-        team.wait()
-    if team.leads:
+        processes.wait()
+    if processes.leads:
         for scorer in scorers.values():
             scorer.claim(layout)
         rescore_evaluations(run, scorers, model.device)
-    team.wait()
+    processes.wait()
     evaluation = read_evaluation(layout, checkpoint)
     if evaluation.policy_digest != state.policy_digest:
         path = layout.evaluation(checkpoint)

@@ -21,7 +21,7 @@ from rlcm_cli.phases.iterations import run_iterations
 from rlcm_cli.phases.sample import sample, tell_cut_prompts
 from rlcm_cli.phases.score import Scorer, load_scorers, score
 from rlcm_cli.phases.train import train
-from rlcm_cli.processes.team import Team
+from rlcm_cli.processes.job import Processes
 from rlcm_cli.runs.policy import ensure_start, start_run
 from rlcm_cli.runs.run import Run, check_run
 from rlcm_cli.runs.schedules import training_schedule
@@ -43,7 +43,7 @@ class StartedLoop:
 def start_loop(
     root: Path,
     config: Config,
-    team: Team,
+    processes: Processes,
     *,
     cache: ScoreCache | None = None,
     allow_changed: bool = False,
@@ -55,14 +55,14 @@ def start_loop(
     """
     scorers = load_scorers(check_run(root, config), cache=cache, allow_changed=allow_changed)
     run, model = start_run(root, config, fit)
-    return StartedLoop(run, str(model.device), loop(run, model, scorers, team))
+    return StartedLoop(run, str(model.device), loop(run, model, scorers, processes))
 
 
 def loop(
     run: Run,
     model: LatentModel,
     scorers: Mapping[str, Scorer],
-    team: Team = Team(),  # noqa: B008
+    processes: Processes = Processes(),  # noqa: B008
 ) -> Iterator[Event]:
     """Run the iterations that are missing, and draw the fixed images with the first and the last policy.
 
@@ -74,21 +74,21 @@ def loop(
     left = run.config.runtime.iterations - latest_checkpoint(run.layout)
     if left > 0:
         yield from tell_cut_prompts(model, run.all_prompts())
-        estimate = estimate_cost(run, model, left, team)
+        estimate = estimate_cost(run, model, left, processes)
         yield estimate
         yield from warn_of_space(run.layout.root, estimate)
 
     def iterate() -> Iterator[Event]:
-        yield from sample(run, model, team.divide())
-        team.wait()
+        yield from sample(run, model, processes.divide())
+        processes.wait()
         # Not what is drawn ahead, perhaps in part, where a run of another executor resumes here.
         iteration = latest_checkpoint(run.layout)
-        yield from score(run, scorers, team.divide(), iterations=[iteration], device=model.device)
-        team.wait()
-        yield from train(run, model, scorers, team)
+        yield from score(run, scorers, processes.divide(), iterations=[iteration], device=model.device)
+        processes.wait()
+        yield from train(run, model, scorers, processes)
 
     yield from run_iterations(
-        run, iterate, lambda checkpoint: evaluate(run, model, scorers, checkpoint, team), prunes=team.leads
+        run, iterate, lambda checkpoint: evaluate(run, model, scorers, checkpoint, processes), prunes=processes.leads
     )
 
 
@@ -108,7 +108,7 @@ def estimate_cost(
     run: Run,
     model: LatentModel,
     iterations: int,
-    team: Team = Team(),  # noqa: B008
+    processes: Processes = Processes(),  # noqa: B008
 ) -> CostEstimated:
     """Estimate time and disk of some iterations, and of two evaluations, from one timed model call."""
     config = run.config
@@ -131,8 +131,8 @@ def estimate_cost(
     trained = count_training_calls(config, actions, refreshes=refresh_passes(config))
     between = iterations // config.evaluate.every if config.evaluate.every else 0
     drawn = len(plan_evaluation(config, run.prompts)) * (2 + between)
-    drawing = min(team.size, config.sample.shards)  # processes; all of them train and evaluate
-    forwards = iterations * (samples * steps / drawing + trained / team.size) + drawn * steps / team.size
+    drawing = min(processes.size, config.sample.shards)  # processes; all of them train and evaluate
+    forwards = iterations * (samples * steps / drawing + trained / processes.size) + drawn * steps / processes.size
 
     latent_bytes = (actions + 1) * torch.zeros(model.latent_shape, dtype=model.dtype).nbytes
     image_bytes = 3 * math.prod(model.image_size)

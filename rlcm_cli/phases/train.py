@@ -43,7 +43,7 @@ from rlcm_cli.models.weights import clone_weights, exchanged_weights
 from rlcm_cli.objectives import Need, find_objective
 from rlcm_cli.phases.read_rollout import read_rollout
 from rlcm_cli.phases.score import Scorer, load_scorers
-from rlcm_cli.processes.team import Team
+from rlcm_cli.processes.job import Processes
 from rlcm_cli.runs.inputs import check_images, find_pairs
 from rlcm_cli.runs.policy import load_checkpoint
 from rlcm_cli.runs.run import Run
@@ -67,7 +67,7 @@ def train(
     run: Run,
     model: LatentModel,
     scorers: Mapping[str, Scorer] | None = None,
-    team: Team = Team(),  # noqa: B008
+    processes: Processes = Processes(),  # noqa: B008
     *,
     off_policy: bool = False,
 ) -> Iterator[Event]:
@@ -101,7 +101,7 @@ def train(
         yield PhaseSkipped("train", iteration, "its checkpoint is there and nothing was sampled since")
         return
     clock = Clock(time.perf_counter(), time.process_time())
-    opened = yield from open_iteration(run, model, scorers, team, off_policy=off_policy)
+    opened = yield from open_iteration(run, model, scorers, processes, off_policy=off_policy)
     measured = yield from run_updates(run, opened)
     metrics = publish_iteration(run, opened, measured, clock)
     yield IterationTrained(iteration + 1, metrics)
@@ -149,7 +149,7 @@ class OpenIteration:
 
 
 def open_iteration(
-    run: Run, model: LatentModel, scorers: Mapping[str, Scorer] | None, team: Team, *, off_policy: bool
+    run: Run, model: LatentModel, scorers: Mapping[str, Scorer] | None, processes: Processes, *, off_policy: bool
 ) -> Generator[Event, None, OpenIteration]:
     """Read the newest checkpoint and its rollout, and make of its rewards what the updates learn from."""
     layout, config = run.layout, run.config
@@ -173,7 +173,7 @@ def open_iteration(
             f"iteration {iteration + 1}: all images of a prompt have the same reward, for "
             f"{count(len(flat), 'prompt')} (such as '{flat[0]}'): they teach nothing"
         )
-    data = gather_data(run, model, rollout, advantages, scorers, team)
+    data = gather_data(run, model, rollout, advantages, scorers, processes)
     left_out = tell_pathwise(config, data.pathwise) if data.pathwise and iteration == 0 else None
     if left_out:
         yield Warned(left_out)
@@ -190,7 +190,7 @@ def gather_data(
     rollout: Rollout,
     advantages: np.ndarray,
     scorers: Mapping[str, Scorer] | None,
-    team: Team = Team(),  # noqa: B008
+    processes: Processes = Processes(),  # noqa: B008
 ) -> IterationData:
     """Gather what a run's iteration learns from; `scorers` are loaded where they are needed and none are given."""
     rewards = {}
@@ -199,7 +199,7 @@ def gather_data(
         rewards = {name: scorer.reward for name, scorer in loaded.items()}
     check_images(run.layout, run.config)
     pairs = find_pairs(run.config, model)
-    return gather_iteration(model, rollout, advantages, run.config, team, rewards=rewards, pairs=pairs)
+    return gather_iteration(model, rollout, advantages, run.config, processes, rewards=rewards, pairs=pairs)
 
 
 def run_updates(run: Run, opened: OpenIteration) -> Generator[Event, None, dict[str, float]]:
@@ -312,7 +312,7 @@ def refresh_data(run: Run, data: IterationData, *, on_policy: bool, off_policy: 
         old_is_present = dataclasses.replace(learner, old_is_present=True)
         return Refreshed(dataclasses.replace(data, learner=old_is_present), done=True)
     size = run.config.runtime.micro_batch_size
-    rollout, drift = refresh_log_probs(learner.model, learner.rollout, size, learner.team)
+    rollout, drift = refresh_log_probs(learner.model, learner.rollout, size, learner.processes)
     return Refreshed(_with_rollout(data, rollout), done=True, drift=drift, passes=1)
 
 
@@ -327,7 +327,7 @@ def refresh_stale(run: Run, data: IterationData) -> IterationData:
     load_checkpoint(run, learner.model, run.config.sample.drawing_checkpoint(iteration))
     # How far replaying is from drawing says nothing of how far the policies are from each other.
     size = run.config.runtime.micro_batch_size
-    rollout, _ = refresh_log_probs(learner.model, learner.rollout, size, learner.team)
+    rollout, _ = refresh_log_probs(learner.model, learner.rollout, size, learner.processes)
     load_checkpoint(run, learner.model, iteration)
     return _with_rollout(data, rollout)
 
@@ -357,9 +357,9 @@ def publish_iteration(
     run: Run, opened: OpenIteration, measured: Mapping[str, float], clock: Clock
 ) -> dict[str, object]:
     """Publish the metrics and the checkpoint of an iteration, and return the metrics."""
-    team, student, checkpoint = opened.data.learner.team, opened.student, opened.number + 1
+    processes, student, checkpoint = opened.data.learner.processes, opened.student, opened.number + 1
     spent = {"cpu_seconds": time.process_time() - clock.processor}
-    cpu_seconds = sum(part["cpu_seconds"] for part in team.gather(spent))
+    cpu_seconds = sum(part["cpu_seconds"] for part in processes.gather(spent))
     metrics = {
         "iteration": opened.number,
         "checkpoint": checkpoint,
@@ -372,10 +372,10 @@ def publish_iteration(
         "micro_batch_size": run.config.runtime.micro_batch_size,
         "gradient_checkpointing": run.config.runtime.gradient_checkpointing,
         "train_seconds": time.perf_counter() - clock.seconds,
-        **phase_seconds(opened.times, cpu_seconds, team),
+        **phase_seconds(opened.times, cpu_seconds, processes),
         "finished_at": time.time(),
     }
-    if team.leads:
+    if processes.leads:
         # Metrics first: a checkpoint says that its iteration is done, and no phase looks back.
         publish_metrics(run.layout, checkpoint, metrics)
         publish_checkpoint(
@@ -387,7 +387,7 @@ def publish_iteration(
             optimizer_steps=opened.state.optimizer_steps + student.steps,
             statistics=opened.statistics,
         )
-    team.wait()
+    processes.wait()
     return metrics
 
 

@@ -19,7 +19,7 @@ from torch.distributed.rendezvous import rendezvous
 
 from rlcm_cli.errors import ConfigError, WorkerLostError
 from rlcm_cli.events import Event, Warned
-from rlcm_cli.processes.team import NOTHING_LOST, PATIENCE, Team, noticing_loss
+from rlcm_cli.processes.job import NOTHING_LOST, PATIENCE, Processes, noticing_loss
 from rlcm_cli.processes.worker import is_launched
 from rlcm_cli.wording import count
 
@@ -35,11 +35,11 @@ def print_to_stderr(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def join_team(
+def join_processes(
     device: str,
     environment: Mapping[str, str] = os.environ,
     tell: Callable[[str], object] = print_to_stderr,
-) -> Team:
+) -> Processes:
     """Meet the other processes that the launcher started, if one did; each takes the GPU of its number.
 
     `device` is the configuration's. `tell` gets a line on what is waited for: nobody else may ever come, where the
@@ -47,7 +47,7 @@ def join_team(
     processes on this machine, or one is named for all, and `WorkerLostError`.
     """
     if not is_launched(environment):
-        return Team()
+        return Processes()
     own = int(environment["LOCAL_RANK"])
     kind, _, number = device.partition(":")
     backend = "gloo"
@@ -77,19 +77,20 @@ def join_team(
         )
     # Only now: while it waits for the others inside torch, a handler of Python's would not be heard.
     signal.signal(signal.SIGTERM, _stop)
-    return Team(dist.get_rank(), dist.get_world_size())
+    return Processes(dist.get_rank(), dist.get_world_size())
 
 
-def check_team(team: Team, shards: int, environment: Mapping[str, str] = os.environ) -> Iterator[Event]:
+def check_shares(processes: Processes, shards: int, environment: Mapping[str, str] = os.environ) -> Iterator[Event]:
     """Warn where processes that were asked for have nothing to do; `shards` are those of an iteration."""
-    if shards < team.size:
+    idle = processes.size - shards
+    if idle > 0:
         yield Warned(
-            f"{team.size} processes share {count(shards, 'shard')} an iteration, so that "
-            f"{team.size - shards} wait{'s' * (team.size - shards == 1)} while images are drawn and scored; start a "
-            f"run with --set sample.shards={team.size} (a run keeps the shards that it began with)"
+            f"{processes.size} processes share {count(shards, 'shard')} an iteration, so that "
+            f"{idle} wait{'s' * (idle == 1)} while images are drawn and scored; start a "
+            f"run with --set sample.shards={processes.size} (a run keeps the shards that it began with)"
         )
     # With the option --cpu, accelerate starts one process, whatever --num_processes says, unless MPI starts more.
-    if team.size == 1 and "ACCELERATE_USE_CPU" in environment and "MASTER_ADDR" in environment:
+    if processes.size == 1 and "ACCELERATE_USE_CPU" in environment and "MASTER_ADDR" in environment:
         yield Warned(
             "`accelerate launch` starts a single process on a CPU, whatever --num_processes says; for several use "
             "`torchrun --nproc-per-node N -m -- rlcm_cli …`"

@@ -59,11 +59,11 @@ def launch_together(
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
-    team = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    job = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     outputs = [folder / f"rank-{rank}" for rank in range(2)]
     processes = []
     for rank in range(2):
-        own = {**os.environ, **(environment or {}), **team, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+        own = {**os.environ, **(environment or {}), **job, "RANK": str(rank), "LOCAL_RANK": str(rank)}
         processes.append(_start(script, arguments, outputs[rank], own))
     return [_finish(process, output) for process, output in zip(processes, outputs, strict=True)]
 

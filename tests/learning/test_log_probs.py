@@ -27,7 +27,7 @@ from rlcm_cli.phases.read_rollout import read_rollout
 from rlcm_cli.phases.sample import sample
 from rlcm_cli.phases.score import load_scorers, score
 from rlcm_cli.phases.train import train
-from rlcm_cli.processes.team import Team
+from rlcm_cli.processes.job import Processes
 from rlcm_cli.runs.policy import load_policy_model
 from rlcm_cli.runs.run import create_run
 from rlcm_cli.store.checkpoint import read_trainer_state
@@ -131,7 +131,7 @@ def test_each_process_replays_its_part(tiny_lcm, tmp_path):
     model, rollout = make_rollout(tmp_path / "run", config)
     whole, _ = refresh_log_probs(model, rollout, 8)
 
-    class Part(Team):
+    class Part(Processes):
         def sum(self, tensor):
             pass
 

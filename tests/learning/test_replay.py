@@ -6,7 +6,7 @@ from phase_runs import make_config, shared_model
 
 from rlcm_cli.core.trajectory import flatten_transitions
 from rlcm_cli.learning.replay import micro_batches, pick_conditioning, replay, replay_log_probs
-from rlcm_cli.processes.team import Team
+from rlcm_cli.processes.job import Processes
 
 
 def draw(tiny_lcm):
@@ -38,7 +38,7 @@ def test_each_transition_has_the_conditioning_of_its_sample(tiny_lcm):
 
 def test_parts_are_shares_of_the_whole(tiny_lcm):
     model, rollout, transitions = draw(tiny_lcm)
-    parts = list(micro_batches(model, transitions, 7, Team()))
+    parts = list(micro_batches(model, transitions, 7, Processes()))
     assert sum(share for share, _ in parts) == 1
     assert [len(part) for _, part in parts] == [7, 7, 7, 3]
     assert torch.equal(torch.cat([part.calls_N for _, part in parts]), transitions.calls_N)

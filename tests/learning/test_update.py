@@ -7,7 +7,7 @@ import torch
 from phase_runs import make_config
 
 from rlcm_cli.learning.update import sum_gradients, weigh_samples
-from rlcm_cli.processes.team import Team
+from rlcm_cli.processes.job import Processes
 
 ADVANTAGES = torch.tensor([-3.0, 0.5, 20.0])
 
@@ -30,5 +30,5 @@ def test_weights_of_rwr_follow_the_clipped_advantages(tiny_lcm):
 def test_one_process_has_the_whole_gradient_already():
     parameter = torch.nn.Parameter(torch.zeros(2))
     parameter.grad = torch.ones(2)
-    sum_gradients([parameter, torch.nn.Parameter(torch.zeros(3))], Team())
+    sum_gradients([parameter, torch.nn.Parameter(torch.zeros(3))], Processes())
     assert parameter.grad.tolist() == [1, 1]

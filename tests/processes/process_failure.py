@@ -1,4 +1,4 @@
-"""The program with an accident in its second process: `team_failure.py killed|broken|spared ARGUMENTS OF RLCM`."""
+"""The program with an accident in its second process: `process_failure.py killed|broken|spared ARGUMENTS OF RLCM`."""
 
 import os
 import signal

@@ -18,9 +18,9 @@ from plain_diffusion import build_plain_diffusion
 
 from rlcm_cli.errors import ConfigError, WorkerLostError
 from rlcm_cli.learning.costs import phase_seconds, read_phase_times
-from rlcm_cli.processes import join as team_module
-from rlcm_cli.processes.join import check_team, is_first_to_complain, join_team
-from rlcm_cli.processes.team import Team
+from rlcm_cli.processes import join as join_module
+from rlcm_cli.processes.job import Processes
+from rlcm_cli.processes.join import check_shares, is_first_to_complain, join_processes
 from rlcm_cli.processes.worker import Worker, parse_worker
 from rlcm_cli.runs.run import create_run, open_run
 from rlcm_cli.store.checkpoint import read_weights
@@ -64,11 +64,11 @@ def pictures(tmp_path_factory):
 @pytest.fixture(scope="module")
 def driven(tiny_lcm, pictures, tmp_path_factory):
     """Give the driver's report and the folder of its runs."""
-    folder = tmp_path_factory.mktemp("team")
+    folder = tmp_path_factory.mktemp("processes")
     plain = build_plain_diffusion(folder / "plain", tiny_lcm)
     environment = {"HF_DATASETS_CACHE": os.environ["RLCM_CACHE"]}
     leader, other = launch_together(
-        HERE / "team_driver.py", [tiny_lcm, plain, pictures, folder], folder / "output", environment
+        HERE / "process_driver.py", [tiny_lcm, plain, pictures, folder], folder / "output", environment
     )
     assert (leader.status, other.status) == (0, 0), leader.err + other.err
     return json.loads(leader.out), folder
@@ -111,14 +111,14 @@ class TestTwoProcesses:
 class TestAccidents:
     def test_a_killed_process_ends_the_job_in_one_line_and_a_restart_loses_nothing(self, driven, tiny_lcm, tmp_path):
         run = create_run(tmp_path / "run", make_config(tiny_lcm, train={"minibatch_size": 4}))
-        killed = launch(HERE / "team_failure.py", "killed", "loop", "--run", run.layout.root)
+        killed = launch(HERE / "process_failure.py", "killed", "loop", "--run", run.layout.root)
         assert killed.returncode != 0
         [line] = complaints(killed)
         assert "nothing is lost; rerun the same command to resume" in line
         assert "WorkerLostError" not in killed.stderr, "a traceback"
 
         leader, other = launch_together(
-            HERE / "team_failure.py", ["spared", "loop", "--run", run.layout.root, "--json"], tmp_path / "output"
+            HERE / "process_failure.py", ["spared", "loop", "--run", run.layout.root, "--json"], tmp_path / "output"
         )
         assert (leader.status, other.status) == (0, 0), leader.err + other.err
         [line] = leader.out.splitlines()
@@ -129,7 +129,7 @@ class TestAccidents:
     def test_an_error_of_one_process_is_the_only_line(self, tiny_lcm, tmp_path):
         run = create_run(tmp_path / "run", make_config(tiny_lcm))
         ends = launch_together(
-            HERE / "team_failure.py", ["broken", "loop", "--run", run.layout.root], tmp_path / "output"
+            HERE / "process_failure.py", ["broken", "loop", "--run", run.layout.root], tmp_path / "output"
         )
         assert all(end.status != 0 for end in ends)
         lines = [line for end in ends for line in end.err.splitlines()]
@@ -140,7 +140,7 @@ class TestAccidents:
 
     @pytest.mark.slow
     def test_a_mistake_of_the_command_line_is_one_line(self, tmp_path):
-        result = launch(HERE / "team_failure.py", "spared", "loop", "--task", "nonsense", "--run", tmp_path / "run")
+        result = launch(HERE / "process_failure.py", "spared", "loop", "--task", "nonsense", "--run", tmp_path / "run")
         assert result.returncode != 0
         assert len(complaints(result)) == 1
 
@@ -148,37 +148,37 @@ class TestAccidents:
 class TestDivision:
     @pytest.mark.parametrize(("count", "size"), [(10, 1), (10, 3), (2, 4), (0, 2)])
     def test_parts_are_everything_once_in_order(self, count, size):
-        parts = [Team(rank, size).part(count) for rank in range(size)]
+        parts = [Processes(rank, size).part(count) for rank in range(size)]
         assert [item for part in parts for item in part] == list(range(count))
         assert max(map(len, parts)) - min(map(len, parts)) <= 1
 
     def test_shards_of_a_job_that_is_one_of_several(self):
-        workers = [Team(rank, 2).divide(Worker(index, 3)) for index in range(3) for rank in range(2)]
+        workers = [Processes(rank, 2).divide(Worker(index, 3)) for index in range(3) for rank in range(2)]
         assert all(sum(worker.takes(shard) for worker in workers) == 1 for shard in range(20))
 
     def test_auto_is_the_whole_where_a_launcher_divides(self):
         assert parse_worker("auto", LAUNCHED) == Worker()
-        assert Team(1, 4).divide(parse_worker("auto", LAUNCHED)) == Worker(1, 4)
+        assert Processes(1, 4).divide(parse_worker("auto", LAUNCHED)) == Worker(1, 4)
 
     def test_seconds_are_those_of_the_leaders_shards(self, driven, tmp_path):
         run = open_run(driven[1] / "straight")
         manifest = read_manifest(run.layout.manifest(0))
         times = read_phase_times(run.layout, manifest)
-        own, whole = phase_seconds(times, 1.0, Team(0, 2)), phase_seconds(times, 1.0)
+        own, whole = phase_seconds(times, 1.0, Processes(0, 2)), phase_seconds(times, 1.0)
         assert 0 < own["sample_seconds"] < whole["sample_seconds"]
         assert own["cpu_seconds"] == whole["cpu_seconds"] > 1.0
 
 
 class TestAlone:
     def test_a_single_process_changes_nothing(self):
-        team = join_team("cpu", {})
-        assert team == join_team("cpu", {**LAUNCHED, "RANK": "0", "WORLD_SIZE": "1"}) == Team()
+        processes = join_processes("cpu", {})
+        assert processes == join_processes("cpu", {**LAUNCHED, "RANK": "0", "WORLD_SIZE": "1"}) == Processes()
         tensor = torch.arange(3.0)
-        team.sum(tensor)
+        processes.sum(tensor)
         assert tensor.tolist() == [0, 1, 2]
-        assert team.gather({"a": 1.0}) == [{"a": 1.0}]
-        team.wait()
-        team.leave()
+        assert processes.gather({"a": 1.0}) == [{"a": 1.0}]
+        processes.wait()
+        processes.leave()
         assert is_first_to_complain({})
 
     @pytest.mark.parametrize(("rank", "came"), [(0, "1 process came"), (1, "nobody answered there")])
@@ -196,10 +196,10 @@ class TestAlone:
         environment = {name: str(value) for name, value in left_over.items()}
         for name, value in environment.items():  # torch reads them itself
             monkeypatch.setenv(name, value)
-        monkeypatch.setattr(team_module, "MEETING", timedelta(seconds=1))
+        monkeypatch.setattr(join_module, "MEETING", timedelta(seconds=1))
         told, handler = [], signal.getsignal(signal.SIGINT)
         with pytest.raises(WorkerLostError) as refusal:
-            join_team("cpu", environment, told.append)
+            join_processes("cpu", environment, told.append)
         waiting = f"this is process {rank} of 2 of a launcher, and waits for the others at 127.0.0.1:{port}"
         assert told == [f"{waiting}; if no launcher started it, stop it and unset {' '.join(left_over)}"]
         message = str(refusal.value)
@@ -210,25 +210,25 @@ class TestAlone:
 
     def test_under_torchrun_a_short_wait_is_not_told(self):
         told = []
-        with team_module._announcing({**LAUNCHED, "TORCHELASTIC_RUN_ID": "none"}, told.append):
+        with join_module._announcing({**LAUNCHED, "TORCHELASTIC_RUN_ID": "none"}, told.append):
             pass
         assert told == []
 
     def test_idle_processes_are_warned_about(self):
-        assert not list(check_team(Team(0, 2), 2, {}))
-        [event] = check_team(Team(0, 4), 1, {})
+        assert not list(check_shares(Processes(0, 2), 2, {}))
+        [event] = check_shares(Processes(0, 4), 1, {})
         assert "4 processes share 1 shard an iteration, so that 3 wait" in event.message
         assert "--set sample.shards=4" in event.message
 
     def test_accelerate_starts_one_process_on_a_cpu(self):
-        [event] = check_team(Team(), 1, {"ACCELERATE_USE_CPU": "True", "MASTER_ADDR": "127.0.0.1"})
+        [event] = check_shares(Processes(), 1, {"ACCELERATE_USE_CPU": "True", "MASTER_ADDR": "127.0.0.1"})
         assert "torchrun" in event.message
-        assert not list(check_team(Team(), 1, {"ACCELERATE_USE_CPU": "True"}))  # one was asked for
+        assert not list(check_shares(Processes(), 1, {"ACCELERATE_USE_CPU": "True"}))  # one was asked for
 
     def test_gpus_must_be_as_many_as_processes(self, monkeypatch):
         monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
         monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
         with pytest.raises(ConfigError, match="process 2 on a machine with 1 GPU;"):
-            join_team("auto", LAUNCHED)
+            join_processes("auto", LAUNCHED)
         with pytest.raises(ConfigError, match="--device cuda:0: is one GPU for 4 processes"):
-            join_team("cuda:0", LAUNCHED)
+            join_processes("cuda:0", LAUNCHED)

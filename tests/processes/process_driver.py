@@ -1,6 +1,6 @@
-"""What one process computes and what a team does, side by side; started by torchrun, the leader prints JSON.
+"""What one process computes and what several do, side by side; started by torchrun, the leader prints JSON.
 
-`team_driver.py MODEL PLAIN PICTURES FOLDER`: folders of the tiny pipeline, of a plain diffusion pipeline, and of real
+`process_driver.py MODEL PLAIN PICTURES FOLDER`: folders of the tiny pipeline, a plain diffusion pipeline, and real
 images with captions; the runs are made in FOLDER.
 """
 
@@ -23,13 +23,13 @@ from rlcm_cli.phases.loop import loop  # noqa: E402
 from rlcm_cli.phases.read_rollout import read_rollout  # noqa: E402
 from rlcm_cli.phases.score import load_scorers  # noqa: E402
 from rlcm_cli.phases.train import gather_data  # noqa: E402
-from rlcm_cli.processes.join import join_team  # noqa: E402
-from rlcm_cli.processes.team import Team  # noqa: E402
+from rlcm_cli.processes.job import Processes  # noqa: E402
+from rlcm_cli.processes.join import join_processes  # noqa: E402
 from rlcm_cli.runs.policy import load_checkpoint  # noqa: E402
 from rlcm_cli.runs.run import create_run  # noqa: E402
 
 MODEL, PLAIN, PICTURES, FOLDER = map(Path, sys.argv[1:])
-TEAM = join_team("cpu")
+PROCESSES = join_processes("cpu")
 GROUPS = {"group_size": 2, "samples": 10}
 CASES = {
     "ppo": (MODEL, {"sample": GROUPS, "train": {"kl_weight": 0.1}}),
@@ -65,20 +65,22 @@ def gradient(data, minibatch):
 
 
 def compare(name):
-    """Compare the gradient of one optimizer step, computed alone and by the team."""
+    """Compare the gradient of one optimizer step, computed alone and by the processes."""
     folder, sections = CASES[name]
     sections = dict(sections)
     reward = sections.pop("reward", "compressibility")
     config = make_config(folder, **sections)
     config = config.model_copy(update={"rewards": {reward: 1.0}})
     root = FOLDER / name
-    if TEAM.leads:
+    if PROCESSES.leads:
         prepare(root, config)
-    TEAM.wait()
+    PROCESSES.wait()
     run, model = create_run(root, config), shared_model(folder, sampler=config.sampler.kind)
     rollout = read_rollout(run, model, load_checkpoint(run, model, 0), off_policy=False)
     advantages, _ = compute_advantages(rollout, config, {})
-    alone_data, team_data = (gather_data(run, model, rollout, advantages, None, team) for team in (Team(), TEAM))
+    alone_data, shared_data = (
+        gather_data(run, model, rollout, advantages, None, processes) for processes in (Processes(), PROCESSES)
+    )
     # Away from the policy that drew the samples, so that ratios, clipping and REBEL's pairs have something to say.
     generator = torch.Generator().manual_seed(0)
     for parameter in lora_parameters(model).values():
@@ -88,28 +90,28 @@ def compare(name):
     if name == "one transition":
         minibatch = Minibatch(minibatch.samples_M[:1], minibatch.steps_MK[:1, :1])
     alone, expected, all_asked = gradient(alone_data, minibatch)
-    together, metrics, asked = gradient(team_data, minibatch)
+    together, metrics, asked = gradient(shared_data, minibatch)
     doubled = together.clone()
-    TEAM.sum(doubled)
+    PROCESSES.sum(doubled)
     return {
         "difference": ((together - alone).norm() / alone.norm()).item(),
-        "the same bytes": torch.equal(doubled, TEAM.size * together),
+        "the same bytes": torch.equal(doubled, PROCESSES.size * together),
         "metrics": [expected, metrics],
-        "share of predictions": [part["asked"] / all_asked for part in TEAM.gather({"asked": asked})],
+        "share of predictions": [part["asked"] / all_asked for part in PROCESSES.gather({"asked": asked})],
     }
 
 
 def make_loop(name, iterations):
-    """Make or continue a run by the team."""
+    """Make or continue a run with these processes."""
     config = make_config(MODEL, train={"minibatch_size": 4}, runtime={"iterations": iterations})
     run = create_run(FOLDER / name, config)
-    finish(loop(run, shared_model(MODEL), load_scorers(run), TEAM))
+    finish(loop(run, shared_model(MODEL), load_scorers(run), PROCESSES))
 
 
 report = {name: compare(name) for name in CASES}
 make_loop("straight", 2)
 make_loop("resumed", 1)
 make_loop("resumed", 2)
-TEAM.leave()
-if TEAM.leads:
+PROCESSES.leave()
+if PROCESSES.leads:
     print(json.dumps(report))

@@ -32,7 +32,7 @@ NOTHING_LOST = "nothing is lost; rerun the same command to resume"
 
 
 @dataclass(frozen=True)
-class Team:
+class Processes:
     """One of `size` processes, `rank` from 0. Of a single process every method gives back what it is given.
 
     What is sent must be sent by all, in the same order. Each method raises `WorkerLostError` where a process is
