@@ -30,7 +30,7 @@ def test_ctrl_c_says_how_to_go_on_and_loses_nothing(capsys, tiny_lcm, tmp_path):
     process.send_signal(signal.SIGINT)
     _, complaint = process.communicate(timeout=LONGEST)
     assert process.returncode == 130, complaint
-    assert complaint == "rlcm: interrupted; nothing is lost: run the same command again to go on\n"
+    assert complaint == "rlcm: interrupted; nothing is lost: rerun the same command to resume\n"
 
     done = checkpoints(stopped)[-1]
     assert 1 <= done < 500

@@ -101,7 +101,7 @@ def test_a_start_that_is_no_lora(capsys, settings, run, tmp_path):
     file = tmp_path / LORA_FILE
     file.write_bytes(b"no LoRA")
     asked = ["loop", "--config", settings, "--run", run, "--from", file]
-    refuse(capsys, ModelError, *asked, saying=(str(file), "no readable safetensors file"))
+    refuse(capsys, ModelError, *asked, saying=(str(file), "not a readable safetensors file"))
     assert not run.exists()
 
 

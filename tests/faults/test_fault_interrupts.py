@@ -22,7 +22,7 @@ from fault_runs import (
 
 pytestmark = on_forking_systems
 INTERRUPTED = 130
-LINE = "rlcm: interrupted; nothing is lost: run the same command again to go on"
+LINE = "rlcm: interrupted; nothing is lost: rerun the same command to resume"
 
 
 @at_each_step
