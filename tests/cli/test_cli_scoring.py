@@ -215,7 +215,7 @@ def test_code_that_a_run_names_is_not_run_unless_allowed(capsys, settings, code,
     succeed(capsys, "sample", "--config", settings, "--run", run, "--reward", name)
     for command in ("score", "evaluate", "loop"):
         line = refuse(capsys, ConfigError, command, "--run", run, saying=(str(run), name, "--allow-code"))
-        assert "look at it" in line
+        assert "read it" in line
     # Nor is it, where other rewards are asked for; those need no leave.
     succeed(capsys, "score", "--run", run, "--reward", "compressibility")
     assert folders(run) == {"compressibility": 2}
