@@ -11,7 +11,7 @@ from typing import Protocol, TypeVar
 from rlcm_cli.errors import ConfigError
 
 
-class Named(Protocol):
+class HasKind(Protocol):
     """A record with the name that a configuration chooses it by."""
 
     @property
@@ -19,7 +19,7 @@ class Named(Protocol):
         """The name, once in its folder."""
 
 
-RecordT = TypeVar("RecordT", bound=Named)
+RecordT = TypeVar("RecordT", bound=HasKind)
 EntryT = TypeVar("EntryT")
 
 

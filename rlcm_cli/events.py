@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rlcm_cli.store.metrics import IterationMetrics
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,7 @@ class IterationTrained:
     """A checkpoint was published."""
 
     number: int
-    metrics: Mapping[str, Any]
+    metrics: IterationMetrics
 
 
 @dataclass(frozen=True)

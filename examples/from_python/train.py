@@ -55,7 +55,7 @@ def show(event: Event) -> None:
     """Print what is worth a line."""
     match event:
         case IterationTrained(number, metrics):
-            means = ", ".join(f"{name.split(':')[-1]} {mean:.3f}" for name, mean in metrics["rewards"].items())
+            means = ", ".join(f"{name.split(':')[-1]} {mean:.3f}" for name, mean in metrics.rewards.items())
             print(f"{number}: {means}")
         case Evaluated(checkpoint, on_training, on_held_out):
             held_out = "" if on_held_out is None else f", held-out prompts {on_held_out:.3f}"

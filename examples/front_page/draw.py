@@ -8,6 +8,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+import torch
+
 from examples.frontier.measure import recognised
 from rlcm_cli.pictures.contact_sheet import write_png
 from rlcm_cli.pictures.labelled_sheet import Block, arrange_blocks
@@ -32,7 +34,7 @@ def lay_out(before: Evaluation, after: Evaluation, rows: list[int]) -> Block:
     """Put the images before above those after, each column under its prompt and both sizes."""
     columns = []
     for row in rows:
-        first, last = (jpeg_kilobytes(evaluation.images[row]) for evaluation in (before, after))
+        first, last = (jpeg_kilobytes(torch.from_numpy(evaluation.images[row])) for evaluation in (before, after))
         columns.append(f"{before.prompts[row]}\n{first:.1f} → {last:.1f} kB")
     images = [[evaluation.images[row] for row in rows] for evaluation in (before, after)]
     return Block("", ["before", "after"], columns, images)
@@ -41,7 +43,7 @@ def lay_out(before: Evaluation, after: Evaluation, rows: list[int]) -> Block:
 def summarise(evaluation: Evaluation) -> str:
     """Describe an evaluation: mean JPEG size, and the share of images that an independent classifier recognises."""
     count = len(evaluation.images)
-    size = sum(map(jpeg_kilobytes, evaluation.images)) / count
+    size = sum(map(jpeg_kilobytes, torch.from_numpy(evaluation.images))) / count
     return f"{count} images, {size:.2f} kB, {recognised(evaluation).float().mean().item():.1%} recognised"
 
 

@@ -56,16 +56,19 @@ def measure_checkpoint(run: Run, number: int) -> dict[str, Any]:
     evaluation = read_evaluation(run.layout, number)
     return {
         "checkpoint": number,
-        "kilobytes": sum(map(jpeg_kilobytes, evaluation.images)) / len(evaluation.images),
+        "kilobytes": sum(map(jpeg_kilobytes, torch.from_numpy(evaluation.images))) / len(evaluation.images),
         "recognised": recognised(evaluation).float().mean().item(),
-        "recognised_held_out_prompts": recognised(evaluation)[evaluation.held_out].float().mean().item(),
+        "recognised_held_out_prompts": recognised(evaluation)[torch.from_numpy(evaluation.held_out)]
+        .float()
+        .mean()
+        .item(),
         "images": len(evaluation.images),
     }
 
 
 def recognised(evaluation: Evaluation) -> Tensor:
     """Tell of each image, bool [B], whether the independent classifier finds the prompt's animal first of 45."""
-    return named_label_wins(evaluation.images, evaluation.prompts)
+    return named_label_wins(torch.from_numpy(evaluation.images), evaluation.prompts)
 
 
 def named_label_wins(images: Tensor, prompts: list[str]) -> Tensor:

@@ -11,7 +11,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from rlcm_cli.store.layout import RunLayout
-from rlcm_cli.store.run import read_metrics
+from rlcm_cli.store.metrics import read_metrics
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
 """Okabe and Ito's, told apart with every kind of colour vision."""
@@ -20,9 +20,7 @@ DASHES = ("-", "--", "-.", ":")
 
 def average(run: Path, window: int) -> dict[str, list[float]]:
     """Give each reward's mean over each full window of iterations, "reward" being what is trained for."""
-    rows = [
-        {"reward": row["reward_mean"], **row["rewards"], **row["monitored"]} for row in read_metrics(RunLayout(run))
-    ]
+    rows = [{"reward": row.reward_mean, **row.rewards, **row.monitored} for row in read_metrics(RunLayout(run))]
     starts = range(0, len(rows) - window + 1, window)
     return {name: [sum(row[name] for row in rows[i : i + window]) / window for i in starts] for name in rows[0]}
 

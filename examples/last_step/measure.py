@@ -14,12 +14,14 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from examples.frontier.measure import recognised, run_loop
 from examples.rewards.measure import compare, judged_scores
 from rlcm_cli.runs.run import open_run
 from rlcm_cli.store.evaluations import read_evaluation
 from rlcm_cli.store.layout import RunLayout
-from rlcm_cli.store.run import read_metrics
+from rlcm_cli.store.metrics import read_metrics
 
 COMMON = [
     *("--reward", "mirror_symmetry=1", "--reward", "recognition=2"),
@@ -40,12 +42,15 @@ def measure_cell(folder: Path) -> dict[str, Any]:
     rows = read_metrics(layout)
     return {
         "iterations": layout.checkpoints()[-1],
-        "train_seconds": sum(row["train_seconds"] for row in rows),
-        "forwards": sum(row["forwards"] for row in rows),
+        "train_seconds": sum(row.train_seconds for row in rows),
+        "forwards": sum(row.forwards for row in rows),
         "images": len(after.prompts),
         "score": compare(*judged_scores(open_run(folder).config, before, after)),
         "recognised": compare(recognised(before).float(), recognised(after).float()),
-        "rewards": {name: compare(before.rewards[name], after.rewards[name]) for name in after.rewards},
+        "rewards": {
+            name: compare(torch.from_numpy(before.rewards[name]), torch.from_numpy(after.rewards[name]))
+            for name in after.rewards
+        },
     }
 
 

@@ -24,7 +24,7 @@ from rlcm_cli.runs.hacking import find_hacking, trained_progress
 from rlcm_cli.runs.run import open_run
 from rlcm_cli.store.evaluations import Evaluation, read_evaluation
 from rlcm_cli.store.layout import RunLayout
-from rlcm_cli.store.run import read_metrics
+from rlcm_cli.store.metrics import read_metrics
 
 OF_45_PROMPTS = ["--set", "evaluate.images_per_prompt=32", "--set", "prompts.held_out_fraction=0.3"]
 """1,440 images a run, 448 of them of the 14 prompts that are kept out of training; of `alignment` 1,440 and 480."""
@@ -52,13 +52,15 @@ def measure_run(folder: Path) -> dict[str, Any]:
     layout = RunLayout(folder)
     before, after = (read_evaluation(layout, layout.evaluations()[index]) for index in (0, -1))
     right = [recognised(evaluation).float() for evaluation in (before, after)]
-    figures = {name: (before.rewards[name], after.rewards[name]) for name in after.rewards}
-    held_out = after.held_out
+    figures = {
+        name: (torch.from_numpy(before.rewards[name]), torch.from_numpy(after.rewards[name])) for name in after.rewards
+    }
+    held_out = torch.from_numpy(after.held_out)
     scores = judged_scores(open_run(folder).config, before, after)
     return {
         "iterations": layout.checkpoints()[-1],
         "alarms": first_alarms(folder),
-        "train_seconds": sum(row["train_seconds"] for row in read_metrics(layout)),
+        "train_seconds": sum(row.train_seconds for row in read_metrics(layout)),
         "images": len(after.prompts),
         "held_out_images": int(held_out.sum()),
         "recognised": compare(*right),
@@ -79,10 +81,9 @@ def judged_scores(config: Config, before: Evaluation, after: Evaluation) -> tupl
     """
     (task,) = config.joint_tasks().values()
     first, last = (
-        torch.stack([w / before.rewards[n].std() * e.rewards[n] for n, w in task.rewards.items()]).sum(0)
-        for e in (before, after)
+        sum(w / before.rewards[n].std(ddof=1) * e.rewards[n] for n, w in task.rewards.items()) for e in (before, after)
     )
-    return first, last
+    return torch.from_numpy(first), torch.from_numpy(last)
 
 
 def first_alarms(folder: Path) -> dict[str, int]:

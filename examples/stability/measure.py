@@ -14,6 +14,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from examples.few_steps.measure import draw
@@ -27,7 +28,7 @@ from rlcm_cli.runs.run import open_run
 from rlcm_cli.store.checkpoint import read_weights
 from rlcm_cli.store.evaluations import read_evaluation
 from rlcm_cli.store.layout import RunLayout
-from rlcm_cli.store.run import read_metrics
+from rlcm_cli.store.metrics import IterationMetrics, read_metrics
 
 RUNS = Path("runs/stability")
 ITERATIONS = 320
@@ -66,11 +67,11 @@ def print_windows(name: str, layout: RunLayout) -> None:
     for first in range(0, len(rows), WINDOW):
         part = rows[first : first + WINDOW]
 
-        def mean(read: str, key: str, rows: list[dict[str, dict[str, float]]] = part) -> float:
-            return statistics.mean(row[read][key] for row in rows)
+        def mean(read: str, key: str, rows: list[IterationMetrics] = part) -> float:
+            return statistics.mean(getattr(row, read)[key] for row in rows)
 
         print(
-            f"| {name} | {first + 1}–{first + len(part)} | {statistics.mean(row['reward_mean'] for row in part):.2f} "
+            f"| {name} | {first + 1}–{first + len(part)} | {statistics.mean(row.reward_mean for row in part):.2f} "
             f"| {-mean('rewards', 'compressibility'):.2f} | {mean('rewards', 'recognition'):.2f} "
             f"| {mean('monitored', 'emoji_clip'):.1f} |"
         )
@@ -108,7 +109,7 @@ def main() -> None:
     for name, layout in layouts.items():
         for number in (0, layout.checkpoints()[-1]):
             evaluation = read_evaluation(layout, number)
-            print_images(f"{name}, checkpoint {number}", evaluation.images, evaluation.prompts)
+            print_images(f"{name}, checkpoint {number}", torch.from_numpy(evaluation.images), evaluation.prompts)
         print_images(f"{name}, average of the last {KEPT}", *draw_average(layout))
 
 

@@ -17,8 +17,7 @@ from rlcm_cli.cli.streams import say
 
 if TYPE_CHECKING:
     from rlcm_cli.cli.display import Display
-    from rlcm_cli.report.compare.contenders import Contender
-    from rlcm_cli.report.compare.samples import Strip
+    from rlcm_cli.report.compare.samples import ImageRow
 
 COST_NAMES = {
     "queries": "queries",
@@ -101,6 +100,7 @@ def compare_command(
     from rlcm_cli.errors import ConfigError
     from rlcm_cli.report.compare.comparison import compare_runs
     from rlcm_cli.report.compare.picture import draw_comparison
+    from rlcm_cli.report.compare.runs import open_compared
     from rlcm_cli.report.compare.samples import write_samples
     from rlcm_cli.report.compare.table import check_folder, tabulate, write_table
     from rlcm_cli.runs.staging import stage_report
@@ -111,8 +111,8 @@ def compare_command(
         raise ConfigError("no run given; pass run directories, for example rlcm compare runs/a runs/b")
     with ExitStack() as stack:
         locations = [(label, stack.enter_context(open_location(root, stage_report))) for label, root in named]
-        contenders = [open_contender(location.existing, label) for label, location in locations]
-        comparison = compare_runs(contenders, component=reward, window=window, clock=clock, target=reach)
+        runs_compared = [open_compared(location.existing, label=label) for label, location in locations]
+        comparison = compare_runs(runs_compared, component=reward, window=window, clock=clock, target=reach)
         table = tabulate(comparison)
         display = Display(quiet=quiet, as_json=as_json)
         with tempfile.TemporaryDirectory() as scratch:
@@ -129,14 +129,14 @@ def compare_command(
         display.finish({**table, "files": [str(file) for file in files]})
 
 
-def draw_strips(runs: Mapping[str, Path], folder: Path, device: str, display: Display) -> list[Strip]:
+def draw_strips(runs: Mapping[str, Path], folder: Path, device: str, display: Display) -> list[ImageRow]:
     """Generate the same prompts with the newest checkpoint of each run, method → run directory."""
     from rlcm_cli.pictures.compare import draw_samples, plan_samples
-    from rlcm_cli.report.compare.samples import Strip
+    from rlcm_cli.report.compare.samples import ImageRow
 
     rows = plan_samples(runs, folder)
     display.follow(draw_samples(rows, device))
-    return [Strip(row.method, row.drawing.sample.steps, row.drawing.prompts, row.folder) for row in rows]
+    return [ImageRow(row.method, row.drawing.sample.steps, row.drawing.prompts, row.folder) for row in rows]
 
 
 def parse_labels(options: Sequence[str]) -> Iterator[tuple[str, str]]:
@@ -150,27 +150,6 @@ def parse_labels(options: Sequence[str]) -> Iterator[tuple[str, str]]:
                 f"--label {text}: write NAME=RUN or NAME=RUN,RUN, for example --label DDPO=runs/a,runs/b"
             )
         yield from ((label.strip(), root) for root in runs.split(","))
-
-
-def open_contender(root: Path, label: str = "") -> Contender:
-    """Read what a comparison needs to know about a run. Raises `MissingFileError` if there is none."""
-    from rlcm_cli.errors import MissingFileError
-    from rlcm_cli.report.compare.contenders import Contender
-    from rlcm_cli.runs.run import identify, open_run
-
-    if not (root / "config.json").is_file():
-        raise MissingFileError(f"{root}: is not a run directory (no config.json); pass one created by `rlcm loop`")
-    run = open_run(root)
-    tasks = run.config.joint_tasks()
-    return Contender(
-        layout=run.layout,
-        seed=run.config.seed,
-        settings={key: value for key, value in identify(run.config).items() if key != "seed"},
-        tasks={name: dict(task.rewards) for name, task in tasks.items()},
-        shares={name: task.share for name, task in tasks.items()},
-        rewards={name: spec.directory for name, spec in run.reward_specs().items()},
-        label=label,
-    )
 
 
 def show(table: Mapping[str, Any]) -> None:
@@ -211,7 +190,7 @@ def _head(table: Mapping[str, Any]) -> str:
 
 
 def _lines(table: Mapping[str, Any]) -> Iterator[tuple[str, list[str]]]:
-    from rlcm_cli.report.run.levels import say_level
+    from rlcm_cli.report.run.levels import format_level
 
     methods = table["methods"]
     yield "seeds × iterations", [f"{len(method['seeds'])} × {method['iterations']}" for method in methods]
@@ -224,7 +203,7 @@ def _lines(table: Mapping[str, Any]) -> Iterator[tuple[str, list[str]]]:
                 yield f"{name}, {when}", [_spread(values and values[when]) for values in found]
     for cost in table["costs"]:
         reached = [method["reach"][cost] for method in methods]
-        yield f"{COST_NAMES[cost]} to {say_level(table['target'])}", [_price(cost, values) for values in reached]
+        yield f"{COST_NAMES[cost]} to {format_level(table['target'])}", [_price(cost, values) for values in reached]
         if sum(values["price"] is not None for values in reached) > 1:
             times = [values["speed_up"] for values in reached]
             yield (
@@ -235,13 +214,13 @@ def _lines(table: Mapping[str, Any]) -> Iterator[tuple[str, list[str]]]:
 
 
 def _spread(values: Mapping[str, float] | None) -> str:
-    from rlcm_cli.report.run.levels import say_level
+    from rlcm_cli.report.run.levels import format_level
 
     if values is None:
         return "–"
     if values["lowest"] == values["highest"]:
-        return say_level(values["mean"])
-    return f"{say_level(values['mean'])}\n({say_level(values['lowest'])} to {say_level(values['highest'])})"
+        return format_level(values["mean"])
+    return f"{format_level(values['mean'])}\n({format_level(values['lowest'])} to {format_level(values['highest'])})"
 
 
 def _price(cost: str, values: Mapping[str, Any]) -> str:

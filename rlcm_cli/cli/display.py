@@ -21,13 +21,14 @@ from rich.progress import (
 from rlcm_cli.cli.headline import shorten_names
 from rlcm_cli.cli.streams import print_data
 from rlcm_cli.cli.terminal import open_console
-from rlcm_cli.report.run.progress import PHASES
+from rlcm_cli.store.metrics import PHASES
 from rlcm_cli.wording import count, format_duration, format_size
 
 if TYPE_CHECKING:
     from rlcm_cli.cli.live import LiveRun
     from rlcm_cli.events import Evaluated, Event
     from rlcm_cli.report.run.progress import RunProgress
+    from rlcm_cli.store.metrics import IterationMetrics
 
 
 ResultT = TypeVar("ResultT")
@@ -147,14 +148,14 @@ class Display:
         self._unit = event.unit
         self._phase = self._progress.add_task(event.phase, total=event.total, note="")
 
-    def _show_iteration(self, number: int, metrics: Mapping[str, Any]) -> None:
-        phases = [float(metrics[key]) for phase in PHASES if (key := f"{phase}_seconds") in metrics]
+    def _show_iteration(self, number: int, metrics: IterationMetrics) -> None:
+        phases = [seconds for phase in PHASES if (seconds := metrics.seconds(phase)) is not None]
         # The wall clock also counts evaluations and loading the model.
         seconds = sum(phases) if len(phases) == len(PHASES) else time.perf_counter() - self._started
         self._started = time.perf_counter()
         if self._live is None:
             self.say(f"{describe_iteration(number, self.iterations, metrics)}  {seconds:.1f} s")
-        self.summary.update(checkpoint=number, reward_mean=metrics["reward_mean"], reward_std=metrics["reward_std"])
+        self.summary.update(checkpoint=number, reward_mean=metrics.reward_mean, reward_std=metrics.reward_std)
 
     def _show_evaluation(self, event: Evaluated) -> None:
         short = shorten_names(event.components)
@@ -176,24 +177,22 @@ class Display:
         }
 
 
-def describe_iteration(number: int, iterations: int | None, metrics: Mapping[str, Any]) -> str:
+def describe_iteration(number: int, iterations: int | None, metrics: IterationMetrics) -> str:
     """Return the line of a trained iteration; `iterations`: the total, if it is known."""
-    if len(metrics["tasks"]) > 1:
-        line = "  ".join(f"{task} {value:.3f}" for task, value in metrics["tasks"].items())
+    if len(metrics.tasks) > 1:
+        line = "  ".join(f"{task} {value:.3f}" for task, value in metrics.tasks.items())
     else:
         # With several rewards, which training may normalise one by one, it is the sum of the raw values.
-        name = "reward" if len(metrics["rewards"]) == 1 else "weighted sum"
-        line = f"{name} {metrics['reward_mean']:.3f} ± {metrics['reward_std']:.3f}"
-        line += f"  best {metrics['reward_best']:.3f}"
-    short = shorten_names([*metrics["rewards"], *metrics["monitored"]])
-    parts = ", ".join(f"{short[name]} {value:.3f}" for name, value in metrics["rewards"].items())
-    if len(metrics["rewards"]) > 1:
+        name = "reward" if len(metrics.rewards) == 1 else "weighted sum"
+        line = f"{name} {metrics.reward_mean:.3f} ± {metrics.reward_std:.3f}"
+        line += f"  best {metrics.reward_best:.3f}"
+    short = shorten_names([*metrics.rewards, *metrics.monitored])
+    parts = ", ".join(f"{short[name]} {value:.3f}" for name, value in metrics.rewards.items())
+    if len(metrics.rewards) > 1:
         line += f"  ({parts})"
-    if metrics["monitored"]:
-        line += "  monitored: " + ", ".join(
-            f"{short[name]} {value:.3f}" for name, value in metrics["monitored"].items()
-        )
-    kl = f"  kl {metrics['kl_to_base']:.4f}" if "kl_to_base" in metrics else ""
+    if metrics.monitored:
+        line += "  monitored: " + ", ".join(f"{short[name]} {value:.3f}" for name, value in metrics.monitored.items())
+    kl = f"  kl {metrics.measured['kl_to_base']:.4f}" if "kl_to_base" in metrics.measured else ""
     return f"iteration {number}{f'/{iterations}' if iterations else ''}  {line}{kl}"
 
 

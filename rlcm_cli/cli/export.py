@@ -155,9 +155,10 @@ def name_source(named: str, root: Path | None) -> str:
 
 def describe_with(hub: str | None) -> Callable[[Exported, Path], None]:
     """Make the function that writes the model card of an export."""
-    from rlcm_cli.cli.report import open_reported
     from rlcm_cli.models.embedded import embedded_folder
-    from rlcm_cli.report.run.card import CardSubject, read_evidence, write_card
+    from rlcm_cli.report.compare.runs import open_compared
+    from rlcm_cli.report.run.card import CardSubject, write_card
+    from rlcm_cli.report.run.data import read_until
 
     def describe(exported: Exported, folder: Path) -> None:
         source, licence = exported.source, exported.licence
@@ -186,7 +187,7 @@ def describe_with(hub: str | None) -> Callable[[Exported, Path], None]:
         )
         evidence = None
         if source.layout is not None and source.checkpoint is not None:
-            evidence = read_evidence(open_reported(source.layout.root, exported.title), source.checkpoint)
+            evidence = read_until(open_compared(source.layout.root, exported.title), source.checkpoint)
         write_card(subject, evidence, folder)
 
     return describe

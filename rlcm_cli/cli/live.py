@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -16,7 +16,6 @@ from rich.text import Text
 
 from rlcm_cli.cli.headline import shorten_names
 from rlcm_cli.report.run.progress import (
-    PHASES,
     PhaseProgress,
     RunProgress,
     read_progress,
@@ -24,6 +23,7 @@ from rlcm_cli.report.run.progress import (
     seconds_left,
     seconds_still,
 )
+from rlcm_cli.store.metrics import PHASES, IterationMetrics
 from rlcm_cli.wording import format_duration
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ def look_at(layout: RunLayout, config: Config, named: str, before: RunProgress |
     `named`: as the user knows it. `before`: an earlier reading. Raises `StoreError` for a damaged file.
     """
     title = f"{named}  {config.task}, {config.model.name}, seed {config.seed}"
-    return read_progress(layout, config.model_dump(mode="json"), title, before)
+    return read_progress(layout, config, title, before)
 
 
 @dataclass(frozen=True)
@@ -228,31 +228,39 @@ def _curves(
 
 def _series(progress: RunProgress) -> Iterator[tuple[str, list[float | None]]]:
     if progress.tasks:
-        yield from ((task, progress.series("tasks", task)) for task in progress.tasks)
+        yield from ((task, progress.series(_task_mean(task))) for task in progress.tasks)
     else:
-        yield "reward" if len(progress.rewards) == 1 else "weighted sum", progress.series("reward_mean")
-        yield "  best", progress.series("reward_best")
-        yield "  spread", progress.series("reward_std")
+        yield "reward" if len(progress.rewards) == 1 else "weighted sum", progress.series(lambda row: row.reward_mean)
+        yield "  best", progress.series(lambda row: row.reward_best)
+        yield "  spread", progress.series(lambda row: row.reward_std)
     short = shorten_names([*progress.rewards, *progress.monitored])
     if len(progress.rewards) > 1:
-        yield from ((f"  {short[name]}", progress.series("rewards", name)) for name in progress.rewards)
-    yield from ((f"monitored {short[name]}", progress.series("monitored", name)) for name in progress.monitored)
+        yield from ((f"  {short[name]}", progress.series(_mean_of(name))) for name in progress.rewards)
+    yield from ((f"monitored {short[name]}", progress.series(_mean_of(name))) for name in progress.monitored)
+
+
+def _task_mean(task: str) -> Callable[[IterationMetrics], float | None]:
+    return lambda row: row.tasks.get(task)
+
+
+def _mean_of(reward: str) -> Callable[[IterationMetrics], float | None]:
+    return lambda row: row.scored.get(reward)
 
 
 def _facts(progress: RunProgress) -> RenderableType:
-    row = progress.rows[-1] if progress.rows else {}
+    row = progress.rows[-1] if progress.rows else None
     each = seconds_an_iteration(progress.rows)
-    times = [f"{phase} {row[f'{phase}_seconds']:.1f}" for phase in PHASES if f"{phase}_seconds" in row]
+    times = [f"{phase} {seconds:.1f}" for phase in PHASES if row and (seconds := row.seconds(phase)) is not None]
     times += [] if each is None else [f"in all {each:.1f}"]
     update = [
-        f"{label} {row[name]:.2g}"
+        f"{label} {row.numbers[name]:.2g}"
         for name, label in (
             ("grad_norm", "gradient"),
             ("clip_fraction", "clipped"),
             ("kl_to_base", "KL"),
             ("learning_rate", "rate"),
         )
-        if row.get(name) is not None
+        if row and name in row.numbers
     ]
     drawn = ", ".join(map(str, progress.evaluated[-EVALUATIONS:]))
     table = Table.grid(padding=(0, 1))

@@ -192,7 +192,7 @@ def show_result(run: Run, location: Location, display: Display) -> None:
     from rlcm_cli.report.run.before_after import write_pairs
     from rlcm_cli.report.run.curves import write_curves
     from rlcm_cli.runs.hacking import advise_checkpoint
-    from rlcm_cli.store.run import read_metrics
+    from rlcm_cli.store.metrics import read_metrics
 
     layout, config = run.layout, run.config
     picture, curves = write_pairs(layout), write_curves(layout, run.reward_bounds())

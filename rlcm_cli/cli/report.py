@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -14,9 +13,6 @@ from rlcm_cli.cli.completion import complete_run
 from rlcm_cli.cli.location import open_location
 from rlcm_cli.cli.streams import announce, say
 from rlcm_cli.wording import format_size
-
-if TYPE_CHECKING:
-    from rlcm_cli.report.run.data import ReportedRun
 
 FILE = "report.html"
 
@@ -53,6 +49,7 @@ def report_command(
     announce(", ".join(named), quiet=quiet, as_json=as_json)
 
     from rlcm_cli.cli.display import print_json
+    from rlcm_cli.report.compare.runs import open_compared
     from rlcm_cli.report.html.page import write_report
     from rlcm_cli.runs.staging import stage_scores
 
@@ -61,7 +58,7 @@ def report_command(
         here = len(locations) > 1 or locations[0].url is not None
         path = out or (Path(FILE) if here else locations[0].existing / FILE)
         runs = [
-            open_reported(location.existing, last_part(name)) for name, location in zip(named, locations, strict=True)
+            open_compared(location.existing, last_part(name)) for name, location in zip(named, locations, strict=True)
         ]
         write_report(runs, path)
     size = path.stat().st_size
@@ -69,23 +66,6 @@ def report_command(
         print_json({"report": str(path), "bytes": size})
     elif not quiet:
         say(f"{path}: {format_size(size)}; open it in a browser")
-
-
-def open_reported(root: Path, name: str) -> ReportedRun:
-    """Open a run for a report. Raises `MissingFileError` if there is none."""
-    from rlcm_cli.cli.compare import open_contender
-    from rlcm_cli.report.run.data import ReportedRun
-    from rlcm_cli.runs.hacking import find_hacking, trained_progress
-    from rlcm_cli.runs.run import open_run
-
-    contender = open_contender(root)
-    run = open_run(root)
-    config = run.config
-
-    def find_alarms(metrics: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-        return find_hacking(metrics, config.monitor, trained_progress(metrics, config), config.sample)
-
-    return ReportedRun(name, contender, config.model_dump(mode="json"), find_alarms, run.reward_bounds())
 
 
 def last_part(named: str) -> str:

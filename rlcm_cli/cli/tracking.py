@@ -21,7 +21,7 @@ def open_trackers(run: Run) -> RunTrackers | None:
         return None
     from rlcm_cli.report.trackers import RunTrackers, choose_trackers
 
-    return RunTrackers(run.layout, choose_trackers(names), run.config.model_dump(mode="json"))
+    return RunTrackers(run, choose_trackers(names))
 
 
 def track(events: Iterable[Event], trackers: RunTrackers | None) -> Iterator[Event]:

@@ -80,7 +80,7 @@ def to_values(progress: RunProgress) -> dict[str, Any]:
         "seconds_left": seconds_left(progress, now),
         "evaluated": list(progress.evaluated),
         "warnings": list(progress.warnings),
-        "metrics": dict(progress.rows[-1]) if progress.rows else None,
+        "metrics": progress.rows[-1].as_row() if progress.rows else None,
     }
 
 
@@ -88,7 +88,7 @@ def read_watched_run(named: str, before: RunProgress | None) -> RunProgress:
     """Read the progress of a run; `before`: an earlier reading. Raises `MissingFileError` if there is no run."""
     from rlcm_cli.cli.live import look_at
     from rlcm_cli.config import parse_config
-    from rlcm_cli.runs.hacking import find_hacking, trained_progress
+    from rlcm_cli.runs.hacking import find_alarms
     from rlcm_cli.runs.staging import stage_progress
     from rlcm_cli.store.layout import RunLayout
     from rlcm_cli.store.run import read_config
@@ -102,9 +102,7 @@ def read_watched_run(named: str, before: RunProgress | None) -> RunProgress:
             )
         config = parse_config(read_config(layout))
         progress = look_at(layout, config, named, before)
-    alarms = {}
-    if config.monitor.rewards:
-        alarms = find_hacking(progress.rows, config.monitor, trained_progress(progress.rows, config), config.sample)
+    alarms = find_alarms(config, progress.rows)
     return replace(
         progress,
         warnings=(*progress.warnings, *(f"hacking: {message}" for message in alarms.values())),

@@ -37,14 +37,14 @@ def faults_of_libraries() -> Iterator[None]:
         TypeError,
         ValueError,
     ) as error:
-        raise ForeignError(summarise(error)) from error
+        raise ForeignError(first_lines(error)) from error
     except Exception as error:
         if type(error) is not Exception:
             raise
-        raise ForeignError(summarise(error)) from error  # tokenizers has no error class of its own
+        raise ForeignError(first_lines(error)) from error  # tokenizers has no error class of its own
 
 
-def summarise(error: BaseException) -> str:
+def first_lines(error: BaseException) -> str:
     """Return the first two lines of an error's text that say something, shortened."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return " ".join(lines[:2])[:200] or type(error).__name__

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
 
-from rlcm_cli.foreign.faults import ForeignError, summarise
+from rlcm_cli.foreign.faults import ForeignError, first_lines
 
 ANSWER_SECONDS = 4.0
 """How long the hub may take for its first answer before it counts as out of reach."""
@@ -182,7 +182,7 @@ def explained(repository: str, revision: str | None = None) -> Iterator[None]:
     except RevisionNotFoundError:
         raise HubError(f"{repository} has no revision {revision!r}") from None
     except EntryNotFoundError as error:
-        raise HubError(f"{repository} has no such file ({summarise(error)})") from None
+        raise HubError(f"{repository} has no such file ({first_lines(error)})") from None
     except HfHubHTTPError as error:
         raise HubError(_describe_status(repository, error.response.status_code)) from None
     except (httpx2.HTTPError, ConnectionError, TimeoutError) as error:
@@ -190,7 +190,7 @@ def explained(repository: str, revision: str | None = None) -> Iterator[None]:
             f"{unreachable or 'the connection to the hub failed'} ({type(error).__name__}); run the same command again"
         ) from None
     except OSError as error:
-        raise HubError(f"{repository} cannot be downloaded ({error.strerror or summarise(error)})") from None
+        raise HubError(f"{repository} cannot be downloaded ({error.strerror or first_lines(error)})") from None
 
 
 def _describe_status(repository: str, status: int) -> str:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -116,21 +117,35 @@ def flat_prompts(samples: ScoredSamples, config: Config) -> list[str]:
     return flat
 
 
-def reward_metrics(samples: ScoredSamples, config: Config) -> dict[str, Any]:
-    """Give mean, spread and best of the training reward, and mean and spread of each reward behind it.
+@dataclass(frozen=True)
+class RewardMetrics:
+    """What the rewards of an iteration's samples came to, by the names of `IterationMetrics`."""
 
-    `rewards` are those that are trained on, `monitored` those that are only looked at, `tasks` the training reward
-    of each task.
-    """
+    reward_mean: float
+    """Of the training reward."""
+    reward_std: float
+    reward_best: float
+    rewards: dict[str, float]
+    """Mean of each reward that is trained on."""
+    reward_stds: dict[str, float]
+    """Standard deviation over samples of every reward."""
+    monitored: dict[str, float]
+    """Mean of each reward that is only monitored."""
+    tasks: dict[str, float]
+    """Mean of the training reward of each task."""
+
+
+def measure_rewards(samples: ScoredSamples, config: Config) -> RewardMetrics:
+    """Return mean, spread and best of the training reward, and mean and spread of each reward behind it."""
     total = samples.rewards.double()
     trained = {name for task in config.joint_tasks().values() for name in task.rewards}
     known = {name: values[~values.isnan()].double() for name, values in samples.components.items()}
-    return {
-        "reward_mean": total.mean().item(),
-        "reward_std": total.std(correction=0).item(),
-        "reward_best": total.max().item(),
-        "rewards": {name: values.mean().item() for name, values in known.items() if name in trained},
-        "reward_stds": {name: values.std(correction=0).item() for name, values in known.items()},
-        "monitored": {name: known[name].mean().item() for name in config.monitor.rewards},
-        "tasks": {task: total[rows_of(samples.tasks, task)].mean().item() for task in config.joint_tasks()},
-    }
+    return RewardMetrics(
+        reward_mean=total.mean().item(),
+        reward_std=total.std(correction=0).item(),
+        reward_best=total.max().item(),
+        rewards={name: values.mean().item() for name, values in known.items() if name in trained},
+        reward_stds={name: values.std(correction=0).item() for name, values in known.items()},
+        monitored={name: known[name].mean().item() for name in config.monitor.rewards},
+        tasks={task: total[rows_of(samples.tasks, task)].mean().item() for task in config.joint_tasks()},
+    )

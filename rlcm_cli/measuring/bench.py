@@ -52,7 +52,7 @@ SMALL_MATRICES = (1024, 2048)
 
 
 @dataclass(frozen=True)
-class Timing:
+class RepeatedTiming:
     """Seconds of one piece of work, measured several times."""
 
     median: float
@@ -66,7 +66,7 @@ class Measured:
     """One kind of work at one batch size."""
 
     batch: int
-    timing: Timing
+    timing: RepeatedTiming
     """Of the whole batch."""
     rate: float
     """Units a second: images, or transitions."""
@@ -243,7 +243,7 @@ def measure_matrix_peak(device: torch.device, dtype: torch.dtype) -> float:
     return best
 
 
-def time_work(device: torch.device, work: Callable[[], object], seconds: float) -> Timing:
+def time_work(device: torch.device, work: Callable[[], object], seconds: float) -> RepeatedTiming:
     """Time some work after a warm-up, `REPEATS` times and for `seconds` in all at least; the device is waited for."""
     work()
     times: list[float] = []
@@ -253,7 +253,7 @@ def time_work(device: torch.device, work: Callable[[], object], seconds: float) 
         work()
         _wait_for(device)
         times.append(time.perf_counter() - started)
-    return Timing(statistics.median(times), min(times), max(times), len(times))
+    return RepeatedTiming(statistics.median(times), min(times), max(times), len(times))
 
 
 def describe_device(device: torch.device) -> str:
@@ -322,7 +322,7 @@ class _Bencher:
                 return None
             (drawn, peak), (decoded, decode_peak) = whole, decode
             apart = [max(seconds - decoded.median, 1e-9) for seconds in (drawn.median, drawn.fastest, drawn.slowest)]
-            calls = Timing(apart[0], apart[1], apart[2], drawn.repeats)
+            calls = RepeatedTiming(apart[0], apart[1], apart[2], drawn.repeats)
             sampling.append(self._row(batch, batch, calls, peak, flops.call * self.schedule.steps))
             decoding.append(self._row(batch, batch, decoded, decode_peak, flops.decode))
             return batch / drawn.median
@@ -365,7 +365,7 @@ class _Bencher:
                 "--size or --batch, or a larger memory budget"
             )
 
-    def _time(self, work: Callable[[], object]) -> tuple[Timing, int] | None:
+    def _time(self, work: Callable[[], object]) -> tuple[RepeatedTiming, int] | None:
         """Time some work, and give its peak of memory; None where memory ends."""
         device = self.model.device
         try:
@@ -377,7 +377,7 @@ class _Bencher:
         release_memory(device)  # the error, gone out here, held the frames whose tensors fill the device
         return None
 
-    def _row(self, batch: int, units: int, timing: Timing, peak_bytes: int, flops: int) -> Measured:
+    def _row(self, batch: int, units: int, timing: RepeatedTiming, peak_bytes: int, flops: int) -> Measured:
         share = share_of_peak(units * flops, timing.median, self.peak)
         return Measured(batch, timing, units / timing.median, share, peak_bytes)
 

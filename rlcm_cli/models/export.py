@@ -16,7 +16,7 @@ from torch import Tensor
 from rlcm_cli.core.noise import seed_generator
 from rlcm_cli.errors import ModelError, NotFiniteError
 from rlcm_cli.models.latent_model import LatentModel
-from rlcm_cli.models.libraries import quiet_libraries, summarise
+from rlcm_cli.models.libraries import first_line, quiet_libraries
 from rlcm_cli.models.lora import ADAPTER, LORA_FILE, save_lora
 from rlcm_cli.models.lora_binding import adapted_layers, apply_weight, state_strengths
 from rlcm_cli.samplers import SamplerSettings
@@ -110,7 +110,7 @@ def write_pipeline(model: LatentModel, folder: Path, dtype: torch.dtype) -> Path
                 model.denoiser.fuse_lora(safe_fusing=True)
             except ValueError as error:
                 raise ModelError(
-                    f"the LoRA cannot be folded into the model ({summarise(error)}); export another checkpoint"
+                    f"the LoRA cannot be folded into the model ({first_line(error)}); export another checkpoint"
                 ) from error
             model.denoiser.unload_lora()
         pipeline.to(dtype)

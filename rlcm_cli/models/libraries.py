@@ -43,6 +43,6 @@ def _set_verbosity(library: ModuleType, level: int) -> None:
         library.set_verbosity(level)
 
 
-def summarise(error: Exception) -> str:
+def first_line(error: Exception) -> str:
     """Return the first line of an error's text that says something, shortened."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)[:200]

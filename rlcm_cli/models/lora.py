@@ -21,7 +21,7 @@ from rlcm_cli.foreign.faults import ForeignError, faults_of_libraries
 from rlcm_cli.foreign.folders import suggest_path
 from rlcm_cli.foreign.hub import HubError, fetch_file, is_cached, list_files
 from rlcm_cli.models.latent_model import LatentModel
-from rlcm_cli.models.libraries import quiet_libraries, summarise
+from rlcm_cli.models.libraries import first_line, quiet_libraries
 from rlcm_cli.models.lora_binding import bind_modules, check_loaded
 from rlcm_cli.models.trained import TrainedWeights
 from rlcm_cli.models.weights import copy_weights, exchanged_weights
@@ -199,7 +199,7 @@ def fuse_lora(pipeline: Any, family: Family, place: str) -> str:
             pipeline.fuse_lora(safe_fusing=True)
         except ValueError as error:
             raise ModelError(
-                f"LoRA '{place}' cannot be fused into this model ({summarise(error)}); get its file again"
+                f"LoRA '{place}' cannot be fused into this model ({first_line(error)}); get its file again"
             ) from error
         pipeline.unload_lora_weights()
         # Unloaded, nothing can be taken out of the weights any more: this only clears the list of what is fused.
@@ -268,7 +268,7 @@ def read_lora_file(file: Path, place: str, family: Family) -> LoraFile:
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118  it is not a mapping
             metadata = opened.metadata() or {}
     except (OSError, SafetensorError) as error:
-        raise ModelError(f"{place}: is not a readable safetensors file ({summarise(error)}); get it again") from None
+        raise ModelError(f"{place}: is not a readable safetensors file ({first_line(error)}); get it again") from None
     return read_lora(tensors, metadata, place, {family.names.kohya: family.denoiser})
 
 

@@ -78,6 +78,18 @@ def no_clip_range(settings: Any) -> float | None:
 
 
 @dataclass(frozen=True)
+class Metric:
+    """A number that optimizer steps measure, and how a report shows it."""
+
+    name: str
+    """In the metrics of an iteration."""
+    title: str
+    """Of its chart."""
+    note: str = ""
+    """What a reader should know of it."""
+
+
+@dataclass(frozen=True)
 class Objective(Generic[SettingsT]):
     """An objective: plain functions, which import torch when they are called."""
 
@@ -89,8 +101,8 @@ class Objective(Generic[SettingsT]):
     forwards: Callable[[Config, int], int]
     """Model forwards, a backward pass counted as `BACKWARD_FORWARDS`, that training on one sample takes in an
     iteration; the integer is the number of its trajectory's actions."""
-    metrics: tuple[str, ...]
-    """Names of what `accumulate` measures on every step, which a report may draw."""
+    metrics: tuple[Metric, ...]
+    """What `accumulate` measures on every step, in the order in which a report charts it."""
     needs: frozenset[Need]
     advantages: AdvantageRules = field(default_factory=AdvantageRules)
     check: Callable[[Config], None] = admit_all

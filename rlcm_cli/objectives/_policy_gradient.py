@@ -6,7 +6,7 @@ import functools
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from rlcm_cli.objectives import BACKWARD_FORWARDS
+from rlcm_cli.objectives import BACKWARD_FORWARDS, Metric
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -20,7 +20,15 @@ if TYPE_CHECKING:
     Loss = Callable[[Tensor, Tensor, Tensor], ObjectiveResult]
     """(log-probabilities, old ones, weights of the samples, all float32 [N]) → loss, a mean over transitions."""
 
-METRICS = ("loss", "ratio", "ratio_drift", "approx_kl")
+METRICS = (
+    Metric(
+        "ratio", "Probability ratio", "Mean of π / π_old over the actions; 1 with one optimizer step an iteration."
+    ),
+    Metric("approx_kl", "Approximate KL", "From the policy that drew the images, over an iteration's updates."),
+    Metric("loss", "Loss", "What an optimizer step descends; its level has no meaning."),
+    Metric("ratio_drift", "Ratio drift", "Largest |ratio − 1| before the first update: only rounding."),
+)
+CLIP_FRACTION = Metric("clip_fraction", "Clip fraction", "Share of the actions whose ratio is outside the clip range.")
 
 
 def accumulate_loss(learner: Learner, minibatch: Minibatch, loss: Loss) -> UpdateMetrics:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal
 
 from rlcm_cli.objectives import Need, Objective
-from rlcm_cli.objectives._policy_gradient import METRICS, accumulate_loss, count_forwards
+from rlcm_cli.objectives._policy_gradient import CLIP_FRACTION, METRICS, accumulate_loss, count_forwards
 from rlcm_cli.sections import PositiveFloat, Section
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ OBJECTIVE = Objective(
     settings=PpoSettings,
     accumulate=accumulate,
     forwards=count_forwards,
-    metrics=(*METRICS, "clip_fraction"),
+    metrics=(*METRICS, CLIP_FRACTION),
     needs=frozenset({Need.ACTIONS, Need.OLD_LOG_PROBS}),
     clip_range=lambda settings: settings.clip_range,
 )

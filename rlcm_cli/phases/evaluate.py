@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -68,13 +69,13 @@ def evaluate(
                 Evaluation(
                     checkpoint=checkpoint,
                     policy_digest=state.policy_digest,
-                    images=pictures,
+                    images=pictures.numpy(),
                     prompts=[fixed.prompt for fixed in plan],
                     tasks=[fixed.task for fixed in plan],
-                    seed=torch.tensor([fixed.seed for fixed in plan]),
-                    held_out=torch.tensor([fixed.held_out for fixed in plan]),
+                    seed=np.array([fixed.seed for fixed in plan], dtype=np.int64),
+                    held_out=np.array([fixed.held_out for fixed in plan]),
                     rewards={
-                        name: score_fixed(scorer, plan, pictures, checkpoint, model.device)
+                        name: score_fixed(scorer, plan, pictures, checkpoint, model.device).numpy()
                         for name, scorer in scorers.items()
                     },
                     revisions=_revisions(scorers),
@@ -90,7 +91,7 @@ def evaluate(
     if evaluation.policy_digest != state.policy_digest:
         path = layout.evaluation(checkpoint)
         raise ForeignFileError(f"{path}: was drawn with another policy; {REMEDY.format(path=path)}")
-    yield summarise(evaluation, config)
+    yield average_evaluation(evaluation, config)
 
 
 def rescore_evaluations(run: Run, scorers: Mapping[str, Scorer], device: torch.device) -> None:
@@ -109,8 +110,9 @@ def rescore_evaluations(run: Run, scorers: Mapping[str, Scorer], device: torch.d
             if name in found.rewards and found.revisions.get(name) != scorer.reward.revision
         }
         if stale:
+            images = torch.from_numpy(found.images)
             rewards = {
-                name: score_fixed(scorer, plan, found.images, checkpoint, device) for name, scorer in stale.items()
+                name: score_fixed(scorer, plan, images, checkpoint, device).numpy() for name, scorer in stale.items()
             }
             publish_rescored(layout, found, rewards, _revisions(stale))
 
@@ -120,7 +122,7 @@ def _revisions(scorers: Mapping[str, Scorer]) -> dict[str, str]:
 
 
 @dataclass(frozen=True)
-class FixedImage:
+class PlannedImage:
     """What one image of every evaluation is drawn from."""
 
     task: str
@@ -132,7 +134,7 @@ class FixedImage:
     """The prompt is kept out of training."""
 
 
-def plan_evaluation(config: Config, prompts: Mapping[str, TaskPrompts]) -> list[FixedImage]:
+def plan_evaluation(config: Config, prompts: Mapping[str, TaskPrompts]) -> list[PlannedImage]:
     """List the fixed images, each task by itself, in equal parts.
 
     Held-out prompts come first and take at most a third of the places; training prompts fill the others.
@@ -148,14 +150,14 @@ def plan_evaluation(config: Config, prompts: Mapping[str, TaskPrompts]) -> list[
         ]
         chosen += [(task, prompt, is_held_out) for prompt, is_held_out in candidates[:places]]
     return [
-        FixedImage(task, prompt, derive_seed(config.seed, "eval", number, member), number, is_held_out)
+        PlannedImage(task, prompt, derive_seed(config.seed, "eval", number, member), number, is_held_out)
         for number, (task, prompt, is_held_out) in enumerate(chosen)
         for member in range(settings.images_per_prompt)
     ]
 
 
 def score_fixed(
-    scorer: Scorer, plan: Sequence[FixedImage], images: Tensor, checkpoint: int, device: torch.device
+    scorer: Scorer, plan: Sequence[PlannedImage], images: Tensor, checkpoint: int, device: torch.device
 ) -> Tensor:
     """Score the images of the scorer's tasks, float32 [B]; the others get NaN."""
     rows = [row for row, fixed in enumerate(plan) if fixed.task in scorer.tasks]
@@ -168,16 +170,17 @@ def score_fixed(
     return values
 
 
-def summarise(evaluation: Evaluation, config: Config) -> Evaluated:
+def average_evaluation(evaluation: Evaluation, config: Config) -> Evaluated:
     """Average the rewards of an evaluation over its training and its held-out prompts."""
-    total = sum_rewards(config, evaluation.tasks, evaluation.rewards)
-    held_out = evaluation.held_out
+    rewards = {name: torch.from_numpy(values) for name, values in evaluation.rewards.items()}
+    total = sum_rewards(config, evaluation.tasks, rewards)
+    held_out = torch.from_numpy(evaluation.held_out)
     # An evaluation may be older than what is monitored today.
-    present = [name for name in config.reward_names() if name in evaluation.rewards]
+    present = [name for name in config.reward_names() if name in rewards]
     return Evaluated(
         checkpoint=evaluation.checkpoint,
         reward_training=total[~held_out].mean().item(),
         reward_held_out=total[held_out].mean().item() if held_out.any() else None,
-        components={name: evaluation.rewards[name].nanmean().item() for name in present},
+        components={name: rewards[name].nanmean().item() for name in present},
         tasks={task: total[rows_of(evaluation.tasks, task)].mean().item() for task in dict.fromkeys(evaluation.tasks)},
     )

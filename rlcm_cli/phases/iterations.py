@@ -9,8 +9,9 @@ from rlcm_cli.learning.signal import describe_rest
 from rlcm_cli.runs.hacking import best_checkpoints, find_hacking, trained_progress
 from rlcm_cli.runs.run import Run
 from rlcm_cli.store.checkpoint import latest_checkpoint
+from rlcm_cli.store.metrics import read_metrics
 from rlcm_cli.store.reward_versions import changed_rewards, comparable_rows
-from rlcm_cli.store.run import prune_checkpoints, prune_rollouts, read_metrics
+from rlcm_cli.store.run import prune_checkpoints, prune_rollouts
 from rlcm_cli.store.timings import note_planned
 
 
@@ -36,8 +37,7 @@ def run_iterations(
     if 0 in layout.checkpoints():
         yield from evaluate(0)
     # Metrics are published before their checkpoint, so that one without it is of an iteration yet to be done.
-    history = [row for row in read_metrics(layout) if row["iteration"] < first_iteration]
-    history = [dict(row) for row in comparable_rows(history)]
+    history = comparable_rows([row for row in read_metrics(layout) if row.iteration < first_iteration])
     alarms: dict[str, str] = {}
     every, drawn = run.config.evaluate.every, set()
     rest = describe_rest(run.config, first_iteration)
@@ -57,9 +57,9 @@ def run_iterations(
         for event in iterate():
             yield event
             if isinstance(event, IterationTrained):
-                if history and changed_rewards(history[-1], event.metrics):
+                if history and changed_rewards(history[-1].reward_revisions, event.metrics.reward_revisions):
                     history.clear()
-                history.append(dict(event.metrics))
+                history.append(event.metrics)
         if prunes and runtime.keep_rollouts is not None:
             prune_rollouts(layout, runtime.keep_rollouts, latest_checkpoint(layout))
         kept = run.config.kept_checkpoints

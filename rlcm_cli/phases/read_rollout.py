@@ -51,7 +51,7 @@ def read_rollout(run: Run, model: LatentModel, policy: TrainerState, *, off_poli
         name: read_scores(layout, manifest, spec.directory, run.scored_tasks(name))
         for name, spec in run.reward_specs().items()
     }
-    components = {name: found.values for name, found in scores.items()}
+    components = {name: torch.from_numpy(found.values) for name, found in scores.items()}
     tasks = [manifest.tasks[manifest.task_of(sample)] for sample in range(samples)]
     return Rollout(
         manifest=manifest,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +19,7 @@ from torch import Tensor
 from rlcm_cli.core.advantages import PromptStatistics
 from rlcm_cli.errors import ConfigError, ForeignFileError, MissingFileError
 from rlcm_cli.events import Advanced, Event, IterationTrained, PhaseSkipped, PhaseStarted, Warned
-from rlcm_cli.learning.advantages import compute_advantages, flat_prompts, forget_rewards, reward_metrics
+from rlcm_cli.learning.advantages import compute_advantages, flat_prompts, forget_rewards, measure_rewards
 from rlcm_cli.learning.costs import count_forwards, drawing_forwards, phase_seconds, read_phase_times
 from rlcm_cli.learning.last_step import tell_pathwise
 from rlcm_cli.learning.learner import LARGEST, UpdateMetrics, average_metrics, copy_policy
@@ -57,9 +57,9 @@ from rlcm_cli.store.checkpoint import (
     read_optimizer,
     read_statistics,
 )
+from rlcm_cli.store.metrics import IterationMetrics, publish_metrics, read_iteration_metrics
 from rlcm_cli.store.reading import REMEDY
 from rlcm_cli.store.reward_versions import changed_rewards
-from rlcm_cli.store.run import publish_metrics, read_last_metrics, read_metrics_row
 from rlcm_cli.wording import command, count
 
 
@@ -100,7 +100,7 @@ def train(
             )
         yield PhaseSkipped("train", iteration, "its checkpoint is there and nothing was sampled since")
         return
-    clock = Clock(time.perf_counter(), time.process_time())
+    clock = StartTimes(time.perf_counter(), time.process_time())
     opened = yield from open_iteration(run, model, scorers, processes, off_policy=off_policy)
     measured = yield from run_updates(run, opened)
     metrics = publish_iteration(run, opened, measured, clock)
@@ -108,7 +108,7 @@ def train(
 
 
 @dataclass(frozen=True)
-class Clock:
+class StartTimes:
     """When the training of an iteration began."""
 
     seconds: float
@@ -148,6 +148,17 @@ class OpenIteration:
         return self.state.number
 
 
+@dataclass(frozen=True)
+class UpdatesDone:
+    """The optimizer steps of an iteration."""
+
+    updates: int
+    forwards: int
+    """Model forwards of drawing and training."""
+    values: Mapping[str, float] = field(default_factory=dict)
+    """What the steps measured, by name; empty where there was none."""
+
+
 def open_iteration(
     run: Run, model: LatentModel, scorers: Mapping[str, Scorer] | None, processes: Processes, *, off_policy: bool
 ) -> Generator[Event, None, OpenIteration]:
@@ -158,8 +169,9 @@ def open_iteration(
     rollout = read_rollout(run, model, state, off_policy=off_policy)
     times = read_phase_times(layout, rollout.manifest)
     if layout.metrics(iteration + 1).exists():  # before the work: those of another run are not to be replaced
-        read_metrics_row(layout, iteration + 1)
-    changed = changed_rewards(read_last_metrics(layout, iteration), {"reward_revisions": rollout.revisions})
+        read_iteration_metrics(layout, iteration + 1)
+    before = read_iteration_metrics(layout, iteration).reward_revisions if layout.metrics(iteration).exists() else {}
+    changed = changed_rewards(before, rollout.revisions)
     if changed:
         yield Warned(
             f"iteration {iteration}: what is behind {', '.join(changed)} has changed; the prompts' statistics of its "
@@ -202,8 +214,8 @@ def gather_data(
     return gather_iteration(model, rollout, advantages, run.config, processes, rewards=rewards, pairs=pairs)
 
 
-def run_updates(run: Run, opened: OpenIteration) -> Generator[Event, None, dict[str, float]]:
-    """Take the optimizer steps of an iteration that has something to teach; return metrics by their names."""
+def run_updates(run: Run, opened: OpenIteration) -> Generator[Event, None, UpdatesDone]:
+    """Take the optimizer steps of an iteration that has something to teach; return what they measured."""
     config, iteration = run.config, opened.number
     no_signal = find_no_signal(opened.data, opened.advantages)
     if no_signal:
@@ -214,12 +226,12 @@ def run_updates(run: Run, opened: OpenIteration) -> Generator[Event, None, dict[
             f"{config.train.lr_decay_iterations}), and from here on the policy stays as it is"
         )
     if no_signal or opened.rate == 0:
-        return {"updates": 0, "forwards": drawing_forwards(opened.data.learner.model, opened.rollout)}
+        return UpdatesDone(0, drawing_forwards(opened.data.learner.model, opened.rollout))
     return (yield from _learn(run, opened))
 
 
-def _learn(run: Run, opened: OpenIteration) -> Generator[Event, None, dict[str, float]]:
-    """Take the optimizer steps of an iteration, and return what they measured by the names of metrics.
+def _learn(run: Run, opened: OpenIteration) -> Generator[Event, None, UpdatesDone]:
+    """Take the optimizer steps of an iteration, and return what they measured.
 
     Raises `TrainingError` for a ratio that is not 1 before the first of them, a gradient or weights that are not
     finite, and weights that are all as they were.
@@ -259,14 +271,8 @@ def _learn(run: Run, opened: OpenIteration) -> Generator[Event, None, dict[str, 
         yield Advanced(1)
     student.check_weights(before, iteration, opened.rate)
     forwards = count_forwards(run.config, student.model, opened.rollout, refreshes=refreshed.passes)
-    return {
-        **average_metrics(own_records),
-        **average_metrics(records),
-        **({} if drift is None else {LARGEST: drift}),
-        "refreshed": int(refreshed.done),
-        "updates": len(records),
-        "forwards": forwards,
-    }
+    values = {**average_metrics(own_records), **average_metrics(records), "refreshed": float(refreshed.done)}
+    return UpdatesDone(len(records), forwards, values if drift is None else {**values, LARGEST: drift})
 
 
 def _warn_of_rounding(run: Run, iteration: int, drift: float, *, refreshed: bool) -> Iterator[Warned]:
@@ -353,31 +359,33 @@ def _with_rollout(data: IterationData, rollout: Rollout) -> IterationData:
     return dataclasses.replace(data, learner=dataclasses.replace(data.learner, rollout=rollout))
 
 
-def publish_iteration(
-    run: Run, opened: OpenIteration, measured: Mapping[str, float], clock: Clock
-) -> dict[str, object]:
+def publish_iteration(run: Run, opened: OpenIteration, measured: UpdatesDone, clock: StartTimes) -> IterationMetrics:
     """Publish the metrics and the checkpoint of an iteration, and return the metrics."""
     processes, student, checkpoint = opened.data.learner.processes, opened.student, opened.number + 1
     spent = {"cpu_seconds": time.process_time() - clock.processor}
     cpu_seconds = sum(part["cpu_seconds"] for part in processes.gather(spent))
-    metrics = {
-        "iteration": opened.number,
-        "checkpoint": checkpoint,
-        **reward_metrics(opened.rollout, run.config),
-        "reward_revisions": dict(opened.rollout.revisions),
-        **measured,
-        "learning_rate": opened.rate,
-        "flat_prompts": len(opened.flat_prompts),
-        "samples": len(opened.advantages),
-        "micro_batch_size": run.config.runtime.micro_batch_size,
-        "gradient_checkpointing": run.config.runtime.gradient_checkpointing,
-        "train_seconds": time.perf_counter() - clock.seconds,
-        **phase_seconds(opened.times, cpu_seconds, processes),
-        "finished_at": time.time(),
-    }
+    spent_in = phase_seconds(opened.times, cpu_seconds, processes)
+    metrics = IterationMetrics(
+        iteration=opened.number,
+        checkpoint=checkpoint,
+        **dataclasses.asdict(measure_rewards(opened.rollout, run.config)),
+        reward_revisions=dict(opened.rollout.revisions),
+        samples=len(opened.advantages),
+        updates=measured.updates,
+        forwards=measured.forwards,
+        learning_rate=opened.rate,
+        flat_prompts=len(opened.flat_prompts),
+        micro_batch_size=run.config.runtime.micro_batch_size,
+        gradient_checkpointing=run.config.runtime.gradient_checkpointing,
+        train_seconds=time.perf_counter() - clock.seconds,
+        sample_seconds=spent_in.get("sample_seconds"),
+        score_seconds=spent_in.get("score_seconds"),
+        cpu_seconds=spent_in.get("cpu_seconds"),
+        finished_at=time.time(),
+    ).with_measured(measured.values)
     if processes.leads:
         # Metrics first: a checkpoint says that its iteration is done, and no phase looks back.
-        publish_metrics(run.layout, checkpoint, metrics)
+        publish_metrics(run.layout, metrics)
         publish_checkpoint(
             run.layout,
             checkpoint,

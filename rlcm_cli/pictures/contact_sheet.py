@@ -5,22 +5,26 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+import numpy as np
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
-from torch import Tensor
 
 from rlcm_cli.store.atomic import replace_bytes
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 GAP = 2
 
 
-def to_picture(image: Tensor) -> Image.Image:
-    """Turn uint8 [3, H, W] into a Pillow image."""
-    return Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())
+def to_picture(image: Tensor | np.ndarray) -> Image.Image:
+    """Turn uint8 [3, H, W], in host memory, into a Pillow image."""
+    return Image.fromarray(np.ascontiguousarray(np.asarray(image).transpose(1, 2, 0)))
 
 
-def arrange_sheet(images: Sequence[Tensor], columns: int) -> Image.Image:
+def arrange_sheet(images: Sequence[Tensor | np.ndarray], columns: int) -> Image.Image:
     """Lay images, uint8 [3, H, W] of one size, in rows on a light ground."""
     height, width = images[0].shape[1:]
     rows = -(-len(images) // columns)

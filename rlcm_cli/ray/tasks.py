@@ -30,7 +30,7 @@ from rlcm_cli.processes.worker import Worker
 from rlcm_cli.runs.policy import ensure_start, start_run
 from rlcm_cli.runs.run import Run, check_run
 from rlcm_cli.store.checkpoint import latest_checkpoint
-from rlcm_cli.store.run import read_metrics_row
+from rlcm_cli.store.metrics import read_iteration_metrics
 from rlcm_cli.store.score_cache import ScoreCache, default_cache
 
 RESULTS = (Warned, IterationTrained, Evaluated)
@@ -87,7 +87,7 @@ def train_iteration(errand: Errand, iteration: int) -> list[Event]:
     """Train the checkpoint that follows an iteration, unless it is there."""
     run, model = _open_with_model(errand)
     if latest_checkpoint(run.layout) > iteration:  # this task's process was lost between publishing and replying
-        return [IterationTrained(iteration + 1, read_metrics_row(run.layout, iteration + 1))]
+        return [IterationTrained(iteration + 1, read_iteration_metrics(run.layout, iteration + 1))]
     scorers = _open_with_scorers(errand)[1] if run.config.last_step.mode == "backprop" else None
     return _finish(train(run, model, scorers))
 

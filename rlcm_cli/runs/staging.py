@@ -13,10 +13,11 @@ from rlcm_cli.processes.worker import Worker
 from rlcm_cli.runs.hacking import best_checkpoints
 from rlcm_cli.runs.run import Run, open_run
 from rlcm_cli.store.checkpoint import MARKER_FILE
+from rlcm_cli.store.metrics import read_metrics
 from rlcm_cli.store.remote.publishing import Publisher, publishing
 from rlcm_cli.store.remote.remote_run import RemoteRun
 from rlcm_cli.store.reward_versions import split_scores_folder
-from rlcm_cli.store.run import old_checkpoints, old_rollouts, read_metrics
+from rlcm_cli.store.run import old_checkpoints, old_rollouts
 
 RESCORED = re.compile(r"evaluations/(\d+)/rescored-\d+\.safetensors")
 

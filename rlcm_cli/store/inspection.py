@@ -18,8 +18,9 @@ from rlcm_cli.store.checkpoint import (
 )
 from rlcm_cli.store.layout import RunLayout, receipt_path
 from rlcm_cli.store.manifest import read_manifest
+from rlcm_cli.store.metrics import read_metrics
 from rlcm_cli.store.rollouts import missing_shards
-from rlcm_cli.store.run import read_config, read_metrics
+from rlcm_cli.store.run import read_config
 from rlcm_cli.store.shards import check_record, is_published, read_receipt
 
 DTYPES = {
@@ -77,8 +78,8 @@ def _describe_run(layout: RunLayout) -> dict[str, Any]:
         "checkpoints": checkpoints,
         "rollouts": rollouts,
         "evaluations": layout.evaluations(),
-        "reward of the first iteration": metrics[0]["reward_mean"] if metrics else None,
-        "reward of the last iteration": metrics[-1]["reward_mean"] if metrics else None,
+        "reward of the first iteration": metrics[0].reward_mean if metrics else None,
+        "reward of the last iteration": metrics[-1].reward_mean if metrics else None,
         "bytes": sum(file.stat().st_size for file in layout.root.rglob("*") if file.is_file()),
     }
 

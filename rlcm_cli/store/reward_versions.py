@@ -13,7 +13,6 @@ import itertools
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from pydantic import Field
 
@@ -21,6 +20,7 @@ from rlcm_cli.core.digests import canonical_json, sha256
 from rlcm_cli.errors import ForeignFileError
 from rlcm_cli.store.atomic import publish_bytes
 from rlcm_cli.store.layout import FORMAT_VERSION, RunLayout
+from rlcm_cli.store.metrics import IterationMetrics
 from rlcm_cli.store.reading import REMEDY, Record, read_object
 
 _LATER = re.compile(r"-v(\d+)-[0-9a-f]{8}$")
@@ -93,16 +93,15 @@ def split_scores_folder(name: str) -> tuple[str, int]:
     return (name[: match.start()], int(match[1])) if match else (name, 0)
 
 
-def comparable_rows(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Return the rows of metrics since the last change of what is behind a reward: numbers before it are others'."""
+def comparable_rows(rows: Sequence[IterationMetrics]) -> list[IterationMetrics]:
+    """Return the metrics since the last change of what is behind a reward: numbers before it are another reward's."""
     first = 0
-    for place, (before, after) in enumerate(itertools.pairwise(rows), 1):
-        if changed_rewards(before, after):
-            first = place
+    for index, (before, after) in enumerate(itertools.pairwise(rows), 1):
+        if changed_rewards(before.reward_revisions, after.reward_revisions):
+            first = index
     return list(rows[first:])
 
 
-def changed_rewards(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
-    """Name the rewards that two rows of metrics have from different versions."""
-    old, new = before.get("reward_revisions", {}), after.get("reward_revisions", {})
-    return [name for name in new if name in old and old[name] != new[name]]
+def changed_rewards(before: Mapping[str, str], after: Mapping[str, str]) -> list[str]:
+    """Name the rewards, of two iterations' name → revision, that come from different versions."""
+    return [name for name in after if name in before and before[name] != after[name]]

@@ -7,18 +7,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rlcm_cli.core.trajectory import Trajectories
+import numpy as np
+
 from rlcm_cli.errors import ForeignFileError, MissingFileError, RewardError
 from rlcm_cli.store.identity import read_run_identity
 from rlcm_cli.store.layout import RunLayout
 from rlcm_cli.store.manifest import RolloutManifest
 from rlcm_cli.store.reading import REMEDY
 from rlcm_cli.store.reward_versions import newest_scores, split_scores_folder
-from rlcm_cli.store.shards import is_published, publish_record, read_receipt, read_record
+from rlcm_cli.store.shards import is_published, publish_record, read_arrays, read_receipt, read_record
 from rlcm_cli.wording import command
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from rlcm_cli.core.trajectory import Trajectories
 
 FINAL_LATENTS = "final_latents"
 CONDITIONING = "conditioning."
@@ -52,7 +55,7 @@ class RolloutShard:
 
 def publish_shard(layout: RunLayout, manifest: RolloutManifest, number: int, shard: RolloutShard) -> None:
     """Publish a shard of a plan. Raises `MissingFileError` where the run directory is gone."""
-    import torch  # here: whoever reads plans and receipts does not wait for it
+    import torch
 
     read_run_identity(layout)
     trajectories = shard.trajectories
@@ -84,20 +87,12 @@ def read_shard(layout: RunLayout, manifest: RolloutManifest, number: int) -> Rol
     """
     import torch
 
+    from rlcm_cli.core.trajectory import Trajectories
+
     path = layout.shard(manifest.iteration, number, len(manifest.shards))
     tensors, fields = read_record(path, "rollout")
-    check_plan(fields, manifest, path)
-    start, stop = manifest.shards[number]
-    if tensors["sample_index"].tolist() != list(range(start, stop)):
-        raise ForeignFileError(
-            f"{path}: does not hold the samples {start} to {stop - 1} of its plan; {REMEDY.format(path=path)}"
-        )
-    told = [
-        [fields["prompts"][prompt], fields["tasks"][task]]
-        for prompt, task in zip(tensors["prompt_index"].tolist(), tensors["task_index"].tolist(), strict=True)
-    ]
-    planned = [[manifest.prompt_of(sample), manifest.tasks[manifest.task_of(sample)]] for sample in range(start, stop)]
-    if told != planned or tensors["timesteps"].tolist() != manifest.schedule.transitions:
+    check_samples(tensors, fields, manifest, number, path)
+    if tensors["timesteps"].tolist() != manifest.schedule.transitions:
         raise ForeignFileError(
             f"{path}: has other prompts, tasks or timesteps than its plan; {REMEDY.format(path=path)}"
         )
@@ -130,6 +125,48 @@ def read_shard(layout: RunLayout, manifest: RolloutManifest, number: int) -> Rol
     )
 
 
+@dataclass(frozen=True)
+class ShardImages:
+    """The images of a shard of B samples."""
+
+    images: np.ndarray
+    """uint8 [B, 3, H, W], RGB."""
+    seed: np.ndarray
+    """int64 [B]."""
+
+
+def read_images(layout: RunLayout, manifest: RolloutManifest, number: int) -> ShardImages:
+    """Read the images of a shard of a plan, without torch.
+
+    Raises the errors of `read_arrays`, and `ForeignFileError` for a shard of another plan or another place in it.
+    """
+    path = layout.shard(manifest.iteration, number, len(manifest.shards))
+    arrays, fields = read_arrays(path, "rollout", ("images", "seed", "sample_index", "prompt_index", "task_index"))
+    check_samples(arrays, fields, manifest, number, path)
+    return ShardImages(arrays["images"], arrays["seed"])
+
+
+def check_samples(
+    tensors: Mapping[str, Any], fields: Mapping[str, Any], manifest: RolloutManifest, number: int, path: Path
+) -> None:
+    """Raise `ForeignFileError` unless a record holds the samples that its plan has in the shard of that number."""
+    check_plan(fields, manifest, path)
+    start, stop = manifest.shards[number]
+    if tensors["sample_index"].tolist() != list(range(start, stop)):
+        raise ForeignFileError(
+            f"{path}: does not hold the samples {start} to {stop - 1} of its plan; {REMEDY.format(path=path)}"
+        )
+    found = [
+        [fields["prompts"][prompt], fields["tasks"][task]]
+        for prompt, task in zip(tensors["prompt_index"].tolist(), tensors["task_index"].tolist(), strict=True)
+    ]
+    planned = [[manifest.prompt_of(sample), manifest.tasks[manifest.task_of(sample)]] for sample in range(start, stop)]
+    if found != planned:
+        raise ForeignFileError(
+            f"{path}: has other prompts, tasks or timesteps than its plan; {REMEDY.format(path=path)}"
+        )
+
+
 def publish_rewards(
     layout: RunLayout,
     manifest: RolloutManifest,
@@ -156,7 +193,7 @@ def publish_rewards(
 class Scores:
     """One reward of the samples of a plan."""
 
-    values: Tensor
+    values: np.ndarray
     """float32 [samples], in the order of the samples; NaN for those of tasks that do not have the reward."""
     revision: str
     """Digest of what gave them; empty where nothing is behind the reward."""
@@ -164,7 +201,7 @@ class Scores:
 
 def read_rewards(
     layout: RunLayout, manifest: RolloutManifest, directory: str, tasks: Collection[str] | None = None
-) -> Tensor:
+) -> np.ndarray:
     """Read the values of `read_scores`."""
     return read_scores(layout, manifest, directory, tasks).values
 
@@ -181,11 +218,9 @@ def read_scores(
     given to another shard than the one that is there, to other samples, or by different weights, code or
     servers to different shards. Raises `RewardError` for rewards that are not finite.
     """
-    import torch
-
     shards = len(manifest.shards)
     directory = newest_scores(layout, manifest.iteration, directory)
-    values = torch.full((manifest.shards[-1][1],), torch.nan)
+    values = np.full(manifest.shards[-1][1], np.nan, dtype=np.float32)
     revisions: dict[str, Path] = {}
     for number in range(shards):
         path = layout.reward_shard(manifest.iteration, directory, number, shards)
@@ -193,21 +228,21 @@ def read_scores(
             raise MissingFileError(
                 f"{path}: not there; score the rollout first with `{command('score', '--run', layout.root)}`"
             )
-        tensors, fields = read_record(path, "rewards")
+        arrays, fields = read_arrays(path, "rewards")
         check_rewards_place(fields, manifest, path)
         shard = read_receipt(layout.shard(manifest.iteration, number, shards))
         if fields.get("shard_sha256") != shard.sha256:
             raise ForeignFileError(f"{path}: scores another shard than the one there; {REMEDY.format(path=path)}")
         samples = manifest.samples_of(manifest.tasks if tasks is None else tasks, number)
-        if tensors["sample_index"].tolist() != samples:
+        if arrays["sample_index"].tolist() != samples:
             raise ForeignFileError(
                 f"{path}: does not score the {len(samples)} samples of its shard that it should; "
                 + REMEDY.format(path=path)
             )
-        if not torch.isfinite(tensors["reward"]).all():
+        if not np.isfinite(arrays["reward"]).all():
             raise RewardError(f"{path}: holds a NaN or infinite reward; {REMEDY.format(path=path)}")
         revisions.setdefault(fields["reward"]["revision"], path)
-        values[samples] = tensors["reward"]
+        values[samples] = arrays["reward"]
     if len(revisions) > 1:
         raise ForeignFileError(
             f"{path.parent}: {' and '.join(file.name for file in revisions.values())} were scored by different "
@@ -229,10 +264,10 @@ def read_shard_rewards(layout: RunLayout, manifest: RolloutManifest, number: int
     for folder in sorted(folders, key=lambda folder: split_scores_folder(folder.name)):
         path = layout.reward_shard(manifest.iteration, folder.name, number, shards)
         if is_published(path):
-            tensors, fields = read_record(path, "rewards")
+            arrays, fields = read_arrays(path, "rewards")
             check_rewards_place(fields, manifest, path)
-            samples = tensors["sample_index"].tolist()
-            rewards[split_scores_folder(folder.name)[0]] = dict(zip(samples, tensors["reward"].tolist(), strict=True))
+            samples = arrays["sample_index"].tolist()
+            rewards[split_scores_folder(folder.name)[0]] = dict(zip(samples, arrays["reward"].tolist(), strict=True))
     return rewards
 
 

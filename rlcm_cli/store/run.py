@@ -1,46 +1,20 @@
-"""The run directory as a whole: its configuration, its metrics, and what is pruned from it."""
+"""The run directory as a whole: its configuration, and what is pruned from it."""
 
 from __future__ import annotations
 
-import contextlib
 import json
-import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import ConfigDict, Field
+from pydantic import Field
 
-from rlcm_cli.core.digests import digest_json
-from rlcm_cli.errors import CorruptFileError, ForeignFileError, MissingFileError
-from rlcm_cli.store.atomic import publish_bytes, remove_folder, remove_stale, replace_bytes, set_aside
-from rlcm_cli.store.identity import check_owner, identify_run, read_config_record, read_run_identity
+from rlcm_cli.store.atomic import publish_bytes, remove_folder, remove_stale, replace_bytes
+from rlcm_cli.store.identity import identify_run, read_config_record
 from rlcm_cli.store.layout import FORMAT_VERSION, RunLayout, receipt_path
-from rlcm_cli.store.reading import LARGEST_JSON, REMEDY, Record, parse_record, read_bytes, read_json, read_object
+from rlcm_cli.store.reading import Record, read_object
 
-TIMES = ("sample_seconds", "score_seconds", "train_seconds", "cpu_seconds", "finished_at")
-"""Metrics that differ when an iteration is done again."""
-SEAL = ("run", "digest")
-"""Members of a metrics file that are not metrics."""
-Measured = dict[str, float | None]
 Number = Annotated[int, Field(ge=0)]
-
-
-class Metrics(Record):
-    """What every iteration's metrics have; a number that was not finite is null."""
-
-    model_config = ConfigDict(extra="allow")
-
-    run: str
-    iteration: Number
-    checkpoint: Number
-    reward_mean: float | None
-    reward_std: float | None = None
-    reward_best: float | None = None
-    rewards: Measured = Field(default_factory=dict)
-    reward_stds: Measured = Field(default_factory=dict)
-    monitored: Measured = Field(default_factory=dict)
-    tasks: Measured = Field(default_factory=dict)
 
 
 class Pruned(Record):
@@ -72,76 +46,6 @@ def read_config(layout: RunLayout) -> dict[str, Any]:
 def read_versions(layout: RunLayout) -> dict[str, str]:
     """Read which versions of its packages a run was begun with. Raises as `read_config_record`."""
     return {str(package): str(version) for package, version in read_config_record(layout).get("versions", {}).items()}
-
-
-def publish_metrics(layout: RunLayout, number: int, metrics: Mapping[str, Any]) -> None:
-    """Write the metrics of the update that made checkpoint `number`, and derive `metrics.jsonl` from all of them.
-
-    Those of an update that was done before, and whose checkpoint is lost, stay where only times differ; else
-    they are moved into quarantine. Raises `ForeignFileError` where those of another run or checkpoint lie there.
-    """
-    own = {"iteration": number - 1, "checkpoint": number, **_finite(metrics)}
-    row = {"format_version": FORMAT_VERSION, **own}
-    record = {**row, "run": read_run_identity(layout)}
-    path = layout.metrics(number)
-    if path.exists():
-        before = read_metrics_row(layout, number)
-        if _without_times(before) == _without_times(row):
-            row = before
-        else:
-            set_aside(path, layout.quarantine / path.relative_to(layout.root))
-    publish_bytes(path, json.dumps({**record, "digest": digest_json(record)}, ensure_ascii=False).encode())
-    known = _read_lines(layout)
-    if len(known) == number - 1:  # the usual case, without reading a thousand files an iteration
-        lines = [*known, json.dumps(row, ensure_ascii=False)]
-    else:
-        lines = [json.dumps(row, ensure_ascii=False) for row in read_metrics(layout)]
-    replace_bytes(layout.metrics_jsonl, ("\n".join(lines) + "\n").encode())
-
-
-def read_last_metrics(layout: RunLayout, number: int) -> dict[str, Any]:
-    """Read the metrics of the update that made checkpoint `number`; empty where there are none."""
-    return read_metrics_row(layout, number) if layout.metrics(number).exists() else {}
-
-
-def read_metrics(layout: RunLayout) -> list[dict[str, Any]]:
-    """Read the metrics of all iterations, oldest first. Raises as `read_metrics_row`."""
-    return [read_metrics_row(layout, number) for number in layout.measured()]
-
-
-def read_metrics_row(layout: RunLayout, number: int) -> dict[str, Any]:
-    """Read the metrics of the update that made a checkpoint.
-
-    Raises the errors of `read_json`, and `ForeignFileError` for those of another run or checkpoint.
-    """
-    path = layout.metrics(number)
-    remedy = REMEDY.format(path=path)
-    values = read_json(path)
-    metrics = parse_record({key: value for key, value in values.items() if key != "digest"}, Metrics, path, "metrics")
-    check_owner(metrics.run, layout, path)
-    if (metrics.checkpoint, metrics.iteration) != (number, number - 1):
-        raise ForeignFileError(f"{path}: has the metrics of checkpoint {metrics.checkpoint}; {remedy}")
-    sealed = {key: value for key, value in values.items() if key != "digest"}
-    if values.get("digest") != digest_json(sealed):
-        raise CorruptFileError(f"{path}: is not as it was published: its digest is another's; {remedy}")
-    return {key: value for key, value in values.items() if key not in SEAL}
-
-
-def _without_times(row: Mapping[str, Any]) -> Any:
-    return json.loads(json.dumps({name: value for name, value in row.items() if name not in TIMES}))
-
-
-def _read_lines(layout: RunLayout) -> list[str]:
-    """Read `metrics.jsonl`, which is derived: what cannot be read of it is written again."""
-    with contextlib.suppress(MissingFileError, CorruptFileError, UnicodeDecodeError):
-        return read_bytes(layout.metrics_jsonl, LARGEST_JSON).decode().splitlines()
-    return []
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _finite(item) for key, item in value.items()}
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def prune_rollouts(layout: RunLayout, keep: int, trained: int) -> list[Path]:

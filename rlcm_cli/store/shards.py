@@ -67,7 +67,7 @@ from __future__ import annotations
 
 import hashlib
 import mmap
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -82,6 +82,7 @@ from rlcm_cli.store.reading import REMEDY, Record, check_version, open_file, par
 from rlcm_cli.store.specification import Kind, TensorInfo, find_fault, find_wrong_value
 
 if TYPE_CHECKING:
+    import numpy as np
     from torch import Tensor
 
 METADATA_KEY = "rlcm"
@@ -164,17 +165,28 @@ def read_receipt(path: Path) -> Receipt:
     return read_object(receipt_path(path), Receipt, "receipt", REMEDY.format(path=path))
 
 
-def read_record(
-    path: Path, kind: Kind, framework: Literal["pt", "np"] = "pt"
-) -> tuple[dict[str, Any], dict[str, Any]]:
+def read_record(path: Path, kind: Kind) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Read a record's tensors and metadata fields, after the checks of rules 3 to 5 (the plan is the caller's).
 
-    They are those that its kind has, by name, dtype and shape, and its indices point to something. `framework`:
-    tensors of torch, or arrays of numpy, which has no bfloat16. Raises `MissingFileError`, `CorruptFileError`,
-    `ForeignFileError`, `FormatVersionError` or `UnreadableFileError`.
+    They are those that its kind has, by name, dtype and shape, and its indices point to something. Raises
+    `MissingFileError`, `CorruptFileError`, `ForeignFileError`, `FormatVersionError` or `UnreadableFileError`.
     """
-    tensors, fields, _ = _read_record(path, kind, framework, lambda info: True)
+    tensors, fields, _ = _read_record(path, kind, "pt", lambda name, info: True)
     return tensors, fields
+
+
+def read_arrays(
+    path: Path, kind: Kind, names: Collection[str] | None = None
+) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Read a record as `read_record` does, into NumPy arrays and without torch.
+
+    `names`: the tensors to read, with all indices; None: all. NumPy has no bfloat16, which latents and conditioning
+    may be stored in.
+    """
+    arrays, fields, _ = _read_record(
+        path, kind, "np", lambda name, info: names is None or name in names or _is_index(name, info)
+    )
+    return arrays, fields
 
 
 def check_record(path: Path, kind: Kind) -> tuple[dict[str, Any], dict[str, TensorInfo]]:
@@ -186,13 +198,13 @@ def check_record(path: Path, kind: Kind) -> tuple[dict[str, Any], dict[str, Tens
     return fields, infos
 
 
-def _is_index(info: TensorInfo) -> bool:
+def _is_index(name: str, info: TensorInfo) -> bool:
     """Return whether a tensor may hold indices or flags of samples."""
     return info.dtype in ("I64", "U8") and len(info.shape) == 1
 
 
 def _read_record(
-    path: Path, kind: Kind, framework: Literal["pt", "np"], wanted: Callable[[TensorInfo], bool]
+    path: Path, kind: Kind, framework: Literal["pt", "np"], wanted: Callable[[str, TensorInfo], bool]
 ) -> tuple[dict[str, Any], dict[str, Any], dict[str, TensorInfo]]:
     """Read a record's fields, the tensors that are wanted, indices among them, and its header."""
     receipt, remedy = read_receipt(path), REMEDY.format(path=path)
@@ -211,7 +223,7 @@ def _read_record(
     if fault is None:
         try:
             with safetensors.safe_open(path, framework=framework) as record:
-                tensors = {name: record.get_tensor(name) for name, info in infos.items() if wanted(info)}
+                tensors = {name: record.get_tensor(name) for name, info in infos.items() if wanted(name, info)}
         except (safetensors.SafetensorError, OSError) as error:
             raise CorruptFileError(f"{path}: is not a readable safetensors file ({error}); {remedy}") from None
         fault = find_wrong_value(kind, fields, tensors)

@@ -15,10 +15,11 @@ from rlcm_cli.store.identity import read_config_record
 from rlcm_cli.store.inputs import read_inputs
 from rlcm_cli.store.layout import RunLayout, receipt_path, shard_name
 from rlcm_cli.store.manifest import RolloutManifest, read_manifest
+from rlcm_cli.store.metrics import read_iteration_metrics
 from rlcm_cli.store.reading import REMEDY
 from rlcm_cli.store.reward_versions import current_version
 from rlcm_cli.store.rollouts import check_rewards_place, read_shard
-from rlcm_cli.store.run import Pruned, read_metrics_row, read_pruned
+from rlcm_cli.store.run import Pruned, read_pruned
 from rlcm_cli.store.shards import read_receipt, read_record
 from rlcm_cli.store.timings import read_timings
 
@@ -89,7 +90,7 @@ def _verify_checkpoints(layout: RunLayout, newest: int, pruned: Pruned) -> Itera
 def _verify_metrics(layout: RunLayout, newest: int) -> Iterator[str]:
     there = layout.measured()
     for number in there:
-        yield from _fault_of(partial(read_metrics_row, layout, number))
+        yield from _fault_of(partial(read_iteration_metrics, layout, number))
     for number in _missing(range(1, newest + 1), there):
         if not _is_set_aside(layout, layout.metrics(number)):
             yield f"{layout.metrics(number)}: is gone, though its iteration was trained; copy it from a backup"

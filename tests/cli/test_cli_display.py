@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 import pytest
+from metric_rows import make_row
 
 from rlcm_cli.cli.display import Display
 from rlcm_cli.cli.loop import device_line
@@ -37,7 +38,7 @@ EVENTS = [
     Advanced(8),
     Warned("mind this"),
     PhaseSkipped("score", 0, "all is there"),
-    IterationTrained(1, METRICS),
+    IterationTrained(1, make_row(0, **METRICS)),
     Evaluated(1, -1.5, None, {"compressibility": -1.5}, {"compression": -1.5}),
     FileWritten(Path("sheet.png"), "a sheet"),
 ]
@@ -106,19 +107,24 @@ def test_a_single_iteration_is_no_plural(capsys):
 
 
 def test_a_kl_penalty_is_shown_where_it_acts(capsys):
-    Display(quiet=False, as_json=False).follow([IterationTrained(1, {**METRICS, "kl_to_base": 0.25})])
+    Display(quiet=False, as_json=False).follow([IterationTrained(1, make_row(0, **{**METRICS, "kl_to_base": 0.25}))])
     assert "kl 0.2500" in capsys.readouterr().out
 
 
-def test_monitored_rewards_are_shown_beside_the_trained_ones(capsys):
-    Display(quiet=False, as_json=False).follow([IterationTrained(1, {**METRICS, "monitored": {"sharpness": 2.0}})])
+def test_monitored_rewards_are_shown_with_the_trained_ones(capsys):
+    Display(quiet=False, as_json=False).follow(
+        [IterationTrained(1, make_row(0, **{**METRICS, "monitored": {"sharpness": 2.0}}))]
+    )
     assert "recognition -0.250)  monitored: sharpness 2.000" in capsys.readouterr().out
 
 
 def test_rewards_of_several_tasks_are_shown_apart(capsys):
     tasks = {"compression": -1.0, "incompression": 2.0}
     Display(quiet=False, as_json=False).follow(
-        [IterationTrained(1, {**METRICS, "tasks": tasks}), Evaluated(1, 0.5, 0.25, {"compressibility": -1.0}, tasks)]
+        [
+            IterationTrained(1, make_row(0, **{**METRICS, "tasks": tasks})),
+            Evaluated(1, 0.5, 0.25, {"compressibility": -1.0}, tasks),
+        ]
     )
     first, second = capsys.readouterr().out.splitlines()
     assert first.startswith("iteration 1  compression -1.000  incompression 2.000  (")
@@ -155,8 +161,8 @@ def test_an_iteration_takes_what_its_phases_take(capsys, monkeypatch):
     monkeypatch.setattr("time.perf_counter", itertools.count(0, 100).__next__)
     display = Display(quiet=False, as_json=False)
     seconds = {"sample_seconds": 1.5, "score_seconds": 0.25, "train_seconds": 2.25}
-    display._show_iteration(1, {**METRICS, **seconds})
-    display._show_iteration(2, METRICS)
+    display._show_iteration(1, make_row(0, **METRICS, **seconds))
+    display._show_iteration(2, make_row(1, **METRICS))
     first, second = capsys.readouterr().out.splitlines()
     assert first.endswith("  4.0 s")
     assert float(second.split()[-2]) >= 100
@@ -166,7 +172,7 @@ def test_rewards_from_files_and_servers_have_short_names(capsys):
     file, server = "/home/me/rewards/mine.py:redness", "http://127.0.0.1:8000/colourfulness"
     metrics = {**METRICS, "rewards": {file: -1.0, server: 2.0}, "monitored": {"/b.py:blueness": 1.0}}
     Display(quiet=False, as_json=False).follow(
-        [IterationTrained(1, metrics), Evaluated(1, 0.5, 0.25, {file: -1.0}, {"t": 0.5})]
+        [IterationTrained(1, make_row(0, **metrics)), Evaluated(1, 0.5, 0.25, {file: -1.0}, {"t": 0.5})]
     )
     first, second = capsys.readouterr().out.splitlines()
     assert "(redness -1.000, colourfulness 2.000)  monitored: blueness 1.000" in first

@@ -5,6 +5,7 @@ import shutil
 import threading
 from pathlib import Path
 
+import numpy as np
 import pytest
 from command_line import refuse, rlcm, succeed, tensor_files, write_settings
 from object_stores import cut, download
@@ -22,10 +23,10 @@ from rlcm_cli.errors import (
 from rlcm_cli.store.evaluations import read_evaluation
 from rlcm_cli.store.identity import identify_run
 from rlcm_cli.store.layout import RunLayout
+from rlcm_cli.store.metrics import read_metrics
 from rlcm_cli.store.remote import objects
 from rlcm_cli.store.remote.publishing import Publisher
 from rlcm_cli.store.remote.remote_run import open_remote
-from rlcm_cli.store.run import read_metrics
 
 SHARD = "rollouts/000000/shard-0000{}-of-00002.safetensors"
 
@@ -98,12 +99,13 @@ def test_a_reward_that_changed_is_noticed_on_any_machine_and_its_scores_are_kept
     machine("another")
     succeed(capsys, *loop, "--iterations", 3, "-q")
     copy = RunLayout(download(s3, remote, tmp_path / "copy"))
-    revisions = [row["reward_revisions"][name] for row in read_metrics(copy)]
+    revisions = [row.reward_revisions[name] for row in read_metrics(copy)]
     assert revisions[0] != revisions[1] == revisions[2]
     for checkpoint, channel in ((0, 1), (3, 1)):
         found = read_evaluation(copy, checkpoint)
         assert found.revisions[name] == revisions[2]
-        assert found.rewards[name].tolist() == found.images[:, channel].float().mean((1, 2)).tolist()
+        means = found.images[:, channel].mean((1, 2), dtype=np.float32)
+        assert found.rewards[name].tolist() == means.tolist()
 
 
 def test_machines_that_draw_with_the_policy_before_give_the_bytes_of_a_local_run(

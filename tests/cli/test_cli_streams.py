@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from command_line import refuse, succeed, write_settings
+from metric_rows import make_row
 
 from rlcm_cli.cli.app import expand_paths
 from rlcm_cli.cli.display import Display, print_json
@@ -50,7 +51,7 @@ def read_lines(stream: io.TextIOWrapper, encoding: str) -> list[str]:
 def test_signs_that_an_encoding_lacks_are_written_in_ascii(monkeypatch, narrow):
     monkeypatch.setattr(sys, "stdout", narrow)
     prepare_streams()
-    Display(quiet=False, as_json=False).follow([IterationTrained(1, METRICS)])
+    Display(quiet=False, as_json=False).follow([IterationTrained(1, make_row(0, **METRICS))])
     print("λ 🙂 × −1 … \udcff")
     first, second = read_lines(narrow, narrow.encoding)
     assert first.replace("±", "+/-").startswith("iteration 1  reward -1.250 +/- 0.500  best")

@@ -53,7 +53,9 @@ def test_no_line_is_longer_than_the_terminal_and_what_matters_is_there(width):
 
 
 def test_the_view_tells_how_far_the_run_is():
-    progress = replace(PROGRESS, rows=tuple({**row, "finished_at": 100.0 * n} for n, row in enumerate(PROGRESS.rows)))
+    progress = replace(
+        PROGRESS, rows=tuple(row.model_copy(update={"finished_at": 100.0 * n}) for n, row in enumerate(PROGRESS.rows))
+    )
     lines = draw(progress).splitlines()
     assert lines[0] == TITLE
     assert lines[1].split()[0] == "iteration"
@@ -149,7 +151,7 @@ def test_events_move_the_view():
     assert (progress.done, progress.evaluated, progress.idle) == (13, (0, 10, 12), False)
     assert progress.warnings[1:] == (
         "mind this",
-        "hacking, at iteration 13: 'recognition' fell; stopped here, --on-hacking warn goes on",
+        "hacking, at iteration 13: 'recognition' fell; stopped here; to continue, use --on-hacking warn",
     )
 
 

@@ -15,7 +15,7 @@ from rlcm_cli.cli.watch import read_watched_run, repeat
 from rlcm_cli.errors import MissingFileError
 from rlcm_cli.report.run.progress import RunProgress
 from rlcm_cli.store.layout import RunLayout
-from rlcm_cli.store.run import publish_metrics
+from rlcm_cli.store.metrics import publish_metrics
 from rlcm_cli.store.timings import note_planned
 
 
@@ -31,7 +31,7 @@ def layout(tmp_path: Path) -> RunLayout:
 def finish(layout: RunLayout) -> None:
     """Do the iterations that are left."""
     for number in (5, 6):
-        publish_metrics(layout, number, make_metrics(number - 1))
+        publish_metrics(layout, make_metrics(number - 1))
         layout.checkpoint(number).mkdir()
     write_evaluation(layout, 6)
 
@@ -62,15 +62,15 @@ def test_piped_it_prints_an_iteration_a_line_and_leaves_when_the_run_is_done(cap
 
 
 def test_a_run_is_done_when_two_readings_in_turn_say_so():
-    done = RunProgress("a run", 1, (), rows=({},), idle=True)
-    under_way = RunProgress("a run", 1, (), rows=({},), idle=False)
+    done = RunProgress("a run", 1, (), rows=(make_metrics(0),), idle=True)
+    under_way = RunProgress("a run", 1, (), rows=(make_metrics(0),), idle=False)
     given = iter([under_way, done, under_way, done, done, under_way])
     assert len(list(repeat(lambda _: next(given), 0.0))) == 5
 
 
 def test_hacking_is_told_and_ends_a_run_that_it_stops(layout):
     for number in range(5, 7):
-        publish_metrics(layout, number, make_metrics(number - 1))
+        publish_metrics(layout, make_metrics(number - 1))
         layout.checkpoint(number).mkdir()
     config = layout.config.read_text()
     settings = '"monitor": {"rewards": ["recognition"], "window": 1, "fall": 0.5, "on_hacking": "stop"}'

@@ -16,8 +16,9 @@ import pytest
 
 from rlcm_cli.store.layout import RunLayout
 from rlcm_cli.store.manifest import read_manifest
+from rlcm_cli.store.metrics import read_metrics
 from rlcm_cli.store.rollouts import read_shard_rewards
-from rlcm_cli.store.run import read_config, read_metrics
+from rlcm_cli.store.run import read_config
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 SCRIPTS = sorted(EXAMPLES.glob("*/*.sh")) + sorted(EXAMPLES.glob("*/*.sbatch"))
@@ -79,7 +80,7 @@ def load(path: Path):
 
 
 def trained(run: Path) -> list[int]:
-    return [row["checkpoint"] for row in read_metrics(RunLayout(run))]
+    return [row.checkpoint for row in read_metrics(RunLayout(run))]
 
 
 def rewards_of(run: Path, iteration: int) -> dict[str, dict[int, float]]:
@@ -174,7 +175,7 @@ def test_custom_reward(start, tmp_path):
     start("custom_reward/run.sh", *OPTIONS, ITERATIONS="1")
     for name in ("redness", "variety"):
         (row,) = read_metrics(RunLayout(tmp_path / "work" / name))
-        assert set(row["rewards"]) == {f"{EXAMPLES}/custom_reward/{name}.py:{name}", "recognition"}
+        assert set(row.rewards) == {f"{EXAMPLES}/custom_reward/{name}.py:{name}", "recognition"}
         (values,) = [
             found for key, found in rewards_of(tmp_path / "work" / name, 0).items() if key.startswith(f"{name}-")
         ]

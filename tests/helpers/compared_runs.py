@@ -6,12 +6,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
+import numpy as np
+from metric_rows import make_row
 
 from rlcm_cli.config import parse_config
 from rlcm_cli.store.evaluations import Evaluation, publish_evaluation
 from rlcm_cli.store.layout import RunLayout
-from rlcm_cli.store.run import publish_config, publish_metrics
+from rlcm_cli.store.metrics import publish_metrics
+from rlcm_cli.store.run import publish_config
 
 
 def write_run(
@@ -40,10 +42,11 @@ def write_run(
     publish_config(layout, parse_config(values).to_json(), {})
     for number, reward in enumerate(means):
         row = {
-            "iteration": number,
-            "checkpoint": number + 1,
             "reward_mean": reward,
+            "reward_std": 0.0,
+            "reward_best": reward,
             "rewards": dict.fromkeys(values["rewards"], reward / sum(values["rewards"].values())),
+            "reward_stds": dict.fromkeys(values["rewards"], 0.0),
             "monitored": {name: series[number] for name, series in (monitored or {}).items()},
             "samples": samples,
             "sample_seconds": seconds / 2,
@@ -52,7 +55,7 @@ def write_run(
             "cpu_seconds": 2 * seconds,
             "forwards": forwards,
         }
-        publish_metrics(layout, number + 1, {key: value for key, value in row.items() if key not in without})
+        publish_metrics(layout, make_row(number, **{key: value for key, value in row.items() if key not in without}))
     return root
 
 
@@ -66,11 +69,11 @@ def write_evaluation(
         Evaluation(
             checkpoint=checkpoint,
             policy_digest="p" * 64,
-            images=torch.zeros(count, 3, 4, 4, dtype=torch.uint8),
+            images=np.zeros((count, 3, 4, 4), np.uint8),
             prompts=["cat"] * count,
             tasks=["compression"] * count,
-            seed=torch.arange(count),
-            held_out=torch.tensor(held_out),
-            rewards={name: torch.tensor(values) for name, values in rewards.items()},
+            seed=np.arange(count),
+            held_out=np.array(held_out),
+            rewards={name: np.array(values, np.float32) for name, values in rewards.items()},
         ),
     )

@@ -28,6 +28,7 @@ from rlcm_cli.runs.policy import load_policy_model
 from rlcm_cli.runs.run import Run, create_run, open_run
 from rlcm_cli.store.checkpoint import digest_safetensors
 from rlcm_cli.store.layout import receipt_path
+from rlcm_cli.store.metrics import IterationMetrics
 from rlcm_cli.store.score_cache import ScoreCache
 from rlcm_cli.store.shards import is_published
 
@@ -113,8 +114,8 @@ def scorers_of(
     }
 
 
-def one_iteration(root: Path, config: Config) -> dict[str, Any]:
-    """Sample, score and train once; give the metrics."""
+def one_iteration(root: Path, config: Config) -> IterationMetrics:
+    """Sample, score and train once; return the metrics."""
     run, model = prepare(root, config)
     return finish(train(run, model))[-1].metrics
 

@@ -7,20 +7,22 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from conftest import tiny_values
 
-from rlcm_cli.cli.report import open_reported
 from rlcm_cli.config import parse_config
 from rlcm_cli.core.trajectory import Trajectories
-from rlcm_cli.report.run.data import Evidence, read_run
+from rlcm_cli.report.compare.runs import open_compared
+from rlcm_cli.report.run.data import RunData, read_run
 from rlcm_cli.rewards import RewardSpec
 from rlcm_cli.store.evaluations import Evaluation, publish_evaluation
 from rlcm_cli.store.identity import read_run_identity
 from rlcm_cli.store.layout import RunLayout
 from rlcm_cli.store.manifest import PolicyIdentity, RolloutManifest, ScheduleRecord, publish_manifest, split_groups
+from rlcm_cli.store.metrics import IterationMetrics, publish_metrics
 from rlcm_cli.store.rollouts import RolloutShard, publish_rewards, publish_shard
-from rlcm_cli.store.run import publish_config, publish_metrics
+from rlcm_cli.store.run import publish_config
 
 PROMPTS = ("cat", "dog", "cow", "bee")
 REWARD, MONITORED = "compressibility", "recognition"
@@ -59,16 +61,16 @@ def write_reported(
     for iteration in range(iterations if rollouts is None else rollouts):
         write_rollout(layout, iteration, prompts)
     for iteration in range(iterations):
-        publish_metrics(layout, iteration + 1, make_metrics(iteration, rewards))
+        publish_metrics(layout, make_metrics(iteration, rewards))
     for checkpoint in checkpoints:
         write_evaluation(layout, checkpoint, prompts)
     return layout
 
 
-def make_metrics(iteration: int, trained: Collection[str] = (REWARD,)) -> dict[str, Any]:
-    """Metrics of an iteration, as `train` publishes them."""
+def make_metrics(iteration: int, trained: Collection[str] = (REWARD,), **changes: Any) -> IterationMetrics:
+    """Metrics of an iteration, as `train` publishes them, with some changes."""
     mean = sum(reward_of(iteration, sample) for sample in range(SAMPLES)) / SAMPLES
-    return {
+    values = {
         "iteration": iteration,
         "checkpoint": iteration + 1,
         "reward_mean": mean,
@@ -95,6 +97,7 @@ def make_metrics(iteration: int, trained: Collection[str] = (REWARD,)) -> dict[s
         "cpu_seconds": 3.0,
         "finished_at": 1.7e9 + iteration,
     }
+    return IterationMetrics.model_validate({**values, **changes})
 
 
 def write_rollout(layout: RunLayout, iteration: int, prompts: Sequence[str] = PROMPTS) -> None:
@@ -149,25 +152,25 @@ def write_rollout(layout: RunLayout, iteration: int, prompts: Sequence[str] = PR
 def write_evaluation(layout: RunLayout, checkpoint: int, prompts: Sequence[str] = PROMPTS) -> None:
     """Write an evaluation of two images a prompt, the first prompt held out; their grey tells the checkpoint."""
     count = 2 * len(prompts)
-    index = torch.arange(count)
+    index = np.arange(count)
     publish_evaluation(
         layout,
         Evaluation(
             checkpoint=checkpoint,
             policy_digest="p" * 64,
-            images=torch.full((count, 3, 8, 8), 40 * checkpoint % 256, dtype=torch.uint8),
+            images=np.full((count, 3, 8, 8), 40 * checkpoint % 256, np.uint8),
             prompts=[prompt for prompt in prompts for _ in range(2)],
             tasks=["compression"] * count,
             seed=900 + index,
             held_out=index < 2,
             rewards={
-                REWARD: checkpoint * (1 + index // 2 * 0.5) + index / 10,
-                MONITORED: -torch.ones(count) * checkpoint,
+                REWARD: (checkpoint * (1 + index // 2 * 0.5) + index / 10).astype(np.float32),
+                MONITORED: np.full(count, -checkpoint, np.float32),
             },
         ),
     )
 
 
-def evidence_of(layout: RunLayout) -> Evidence:
+def data_of(layout: RunLayout) -> RunData:
     """Read a run as the command does."""
-    return read_run(open_reported(layout.root, layout.root.name), layout.root.name)
+    return read_run(open_compared(layout.root), layout.root.name)

@@ -8,8 +8,10 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import safetensors.torch
 import torch
+from metric_rows import make_row
 
 from rlcm_cli.core.digests import canonical_json, sha256
 from rlcm_cli.core.lora_file import METADATA_KEY
@@ -20,8 +22,9 @@ from rlcm_cli.store.identity import identify_run
 from rlcm_cli.store.inputs import Inputs, publish_inputs
 from rlcm_cli.store.layout import RunLayout, receipt_path
 from rlcm_cli.store.manifest import PolicyIdentity, RolloutManifest, ScheduleRecord, publish_manifest, split_groups
+from rlcm_cli.store.metrics import publish_metrics
 from rlcm_cli.store.rollouts import RolloutShard, publish_rewards, publish_shard
-from rlcm_cli.store.run import publish_config, publish_metrics
+from rlcm_cli.store.run import publish_config
 
 SAMPLES, GROUP_SIZE, SHARDS, STATES = 8, 2, 2, 3
 REWARD = "odd-0123456789ab"
@@ -85,11 +88,6 @@ def publish_run(layout: RunLayout) -> None:
     publish_config(layout, json.dumps(CONFIG), {"rlcm": "0"})
 
 
-def make_row(iteration: int) -> dict[str, Any]:
-    """Give the least that metrics have."""
-    return {"iteration": iteration, "checkpoint": iteration + 1, "reward_mean": 0.5 + iteration}
-
-
 def write_lora(folder: Path, value: float = 1.0, metadata: dict[str, Any] | None = None) -> None:
     shapes = {"A": (2, 3), "B": (3, 2)}
     tensors = {f"unet.to_q.lora_{part}.weight": torch.full(shape, value) for part, shape in shapes.items()}
@@ -142,17 +140,17 @@ def publish_whole_run(layout: RunLayout, iterations: int) -> None:
     write_checkpoint(layout, 0)
     for iteration in range(iterations):
         write_rollout(layout, make_manifest(iteration))
-        publish_metrics(layout, iteration + 1, make_row(iteration))
+        publish_metrics(layout, make_row(iteration))
         write_checkpoint(layout, iteration + 1, 2.0 + iteration)
     evaluation = Evaluation(
         checkpoint=0,
         policy_digest="p" * 64,
-        images=torch.zeros(2, 3, 4, 4, dtype=torch.uint8),
+        images=np.zeros((2, 3, 4, 4), np.uint8),
         prompts=["cat", "dog"],
         tasks=["compression", "other"],
-        seed=torch.tensor([3, 4]),
-        held_out=torch.tensor([False, True]),
-        rewards={"odd": torch.tensor([1.0, 2.0])},
+        seed=np.array([3, 4]),
+        held_out=np.array([False, True]),
+        rewards={"odd": np.array([1.0, 2.0], np.float32)},
     )
     publish_evaluation(layout, evaluation)
 

@@ -6,19 +6,21 @@ from typing import Any
 
 import pytest
 import store_samples
+from metric_rows import make_row
 
 from rlcm_cli.config.settings import Config
 from rlcm_cli.config.validation import parse_config
 from rlcm_cli.rewards import RewardSpec
 from rlcm_cli.store.layout import RunLayout
+from rlcm_cli.store.metrics import IterationMetrics
 
 REWARD = "compressibility"
 
 
-def make_row(iteration: int) -> dict[str, Any]:
-    """Give metrics with what a loop reads of them: a reward that rises."""
-    values = {"rewards": {REWARD: float(iteration)}, "reward_stds": {REWARD: 1.0}}
-    return {"iteration": iteration, "checkpoint": iteration + 1, "reward_mean": float(iteration), **values}
+def make_rising_row(iteration: int, **values: Any) -> IterationMetrics:
+    """Return metrics with what a loop reads of them: a reward that rises."""
+    rising = {"rewards": {REWARD: float(iteration)}, "reward_stds": {REWARD: 1.0}, "reward_mean": float(iteration)}
+    return make_row(iteration, **{**rising, **values})
 
 
 def publish_trainable_run(
@@ -29,6 +31,6 @@ def publish_trainable_run(
     config = parse_config(values)
     monkeypatch.setattr(store_samples, "CONFIG", config.model_dump(mode="json"))
     monkeypatch.setattr(store_samples, "REWARD", RewardSpec(REWARD, {}).directory)
-    monkeypatch.setattr(store_samples, "make_row", make_row)
+    monkeypatch.setattr(store_samples, "make_row", make_rising_row)
     store_samples.publish_whole_run(layout, iterations)
     return config

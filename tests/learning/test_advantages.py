@@ -1,5 +1,6 @@
 """From rewards to advantages and metrics: several rewards, several tasks, and rewards that only some have."""
 
+import dataclasses
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,7 +10,7 @@ from conftest import tiny_values
 
 from rlcm_cli.config import parse_config
 from rlcm_cli.core.advantages import per_prompt_advantages
-from rlcm_cli.learning.advantages import compute_advantages, flat_prompts, reward_metrics, sum_rewards
+from rlcm_cli.learning.advantages import compute_advantages, flat_prompts, measure_rewards, sum_rewards
 
 SIZES = {"buffer_size": 8, "min_count": 2}
 
@@ -126,7 +127,7 @@ class TestTwoRewards:
         np.testing.assert_allclose(advantages, (parts[0] + parts[1]) / np.sqrt(2), rtol=1e-12, atol=1e-14)
 
 
-class TestWatchedRewards:
+class TestMonitoredRewards:
     def test_enter_neither_advantages_nor_statistics(self):
         alone, monitoring = make_config({"a": 1.0}), make_config({"a": 1.0}, monitor=["b"])
         bare, seen = random_samples(alone, scales=(1.0,)), random_samples(monitoring)
@@ -137,8 +138,8 @@ class TestWatchedRewards:
 
     def test_are_told_apart_in_the_metrics(self):
         config = make_config({"a": 2.0}, monitor=["b"])
-        metrics = reward_metrics(make_samples(config, ["p", "q"], {"a": [1.0, 2.0], "b": [10.0, 30.0]}), config)
-        assert metrics == {
+        metrics = measure_rewards(make_samples(config, ["p", "q"], {"a": [1.0, 2.0], "b": [10.0, 30.0]}), config)
+        assert dataclasses.asdict(metrics) == {
             "reward_mean": 3.0,
             "reward_std": 1.0,
             "reward_best": 4.0,
@@ -204,15 +205,15 @@ class TestJointTasks:
         assert found[1] == expected[1]
 
     def test_have_metrics_without_nan(self, config, samples):
-        metrics = reward_metrics(samples, config)
-        assert metrics["rewards"] == {"a": 4.0, "b": 5.5, "c": 20.0}
-        assert metrics["monitored"] == {"d": 2.0}
-        assert metrics["tasks"] == {"one": 2.0, "two": 9.0, "three": 104.0}
-        assert metrics["reward_stds"]["c"] == 10.0
-        assert metrics["reward_stds"]["a"] == pytest.approx(np.std([1, 3, 4, 8]))
-        assert metrics["reward_mean"] == pytest.approx(230 / 6)
-        assert metrics["reward_best"] == 141.0
-        flat = [*metrics["rewards"].values(), *metrics["reward_stds"].values(), *metrics["tasks"].values()]
+        metrics = measure_rewards(samples, config)
+        assert metrics.rewards == {"a": 4.0, "b": 5.5, "c": 20.0}
+        assert metrics.monitored == {"d": 2.0}
+        assert metrics.tasks == {"one": 2.0, "two": 9.0, "three": 104.0}
+        assert metrics.reward_stds["c"] == 10.0
+        assert metrics.reward_stds["a"] == pytest.approx(np.std([1, 3, 4, 8]))
+        assert metrics.reward_mean == pytest.approx(230 / 6)
+        assert metrics.reward_best == 141.0
+        flat = [*metrics.rewards.values(), *metrics.reward_stds.values(), *metrics.tasks.values()]
         assert np.isfinite(flat).all()
 
 

@@ -54,7 +54,7 @@ def test_the_forwards_of_an_iteration_are_those_that_are_made(tiny_lcm, tmp_path
     monkeypatch.setattr(model, "predict", counted)
     metrics = finish(train(run, model))[-1].metrics
     drawing = 8 * 4
-    assert metrics["forwards"] == drawing + sum(asked)
+    assert metrics.forwards == drawing + sum(asked)
     assert sum(asked) == count_training_calls(config, 3, refreshes=refresh_passes(config))
 
 

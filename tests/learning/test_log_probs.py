@@ -81,19 +81,19 @@ def test_a_run_in_bfloat16_refreshes_and_its_ratio_is_1(tiny_lcm, tmp_path, obje
     config = configure(tiny_lcm, objective={"kind": objective}, train=settings, sample={"group_size": 2})
     events = finish(train(*draw_and_score(tmp_path / "run", config)))
     metrics = events[-1].metrics
-    assert metrics["refreshed"] == 1
-    assert 5e-4 < metrics["ratio_drift"] < 2e-2
+    assert metrics.measured["refreshed"] == 1
+    assert 5e-4 < metrics.measured["ratio_drift"] < 2e-2
     if settings != SEVERAL:  # there the policy moves between the updates
-        assert (metrics["ratio"], metrics["approx_kl"]) == (1, 0)
+        assert (metrics.measured["ratio"], metrics.measured["approx_kl"]) == (1, 0)
     told = [event.message for event in events if isinstance(event, Warned) and "rounding in bfloat16" in event.message]
-    assert len(told) == ("clip_fraction" in metrics)
+    assert len(told) == ("clip_fraction" in metrics.measured)
     assert all("taken from training itself" in message for message in told)
 
 
 def test_a_run_in_float32_keeps_what_was_stored(tiny_lcm, tmp_path):
     metrics = finish(train(*draw_and_score(tmp_path / "run", make_config(tiny_lcm))))[-1].metrics
-    assert metrics["refreshed"] == 0
-    assert metrics["ratio_drift"] <= RATIO_TOLERANCE["float32"]
+    assert metrics.measured["refreshed"] == 0
+    assert metrics.measured["ratio_drift"] <= RATIO_TOLERANCE["float32"]
 
 
 @pytest.mark.usefixtures("coarse")

@@ -37,7 +37,7 @@ from rlcm_cli.runs.inputs import find_pairs
 from rlcm_cli.runs.policy import load_policy_model
 from rlcm_cli.runs.run import Run, create_run
 from rlcm_cli.store.checkpoint import read_trainer_state
-from rlcm_cli.store.run import read_metrics
+from rlcm_cli.store.metrics import read_metrics
 
 SIDE = 128
 """Pixels; the latents are 4 x 64 x 64, as those of Stable Diffusion at 512 pixels."""
@@ -255,8 +255,8 @@ def test_a_run_in_float16_says_how_often_the_scale_was_too_large_and_resumes_to_
     states = [read_trainer_state(run.layout, 2) for run in (whole, halted)]
     assert states[0].policy_digest == states[1].policy_digest
     for row in read_metrics(whole.layout):
-        assert row[BACKOFFS] == 0
-        assert row["grad_norm"] > 0
+        assert row.measured[BACKOFFS] == 0
+        assert row.measured["grad_norm"] > 0
 
 
 def test_a_gradient_that_stays_infinite_ends_in_an_error_and_is_not_stepped_on(tiny_lcm, tmp_path, monkeypatch):

@@ -151,8 +151,8 @@ class TestRuns:
             for name, config in [("with", pretrained(plain, folder)), ("without", make_config(plain, sampler=DDIM))]
         )
         rows = [finish(train(*prepared))[-1].metrics for prepared in (with_loss, without)]
-        assert rows[0]["pretraining_loss"] > 0
-        assert "pretraining_loss" not in rows[1]
+        assert rows[0].measured["pretraining_loss"] > 0
+        assert "pretraining_loss" not in rows[1].measured
         digests = [read_trainer_state(run.layout, 1).policy_digest for run, _ in (with_loss, without)]
         assert digests[0] != digests[1]
 
@@ -161,12 +161,12 @@ class TestRuns:
         run, model = prepare(tmp_path / "run", config)
         metrics = finish(train(run, model))[-1].metrics
         assert read_trainer_state(run.layout, 1).optimizer_steps == 3
-        assert metrics["updates"] == 1
-        assert metrics["pretraining_loss"] > 0
-        assert metrics["ratio_drift"] <= 2e-6  # before any step
-        assert metrics["approx_kl"] > 1e-9  # of the policy that the objective finds
+        assert metrics.updates == 1
+        assert metrics.measured["pretraining_loss"] > 0
+        assert metrics.measured["ratio_drift"] <= 2e-6  # before any step
+        assert metrics.measured["approx_kl"] > 1e-9  # of the policy that the objective finds
         beside, _ = prepare(tmp_path / "beside", pretrained(plain, folder))
-        assert finish(train(beside, model))[-1].metrics["approx_kl"] < 1e-12
+        assert finish(train(beside, model))[-1].metrics.measured["approx_kl"] < 1e-12
 
     def test_steps_of_its_own_by_hand_equal_the_loop(self, plain, folder, tmp_path):
         config = pretrained(plain, folder, own_steps=1)

@@ -138,5 +138,5 @@ def test_work_is_timed_after_a_warm_up_and_long_enough(monkeypatch):
     done = []
     timing = time_work(CPU, lambda: done.append(1), 7.5)
     assert len(done) == 1 + 8
-    assert timing == bench_module.Timing(1.0, 1.0, 1.0, 8)
+    assert timing == bench_module.RepeatedTiming(1.0, 1.0, 1.0, 8)
     assert time_work(CPU, lambda: None, 0).repeats == 3

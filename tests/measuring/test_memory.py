@@ -26,7 +26,7 @@ from rlcm_cli.phases.score import load_scorers
 from rlcm_cli.runs.policy import load_policy_model, start_run
 from rlcm_cli.runs.run import Run
 from rlcm_cli.store.layout import RunLayout
-from rlcm_cli.store.run import read_metrics
+from rlcm_cli.store.metrics import read_metrics
 
 
 @pytest.fixture
@@ -154,7 +154,7 @@ def test_a_budget_changes_no_result_and_is_recorded(config, tmp_path):
         run, model = start_run(tmp_path / name, chosen, lambda run, model: fit_run(run, model, ("sample", "train"))[0])
         finish(loop(run, model, load_scorers(run)))
         adapters[name] = adapter(model)
-        recorded = {(row["micro_batch_size"], row["gradient_checkpointing"]) for row in read_metrics(run.layout)}
+        recorded = {(row.micro_batch_size, row.gradient_checkpointing) for row in read_metrics(run.layout)}
         runtime = run.config.runtime
         assert recorded == {(runtime.micro_batch_size, runtime.gradient_checkpointing)}
     assert runtime.micro_batch_size < config.runtime.micro_batch_size

@@ -22,7 +22,7 @@ from rlcm_cli.phases.train import train
 from rlcm_cli.runs.policy import load_policy_model
 from rlcm_cli.runs.run import create_run, open_run
 from rlcm_cli.store.checkpoint import read_trainer_state
-from rlcm_cli.store.run import read_metrics
+from rlcm_cli.store.metrics import read_metrics
 
 SEVERAL = {"minibatch_size": 4, "inner_epochs": 2}
 OBJECTIVES = {
@@ -58,10 +58,10 @@ def test_trains_and_is_continued_by_another_process_to_the_bit(tiny_lcm, tmp_pat
     straight = create_run(tmp_path / "straight", config)
     finish(loop(straight, shared_model(tiny_lcm), load_scorers(straight)))
     rows = read_metrics(straight.layout)
-    assert [row["learning_rate"] for row in rows] == pytest.approx([5e-4, 1e-3 * (1 + math.cos(math.pi / 8)) / 2])
-    assert rows[0]["updates"] == (1 if objective == "reinforce" else 4)
-    assert all(row["ratio_drift"] <= 2e-6 and row["grad_norm"] > 0 for row in rows)
-    assert ("clip_fraction" in rows[0]) == (objective in ("ppo", "grpo"))
+    assert [row.learning_rate for row in rows] == pytest.approx([5e-4, 1e-3 * (1 + math.cos(math.pi / 8)) / 2])
+    assert rows[0].updates == (1 if objective == "reinforce" else 4)
+    assert all(row.measured["ratio_drift"] <= 2e-6 and row.measured["grad_norm"] > 0 for row in rows)
+    assert ("clip_fraction" in rows[0].measured) == (objective in ("ppo", "grpo"))
 
     root = tmp_path / "continued"
     for iterations in (1, 2):
@@ -199,4 +199,4 @@ def test_noise_at_the_last_step_trains_as_many_actions_as_calls(tiny_lcm, tmp_pa
     rollout = read_rollout(run, model, read_trainer_state(run.layout, 0), off_policy=False)
     assert rollout.trajectories.actions == 2
     assert rollout.trajectories.latents_BSCHW.shape[1] == 3
-    assert finish(train(run, model))[-1].metrics["ratio_drift"] <= 2e-6
+    assert finish(train(run, model))[-1].metrics.measured["ratio_drift"] <= 2e-6

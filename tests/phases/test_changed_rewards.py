@@ -13,8 +13,8 @@ from rlcm_cli.phases.sample import sample
 from rlcm_cli.phases.score import load_scorers, score
 from rlcm_cli.phases.train import train
 from rlcm_cli.report.compare.comparison import compare_runs
-from rlcm_cli.report.compare.contenders import Contender
-from rlcm_cli.report.compare.evaluations import read_ends
+from rlcm_cli.report.compare.evaluations import read_first_and_last
+from rlcm_cli.report.compare.runs import ComparedRun
 from rlcm_cli.rewards import REWARDS, RewardEntry
 from rlcm_cli.rewards.custom.functions import code_files, digest_code
 from rlcm_cli.runs.run import create_run
@@ -22,9 +22,9 @@ from rlcm_cli.store.checkpoint import read_statistics
 from rlcm_cli.store.evaluations import comparable_evaluations, publish_rescored, read_evaluation
 from rlcm_cli.store.layout import RunLayout
 from rlcm_cli.store.manifest import read_manifest
+from rlcm_cli.store.metrics import read_metrics
 from rlcm_cli.store.reward_versions import claim_version, comparable_rows, current_version, split_scores_folder
 from rlcm_cli.store.rollouts import read_scores, read_shard
-from rlcm_cli.store.run import read_metrics
 from rlcm_cli.store.score_cache import ScoreCache
 from rlcm_cli.store.shards import read_record
 from rlcm_cli.store.verification import verify_run
@@ -62,9 +62,8 @@ def iterate(run, scorers):
     return events
 
 
-def contender(run):
-    name = next(iter(run.config.rewards))
-    return Contender(run.layout, 0, {}, {run.config.task: {name: 1.0}}, {run.config.task: 1.0}, {name: ""})
+def compared(run):
+    return ComparedRun(run, run.layout.root.name)
 
 
 def test_it_is_refused_and_nothing_is_touched(run, code):
@@ -105,11 +104,11 @@ def test_after_an_allowed_change_nothing_is_mixed(run, code):
     for iteration, number in ((0, 0), (1, 1)):
         manifest = read_manifest(layout.manifest(iteration))
         images = torch.cat([read_shard(layout, manifest, n).images for n in range(len(manifest.shards))])
-        assert torch.equal(read_scores(layout, manifest, directory).values, channel(images, number))
+        assert torch.equal(torch.from_numpy(read_scores(layout, manifest, directory).values), channel(images, number))
     # Evaluation 0 was scored again, so that before and after are of one reward; its old scores are still there.
     for checkpoint in (0, 2):
         evaluation = read_evaluation(layout, checkpoint)
-        assert torch.equal(evaluation.rewards[name], channel(evaluation.images, 1))
+        assert torch.equal(torch.from_numpy(evaluation.rewards[name]), channel(torch.from_numpy(evaluation.images), 1))
     old, _ = read_record(layout.evaluation(0), "evaluation")
     assert torch.equal(old[f"reward.{name}"], channel(old["images"], 0))
     # The statistics of prompts rest on the new scores alone.
@@ -119,13 +118,13 @@ def test_after_an_allowed_change_nothing_is_mixed(run, code):
     assert sorted(kept) == sorted(read_scores(layout, read_manifest(layout.manifest(1)), directory).values.tolist())
     # And so do curves and comparisons.
     rows = read_metrics(layout)
-    assert [row["iteration"] for row in comparable_rows(rows)] == [1]
+    assert [row.iteration for row in comparable_rows(rows)] == [1]
     with pytest.raises(MissingFileError, match="has metrics of 1 iteration since a reward changed"):
-        compare_runs([contender(run)])
+        compare_runs([compared(run)])
     # The same code goes on without leave; a third version does not.
     iterate(run, load_scorers(run))
-    note = "run: what is behind a reward changed after iteration 1, where its curve begins"
-    assert note in compare_runs([contender(run)]).notes
+    note = "run: its curve begins after iteration 1, when the code, weights or server of a reward changed"
+    assert note in compare_runs([compared(run)]).notes
     code.write_text(RED)
     with pytest.raises(RunMismatchError):
         load_scorers(run)
@@ -136,12 +135,14 @@ def test_evaluations_of_two_versions_are_not_compared(run, code):
     """As where only the newest evaluation of a remote run was fetched and scored again."""
     both = [read_evaluation(run.layout, number) for number in (0, 1)]
     assert comparable_evaluations(both) == both
-    assert read_ends(contender(run), None) is not None
+    assert read_first_and_last(compared(run), None) is not None
     name = f"{code}:mine"
-    publish_rescored(run.layout, both[1], {name: channel(both[1].images, 1)}, {name: "another"})
+    publish_rescored(
+        run.layout, both[1], {name: channel(torch.from_numpy(both[1].images), 1).numpy()}, {name: "another"}
+    )
     changed = [read_evaluation(run.layout, number) for number in (0, 1)]
     assert comparable_evaluations(changed) == changed[1:]
-    assert read_ends(contender(run), None) is None
+    assert read_first_and_last(compared(run), None) is None
 
 
 def test_stored_rollouts_are_scored_anew(run, code):
@@ -152,7 +153,7 @@ def test_stored_rollouts_are_scored_anew(run, code):
     manifest = read_manifest(run.layout.manifest(0))
     directory = run.reward_specs()[f"{code}:mine"].directory
     images = torch.cat([read_shard(run.layout, manifest, n).images for n in range(len(manifest.shards))])
-    assert torch.equal(read_scores(run.layout, manifest, directory).values, channel(images, 1))
+    assert torch.equal(torch.from_numpy(read_scores(run.layout, manifest, directory).values), channel(images, 1))
 
 
 def test_scores_of_the_old_code_are_not_taken_from_the_cache(run, code, tmp_path):
@@ -163,7 +164,9 @@ def test_scores_of_the_old_code_are_not_taken_from_the_cache(run, code, tmp_path
             code.write_text(text)
             finish(score(run, load_scorers(run, cache=cache, allow_changed=True), iterations=[0]))
             images = torch.cat([read_shard(run.layout, manifest, n).images for n in range(len(manifest.shards))])
-            assert torch.equal(read_scores(run.layout, manifest, directory).values, channel(images, number))
+            assert torch.equal(
+                torch.from_numpy(read_scores(run.layout, manifest, directory).values), channel(images, number)
+            )
 
 
 @pytest.mark.parametrize("kind", ["weights", "server"])

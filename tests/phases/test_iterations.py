@@ -3,7 +3,7 @@
 import pytest
 from phase_runs import finish, make_config, make_loop, scorers_of, shared_model
 from store_samples import make_manifest, write_checkpoint, write_rollout
-from trainable_runs import make_row, publish_trainable_run
+from trainable_runs import make_rising_row, publish_trainable_run
 
 from rlcm_cli.config import parse_config
 from rlcm_cli.events import Evaluated, HackingFound, IterationTrained, Warned
@@ -12,7 +12,7 @@ from rlcm_cli.phases.iterations import run_iterations
 from rlcm_cli.phases.loop import loop
 from rlcm_cli.runs.run import Run, check_run
 from rlcm_cli.store.layout import RunLayout
-from rlcm_cli.store.run import publish_metrics
+from rlcm_cli.store.metrics import publish_metrics
 
 
 class TestOrder:
@@ -32,8 +32,8 @@ class TestOrder:
                 number = layout.checkpoints()[-1] + 1
                 calls.append(f"train {number}")
                 write_rollout(layout, make_manifest(number - 1))
-                row = {**make_row(number - 1), **rows(number)}
-                publish_metrics(layout, number, row)
+                row = make_rising_row(number - 1, **rows(number))
+                publish_metrics(layout, row)
                 write_checkpoint(layout, number)
                 yield IterationTrained(number, row)
 

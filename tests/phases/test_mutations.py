@@ -16,11 +16,11 @@ import pytest
 from mutations import SETTLED, Mutation, draw_mutations, name_kind
 from phase_runs import finish, make_config, make_loop, shared_model
 
-from rlcm_cli.cli.report import open_reported
 from rlcm_cli.cli.watch import read_watched_run
 from rlcm_cli.core.digests import sha256
 from rlcm_cli.errors import RlcmError
 from rlcm_cli.phases.train import train
+from rlcm_cli.report.compare.runs import open_compared
 from rlcm_cli.report.run.data import read_run
 from rlcm_cli.runs.run import open_run
 from rlcm_cli.store.checkpoint import read_trainer_state
@@ -103,7 +103,7 @@ def try_one(root: Path, mutation: Mutation, model: Path, due: str) -> Iterator[s
         "verify": lambda: verify_run(layout),
         "describe": lambda: describe(root),
         "watch": lambda: read_watched_run(str(root), None),
-        "report": lambda: read_run(open_reported(root, root.name), root.name),
+        "report": lambda: read_run(open_compared(root), root.name),
     }
     found = {}
     for name, read in readers.items():

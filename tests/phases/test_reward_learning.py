@@ -6,8 +6,8 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
 import pytest
-import torch
 
 from rlcm_cli.config import resolve_config
 from rlcm_cli.events import Event, HackingFound
@@ -31,9 +31,11 @@ def risen_by(run: Run, weights: Mapping[str, float]) -> float:
     Each reward counts by its weight, in standard deviations over the images before, as it does in training.
     """
     first, last = (read_evaluation(run.layout, run.layout.evaluations()[index]).rewards for index in (0, -1))
-    parts = [weight * (last[name] - first[name]).double() / first[name].std() for name, weight in weights.items()]
-    difference = torch.stack(parts).sum(0)
-    return difference.mean().item() / (difference.std().item() / math.sqrt(len(difference)))
+    parts = [
+        weight * (last[name] - first[name]).astype(float) / first[name].std(ddof=1) for name, weight in weights.items()
+    ]
+    difference = np.sum(parts, axis=0)
+    return difference.mean().item() / (difference.std(ddof=1).item() / math.sqrt(len(difference)))
 
 
 def test_alignment_raises_the_scores_of_its_judges(tmp_path):

@@ -22,8 +22,8 @@ from rlcm_cli.runs.policy import load_checkpoint, load_policy_model
 from rlcm_cli.runs.run import create_run, open_run
 from rlcm_cli.store.checkpoint import publish_checkpoint, read_trainer_state
 from rlcm_cli.store.manifest import read_manifest
+from rlcm_cli.store.metrics import read_metrics
 from rlcm_cli.store.quarantine import quarantine
-from rlcm_cli.store.run import read_metrics
 
 
 def stale_config(folder, **sections):
@@ -74,7 +74,7 @@ def test_the_plans_record_the_checkpoint_that_drew(finished):
 
 
 def test_importance_ratios_are_those_of_the_policy_that_drew(finished):
-    first, *later = [row["ratio_drift"] for row in read_metrics(finished.layout)]
+    first, *later = [row.measured["ratio_drift"] for row in read_metrics(finished.layout)]
     assert first <= 2e-6
     assert min(later) > 1e-5
 
@@ -194,11 +194,11 @@ def test_in_16_bits_the_policy_that_drew_is_measured_with_the_ruler_of_training(
 
     (metrics,) = [event.metrics for event in finish(train(run, model)) if isinstance(event, IterationTrained)]
     moved = (by_newest.trajectories.log_probs_BA - found).exp().sub(1).abs().max().item()
-    assert metrics["ratio_drift"] == pytest.approx(moved, rel=1e-3)
+    assert metrics.measured["ratio_drift"] == pytest.approx(moved, rel=1e-3)
     (before,) = read_metrics(run.layout)[:1]
-    assert (before["refreshed"], metrics["refreshed"]) == (1, 1)
+    assert (before.measured["refreshed"], metrics.measured["refreshed"]) == (1, 1)
     # A single update on its own policy's samples needs no pass of its own for them.
-    assert metrics["forwards"] - before["forwards"] == 8 * 3
+    assert metrics.forwards - before.forwards == 8 * 3
 
 
 @pytest.mark.parametrize(

@@ -48,9 +48,9 @@ from rlcm_cli.store.checkpoint import (
     read_trainer_state,
 )
 from rlcm_cli.store.manifest import read_manifest
+from rlcm_cli.store.metrics import read_metrics
 from rlcm_cli.store.quarantine import quarantine
 from rlcm_cli.store.rollouts import publish_rewards, read_rewards
-from rlcm_cli.store.run import read_metrics
 
 UPDATES = {"minibatch_size": 4, "inner_epochs": 3, "learning_rate": 1e-2}
 LINEAR = {"adam_epsilon": 1.0, "learning_rate": 1.0}
@@ -141,9 +141,9 @@ class TestRewardsThatCannotBe:
             assert torch.equal(read_optimizer(run.layout, 2)[name], tensor)
         assert read_statistics(run.layout, 2) != read_statistics(run.layout, 1)
         rows = read_metrics(run.layout)
-        assert [row["updates"] for row in rows] == [1, 0, 1]
-        assert rows[1]["forwards"] == 8 * 4
-        assert "loss" not in rows[1]
+        assert [row.updates for row in rows] == [1, 0, 1]
+        assert rows[1].forwards == 8 * 4
+        assert "loss" not in rows[1].measured
 
     @pytest.mark.parametrize(
         ("kind", "told"), [("group", "the others of its group"), ("leave-one-out", "the others of its group")]
@@ -158,14 +158,14 @@ class TestRewardsThatCannotBe:
         messages = [event.message for event in events if isinstance(event, Warned)]
         assert any(f"no reward differs from what it is compared with, {told}" in message for message in messages)
         assert not any("all rewards are equal" in message for message in messages)
-        assert events[-1].metrics["updates"] == 0
+        assert events[-1].metrics.updates == 0
 
     @pytest.mark.parametrize("settings", [{"advantages": "none"}, {"advantages": "batch"}])
     def test_a_regression_on_equal_rewards_changes_nothing(self, tiny_lcm, tmp_path, settings):
         config = make_config(tiny_lcm, objective={"kind": "rwr"}, train=settings)
         run, model = prepare(tmp_path / "run", config, upto="sample")
         finish(score(run, reward_of(run, lambda sample: 3)))
-        assert finish(train(run, model))[-1].metrics["updates"] == 0
+        assert finish(train(run, model))[-1].metrics.updates == 0
 
     def test_a_prompt_whose_images_have_equal_rewards_is_warned_about(self, tiny_lcm, tmp_path):
         config = make_config(tiny_lcm, sample={"group_size": 2})
@@ -175,7 +175,7 @@ class TestRewardsThatCannotBe:
         (warning,) = [event.message for event in events if isinstance(event, Warned)]
         flat = read_manifest(run.layout.manifest(0)).prompts[1]
         assert f"for 1 prompt (such as '{flat}')" in warning
-        assert events[-1].metrics["flat_prompts"] == 1
+        assert events[-1].metrics.flat_prompts == 1
 
 
 def replace_policy(run, model):
@@ -206,7 +206,7 @@ class TestPolicyOfTheRollout:
         with pytest.raises(ForeignFileError, match="another plan"):
             finish(sample(run, model))
         metrics = finish(train(run, model, off_policy=True))[-1].metrics
-        assert metrics["ratio_drift"] > 1e-4
+        assert metrics.measured["ratio_drift"] > 1e-4
 
     @pytest.mark.parametrize(
         ("weight", "fault"),
@@ -241,7 +241,7 @@ class TestPolicyOfTheRollout:
             [({"batch_size": 3}, 1), ({"shards": 5}, 7), ({"batch_size": 8, "shards": 1}, 100)]
         ):
             config = make_config(tiny_lcm, sample=sizes, runtime={"micro_batch_size": micro})
-            assert one_iteration(tmp_path / str(number), config)["ratio_drift"] <= 2e-6
+            assert one_iteration(tmp_path / str(number), config).measured["ratio_drift"] <= 2e-6
 
 
 class TestAnUpdateThatChangesNothing:
@@ -260,7 +260,7 @@ class TestAnUpdateThatChangesNothing:
         digests = [read_trainer_state(run.layout, number).policy_digest for number in range(5)]
         assert digests[0] != digests[1]
         assert digests[1:] == [digests[1]] * 4
-        assert [(row["updates"], row["learning_rate"]) for row in read_metrics(run.layout)] == [
+        assert [(row.updates, row.learning_rate) for row in read_metrics(run.layout)] == [
             (1, 5e-4),
             *[(0, 0.0)] * 3,
         ]
@@ -297,11 +297,11 @@ class TestSeveralUpdates:
     def test_make_the_clip_act(self, tiny_lcm, tmp_path):
         run, model = prepare(tmp_path / "run", make_config(tiny_lcm, train=UPDATES))
         metrics = finish(train(run, model))[-1].metrics
-        assert metrics["updates"] == 6
-        assert metrics["ratio_drift"] <= 2e-6  # of the first minibatch
-        assert metrics["clip_fraction"] > 0.1
-        assert abs(metrics["ratio"] - 1) > 1e-5
-        assert metrics["approx_kl"] > 0
+        assert metrics.updates == 6
+        assert metrics.measured["ratio_drift"] <= 2e-6  # of the first minibatch
+        assert metrics.measured["clip_fraction"] > 0.1
+        assert abs(metrics.measured["ratio"] - 1) > 1e-5
+        assert metrics.measured["approx_kl"] > 0
         assert read_trainer_state(run.layout, 1).optimizer_steps == 6
 
     def test_depend_on_the_clip_range_where_one_update_does_not(self, tiny_lcm, tmp_path):
@@ -344,7 +344,7 @@ def test_the_size_of_a_micro_batch_changes_the_result_by_rounding_alone(tiny_lcm
         run, model = prepare(tmp_path / str(size), config)
         start = adapter(model)
         metrics = finish(train(run, model))[-1].metrics
-        trained[size] = (adapter(model), metrics)
+        trained[size] = (adapter(model), metrics.measured)
     moved = largest_difference(start, trained[24][0])
     for size in (7, 1):
         assert largest_difference(trained[24][0], trained[size][0]) < 1e-4 * moved
@@ -359,7 +359,7 @@ def test_the_gradient_is_clipped_to_its_largest_norm(tiny_lcm, tmp_path):
         config = make_config(tiny_lcm, train={**LINEAR, "max_grad_norm": limit})
         run, model = prepare(tmp_path / str(limit), config)
         start = adapter(model)
-        norms[limit] = finish(train(run, model))[-1].metrics["grad_norm"]
+        norms[limit] = finish(train(run, model))[-1].metrics.measured["grad_norm"]
         moved = adapter(model)
         lengths[limit] = math.sqrt(sum((moved[name] - start[name]).pow(2).sum().item() for name in start))
     assert norms[5.0] == pytest.approx(norms[1e-3])  # the metric tells the norm before clipping
@@ -372,7 +372,7 @@ class TestKl:
     def trained(self, tiny_lcm, root, weight, iterations=2, **settings):
         config = make_config(tiny_lcm, train={"kl_weight": weight, **settings}, runtime={"iterations": iterations})
         run = make_loop(root, config)
-        return [row.get("kl_to_base") for row in read_metrics(run.layout)]
+        return [row.measured.get("kl_to_base") for row in read_metrics(run.layout)]
 
     def test_is_0_at_the_base_and_above_0_away_from_it(self, tiny_lcm, tmp_path):
         first, second = self.trained(tiny_lcm, tmp_path / "run", 1e-3)
@@ -392,7 +392,7 @@ class TestKl:
 
 def test_the_learning_rate_of_its_iteration_is_used(tiny_lcm, tmp_path):
     run = make_loop(tmp_path / "run", make_config(tiny_lcm, train={"learning_rate": 0.1, "lr_decay_iterations": 4}))
-    assert [row["learning_rate"] for row in read_metrics(run.layout)] == pytest.approx([0.075, 0.05])
+    assert [row.learning_rate for row in read_metrics(run.layout)] == pytest.approx([0.075, 0.05])
 
 
 class TestStartFromALora:
@@ -404,7 +404,7 @@ class TestStartFromALora:
         state = read_trainer_state(run.layout, 0)
         assert state.policy_digest == newest
         assert (state.number, state.optimizer_steps) == (0, 0)
-        assert finish(train(run, model))[-1].metrics["ratio_drift"] <= 2e-6
+        assert finish(train(run, model))[-1].metrics.measured["ratio_drift"] <= 2e-6
 
     def test_of_another_rank_is_refused(self, tiny_lcm, finished_run, tmp_path):
         config = make_config(tiny_lcm, lora={"start": str(finished_run), "rank": 3})
@@ -473,9 +473,9 @@ class TestSeveralRewards:
         run, model = prepare(tmp_path / "run", config)
         assert len(list(run.layout.rollout(0).glob("rewards/*/*.json"))) == 4
         metrics = finish(train(run, model))[-1].metrics
-        parts = metrics["rewards"]
+        parts = metrics.rewards
         assert parts["compressibility"] == pytest.approx(-parts["incompressibility"])
-        assert metrics["reward_mean"] == pytest.approx(1.5 * parts["compressibility"])
+        assert metrics.reward_mean == pytest.approx(1.5 * parts["compressibility"])
 
     def test_that_lack_one_are_scored_for_that_one_alone(self, tiny_lcm, tmp_path):
         config = make_config(tiny_lcm, rewards={"compressibility": 1.0, "incompressibility": 0.5})

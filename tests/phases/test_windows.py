@@ -71,8 +71,8 @@ def test_the_chosen_calls_are_trained(windowed, calls, states):
     assert shard.trajectories.timesteps_A2.dtype == torch.float64
 
     metrics = finish(train(run, model))[-1].metrics
-    assert metrics["ratio_drift"] < 2e-6
-    assert metrics["checkpoint"] == 1
+    assert metrics.measured["ratio_drift"] < 2e-6
+    assert metrics.checkpoint == 1
 
 
 @pytest.mark.parametrize("calls", [(1, 2), (0, 3)])

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from reported_runs import PROMPTS, make_metrics, write_reported, write_rollout
 
-from rlcm_cli.cli.report import open_reported
+from rlcm_cli.report.compare.runs import open_compared
 from rlcm_cli.report.html.page import write_report
 from rlcm_cli.store.layout import RunLayout
 
@@ -41,7 +41,7 @@ def browser():
 
 
 def report(*roots: Path, out: Path) -> Path:
-    return write_report([open_reported(root, root.name) for root in roots], out)
+    return write_report([open_compared(root, root.name) for root in roots], out)
 
 
 def visit(browser, path: Path) -> float:
@@ -230,7 +230,7 @@ def test_runs_are_compared_and_each_opens(browser, tmp_path):
     assert texts(browser, "h1") == ["2 runs compared"]
     assert [text.strip() for text in texts(browser, "table.sortable td.run")] == ["a-1", "a-2"]
     assert "a (2 seeds)" in " ".join(texts(browser, ".keys li"))
-    press(browser, "details.chapter > summary", "\ue007")
+    press(browser, "details.run > summary", "\ue007")
     time.sleep(1.5)
     assert browser.execute_script("return document.querySelectorAll('details[open] .chart svg').length") >= 8
     assert messages(browser) == []

@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import BaseModel
 from reported_runs import write_reported
 
-from rlcm_cli.cli.report import open_reported
+from rlcm_cli.report.compare.runs import group_runs, open_compared
 from rlcm_cli.report.html.page import render_report
 from rlcm_cli.report.private import name_reward, withhold_sentence, withhold_text
 from rlcm_cli.report.run.card import CardSubject, render_card
@@ -17,7 +18,7 @@ from rlcm_cli.report.trackers import flatten_settings
 
 MARK = "annmarked"
 CHOICES = re.compile(
-    r"^(lcm|float32|mean|sum|ppo|none|constant|adam|diffusers|trailing|leading|lora|full|prompt|auto|compression)$"
+    r"^(lcm|float32|mean|sum|ppo|none|constant|adam|diffusers|trailing|leading|lora|full|prompt|auto|compression|normalised)$"
 )
 
 
@@ -87,12 +88,15 @@ def test_a_reward_is_named_without_where_it_is(reward, name):
 
 
 def put_everywhere(value: Any, path: str, key: str = "") -> Any:
-    """Put a path into every setting that holds a free text, or could."""
+    """Put a path into every setting that holds a free text, or could; of a section without checking it."""
+    if isinstance(value, BaseModel):
+        held = {name: getattr(value, name) for name in type(value).model_fields}
+        return value.model_copy(update={name: put_everywhere(item, path, name) for name, item in held.items()})
     if isinstance(value, dict):
         changed = {name: put_everywhere(item, path, name) for name, item in value.items()}
         return changed | ({f"{path}.py:neat": 1.0} if key == "rewards" else {})
-    if isinstance(value, list):
-        return [*(put_everywhere(item, path) for item in value), path]
+    if isinstance(value, tuple) and key not in {"rewards", "log_with"}:
+        return (*(put_everywhere(item, path) for item in value), path)
     if value is None:
         return path if key in {"revision", "distilled_lora", "source", "start", "memory_budget", "address"} else None
     return path if isinstance(value, str) and not CHOICES.match(value) else value
@@ -104,16 +108,17 @@ def test_no_setting_tells_a_home_in_report_card_or_tracker(tmp_path, monkeypatch
     monkeypatch.setenv("HOME", home)
     layout = write_reported(tmp_path / "run", iterations=2, rollouts=1, checkpoints=(0, 2))
     layout.metrics(2).with_name("000003.json").write_text("{", encoding="utf-8")  # a fault that names a path
-    opened = open_reported(layout.root, "run")
+    opened = open_compared(layout.root, "run")
     path = form.format(f"{home}/models/lcm")
     config = put_everywhere(opened.config, path)
     alarms = {f"{path}.py:neat": f"the monitored reward '{path}.py:neat' fell; see {home}/run"}
-    evidence = read_run(replace(opened, config=config, find_alarms=lambda _: alarms), "run")
-    assert path in config["prompts"]["source"]
-    assert MARK not in render_report([evidence], "")
-    assert MARK not in render_card(subject_of(path), evidence, {})
-    assert MARK not in repr(flatten_settings(config))
-    assert str(tmp_path) not in render_report([evidence], "")
+    read = replace(read_run(opened, "run"), alarms=alarms)
+    data = replace(read, run=replace(opened, run=replace(opened.run, config=config)))
+    assert path in config.prompts.source
+    assert MARK not in render_report([data], "")
+    assert MARK not in render_card(subject_of(path), data, {})
+    assert MARK not in repr(flatten_settings(config.model_dump(mode="json")))
+    assert str(tmp_path) not in render_report([data], "")
 
 
 def subject_of(distilled_lora: str) -> CardSubject:
@@ -143,10 +148,7 @@ def subject_of(distilled_lora: str) -> CardSubject:
 def test_a_comparison_of_runs_in_a_home_does_not_name_it(tmp_path, monkeypatch):
     from compared_runs import write_run
 
-    from rlcm_cli.cli.compare import open_contender
-    from rlcm_cli.report.compare.contenders import group_runs
-
     home = tmp_path / MARK
     monkeypatch.setenv("HOME", str(home))
     runs = [write_run(home / name, [0.0, 1.0], seed=seed) for seed, name in enumerate("12")]
-    assert list(group_runs([open_contender(Path(run)) for run in runs])) == ["runs"]
+    assert list(group_runs([open_compared(Path(run)) for run in runs])) == ["runs"]

@@ -6,16 +6,13 @@ import pytest
 from compared_runs import write_run
 from reported_runs import REWARD, write_reported
 
-from rlcm_cli.cli.compare import open_contender
-from rlcm_cli.cli.report import open_reported
 from rlcm_cli.report.compare.comparison import compare_runs
+from rlcm_cli.report.compare.runs import open_compared
 from rlcm_cli.report.compare.table import tabulate
 from rlcm_cli.report.html.page import render_report
 from rlcm_cli.report.run.data import read_run
-from rlcm_cli.report.run.levels import Levels, find_levels, say_level, smooth
+from rlcm_cli.report.run.levels import Levels, find_levels, format_level, smooth
 from rlcm_cli.report.run.summary import find_changes
-from rlcm_cli.store.layout import RunLayout
-from rlcm_cli.store.run import publish_metrics, read_metrics
 
 
 def test_the_mean_trails_and_starts_with_what_there_is():
@@ -40,16 +37,10 @@ def test_levels_are_means_of_the_first_the_best_and_the_last_iterations(rewards,
 def test_report_and_comparison_tell_the_same_of_the_same_run(tmp_path, count):
     rewards = [-3 + 0.9 * (number * 7 % 11) / 11 + number / count for number in range(count)]
     roots = [write_run(tmp_path / name, rewards, seed=seed) for seed, name in enumerate(["one", "two"])]
-    stds = {"reward_std": 0.0, "reward_stds": {"compressibility": 0.0}}
-    runs = [open_reported(root, root.name) for root in roots]
-    for root in roots:
-        layout = RunLayout(root)
-        for row in read_metrics(layout):
-            layout.metrics(row["checkpoint"]).unlink()
-            publish_metrics(layout, row["checkpoint"], {**row, **stds})
+    runs = [open_compared(root) for root in roots]
     page = render_report([read_run(run, run.name) for run in runs], "")
-    (method,) = tabulate(compare_runs([open_contender(root) for root in roots[:1]]))["methods"]
-    told = [say_level(method[level]["mean"]) for level in ("first", "best", "final")]
+    (method,) = tabulate(compare_runs([open_compared(root) for root in roots[:1]]))["methods"]
+    told = [format_level(method[level]["mean"]) for level in ("first", "best", "final")]
     row = page[page.index('<td class="run">') :]
     cells = re.findall(r'<td class="n" data-value="[^"]*">([^<]*)</td>', row[: row.index("</tr>")])
     assert cells[-3:] == told
@@ -57,8 +48,8 @@ def test_report_and_comparison_tell_the_same_of_the_same_run(tmp_path, count):
 
 def test_report_and_comparison_tell_the_same_of_held_out_images(tmp_path):
     layout = write_reported(tmp_path / "run")
-    run = open_reported(layout.root, "run")
-    (method,) = tabulate(compare_runs([open_contender(layout.root)]))["methods"]
+    run = open_compared(layout.root, "run")
+    (method,) = tabulate(compare_runs([open_compared(layout.root)]))["methods"]
     changes = {change.held_out: change for change in find_changes(read_run(run, "run")) if change.reward == REWARD}
     for held_out, name in ((False, "held_out_seeds"), (True, "held_out_prompts")):
         told = method["evaluated"][name]

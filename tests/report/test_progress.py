@@ -8,12 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from metric_rows import make_row
 from reported_runs import MONITORED, REWARD, SAMPLES, make_metrics, write_evaluation, write_reported
 
+from rlcm_cli.config import parse_config
 from rlcm_cli.report.run.progress import PhaseProgress, RunProgress, read_progress, seconds_an_iteration, seconds_left
 from rlcm_cli.rewards import RewardSpec
 from rlcm_cli.store.layout import RunLayout, receipt_path
-from rlcm_cli.store.run import publish_metrics, read_config
+from rlcm_cli.store.metrics import publish_metrics
+from rlcm_cli.store.run import read_config
 
 ITERATIONS = 4
 
@@ -28,7 +31,7 @@ def layout(tmp_path: Path) -> RunLayout:
 
 
 def read(layout: RunLayout, before: RunProgress | None = None, **changed: Any) -> RunProgress:
-    return read_progress(layout, {**read_config(layout), **changed}, "a run", before)
+    return read_progress(layout, parse_config({**read_config(layout), **changed}), "a run", before)
 
 
 def go_back(layout: RunLayout, done: int) -> Path:
@@ -47,8 +50,8 @@ def test_a_run_that_is_done(layout):
     assert progress.rewards == (REWARD,)
     assert progress.monitored == (MONITORED,)
     assert progress.evaluated == (0, 2, 4)
-    assert progress.series("reward_mean") == [make_metrics(number)["reward_mean"] for number in range(4)]
-    assert progress.series("monitored", MONITORED) == [-1, -2, -3, -4]
+    assert progress.series(lambda row: row.reward_mean) == [make_metrics(number).reward_mean for number in range(4)]
+    assert progress.series(lambda row: row.monitored.get(MONITORED)) == [-1, -2, -3, -4]
     assert progress.warnings == ()
 
 
@@ -90,7 +93,7 @@ def test_the_last_evaluation_belongs_to_the_run(layout):
 
 
 def test_a_run_that_was_extended_goes_on(layout):
-    publish_metrics(layout, 5, make_metrics(4))
+    publish_metrics(layout, make_metrics(4))
     layout.checkpoint(5).mkdir()
     progress = read(layout)
     assert (progress.done, progress.planned, progress.finished) == (5, 5, False)
@@ -99,17 +102,17 @@ def test_a_run_that_was_extended_goes_on(layout):
 
 
 def test_metrics_of_an_iteration_that_is_not_done_are_not_shown(layout):
-    publish_metrics(layout, 5, make_metrics(4))
+    publish_metrics(layout, make_metrics(4))
     assert read(layout).done == 4
 
 
 def test_a_later_reading_reads_what_is_new_alone(layout):
     before = read(layout)
-    publish_metrics(layout, 5, make_metrics(4))
+    publish_metrics(layout, make_metrics(4))
     layout.checkpoint(5).mkdir()
     for number in range(1, 5):
         layout.metrics(number).unlink()
-    assert [row["checkpoint"] for row in read(layout, before).rows] == [1, 2, 3, 4, 5]
+    assert [row.checkpoint for row in read(layout, before).rows] == [1, 2, 3, 4, 5]
 
 
 def test_files_that_are_seen_late_are_no_error(layout):
@@ -125,15 +128,15 @@ def test_what_was_moved_away_is_a_warning(layout):
 
 
 def test_the_time_of_an_iteration_is_the_usual_interval_between_two():
-    rows = [{"finished_at": when, "sample_seconds": 1.0, "train_seconds": 2.0} for when in (0, 10, 20, 5000, 5011)]
+    rows = [make_row(0, finished_at=when, sample_seconds=1.0, train_seconds=2.0) for when in (0, 10, 20, 5000, 5011)]
     assert seconds_an_iteration(rows) == 10
     assert seconds_an_iteration(rows[:2]) == 3.0
     assert seconds_an_iteration([]) is None
-    assert seconds_an_iteration([{"iteration": 0}]) is None
+    assert seconds_an_iteration([make_row(0)]) is None
 
 
 def test_the_time_that_is_left_counts_down_within_an_iteration(layout):
-    rows = tuple({"finished_at": 100.0 * number} for number in range(1, 4))
+    rows = tuple(make_row(number, finished_at=100.0 * number) for number in range(1, 4))
     progress = RunProgress("a run", 5, (), rows=rows)
     assert [seconds_left(progress, now) for now in (200.0, 300.0, 340.0, 900.0)] == [200.0, 200.0, 160.0, 100.0]
     assert seconds_left(RunProgress("a run", 3, (), rows=rows), 300.0) is None
@@ -150,7 +153,7 @@ def test_reading_a_run_imports_no_torch(layout):
         "from rlcm_cli.store.run import read_config\n"
         "import rlcm_cli.runs.hacking, rlcm_cli.config, rlcm_cli.cli.live\n"
         "layout = RunLayout(pathlib.Path(sys.argv[1]))\n"
-        "assert read_progress(layout, read_config(layout), 'a run').done == 4\n"
+        "assert read_progress(layout, rlcm_cli.config.parse_config(read_config(layout)), 'a run').done == 4\n"
         "assert 'torch' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", script, str(layout.root)], check=True)
@@ -158,7 +161,7 @@ def test_reading_a_run_imports_no_torch(layout):
 
 def test_a_joint_run_has_the_rewards_of_all_its_tasks(layout):
     tasks = {"one": {"rewards": {REWARD: 1.0}}, "two": {"rewards": {"sharpness": 1.0, REWARD: 2.0}}}
-    progress = read(layout, tasks=tasks)
+    progress = read(layout, tasks=tasks, rewards={})
     assert progress.tasks == ("one", "two")
     assert progress.rewards == (REWARD, "sharpness")
 

@@ -10,23 +10,22 @@ from conftest import edit_config
 from matplotlib.figure import Figure
 from PIL import Image
 
-from rlcm_cli.cli.compare import open_contender
 from rlcm_cli.errors import ConfigError, MissingFileError
 from rlcm_cli.report.compare.comparison import compare_runs
-from rlcm_cli.report.compare.contenders import group_runs
 from rlcm_cli.report.compare.curves import Curve, average_curves, find_crossing, price_at, trace_curve
 from rlcm_cli.report.compare.picture import COLOURS, DASHES, choose_unit, count_columns, draw_comparison
-from rlcm_cli.report.compare.samples import Strip, write_samples
+from rlcm_cli.report.compare.runs import group_runs, open_compared
+from rlcm_cli.report.compare.samples import ImageRow, write_samples
 from rlcm_cli.report.compare.table import check_folder, tabulate, write_table
 from rlcm_cli.store.layout import RunLayout
-from rlcm_cli.store.run import publish_metrics, read_metrics_row
+from rlcm_cli.store.metrics import publish_metrics, read_iteration_metrics
 
 SLOW = {"train": {"learning_rate": 2e-4}}
 TWO_REWARDS = {"compressibility": 1.0, "recognition": 2.0}
 
 
 def compare(*roots: Path, **options):
-    return compare_runs([open_contender(root) for root in roots], **{"window": 1, **options})
+    return compare_runs([open_compared(root) for root in roots], **{"window": 1, **options})
 
 
 def table_of(*roots: Path, **options):
@@ -269,8 +268,8 @@ class TestEvaluations:
 
 class TestWhatIsOfAKind:
     def labels(self, *roots: Path, **stated: str):
-        contenders = [open_contender(root, stated.get(root.name, "")) for root in roots]
-        return {label: [run.name for run in runs] for label, runs in group_runs(contenders).items()}
+        opened = [open_compared(root, label=stated.get(root.name, "")) for root in roots]
+        return {label: [run.name for run in runs] for label, runs in group_runs(opened).items()}
 
     def make(self, root: Path, *names: str, **sections):
         return [write_run(root / name, [0.0, 1.0], seed=seed, **sections) for seed, name in enumerate(names)]
@@ -365,9 +364,9 @@ class TestWhatIsOfAKind:
         ):
             compare(run, component="sharpness")
         late = write_run(tmp_path / "late", [0.0, 1.0], monitored={"sharpness": [0.0, 1.0]})
-        row = read_metrics_row(RunLayout(late), 1)
+        row = read_iteration_metrics(RunLayout(late), 1)
         (late / "metrics/000001.json").unlink()
-        publish_metrics(RunLayout(late), 1, {**row, "monitored": {}})
+        publish_metrics(RunLayout(late), row.model_copy(update={"monitored": {}}))
         with pytest.raises(ConfigError, match="did not score it in iteration 1"):
             compare(late, component="sharpness")
 
@@ -473,23 +472,21 @@ class TestPicture:
 class TestSamples:
     """Images of one colour each, so that their place on the picture can be told."""
 
-    def strips(self, root: Path) -> list[Strip]:
-        strips = []
+    def rows(self, root: Path) -> list[ImageRow]:
+        rows = []
         for index, (method, steps, size) in enumerate((("RLCM", 1, 4), ("RLCM", 2, 4), ("DDPO", 20, 8))):
             folder = root / str(index)
             folder.mkdir()
             for column in range(2):
                 Image.new("RGB", (size, size), (100 * index, 50 * column, 0)).save(folder / f"0{column}-cat.png")
             Image.new("RGB", (9, 9)).save(folder / "sheet.png")
-            strips.append(Strip(method, steps, ["cat", "a dog that has a very long prompt"], folder))
-        return strips
+            rows.append(ImageRow(method, steps, ["cat", "a dog that has a very long prompt"], folder))
+        return rows
 
     def test_long_names_are_whole(self, tmp_path, figures):
         """Also where a block is a single row, which is lower than the name is long."""
         names = {"RLCM": "compression-rlcm-seeds-of-a-long-name", "DDPO": "a name of several words in one row"}
-        write_samples(
-            [replace(strip, method=names[strip.method]) for strip in self.strips(tmp_path)], tmp_path / "out"
-        )
+        write_samples([replace(row, method=names[row.method]) for row in self.rows(tmp_path)], tmp_path / "out")
         for axis in figures[0].axes:
             assert "".join(axis.get_ylabel().split()) in {"".join(name.split()) for name in names.values()}
         with Image.open(tmp_path / "out/samples.png") as image:
@@ -500,7 +497,7 @@ class TestSamples:
         assert across | down == {255}
 
     def test_a_block_a_method_a_row_a_step_count_a_column_a_prompt(self, tmp_path, figures):
-        path = write_samples(self.strips(tmp_path), tmp_path / "out")
+        path = write_samples(self.rows(tmp_path), tmp_path / "out")
         assert path == tmp_path / "out/samples.png"
         with Image.open(path) as image:
             assert image.format == "PNG"

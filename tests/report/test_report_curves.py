@@ -1,39 +1,39 @@
 """The picture of the rewards over the iterations."""
 
 import io
-import json
 from contextlib import contextmanager
 
 import pytest
 from matplotlib.figure import Figure
+from metric_rows import make_row
 from PIL import Image
 
+from rlcm_cli.config import parse_config
 from rlcm_cli.report.run.curves import write_curves
 from rlcm_cli.store.layout import RunLayout
-from rlcm_cli.store.run import publish_config, publish_metrics
+from rlcm_cli.store.metrics import publish_metrics
+from rlcm_cli.store.run import publish_config
 
 
 def publish(root, rewards, monitored=(), iterations=3, combine="sum"):
     """Publish metrics; `monitored` has a list of names an iteration, or one for all."""
     layout = RunLayout(root)
-    publish_config(layout, json.dumps({"combine": combine}), {})
+    publish_config(
+        layout, parse_config({"task": "t", "rewards": {"compressibility": 1.0}, "combine": combine}).to_json(), {}
+    )
     for number in range(iterations):
         seen = monitored[number] if monitored and isinstance(monitored[0], list) else monitored
         names = [*rewards, *seen]
-        publish_metrics(
-            layout,
-            number + 1,
-            {
-                "iteration": number,
-                "checkpoint": number + 1,
-                "reward_mean": 10.0 + number,
-                "reward_std": 2.0,
-                "rewards": {name: index + number for index, name in enumerate(rewards)},
-                "monitored": dict.fromkeys(seen, -1.0 - number),
-                "reward_stds": dict.fromkeys(names, 0.5),
-                "tasks": {"compression": 10.0 + number},
-            },
+        row = make_row(
+            number,
+            reward_mean=10.0 + number,
+            reward_std=2.0,
+            rewards={name: index + number for index, name in enumerate(rewards)},
+            monitored=dict.fromkeys(seen, -1.0 - number),
+            reward_stds=dict.fromkeys(names, 0.5),
+            tasks={"compression": 10.0 + number},
         )
+        publish_metrics(layout, row)
     return layout
 
 

@@ -20,18 +20,20 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.summary.writer import event_file_writer
 
 from rlcm_cli.errors import ConfigError
-from rlcm_cli.report import trackers
+from rlcm_cli.report import tracker_services, trackers
 from rlcm_cli.report.trackers import (
     RunTrackers,
     begin_state,
+    choose_images,
     choose_trackers,
-    draw_images,
     flatten_settings,
-    name_metrics,
+    name_numbers,
 )
+from rlcm_cli.runs.run import open_run
 from rlcm_cli.store.evaluations import read_evaluation
 from rlcm_cli.store.layout import RunLayout
-from rlcm_cli.store.run import publish_metrics, read_config
+from rlcm_cli.store.metrics import publish_metrics, read_metrics
+from rlcm_cli.store.run import read_config
 
 SECRETS = {
     "rewards": {"https://ann:pw@judge.example/score": 1.0, "/home/ann/mine.py:score": 0.5},
@@ -58,7 +60,7 @@ def layout(tmp_path: Path) -> RunLayout:
 
 def follow(layout: RunLayout, *names: str) -> list[str]:
     """Log what a run has, as one session of the loop does; give the warnings."""
-    opened = RunTrackers(layout, names or ["tensorboard"], read_config(layout))
+    opened = RunTrackers(open_run(layout.root), names or ["tensorboard"])
     warnings = list(opened.catch_up())
     opened.close()
     return warnings
@@ -66,7 +68,7 @@ def follow(layout: RunLayout, *names: str) -> list[str]:
 
 def extend(layout: RunLayout, checkpoint: int) -> None:
     """Add an iteration."""
-    publish_metrics(layout, checkpoint, make_metrics(checkpoint - 1))
+    publish_metrics(layout, make_metrics(checkpoint - 1))
     layout.checkpoint(checkpoint).mkdir(parents=True)
 
 
@@ -77,14 +79,14 @@ def read_events(layout: RunLayout) -> EventAccumulator:
 
 
 def read_rows(layout: RunLayout) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in layout.metrics_jsonl.read_text().splitlines()]
+    return [row.as_row() for row in read_metrics(layout)]
 
 
 def assert_scalars_are_the_metrics(layout: RunLayout) -> None:
     events, rows = read_events(layout), read_rows(layout)
-    for tag in name_metrics(rows[0]):
+    for tag in name_numbers(rows[0]):
         logged = [(event.step, event.value) for event in events.Scalars(tag)]
-        assert logged == [(row["checkpoint"], np.float32(name_metrics(row)[tag])) for row in rows], tag
+        assert logged == [(row["checkpoint"], np.float32(name_numbers(row)[tag])) for row in rows], tag
 
 
 def test_the_event_file_holds_the_metrics_and_the_fixed_images(layout):
@@ -94,7 +96,7 @@ def test_the_event_file_holds_the_metrics_and_the_fixed_images(layout):
     assert {"reward_mean", "rewards/compressibility", "monitored/recognition", "tasks/compression"} <= {
         *events.Tags()["scalars"]
     }
-    drawn = draw_images(read_evaluation(layout, 2))
+    drawn = choose_images(read_evaluation(layout, 2))
     assert (
         {*events.Tags()["images"]}
         == {*drawn}
@@ -148,7 +150,7 @@ def test_an_iteration_that_is_made_anew_replaces_the_one_before(layout):
         shutil.rmtree(folder)
     follow(layout)
     extend(layout, 4)
-    publish_metrics(layout, 4, {**make_metrics(3), "reward_mean": 99.0})
+    publish_metrics(layout, make_metrics(3, reward_mean=99.0))
     write_evaluation(layout, 4)
     follow(layout)
     assert_scalars_are_the_metrics(layout)
@@ -156,7 +158,7 @@ def test_an_iteration_that_is_made_anew_replaces_the_one_before(layout):
 
 
 def test_metrics_without_their_checkpoint_are_not_logged(layout):
-    publish_metrics(layout, 5, make_metrics(4))
+    publish_metrics(layout, make_metrics(4))
     follow(layout)
     assert [event.step for event in read_events(layout).Scalars("reward_mean")] == [1, 2, 3, 4]
 
@@ -188,11 +190,10 @@ def test_no_log_names_a_folder_the_user_or_the_machine(layout, monkeypatch):
 
 def test_names_are_such_as_every_tracker_admits():
     metrics = {
-        "format_version": 1,
         "note": "text",
         "rewards": {"/home/ann/mine.py:score": 1.0, "http://a:1/x": 2.0, "http://b:2/y": 3.0, "a reward": 4},
     }
-    assert name_metrics(metrics) == {
+    assert name_numbers(metrics) == {
         "rewards/mine.py_score": 1.0,
         "rewards/server_address_withheld": 2.0,
         "rewards/server_address_withheld_2": 3.0,
@@ -238,7 +239,7 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> list[Recorder]:
     """What is started in the place of wandb."""
     started: list[Recorder] = []
     monkeypatch.setattr(Recorder, "started", started, raising=False)
-    monkeypatch.setattr(trackers, "WandBTracker", Recorder)
+    monkeypatch.setattr(tracker_services, "WandBTracker", Recorder)
     return started
 
 
@@ -253,7 +254,7 @@ def test_wandb_is_offline_and_told_nothing_of_the_machine(layout, recorded, monk
     assert tracker.settings["settings"]["x_disable_meta"]
     assert [step for step, _ in tracker.rows] == [0, 1, 2, 2, 3, 4, 4]
     assert [step for step, _ in tracker.images] == [0, 2, 4]
-    assert tracker.rows[1][1] == name_metrics(read_rows(layout)[0])
+    assert tracker.rows[1][1] == name_numbers(read_rows(layout)[0])
     assert capsys.readouterr() == ("", "")
 
 
@@ -272,7 +273,7 @@ def test_a_key_takes_wandb_online_and_it_continues_the_same_run(layout, recorded
 
 @pytest.mark.parametrize("fault", [ConnectionError("no\nroute"), RuntimeError("x" * 1000), OSError(28, "disk full")])
 def test_a_tracker_that_fails_warns_once_and_is_caught_up_later(layout, recorded, monkeypatch, fault):
-    opened = RunTrackers(layout, ["wandb", "tensorboard"], read_config(layout))
+    opened = RunTrackers(open_run(layout.root), ["wandb", "tensorboard"])
 
     def fail(self: Recorder, values: dict[str, Any], step: int | None = None, **kwargs: Any) -> None:
         if step == 2:
@@ -314,7 +315,7 @@ def test_a_launcher_s_other_processes_are_not_waited_for(monkeypatch):
 
 
 def test_a_metric_that_is_not_finite_is_not_logged(layout):
-    publish_metrics(layout, 5, {**make_metrics(4), "loss": math.nan})
+    publish_metrics(layout, make_metrics(4, loss=math.nan))
     layout.checkpoint(5).mkdir()
     assert follow(layout) == []
     assert [event.step for event in read_events(layout).Scalars("loss")] == [1, 2, 3, 4]

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from metric_rows import make_row
 from phase_runs import (
     copy_run,
     fingerprint,
@@ -24,8 +25,9 @@ from rlcm_cli.runs.run import create_run
 from rlcm_cli.store.checkpoint import LORA_FILE, digest_safetensors, read_statistics
 from rlcm_cli.store.evaluations import read_evaluation
 from rlcm_cli.store.layout import RunLayout
+from rlcm_cli.store.metrics import read_metrics
 from rlcm_cli.store.quarantine import quarantine
-from rlcm_cli.store.run import prune_checkpoints, read_metrics
+from rlcm_cli.store.run import prune_checkpoints
 
 MONITORED = "sharpness"
 
@@ -33,13 +35,12 @@ MONITORED = "sharpness"
 def rows(monitored, trained=None, first=0):
     """Metrics of some iterations, as far as the alarm reads them; None: not monitored then."""
     return [
-        {
-            "iteration": number,
-            "checkpoint": number + 1,
-            "reward_mean": float(number if trained is None else trained[number - first]),
-            "monitored": {} if value is None else {MONITORED: float(value)},
-            "reward_stds": {MONITORED: 1.0},
-        }
+        make_row(
+            number,
+            reward_mean=float(number if trained is None else trained[number - first]),
+            monitored={} if value is None else {MONITORED: float(value)},
+            reward_stds={MONITORED: 1.0},
+        )
         for number, value in enumerate(monitored, first)
     ]
 
@@ -50,13 +51,13 @@ def settings(**changes):
 
 def find_hacking(metrics, of):
     """The alarms where one reward is trained on, as it is."""
-    return hacking.find_hacking(metrics, of, [row["reward_mean"] for row in metrics])
+    return hacking.find_hacking(metrics, of, [row.reward_mean for row in metrics])
 
 
 def test_progress_weighs_rewards_in_their_own_deviations_unless_they_are_summed():
     metrics = [
-        {"rewards": {"a": 1.0, "b": 100.0}, "reward_stds": {"a": 0.5, "b": 50.0}},
-        {"rewards": {"a": 2.0, "b": 90.0}, "reward_stds": {"a": 9.0, "b": 9.0}},
+        make_row(0, rewards={"a": 1.0, "b": 100.0}, reward_stds={"a": 0.5, "b": 50.0}),
+        make_row(1, rewards={"a": 2.0, "b": 90.0}, reward_stds={"a": 9.0, "b": 9.0}),
     ]
     config = {"task": "t", "rewards": {"a": 1.0, "b": 2.0}}
     assert trained_progress(metrics, parse_config(config)) == [2 + 4, 4 + 3.6]
@@ -100,8 +101,8 @@ class TestHacking:
     def test_of_several_monitored_rewards_is_told_of_each(self):
         metrics = rows([9, 9, 0, 0])
         for row in metrics:
-            row["monitored"]["other"] = 1.0
-            row["reward_stds"]["other"] = 1.0
+            row.monitored["other"] = 1.0
+            row.reward_stds["other"] = 1.0
         both = settings(rewards=(MONITORED, "other"))
         assert find_hacking(metrics, both).keys() == {MONITORED}
         assert best_checkpoints(metrics, both).keys() == {MONITORED, "other"}
@@ -212,7 +213,7 @@ class TestLoop:
         assert alarm.message.endswith("checkpoint is 4")
         assert 4 in run.layout.checkpoints()
 
-    def test_without_a_watch_prunes_as_ever(self, tiny_lcm, tmp_path):
+    def test_without_a_monitor_prunes_as_ever(self, tiny_lcm, tmp_path):
         run = make_loop(tmp_path / "run", make_config(tiny_lcm, runtime={"iterations": 3, "keep_checkpoints": 1}))
         assert run.layout.checkpoints() == [0, 3]
 
@@ -221,7 +222,7 @@ class TestLoop:
         assert prune_checkpoints(run.layout, 1, [7]) == [run.layout.checkpoint(1)]
 
 
-class TestWatching:
+class TestMonitoring:
     def test_changes_no_weight_and_no_statistic(self, tiny_lcm, finished_run, tmp_path):
         run = make_loop(tmp_path / "run", make_config(tiny_lcm, monitor={"rewards": ["incompressibility", MONITORED]}))
         found, expected = fingerprint(run.layout.root), fingerprint(finished_run)
@@ -236,11 +237,11 @@ class TestWatching:
         }
         assert not [name for name in differ & expected.keys() if name.startswith("rollouts")]
         for row, bare in zip(read_metrics(run.layout), read_metrics(RunLayout(finished_run)), strict=True):
-            assert row["rewards"] == bare["rewards"]
-            assert row["reward_mean"] == bare["reward_mean"]
-            assert row["monitored"]["incompressibility"] == -row["rewards"]["compressibility"]
-            assert set(row["monitored"]) == {"incompressibility", MONITORED}
-            assert bare["monitored"] == {}
+            assert row.rewards == bare.rewards
+            assert row.reward_mean == bare.reward_mean
+            assert row.monitored["incompressibility"] == -row.rewards["compressibility"]
+            assert set(row.monitored) == {"incompressibility", MONITORED}
+            assert bare.monitored == {}
         assert set(read_evaluation(run.layout, 2).rewards) == {"compressibility", "incompressibility", MONITORED}
 
     def test_beside_two_trained_rewards_changes_nothing_either(self, tiny_lcm, tmp_path):
@@ -258,7 +259,7 @@ class TestWatching:
         make_loop(root, make_config(tiny_lcm, runtime={"iterations": 1}))
         make_loop(root, make_config(tiny_lcm, monitor={"rewards": [MONITORED], "window": 3}))
         run = make_loop(root, make_config(tiny_lcm, monitor={"fall": 0.1}, runtime={"iterations": 3}))
-        assert [set(row["monitored"]) for row in read_metrics(run.layout)] == [set(), {MONITORED}, set()]
+        assert [set(row.monitored) for row in read_metrics(run.layout)] == [set(), {MONITORED}, set()]
         expected = fingerprint(finished_run)
         checkpoint = f"checkpoints/000002/{LORA_FILE}"
         assert fingerprint(root)[checkpoint] == expected[checkpoint]

@@ -6,10 +6,10 @@ import os
 import pytest
 import safetensors
 import torch
+from metric_rows import make_row
 from store_samples import (
     contents,
     edit_json,
-    make_row,
     publish_run,
     write_checkpoint,
     write_lora,
@@ -31,7 +31,8 @@ from rlcm_cli.store.checkpoint import (
 )
 from rlcm_cli.store.layout import RunLayout, receipt_path
 from rlcm_cli.store.manifest import read_manifest
-from rlcm_cli.store.run import prune_checkpoints, prune_rollouts, publish_metrics, read_metrics, read_pruned
+from rlcm_cli.store.metrics import publish_metrics, read_metrics
+from rlcm_cli.store.run import prune_checkpoints, prune_rollouts, read_pruned
 
 
 @pytest.fixture
@@ -168,7 +169,7 @@ class TestPruning:
         layout = write_run(tmp_path, iterations=3)
         prune_rollouts(layout, keep=1, trained=3)
         prune_checkpoints(layout, keep=1)
-        assert [row["iteration"] for row in read_metrics(layout)] == [0, 1, 2]
+        assert [row.iteration for row in read_metrics(layout)] == [0, 1, 2]
 
 
 class TestMetrics:
@@ -178,54 +179,57 @@ class TestMetrics:
 
     def test_the_lines_are_those_of_the_files_in_their_order(self, layout):
         for number in (1, 2, 3):
-            publish_metrics(layout, number, make_row(number - 1))
+            publish_metrics(layout, make_row(number - 1))
         lines = [json.loads(line) for line in layout.metrics_jsonl.read_text().splitlines()]
-        assert lines == read_metrics(layout)
+        assert lines == [{"format_version": 1, **row.as_row()} for row in read_metrics(layout)]
         assert [line["iteration"] for line in lines] == [0, 1, 2]
 
     @pytest.mark.parametrize("damage", ["lost", "short", "long"])
     def test_the_lines_are_derived_anew_where_they_do_not_fit(self, layout, damage):
         for number in (1, 2, 3):
-            publish_metrics(layout, number, make_row(number - 1))
+            publish_metrics(layout, make_row(number - 1))
         lines = layout.metrics_jsonl.read_text().splitlines(keepends=True)
         if damage == "lost":
             layout.metrics_jsonl.unlink()
         else:
             layout.metrics_jsonl.write_text("".join(lines[:1] if damage == "short" else lines * 2))
-        publish_metrics(layout, 3, make_row(2))
+        publish_metrics(layout, make_row(2))
         found = [json.loads(line) for line in layout.metrics_jsonl.read_text().splitlines()]
         assert [line["iteration"] for line in found] == [0, 1, 2]
-        assert found == read_metrics(layout)
+        assert found == [{"format_version": 1, **row.as_row()} for row in read_metrics(layout)]
 
     def test_those_of_an_update_that_is_done_again_are_not_replaced(self, layout):
-        publish_metrics(layout, 1, {**make_row(0), "train_seconds": 1.0})
+        publish_metrics(layout, make_row(0, train_seconds=1.0))
         before = contents(layout.root)
-        publish_metrics(layout, 1, {**make_row(0), "train_seconds": 2.0})
+        publish_metrics(layout, make_row(0, train_seconds=2.0))
         assert contents(layout.root) == before
 
     def test_those_that_differ_in_more_than_times_are_kept_in_quarantine(self, layout):
-        publish_metrics(layout, 1, make_row(0))
+        publish_metrics(layout, make_row(0))
         before = layout.metrics(1).read_bytes()
-        publish_metrics(layout, 1, {**make_row(0), "reward_mean": 7.0})
-        assert read_metrics(layout)[0]["reward_mean"] == 7.0
+        publish_metrics(layout, make_row(0, reward_mean=7.0))
+        assert read_metrics(layout)[0].reward_mean == 7.0
         assert (layout.quarantine / "metrics" / "000001.json").read_bytes() == before
 
     def test_those_of_another_run_are_not_replaced(self, layout):
-        publish_metrics(layout, 1, make_row(0))
+        publish_metrics(layout, make_row(0))
         edit_json(layout.metrics(1), run="another")
         before = contents(layout.root)
         with pytest.raises(ForeignFileError, match=r"metrics/000001\.json: belongs to another run .*rlcm quarantine"):
-            publish_metrics(layout, 1, make_row(0))
+            publish_metrics(layout, make_row(0))
         assert contents(layout.root) == before
 
     @pytest.mark.parametrize("changes", [{"reward_mean": 0.75}, {"digest": None}, {"more": 1}])
     def test_an_edited_value_is_found(self, layout, changes):
-        publish_metrics(layout, 1, make_row(0))
+        publish_metrics(layout, make_row(0))
         edit_json(layout.metrics(1), **changes)
         with pytest.raises(CorruptFileError, match="is not as it was published"):
             read_metrics(layout)
 
     def test_a_number_that_is_not_finite_is_null(self, layout):
-        publish_metrics(layout, 1, {**make_row(0), "loss": math.nan, "rewards": {"odd": math.inf}})
+        publish_metrics(layout, make_row(0, loss=math.nan, rewards={"odd": math.inf}))
         (row,) = read_metrics(layout)
-        assert (row["loss"], row["rewards"]) == (None, {"odd": None})
+        written = json.loads(layout.metrics(1).read_text())
+        assert (written["loss"], written["rewards"]) == (None, {"odd": None})
+        assert math.isnan(row.measured["loss"])
+        assert math.isnan(row.rewards["odd"])

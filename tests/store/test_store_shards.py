@@ -1,6 +1,7 @@
 import json
 import os
 
+import numpy as np
 import pytest
 import safetensors
 import torch
@@ -54,7 +55,7 @@ def test_what_is_published_is_read_back(layout):
             assert got.dtype == put.dtype
             assert torch.equal(got, put)
         assert read.sample_prompts() == [manifest.prompt_of(sample) for sample in range(*manifest.shards[number])]
-    assert torch.equal(read_rewards(layout, manifest, REWARD), torch.arange(SAMPLES) / 10)
+    assert read_rewards(layout, manifest, REWARD).tolist() == (torch.arange(SAMPLES) / 10).tolist()
     evaluation = read_evaluation(layout, 0)
     assert evaluation.prompts == ["cat", "dog"]
     assert evaluation.held_out.tolist() == [False, True]
@@ -243,8 +244,8 @@ class TestTasks:
         self.give(layout, manifest, 1, [4, 5])
         values = read_rewards(layout, manifest, REWARD, ["b"])
         assert values[[4, 5]].tolist() == [0.5, 0.625]
-        assert values[manifest.samples_of(["a"])].isnan().all()
-        assert values.dtype == torch.float32
+        assert np.isnan(values[manifest.samples_of(["a"])]).all()
+        assert values.dtype == np.float32
 
     @pytest.mark.parametrize("tasks", [None, ["a"], ["a", "b"]])
     def test_are_not_mistaken_for_one_another(self, layout, manifest, tasks):
@@ -268,7 +269,8 @@ class TestTasks:
 def test_the_samples_of_one_task_are_those_of_the_rollout(layout):
     manifest = read_manifest(layout.manifest(0))
     assert manifest.samples_of(manifest.tasks) == list(range(SAMPLES))
-    assert torch.equal(read_rewards(layout, manifest, REWARD), read_rewards(layout, manifest, REWARD, ["compression"]))
+    every, of_task = (read_rewards(layout, manifest, REWARD, tasks) for tasks in (None, ["compression"]))
+    assert np.array_equal(every, of_task)
 
 
 @pytest.mark.parametrize(

@@ -1,37 +1,31 @@
-"""Several runs beside each other: the curve of each, their costs, and the reward whose price is asked for."""
+"""Several runs side by side: the curve of each, their costs, and what it costs to reach a reward."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from rlcm_cli.errors import ConfigError, MissingFileError
-from rlcm_cli.report.compare.contenders import (
-    Contender,
-    check_rewards,
-    describe_total,
-    group_runs,
-    list_differences,
-)
 from rlcm_cli.report.compare.curves import Curve, average_curves, trace_curve
-from rlcm_cli.report.compare.evaluations import Ends, read_ends
+from rlcm_cli.report.compare.evaluations import FirstAndLast, read_first_and_last
+from rlcm_cli.report.compare.runs import ComparedRun, check_comparable, describe_total, group_runs, list_differences
 from rlcm_cli.report.private import name_reward
 from rlcm_cli.report.run.levels import WINDOW, Levels, find_levels
+from rlcm_cli.store.metrics import PHASES, IterationMetrics, read_metrics
 from rlcm_cli.store.reward_versions import comparable_rows
-from rlcm_cli.store.run import read_metrics
 from rlcm_cli.wording import command, count
 
 Clock = Literal["wall", "cpu"]
 
 COSTS: dict[str, tuple[str, ...]] = {
     "queries": ("samples",),
-    "wall_seconds": ("sample_seconds", "score_seconds", "train_seconds"),
+    "wall_seconds": tuple(f"{phase}_seconds" for phase in PHASES),
     "cpu_seconds": ("cpu_seconds",),
     "forwards": ("forwards",),
 }
-"""Cost → the keys of an iteration's metrics whose sum it is. Loading models and evaluating are no part of it."""
+"""Cost → the metrics of an iteration whose sum it is. Loading models and evaluating are not part of it."""
 
 
 @dataclass(frozen=True)
@@ -39,14 +33,14 @@ class Method:
     """Runs that differ only in their seeds."""
 
     label: str
-    runs: tuple[Contender, ...]
+    runs: tuple[ComparedRun, ...]
     curves: tuple[Curve, ...]
     """One a run."""
     levels: tuple[Levels, ...]
     """One a run."""
     mean: Curve
-    """Over the seeds, to be looked at: where it reaches a reward is no mean of where the seeds do."""
-    evaluations: tuple[Ends | None, ...]
+    """Over the seeds, only to be drawn: where it reaches a reward is not the mean of where the seeds do."""
+    evaluations: tuple[FirstAndLast | None, ...]
     """One a run; None where there are not two of them."""
 
 
@@ -67,7 +61,7 @@ class Comparison:
 
 
 def compare_runs(
-    contenders: Sequence[Contender],
+    compared: Sequence[ComparedRun],
     *,
     component: str | None = None,
     window: int = WINDOW,
@@ -80,20 +74,15 @@ def compare_runs(
     Raises `ConfigError` where the runs cannot be compared, `MissingFileError` where one has not trained two
     iterations.
     """
-    check_rewards(contenders, component)
-    read = {contender.layout.root: _read_rows(contender) for contender in contenders}
-    metrics, cut = (
-        {root: rows for root, (rows, _) in read.items()},
-        {root: before for root, (_, before) in read.items()},
-    )
-    costs, notes = _find_costs(contenders, metrics, clock)
+    check_comparable(compared, component)
+    metrics, cut = {}, {}
+    for run in compared:
+        metrics[run.layout.root], cut[run.layout.root] = _read_metrics(run)
+    costs, notes = _find_costs(compared, metrics, clock)
     methods = []
-    for label, runs in group_runs(contenders).items():
+    for label, runs in group_runs(compared).items():
         rewards = [[_reward_of(row, component, run) for row in metrics[run.layout.root]] for run in runs]
-        spent = [
-            {cost: [sum(row[key] for key in COSTS[cost]) for row in metrics[run.layout.root]] for cost in costs}
-            for run in runs
-        ]
+        spent = [{cost: [cost_of(row, cost) for row in metrics[run.layout.root]] for cost in costs} for run in runs]
         curves = tuple(trace_curve(*of_run, window) for of_run in zip(rewards, spent, strict=True))
         lengths = [len(curve.rewards) for curve in curves]
         if len(set(lengths)) > 1:
@@ -107,19 +96,20 @@ def compare_runs(
                 curves=curves,
                 levels=tuple(find_levels(of_run, window) for of_run in rewards),
                 mean=average_curves(curves),
-                evaluations=tuple(read_ends(run, component) for run in runs),
+                evaluations=tuple(read_first_and_last(run, component) for run in runs),
             )
         )
-    notes += _tell_short_runs(methods, window)
-    notes += [f"{method.label}: {line}" for method in methods[1:] if (line := _tell_settings(methods[0], method))]
+    notes += _note_short_runs(methods, window)
+    notes += [f"{method.label}: {line}" for method in methods[1:] if (line := _note_settings(methods[0], method))]
     notes += [
-        f"{run.name}: what is behind a reward changed after iteration {cut[run.layout.root]}, where its curve begins"
-        for run in contenders
+        f"{run.name}: its curve begins after iteration {cut[run.layout.root]}, when the code, weights or server of a "
+        "reward changed"
+        for run in compared
         if cut[run.layout.root]
     ]
     return Comparison(
         methods=tuple(methods),
-        reward=name_reward(component) if component else describe_total(contenders[0]),
+        reward=name_reward(component) if component else describe_total(compared[0]),
         window=window,
         costs=tuple(costs),
         target=min(levels.best for method in methods for levels in method.levels) if target is None else target,
@@ -127,22 +117,27 @@ def compare_runs(
     )
 
 
-def _read_rows(contender: Contender) -> tuple[list[dict[str, Any]], int]:
+def cost_of(row: IterationMetrics, cost: str) -> float:
+    """Return what an iteration cost, of which all metrics are known."""
+    return float(sum(getattr(row, name) for name in COSTS[cost]))
+
+
+def _read_metrics(run: ComparedRun) -> tuple[list[IterationMetrics], int]:
     """Read the metrics since a reward last changed, and count the iterations before that."""
-    root = contender.layout.root
-    everything = read_metrics(contender.layout)
-    rows = [dict(row) for row in comparable_rows(everything)]
+    root = run.layout.root
+    everything = read_metrics(run.layout)
+    rows = comparable_rows(everything)
     if len(rows) < 2:
         changed = " since a reward changed" if len(rows) < len(everything) else ""
         raise MissingFileError(
-            f"{root}: has metrics of {count(len(rows), 'iteration')}{changed}, a curve needs two; go on with "
+            f"{root}: has metrics of {count(len(rows), 'iteration')}{changed}, a curve needs two; resume it with "
             f"`{command('loop', '--run', root)}`"
         )
     return rows, len(everything) - len(rows)
 
 
 def _find_costs(
-    contenders: Sequence[Contender], metrics: Mapping[Path, Sequence[Mapping[str, Any]]], clock: Clock
+    compared: Sequence[ComparedRun], metrics: Mapping[Path, Sequence[IterationMetrics]], clock: Clock
 ) -> tuple[list[str], list[str]]:
     """Find the costs that every iteration of every run has recorded, and say of the others why they are left out."""
     costs, notes = [], []
@@ -151,9 +146,9 @@ def _find_costs(
             continue
         missing = [
             (run, key)
-            for run in contenders
+            for run in compared
             for key in keys
-            if any(row.get(key) is None for row in metrics[run.layout.root])
+            if any(getattr(row, key) is None for row in metrics[run.layout.root])
         ]
         if missing:
             run, key = missing[0]
@@ -165,19 +160,18 @@ def _find_costs(
     return costs, notes
 
 
-def _reward_of(row: Mapping[str, Any], component: str | None, contender: Contender) -> float:
+def _reward_of(row: IterationMetrics, component: str | None, run: ComparedRun) -> float:
     if component is None:
-        return float(row["reward_mean"])
-    known = {**row.get("monitored", {}), **row.get("rewards", {})}
-    if component not in known:
+        return row.reward_mean
+    if component not in row.scored:
         raise ConfigError(
-            f"--reward {component}: {contender.layout.root} did not score it in iteration {row['iteration'] + 1}; "
-            f"choose one that all iterations have, {', '.join(known)}"
+            f"--reward {component}: {run.layout.root} did not score it in iteration {row.checkpoint}; choose one that "
+            f"all iterations have, {', '.join(row.scored)}"
         )
-    return float(known[component])
+    return row.scored[component]
 
 
-def _tell_short_runs(methods: Sequence[Method], window: int) -> list[str]:
+def _note_short_runs(methods: Sequence[Method], window: int) -> list[str]:
     return [
         f"{run.name}: has {len(curve.rewards)} iterations, so its rewards are means of {curve.window}"
         for method in methods
@@ -186,6 +180,6 @@ def _tell_short_runs(methods: Sequence[Method], window: int) -> list[str]:
     ]
 
 
-def _tell_settings(first: Method, other: Method) -> str:
+def _note_settings(first: Method, other: Method) -> str:
     found = list_differences(first.runs[0].settings, other.runs[0].settings)
     return f"settings that differ from those of {first.label}: {'; '.join(found)}" if found else ""

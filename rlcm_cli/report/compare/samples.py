@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from rlcm_cli.report.compare.picture import DPI
 from rlcm_cli.store.atomic import replace_bytes
+from rlcm_cli.wording import count
 
 if TYPE_CHECKING:
     import numpy as np
@@ -25,7 +26,7 @@ LONGEST_LINE = 22
 
 
 @dataclass(frozen=True)
-class Strip:
+class ImageRow:
     """Images of one method and number of model calls."""
 
     method: str
@@ -35,20 +36,20 @@ class Strip:
     """Of the images, a PNG a prompt, which sort by name as the prompts do; a `sheet.png` beside them is left out."""
 
 
-def write_samples(strips: Sequence[Strip], folder: Path) -> Path:
-    """Lay strips of the same prompts on `samples.png`, those of one method in a block; return the path."""
+def write_samples(rows: Sequence[ImageRow], folder: Path) -> Path:
+    """Lay rows of the same prompts on `samples.png`, those of one method in a block; return the path."""
     from matplotlib.figure import Figure
 
-    blocks = [(method, list(group)) for method, group in itertools.groupby(strips, key=lambda strip: strip.method)]
-    prompts = [textwrap.shorten(prompt, LONGEST_PROMPT, placeholder="…") for prompt in strips[0].prompts]
+    blocks = [(method, list(group)) for method, group in itertools.groupby(rows, key=lambda row: row.method)]
+    prompts = [textwrap.shorten(prompt, LONGEST_PROMPT, placeholder="…") for prompt in rows[0].prompts]
     lines = [line for method, _ in blocks for line in textwrap.wrap(method, LONGEST_LINE)]
     names = LETTER_INCHES * max(map(len, lines))
-    width, height = IMAGE_INCHES * len(prompts) + MARGIN_INCHES + names, IMAGE_INCHES * len(strips) + MARGIN_INCHES
+    width, height = IMAGE_INCHES * len(prompts) + MARGIN_INCHES + names, IMAGE_INCHES * len(rows) + MARGIN_INCHES
     figure = Figure(figsize=(width, height), layout="constrained")
     axes = figure.subplots(len(blocks), squeeze=False, height_ratios=[len(group) for _, group in blocks])[:, 0]
     for axis, (method, group) in zip(axes, blocks, strict=True):
         axis.imshow(_stack(group), extent=(0, len(prompts), len(group), 0), aspect="equal")
-        axis.set_yticks([row + 0.5 for row in range(len(group))], [_count_steps(strip.steps) for strip in group])
+        axis.set_yticks([row + 0.5 for row in range(len(group))], [count(row.steps, "step") for row in group])
         axis.set_xticks([])
         axis.tick_params(length=0, labelsize=8)
         axis.set_ylabel(textwrap.fill(method, LONGEST_LINE), fontsize=9, rotation=0, ha="right", va="center")
@@ -64,11 +65,11 @@ def write_samples(strips: Sequence[Strip], folder: Path) -> Path:
     return path
 
 
-def _stack(strips: Sequence[Strip]) -> np.ndarray:
-    """Lay the images of strips one below the other, uint8 [strips · H, prompts · W, 3]."""
+def _stack(rows: Sequence[ImageRow]) -> np.ndarray:
+    """Lay the images of rows one below the other, uint8 [rows · H, prompts · W, 3]."""
     import numpy as np
 
-    return np.concatenate([np.concatenate(_read_images(strip.folder), axis=1) for strip in strips])
+    return np.concatenate([np.concatenate(_read_images(row.folder), axis=1) for row in rows])
 
 
 def _read_images(folder: Path) -> list[np.ndarray]:
@@ -81,7 +82,3 @@ def _read_images(folder: Path) -> list[np.ndarray]:
             with Image.open(file) as image:
                 images.append(np.asarray(image.convert("RGB")))
     return images
-
-
-def _count_steps(steps: int) -> str:
-    return f"{steps} step" if steps == 1 else f"{steps} steps"

@@ -11,7 +11,7 @@ from typing import Any
 from rlcm_cli.errors import ConfigError
 from rlcm_cli.report.compare.comparison import Comparison, Method
 from rlcm_cli.report.compare.curves import find_crossing, price_at
-from rlcm_cli.report.compare.evaluations import Ends
+from rlcm_cli.report.compare.evaluations import FirstAndLast
 from rlcm_cli.store.atomic import replace_bytes
 
 FILES = ("compare.json", "compare.png", "samples.png")
@@ -73,13 +73,13 @@ def _tabulate_method(method: Method, comparison: Comparison) -> dict[str, Any]:
     return {
         "label": method.label,
         "runs": [run.name for run in method.runs],
-        "seeds": [run.seed for run in method.runs],
+        "seeds": [run.config.seed for run in method.runs],
         "iterations": len(method.mean.rewards),
         "windows": [levels.window for levels in method.levels],
         "first": _spread([levels.first for levels in method.levels]),
         "best": _spread([levels.best for levels in method.levels]),
         "final": _spread([levels.final for levels in method.levels]),
-        "evaluated": _tabulate_ends(method.evaluations),
+        "evaluated": _tabulate_evaluations(method.evaluations),
         "reach": {
             cost: _tabulate_price(
                 [
@@ -101,22 +101,22 @@ def _tabulate_price(of_each_seed: Sequence[float | None]) -> dict[str, Any]:
     }
 
 
-def _tabulate_ends(evaluations: Sequence[Ends | None]) -> dict[str, Any] | None:
-    ends = [found for found in evaluations if found is not None]
-    if len(ends) < len(evaluations):
+def _tabulate_evaluations(evaluations: Sequence[FirstAndLast | None]) -> dict[str, Any] | None:
+    known = [found for found in evaluations if found is not None]
+    if len(known) < len(evaluations):
         return None
     return {
-        "checkpoints": [list(found.checkpoints) for found in ends],
-        "held_out_seeds": _tabulate_pairs([found.seeds for found in ends]),
-        "held_out_prompts": _tabulate_pairs([found.prompts for found in ends]),
+        "checkpoints": [list(found.checkpoints) for found in known],
+        "held_out_seeds": _tabulate_before_after([found.seeds for found in known]),
+        "held_out_prompts": _tabulate_before_after([found.prompts for found in known]),
     }
 
 
-def _tabulate_pairs(pairs: Sequence[tuple[float, float] | None]) -> dict[str, Any] | None:
-    known = [pair for pair in pairs if pair is not None]
-    if len(known) < len(pairs):
+def _tabulate_before_after(means: Sequence[tuple[float, float] | None]) -> dict[str, Any] | None:
+    known = [of_seed for of_seed in means if of_seed is not None]
+    if len(known) < len(means):
         return None
-    return {when: _spread([pair[index] for pair in known]) for index, when in enumerate(("before", "after"))}
+    return {when: _spread([of_seed[index] for of_seed in known]) for index, when in enumerate(("before", "after"))}
 
 
 def _spread(values: Sequence[float]) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""The charts of a report: which numbers of a run are shown, beside which others, and in which colours."""
+"""The charts of a report: which numbers of a run are shown, with which others, and in which colours."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from statistics import fmean
 from typing import Any
 
-from torch import Tensor
+import numpy as np
 
+from rlcm_cli.objectives import Metric, find_objective
 from rlcm_cli.report.html.scores import BINS, Histogram
 from rlcm_cli.report.html.specs import (
     HOVER_POINTS,
@@ -21,35 +23,33 @@ from rlcm_cli.report.html.specs import (
     hover_layer,
     line_spec,
     point_layers,
-    shorten,
+    round_digits,
 )
 from rlcm_cli.report.private import name_reward
 from rlcm_cli.report.run.bands import FREE, Range, band
-from rlcm_cli.report.run.data import Evidence
+from rlcm_cli.report.run.data import RunData
 from rlcm_cli.report.run.goals import find_goals
-from rlcm_cli.report.run.summary import PHASES, estimate_part
+from rlcm_cli.report.run.summary import estimate_part
 from rlcm_cli.store.evaluations import Evaluation
+from rlcm_cli.store.metrics import PHASES, IterationMetrics
 
 MOST_COLUMNS = 72
 RUN_COLOURS = 7
 
 TRAINED, MONITORED = ("trained on", "--trained"), ("monitored, not trained on", "--monitored")
 
-UPDATE_METRICS = {
-    "ratio": ("Probability ratio", "Mean of π / π_old over the actions; 1 where an iteration is one optimizer step."),
-    "approx_kl": ("Approximate KL", "From the policy that drew the images, over an iteration's updates."),
-    "kl_to_base": ("KL to the base model", "How far the policy has moved from where it started."),
-    "clip_fraction": ("Clip fraction", "Share of the actions whose ratio is outside the clip range."),
-    "grad_norm": ("Gradient norm", "Before it is clipped."),
-    "learning_rate": ("Learning rate", ""),
-    "loss": ("Loss", "What an optimizer step descends; its level has no meaning."),
-    "ratio_drift": ("Ratio drift", "Largest |ratio − 1| before the first update: rounding alone."),
-    "flat_prompts": ("Prompts with identical rewards", "They teach nothing in that iteration."),
-}
-NOT_CHARTED = (
-    "format_version", "iteration", "checkpoint", "finished_at", "reward_mean", "reward_std", "reward_best", "samples",
-    "updates", "forwards", "cpu_seconds", *PHASES,
-)  # fmt: skip
+LEARNING_CHARTS = (
+    Metric("kl_to_base", "KL to the base model", "How far the policy has moved from the model it started from."),
+    Metric("grad_norm", "Gradient norm", "Before clipping."),
+    Metric("learning_rate", "Learning rate"),
+    Metric("flat_prompts", "Prompts with identical rewards", "They teach nothing in that iteration."),
+    Metric("last_step_reward", "Reward of the last step", "Of the images that rewards are back-propagated through."),
+    Metric("pretraining_loss", "Pretraining loss", "On the real images."),
+    Metric("loss_scale_backoffs", "Loss-scale reductions", "Each drops an update that overflowed in 16 bits."),
+)
+"""What is charted of the updates whatever the objective, whose own metrics come first."""
+NOT_CHARTED = ("updates", "samples", "forwards", "refreshed")
+PHASE_COLOURS = {"sample": "--run-1", "score": "--run-3", "train": "--run-2"}
 
 
 @dataclass(frozen=True)
@@ -73,87 +73,105 @@ class Chart:
     keys: Sequence[Key] = field(default_factory=list)
 
 
-def chart_rewards(evidence: Evidence, most_points: int) -> list[Chart]:
+Groups = Sequence[Sequence[IterationMetrics]]
+"""Iterations in a row that share a point of a chart."""
+Read = Callable[[IterationMetrics], float | None]
+
+
+def group_rows(rows: Sequence[IterationMetrics], most: int) -> Groups:
+    """Share iterations between at most so many points, of as many neighbours each."""
+    points = min(most, len(rows))
+    edges = [round(index * len(rows) / max(1, points)) for index in range(points + 1)]
+    return [rows[start:stop] for start, stop in itertools.pairwise(edges)]
+
+
+def read_group(
+    group: Sequence[IterationMetrics], read: Read, join: Callable[[Sequence[float]], float] = fmean
+) -> float | None:
+    """Return the mean of a number over neighbouring iterations, or what else `join` makes of it.
+
+    None where no iteration has it.
+    """
+    known = [value for row in group if (value := read(row)) is not None and math.isfinite(value)]
+    return join(known) if known else None
+
+
+def trace(groups: Groups, read: Read) -> list[tuple[int, float]]:
+    """Return the curve of a number: (iteration, value) of each point that has it."""
+    return [(group[-1].checkpoint, value) for group in groups if (value := read_group(group, read)) is not None]
+
+
+def chart_rewards(data: RunData, most_points: int) -> list[Chart]:
     """Chart each reward over the iterations: what is trained for, its components, then what is only monitored."""
-    rows, trained, tasks = thin(evidence.metrics, most_points), evidence.trained(), evidence.run.contender.tasks
+    groups, tasks = group_rows(data.metrics, most_points), data.config.joint_tasks()
+    trained = data.run.trained
     charts: list[Chart] = []
-    # Only of one task whose rewards are summed as they are has the sum a unit.
-    if rows and len(tasks) == 1 and len(trained) > 1 and evidence.run.config["combine"] == "sum":
-        total = [(row["checkpoint"], row["reward_mean"], row["reward_std"], row.get("reward_best")) for row in rows]
-        points = [point for goal in find_goals(evidence) for point in _evaluated(evidence, goal.values)]
+    # The sum has a unit only where a single task sums its rewards as they are.
+    if groups and len(tasks) == 1 and len(trained) > 1 and data.config.combine == "sum":
+        total = _reward_points(groups, lambda row: row.reward_mean, lambda row: row.reward_std, best=True)
+        points = [point for goal in find_goals(data) for point in _evaluated(data, goal.values)]
         charts.append(_chart_reward("Weighted sum of the rewards", *TRAINED, total, points))
-    is_goal = list(tasks.values()) == [{trained[0]: 1.0}]
-    for reward in evidence.rewards():
-        bests = is_goal and reward in trained  # the best of a sum is none of a part of it
-        values = [
-            (
-                row["checkpoint"],
-                mean,
-                row.get("reward_stds", {}).get(reward),
-                row.get("reward_best") if bests else None,
-            )
-            for row in rows
-            if (mean := mean_of(row, reward)) is not None
-        ]
+    is_goal = list(data.run.tasks.values()) == [{trained[0]: 1.0}]
+    for reward in data.rewards():
+        best = is_goal and reward in trained  # the best image by a sum is not the best by each of its parts
+        values = _reward_points(groups, partial(_mean_of, reward), partial(_spread_of, reward), best=best)
         if values:
             note, colour = TRAINED if reward in trained else MONITORED
-            points = _evaluated(evidence, partial(_values_of, reward))
-            bounds = evidence.run.bounds.get(reward, FREE)
+            points = _evaluated(data, partial(_values_of, reward))
+            bounds = data.run.run.reward_bounds().get(reward, FREE)
             charts.append(_chart_reward(name_reward(reward), note, colour, values, points, bounds))
     return charts
 
 
-def chart_updates(evidence: Evidence, most_points: int) -> tuple[list[Chart], list[tuple[str, float]]]:
-    """Chart what the updates measured; of a value that never changes give its name and the value instead."""
-    rows = thin(evidence.metrics, most_points)
-    names = [name for row in rows for name, value in row.items() if _is_number(value) and name not in NOT_CHARTED]
+def list_update_metrics(data: RunData) -> list[Metric]:
+    """List what a run measured of its updates: the objective's own metrics, then those of all, then others."""
+    known = [*find_objective(data.config).metrics, *LEARNING_CHARTS]
+    named = {metric.name: metric for metric in known}
+    measured = dict.fromkeys(name for row in data.metrics for name in row.numbers if name not in NOT_CHARTED)
+    others = [Metric(name, name.replace("_", " ").capitalize()) for name in measured if name not in named]
+    return [metric for metric in [*named.values(), *others] if metric.name in measured]
+
+
+def chart_updates(data: RunData, most_points: int) -> tuple[list[Chart], list[tuple[str, float]]]:
+    """Chart what the updates measured; of a number that never changes, return its title and value instead."""
+    groups = group_rows(data.metrics, most_points)
     charts, constant = [], []
-    for name in [*UPDATE_METRICS, *dict.fromkeys(name for name in names if name not in UPDATE_METRICS)]:
-        values = [(row["checkpoint"], row[name]) for row in rows if _is_number(row.get(name))]
-        title, note = UPDATE_METRICS.get(name, (name.replace("_", " ").capitalize(), ""))
-        if values and all(value == values[0][1] for _, value in values):
-            constant.append((title, float(values[0][1])))
-        elif values:
-            charts.append(Chart(title, note, line_spec(title, values)))
+    for metric in list_update_metrics(data):
+        values = trace(groups, partial(_number_of, metric.name))
+        if all(value == values[0][1] for _, value in values):
+            constant.append((metric.title, values[0][1]))
+        else:
+            charts.append(Chart(metric.title, metric.note, line_spec(metric.title, values)))
     return charts, constant
 
 
-def chart_costs(evidence: Evidence, most_points: int) -> list[Chart]:
+def chart_costs(data: RunData, most_points: int) -> list[Chart]:
     """Chart images a second and the seconds of each phase, where they were recorded."""
-    rows = thin(evidence.metrics, most_points)
-    charts: list[Chart] = []
-    known = [phase for phase in PHASES if any(_is_number(row.get(phase)) for row in rows)]
+    groups = group_rows(data.metrics, most_points)
+    curves = {phase: trace(groups, partial(_seconds_of, phase)) for phase in PHASES}
+    known = [phase for phase in PHASES if curves[phase]]
     if not known:
-        return charts
-    timed = [(row, sum(float(row.get(phase) or 0) for phase in known)) for row in rows]
-    speed = [
-        (row["checkpoint"], row["samples"] / all_) for row, all_ in timed if all_ and _is_number(row.get("samples"))
-    ]
-    if speed and len(known) == len(PHASES):
-        charts.append(
-            Chart("Throughput", "Images per second, drawn, scored and trained on.", line_spec("Throughput", speed))
-        )
-    colours = dict(zip(PHASES, ("--run-1", "--run-3", "--run-2"), strict=True))
-    values = [
-        {"i": row["checkpoint"], "v": shorten(row[phase]), "phase": phase.removesuffix("_seconds")}
-        for phase in known
-        for row in rows
-        if _is_number(row.get(phase))
-    ]
-    names = [phase.removesuffix("_seconds") for phase in known]
+        return []
+    charts: list[Chart] = []
+    speed = trace(groups, _images_a_second)
+    if speed:
+        note = "Images per second, drawn, scored and trained on."
+        charts.append(Chart("Throughput", note, line_spec("Throughput", speed)))
+    values = [{"i": i, "v": round_digits(v), "phase": phase} for phase in known for i, v in curves[phase]]
+    colours = [f"var({PHASE_COLOURS[phase]})" for phase in known]
     spec = frame("Seconds of each phase of an iteration, stacked", values) | {
         "mark": {"type": "area", "opacity": 0.8, "aria": False},
         "encoding": {
             "x": encode_iterations(),
             "y": {"field": "v", "type": "quantitative", "stack": "zero", "title": None},
             "color": {
-                "field": "phase", "type": "nominal", "sort": names, "legend": None,
-                "scale": {"domain": names, "range": [f"var({colours[phase]})" for phase in known]},
+                "field": "phase", "type": "nominal", "sort": known, "legend": None,
+                "scale": {"domain": known, "range": colours},
             },
             "order": {"field": "phase", "sort": "ascending"},
         },
     }  # fmt: skip
-    keys = [Key(name, f"var({colours[phase]})", "band") for name, phase in zip(names, known, strict=True)]
+    keys = [Key(phase, colour, "band") for phase, colour in zip(known, colours, strict=True)]
     return [*charts, Chart("Time per phase", "Seconds per iteration, stacked.", spec, keys)]
 
 
@@ -173,10 +191,10 @@ def chart_spread(histogram: Histogram, colour: str) -> Chart:
                         "from": histogram.iterations[start] - 0.5,
                         "to": histogram.iterations[stop - 1] + 0.5,
                         "i": histogram.iterations[start],
-                        "low": shorten(low),
-                        "high": shorten(low + histogram.width),
-                        "share": shorten(count / sum(counts)),
-                        "shade": shorten(0.08 + 0.92 * count / largest),
+                        "low": round_digits(low),
+                        "high": round_digits(low + histogram.width),
+                        "share": round_digits(count / sum(counts)),
+                        "shade": round_digits(0.08 + 0.92 * count / largest),
                     }
                 )
     spec = frame("Share of the images by reward and iteration", values) | {
@@ -203,7 +221,7 @@ def chart_spread(histogram: Histogram, colour: str) -> Chart:
 
 def chart_iteration(histogram: Histogram, colour: str) -> Chart:
     """Chart the histogram of one iteration, whose counts the report's script puts into `bars`."""
-    most, low = max(max(counts) for counts in histogram.counts), shorten(histogram.start)
+    most, low = max(max(counts) for counts in histogram.counts), round_digits(histogram.start)
     spec = frame("Images by reward in the chosen iteration", []) | {
         "height": 220,
         "data": {"name": "bars", "values": []},
@@ -211,7 +229,7 @@ def chart_iteration(histogram: Histogram, colour: str) -> Chart:
         "encoding": {
             "x": {
                 "field": "low", "type": "quantitative", "title": "reward", "axis": {"tickCount": 6},
-                "scale": {"domain": [low, shorten(histogram.start + BINS * histogram.width)], "nice": False},
+                "scale": {"domain": [low, round_digits(histogram.start + BINS * histogram.width)], "nice": False},
             },
             "x2": {"field": "high"},
             "y": {
@@ -239,9 +257,9 @@ class Line:
 
 
 def chart_runs(title: str, note: str, lines: Sequence[Line], keys: Sequence[Key]) -> Chart:
-    """Lay the curves of several runs over each other."""
+    """Overlay the curves of several runs."""
     values = [
-        {"i": iteration, "v": shorten(value), "run": line.run, "c": line.method}
+        {"i": iteration, "v": round_digits(value), "run": line.run, "c": line.method}
         for line in lines
         for iteration, value in line.values
     ]
@@ -268,45 +286,61 @@ def chart_runs(title: str, note: str, lines: Sequence[Line], keys: Sequence[Key]
 
 
 def method_colour(method: int) -> str:
-    """Give the CSS colour of a method; there are seven, then they come again on dashed lines."""
+    """Return the CSS colour of a method; there are seven, which repeat on dashed lines."""
     return f"var(--run-{method % RUN_COLOURS + 1})"
 
 
-def mean_of(row: Mapping[str, Any], reward: str) -> float | None:
-    """Give the mean of a reward in an iteration, trained on or monitored; None where it was not scored."""
-    mean = row.get("rewards", {}).get(reward, row.get("monitored", {}).get(reward))
-    return None if mean is None else float(mean)
+def _mean_of(reward: str, row: IterationMetrics) -> float | None:
+    return row.scored.get(reward)
 
 
-def thin(rows: Sequence[Mapping[str, Any]], most: int) -> list[Mapping[str, Any]]:
-    """Give at most so many rows, each the mean of as many neighbours; of `reward_best` the largest."""
-    if len(rows) <= most:
-        return list(rows)
-    edges = [round(index * len(rows) / most) for index in range(most + 1)]
-    return [_merge(rows[start:stop]) for start, stop in itertools.pairwise(edges)]
+def _spread_of(reward: str, row: IterationMetrics) -> float | None:
+    return row.reward_stds.get(reward)
 
 
-def _merge(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    merged: dict[str, Any] = {}
-    for name, value in rows[-1].items():
-        if isinstance(value, Mapping):
-            merged[name] = _merge([row[name] for row in rows if isinstance(row.get(name), Mapping)])
-        elif _is_number(value) and name not in ("iteration", "checkpoint"):
-            known = [row[name] for row in rows if _is_number(row.get(name))]
-            merged[name] = max(known) if name == "reward_best" else sum(known) / len(known)
-        else:
-            merged[name] = value
-    return merged
+def _number_of(name: str, row: IterationMetrics) -> float | None:
+    return row.numbers.get(name)
 
 
-def _values_of(reward: str, evaluation: Evaluation) -> Tensor | None:
+def _seconds_of(phase: str, row: IterationMetrics) -> float | None:
+    return row.seconds(phase)
+
+
+def _images_a_second(row: IterationMetrics) -> float | None:
+    seconds = [row.seconds(phase) for phase in PHASES]
+    known = [value for value in seconds if value is not None]
+    return row.samples / sum(known) if row.samples and len(known) == len(PHASES) and sum(known) else None
+
+
+@dataclass(frozen=True)
+class RewardPoint:
+    """A point of a reward's curve."""
+
+    iteration: int
+    mean: float
+    spread: float | None
+    """Standard deviation over images."""
+    best: float | None
+
+
+def _reward_points(groups: Groups, mean: Read, spread: Read, *, best: bool) -> list[RewardPoint]:
+    points = []
+    for group in groups:
+        value = read_group(group, mean)
+        if value is not None:
+            highest = read_group(group, lambda row: row.reward_best, max) if best else None
+            points.append(RewardPoint(group[-1].checkpoint, value, read_group(group, spread), highest))
+    return points
+
+
+def _values_of(reward: str, evaluation: Evaluation) -> np.ndarray | None:
     return evaluation.rewards.get(reward)
 
 
-def _evaluated(evidence: Evidence, values_of: Callable[[Evaluation], Tensor | None]) -> list[dict[str, Any]]:
+def _evaluated(data: RunData, values_of: Callable[[Evaluation], np.ndarray | None]) -> list[dict[str, Any]]:
     """Return the means of the evaluations with their standard errors, for training and for held-out prompts."""
     points = []
-    for evaluation in evidence.evaluations:
+    for evaluation in data.evaluations:
         values = values_of(evaluation)
         for held_out in (False, True):
             found = None if values is None else estimate_part(evaluation, values, held_out=held_out)
@@ -315,9 +349,9 @@ def _evaluated(evidence: Evidence, values_of: Callable[[Evaluation], Tensor | No
                 points.append(
                     {
                         "i": evaluation.checkpoint,
-                        "v": shorten(found.mean),
-                        "low": shorten(found.mean - error),
-                        "high": shorten(found.mean + error),
+                        "v": round_digits(found.mean),
+                        "low": round_digits(found.mean - error),
+                        "high": round_digits(found.mean + error),
                         "part": "held-out prompts" if held_out else "held-out seeds",
                     }
                 )
@@ -328,19 +362,19 @@ def _chart_reward(
     title: str,
     note: str,
     colour: str,
-    values: Sequence[tuple[int, float, float | None, float | None]],
+    values: Sequence[RewardPoint],
     points: Sequence[Mapping[str, Any]],
     bounds: Range = FREE,
 ) -> Chart:
     every = max(1, len(values) // HOVER_POINTS)
     rows: list[dict[str, Any]] = []
-    for number, (iteration, mean, spread, best) in enumerate(values):
-        row: dict[str, Any] = {"i": iteration, "v": shorten(mean)}
-        if spread is not None:
-            low, high = band(mean, spread, bounds)
-            row |= {"low": shorten(low), "high": shorten(high), "std": shorten(spread)}
-        if best is not None:
-            row["best"] = shorten(best)
+    for number, point in enumerate(values):
+        row: dict[str, Any] = {"i": point.iteration, "v": round_digits(point.mean)}
+        if point.spread is not None:
+            low, high = band(point.mean, point.spread, bounds)
+            row |= {"low": round_digits(low), "high": round_digits(high), "std": round_digits(point.spread)}
+        if point.best is not None:
+            row["best"] = round_digits(point.best)
         rows.append(row | ({"h": 1} if number % every == 0 else {}))
     spreads, bests = any("std" in row for row in rows), any("best" in row for row in rows)
     css = f"var({colour})"
@@ -368,7 +402,7 @@ def _chart_reward(
         }
     )
     for part, fill in (("held-out seeds", "var(--text)"), ("held-out prompts", "var(--ground)")):
-        of_part = [point for point in points if point["part"] == part]
+        of_part = [evaluated for evaluated in points if evaluated["part"] == part]
         if of_part:
             keys.append(Key(part, fill, "point"))
             layers += point_layers(of_part, fill, x)
@@ -380,7 +414,3 @@ def _chart_reward(
     ]
     layers.append(hover_layer(fields))
     return Chart(title, note, frame(f"{title} over the iterations", rows) | {"layer": layers}, keys)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

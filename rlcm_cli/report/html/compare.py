@@ -1,4 +1,4 @@
-"""Several runs in one report: their curves over each other, their final rewards, and the same prompts side by side."""
+"""Several runs in one report: their curves overlaid, their final rewards, and the same prompts side by side."""
 
 from __future__ import annotations
 
@@ -6,18 +6,15 @@ import json
 import os.path
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
-from rlcm_cli.report.html.charts import Chart, Key, Line, chart_runs, mean_of, method_colour, thin
+from rlcm_cli.report.html.charts import Chart, Key, Line, chart_runs, group_rows, method_colour, trace
 from rlcm_cli.report.html.images import encode_picture
 from rlcm_cli.report.private import name_reward
-from rlcm_cli.report.run.data import Evidence
+from rlcm_cli.report.run.data import RunData
 from rlcm_cli.report.run.levels import WINDOW, Levels, choose_window, find_levels, smooth
-from rlcm_cli.report.run.summary import (
-    PHASES,
-    Change,
-    describe_goal,
-    find_changes,
-)
+from rlcm_cli.report.run.summary import Change, count_images, describe_training_goal, find_changes
+from rlcm_cli.store.metrics import PHASES, IterationMetrics
 
 MOST_POINTS = 250
 MOST_PROMPTS = 6
@@ -25,8 +22,8 @@ MOST_RUNS_DRAWN = 12
 
 
 @dataclass(frozen=True)
-class ComparedRun:
-    """A line of the table of runs."""
+class RunRow:
+    """A row of the table of runs."""
 
     label: str
     colour: str
@@ -49,51 +46,51 @@ class ComparedPrompt:
     pictures: Sequence[str]
 
 
-def group_methods(runs: Sequence[Evidence]) -> list[int]:
-    """Give the method of each run: runs that differ only in their seeds have the same."""
-    settings = [json.dumps(evidence.run.contender.settings, sort_keys=True) for evidence in runs]
+def group_methods(runs: Sequence[RunData]) -> list[int]:
+    """Return the method of each run: runs that differ only in their seeds have the same."""
+    settings = [json.dumps(data.run.settings, sort_keys=True) for data in runs]
     known = list(dict.fromkeys(settings))
     return [known.index(one) for one in settings]
 
 
-def tabulate_runs(runs: Sequence[Evidence]) -> list[ComparedRun]:
-    """Give the line of each run in the table."""
+def tabulate_runs(runs: Sequence[RunData]) -> list[RunRow]:
+    """Return the row of each run in the table."""
     rows = []
-    for evidence, method in zip(runs, group_methods(runs), strict=True):
-        metrics = evidence.metrics
+    for data, method in zip(runs, group_methods(runs), strict=True):
+        metrics = data.metrics
         rows.append(
-            ComparedRun(
-                label=evidence.label,
+            RunRow(
+                label=data.label,
                 colour=method_colour(method),
-                goal=describe_goal(evidence),
-                seed=evidence.run.contender.seed,
+                goal=describe_training_goal(data),
+                seed=data.config.seed,
                 iterations=len(metrics),
-                images=sum(int(row.get("samples", 0)) for row in metrics),
-                seconds=sum(float(row.get(phase) or 0) for row in metrics for phase in PHASES),
-                levels=find_levels([float(row["reward_mean"]) for row in metrics]) if metrics else None,
+                images=count_images(data),
+                seconds=sum(row.seconds(phase) or 0 for row in metrics for phase in PHASES),
+                levels=find_levels([row.reward_mean for row in metrics]) if metrics else None,
                 changes={
                     (change.reward, change.held_out): change
-                    for change in find_changes(evidence)
-                    if change.is_sum or change.reward in evidence.trained()
+                    for change in find_changes(data)
+                    if change.is_sum or change.reward in data.run.trained
                 },
             )
         )
     return rows
 
 
-def chart_comparison(runs: Sequence[Evidence]) -> list[Chart]:
-    """Lay the curves of each reward over each other; a reward with other settings is another reward."""
+def chart_comparison(runs: Sequence[RunData]) -> list[Chart]:
+    """Overlay the curves of each reward; a reward with other settings is another reward."""
     methods = group_methods(runs)
     lines: dict[tuple[str, str], list[Line]] = {}
-    for evidence, method in zip(runs, methods, strict=True):
-        rows = thin(evidence.metrics, MOST_POINTS)
-        for reward in evidence.rewards():
-            values = [(row["checkpoint"], mean) for row in rows if (mean := mean_of(row, reward)) is not None]
+    for data, method in zip(runs, methods, strict=True):
+        groups = group_rows(data.metrics, MOST_POINTS)
+        for reward in data.rewards():
+            values = trace(groups, partial(_mean_of, reward))
             if values:
-                key = reward, evidence.run.contender.rewards.get(reward, "")
+                key = reward, data.run.rewards.get(reward, "")
                 numbers, means = zip(*values, strict=True)
                 curve = list(zip(numbers, smooth(means, choose_window(len(means))), strict=True))
-                lines.setdefault(key, []).append(Line(evidence.label, method, curve))
+                lines.setdefault(key, []).append(Line(data.label, method, curve))
     keys = [Key(name, method_colour(method)) for method, name in enumerate(name_methods(runs))]
     names = [name for name, _ in lines]
     charts = []
@@ -106,12 +103,16 @@ def chart_comparison(runs: Sequence[Evidence]) -> list[Chart]:
     return charts
 
 
-def name_methods(runs: Sequence[Evidence]) -> list[str]:
+def _mean_of(reward: str, row: IterationMetrics) -> float | None:
+    return row.scored.get(reward)
+
+
+def name_methods(runs: Sequence[RunData]) -> list[str]:
     """Name each method by what the names of its runs begin with."""
     methods = group_methods(runs)
     names = []
     for method in range(max(methods) + 1):
-        labels = [evidence.label for evidence, of_run in zip(runs, methods, strict=True) if of_run == method]
+        labels = [data.label for data, of_run in zip(runs, methods, strict=True) if of_run == method]
         if len(labels) == 1:
             names += labels
         else:
@@ -120,28 +121,28 @@ def name_methods(runs: Sequence[Evidence]) -> list[str]:
     return names
 
 
-def draw_together(runs: Sequence[Evidence]) -> tuple[list[str], list[ComparedPrompt]]:
-    """Give the labels of runs and the first image of common prompts, drawn with each run's last evaluated checkpoint.
+def draw_together(runs: Sequence[RunData]) -> tuple[list[str], list[ComparedPrompt]]:
+    """Return the labels of runs, and the first image of common prompts by each run's last evaluated checkpoint.
 
     Runs of one seed have drawn them from the same noise.
     """
-    shown = [evidence for evidence in runs if evidence.evaluations][:MOST_RUNS_DRAWN]
+    shown = [data for data in runs if data.evaluations][:MOST_RUNS_DRAWN]
     if len(shown) < 2:
         return [], []
     first_rows: list[dict[str, int]] = []
-    for evidence in shown:
+    for data in shown:
         rows: dict[str, int] = {}
-        for row, prompt in enumerate(evidence.evaluations[-1].prompts):
+        for row, prompt in enumerate(data.evaluations[-1].prompts):
             rows.setdefault(prompt, row)
         first_rows.append(rows)
     common = [prompt for prompt in first_rows[0] if all(prompt in rows for rows in first_rows)]
-    labels = [f"{evidence.label} at {evidence.evaluations[-1].checkpoint}" for evidence in shown]
+    labels = [f"{data.label} at {data.evaluations[-1].checkpoint}" for data in shown]
     return labels, [
         ComparedPrompt(
             prompt,
             [
-                encode_picture(evidence.evaluations[-1].images[rows[prompt]])
-                for evidence, rows in zip(shown, first_rows, strict=True)
+                encode_picture(data.evaluations[-1].images[rows[prompt]])
+                for data, rows in zip(shown, first_rows, strict=True)
             ],
         )
         for prompt in common[:MOST_PROMPTS]

@@ -11,16 +11,16 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 from PIL import Image
-from torch import Tensor
 
 from rlcm_cli.errors import RlcmError
 from rlcm_cli.pictures.contact_sheet import to_picture
-from rlcm_cli.report.run.data import Evidence
+from rlcm_cli.report.run.data import RunData
 from rlcm_cli.store.evaluations import Evaluation
 from rlcm_cli.store.layout import RunLayout
 from rlcm_cli.store.manifest import RolloutManifest
-from rlcm_cli.store.rollouts import RolloutShard, is_pruned, missing_shards, read_shard
+from rlcm_cli.store.rollouts import ShardImages, is_pruned, missing_shards, read_images
 
 EDGE = 224
 QUALITY = 82
@@ -81,7 +81,7 @@ def share_budget(runs: int) -> Budget:
     return Budget(max(4, 24 // runs), max(3, 12 // runs), max(3, 8 // runs))
 
 
-def encode_picture(image: Tensor) -> str:
+def encode_picture(image: np.ndarray) -> str:
     """Encode uint8 [3, H, W] as the data URI of a WebP, made smaller where it is larger than `EDGE`."""
     picture = to_picture(image)
     picture.thumbnail((EDGE, EDGE), Image.Resampling.LANCZOS)
@@ -90,29 +90,29 @@ def encode_picture(image: Tensor) -> str:
     return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-def follow_images(evidence: Evidence, budget: Budget) -> tuple[list[int], list[FixedImage]]:
+def follow_images(data: RunData, budget: Budget) -> tuple[list[int], list[FixedImage]]:
     """Give the checkpoints shown, evenly spread with the first and the last, and the images of each prompt and seed.
 
     The first image of each prompt comes before the second of any; the order of prompts is the evaluation's, which
     has held-out ones first.
     """
-    shown = _spread(evidence.evaluations, budget.checkpoints)
+    shown = _spread(data.evaluations, budget.checkpoints)
     if not shown:
         return [], []
-    places = [_places(evaluation) for evaluation in shown]
-    common = [key for key in places[0] if all(key in other for other in places)]
+    rows_of = [_index_rows(evaluation) for evaluation in shown]
+    common = [key for key in rows_of[0] if all(key in other for other in rows_of)]
     seen: dict[str, int] = {}
     turns = []
     for key in common:
         turns.append(seen.get(key[0], 0))
         seen[key[0]] = turns[-1] + 1
     chosen = [key for _, key in sorted(zip(turns, common, strict=True), key=lambda pair: pair[0])]
-    chosen = _mix_held_out(chosen, shown[0], places[0], budget.fixed)
+    chosen = _mix_held_out(chosen, shown[0], rows_of[0], budget.fixed)
     images = []
     for key in chosen:
-        rows = [place[key] for place in places]
+        rows = [index[key] for index in rows_of]
         rewards = {
-            name: [_finite(found.rewards[name][row]) for found, row in zip(shown, rows, strict=True)]
+            name: [_known(found.rewards[name][row]) for found, row in zip(shown, rows, strict=True)]
             for name in shown[0].rewards
             if all(name in found.rewards for found in shown)
         }
@@ -121,15 +121,15 @@ def follow_images(evidence: Evidence, budget: Budget) -> tuple[list[int], list[F
     return [evaluation.checkpoint for evaluation in shown], images
 
 
-def find_extremes(evidence: Evidence, reward: str, count: int) -> Extremes | None:
+def find_extremes(data: RunData, reward: str, count: int) -> Extremes | None:
     """Find the best and worst images by a reward among the newest rollouts, else in the last evaluation.
 
     None where neither has images with that reward.
     """
-    layout = evidence.layout
+    layout = data.layout
     pool: list[tuple[float, RolloutManifest, int]] = []
     iterations: list[int] = []
-    for rollout in reversed(evidence.rollouts):
+    for rollout in reversed(data.rollouts):
         manifest = rollout.manifest
         if len(iterations) == NEWEST_ITERATIONS:
             break
@@ -148,11 +148,10 @@ def find_extremes(evidence: Evidence, reward: str, count: int) -> Extremes | Non
         if best or worst:
             newest = f"rollout {iterations[0]}"
             if len(iterations) > 1:
-                newest = (
-                    f"the {len(iterations)} newest rollouts whose images are kept, {iterations[-1]} to {iterations[0]}"
-                )
+                kept = f"{iterations[-1]} to {iterations[0]}"
+                newest = f"the {len(iterations)} newest rollouts that still have their images ({kept})"
             return Extremes(best, worst, f"{len(pool):,} images of {newest}")
-    found = [evaluation for evaluation in evidence.evaluations if reward in evaluation.rewards]
+    found = [evaluation for evaluation in data.evaluations if reward in evaluation.rewards]
     return _extremes_of(found[-1], reward, count) if found else None
 
 
@@ -174,14 +173,14 @@ class _ShardReader:
 
     def __init__(self, layout: RunLayout) -> None:
         self._layout = layout
-        self._shards: dict[tuple[int, int], RolloutShard | None] = {}
+        self._shards: dict[tuple[int, int], ShardImages | None] = {}
 
     def show(self, reward: float, manifest: RolloutManifest, sample: int) -> Sample | None:
         number = next(index for index, (start, stop) in enumerate(manifest.shards) if start <= sample < stop)
         key = manifest.iteration, number
         if key not in self._shards:
             try:
-                self._shards[key] = read_shard(self._layout, manifest, number)
+                self._shards[key] = read_images(self._layout, manifest, number)
             except RlcmError:
                 self._shards[key] = None
         shard = self._shards[key]
@@ -195,17 +194,17 @@ class _ShardReader:
 
 
 def _mix_held_out(
-    keys: Sequence[tuple[str, int]], evaluation: Evaluation, places: Mapping[tuple[str, int], int], count: int
+    keys: Sequence[tuple[str, int]], evaluation: Evaluation, rows: Mapping[tuple[str, int], int], count: int
 ) -> list[tuple[str, int]]:
     """Choose so many keys, of which at most a third are of held-out prompts while there are others."""
-    kept_out = [key for key in keys if evaluation.held_out[places[key]]]
-    others = [key for key in keys if not evaluation.held_out[places[key]]]
+    kept_out = [key for key in keys if evaluation.held_out[rows[key]]]
+    others = [key for key in keys if not evaluation.held_out[rows[key]]]
     prompts = len({prompt for prompt, _ in kept_out})  # not a prompt twice while there are others
     share = max(min(count // 3, prompts), count - len(others))
     return [*kept_out[:share], *others][:count]
 
 
-def _places(evaluation: Evaluation) -> dict[tuple[str, int], int]:
+def _index_rows(evaluation: Evaluation) -> dict[tuple[str, int], int]:
     """Give (prompt, seed) → row."""
     return {key: row for row, key in enumerate(zip(evaluation.prompts, evaluation.seed.tolist(), strict=True))}
 
@@ -217,6 +216,5 @@ def _spread(evaluations: Sequence[Evaluation], most: int) -> list[Evaluation]:
     return [evaluations[round(index * last / (most - 1))] for index in range(most)]
 
 
-def _finite(value: Tensor) -> float | None:
-    number = float(value)
-    return number if math.isfinite(number) else None
+def _known(value: float) -> float | None:
+    return float(value) if math.isfinite(value) else None

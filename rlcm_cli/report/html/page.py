@@ -22,7 +22,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescap
 
 from rlcm_cli import __version__
 from rlcm_cli.errors import ConfigError
-from rlcm_cli.report.compare.contenders import normalises
+from rlcm_cli.report.compare.runs import ComparedRun, check_distinct, format_setting
 from rlcm_cli.report.html.charts import (
     Chart,
     chart_costs,
@@ -30,34 +30,29 @@ from rlcm_cli.report.html.charts import (
     chart_rewards,
     chart_spread,
     chart_updates,
+    list_update_metrics,
 )
-from rlcm_cli.report.html.compare import (
-    ComparedPrompt,
-    ComparedRun,
-    chart_comparison,
-    draw_together,
-    tabulate_runs,
-)
+from rlcm_cli.report.html.compare import ComparedPrompt, RunRow, chart_comparison, draw_together, tabulate_runs
 from rlcm_cli.report.html.images import Budget, Extremes, FixedImage, find_extremes, follow_images, share_budget
 from rlcm_cli.report.html.scores import Histogram, PromptTable, count_values, tabulate_prompts
 from rlcm_cli.report.private import name_reward, withhold, withhold_sentence
-from rlcm_cli.report.run.data import Evidence, ReportedRun, name_runs, read_run
-from rlcm_cli.report.run.levels import WINDOW, Levels, find_levels, say_level
+from rlcm_cli.report.run.data import RunData, name_runs, read_run
+from rlcm_cli.report.run.levels import WINDOW, Levels, find_levels, format_level
 from rlcm_cli.report.run.summary import (
     Change,
+    describe_before_after,
     describe_change,
     describe_cost,
-    describe_ends,
-    describe_goal,
     describe_monitoring,
     describe_training,
+    describe_training_goal,
     find_changes,
-    say_count,
-    say_duration,
-    say_estimate,
-    say_number,
+    format_estimate,
+    format_number,
 )
 from rlcm_cli.store.atomic import replace_bytes
+from rlcm_cli.store.metrics import IterationMetrics
+from rlcm_cli.wording import count, format_duration
 
 TEMPLATES = "templates"
 MOST_POINTS = 1000
@@ -83,10 +78,19 @@ class RewardDetail:
 
 
 @dataclass(frozen=True)
-class Chapter:
+class Milestones:
+    """Some iterations with their numbers, as a table."""
+
+    headings: Sequence[str]
+    rows: Sequence[tuple[int, Sequence[float | None]]]
+    """Iteration, then a number below each heading."""
+
+
+@dataclass(frozen=True)
+class RunSection:
     """What a report tells of one run; plain values and sentences."""
 
-    evidence: Evidence
+    data: RunData
     goal: str
     levels: Levels | None
     alarms: Sequence[str]
@@ -99,43 +103,69 @@ class Chapter:
     checkpoints: Sequence[int]
     images: Sequence[FixedImage]
     details: Sequence[RewardDetail]
-    milestones: Sequence[Mapping[str, Any]]
+    milestones: Milestones | None
     settings: Mapping[str, Sequence[tuple[str, str]]]
 
 
-def write_report(runs: Sequence[ReportedRun], out: Path) -> Path:
-    """Write the report of runs into one file; give its path.
+def write_report(runs: Sequence[ComparedRun], out: Path) -> Path:
+    """Write the report of runs into one file; return its path.
 
     Raises `ConfigError` where a run has nothing to report, a run is given twice, or the package that the charts
     need is not installed.
     """
     library = _read_library()
-    places = [run.contender.layout.root.resolve() for run in runs]
-    for run, place in zip(runs, places, strict=True):
-        if places.count(place) > 1:
-            raise ConfigError(f"{run.contender.layout.root}: is given twice; give each run once")
-    evidences = [read_run(run, label) for run, label in zip(runs, name_runs(runs), strict=True)]
-    replace_bytes(out, render_report(evidences, library).encode())
+    check_distinct(runs)
+    read = [read_run(run, label) for run, label in zip(runs, name_runs(runs), strict=True)]
+    replace_bytes(out, render_report(read, library).encode())
     return out
 
 
-def render_report(evidences: Sequence[Evidence], library: str) -> str:
+def render_report(runs: Sequence[RunData], library: str) -> str:
     """Render the page; `library` is the JavaScript of Vega, Vega-Lite and Vega-Embed."""
-    budget, points = share_budget(len(evidences)), max(200, MOST_POINTS // len(evidences))
-    chapters = [compose_chapter(evidence, budget, points) for evidence in evidences]
+    budget, points = share_budget(len(runs)), max(200, MOST_POINTS // len(runs))
+    sections = [compose_section(data, budget, points) for data in runs]
     specs: list[Mapping[str, Any]] = []
     histograms: list[Histogram] = []
 
-    def place(chart: Chart) -> int:
-        """Note a chart's specification; give its number, which the page refers to."""
+    def register_chart(chart: Chart) -> int:
+        """Note a chart's specification; return its number, which the page refers to."""
         specs.append(chart.spec)
         return len(specs) - 1
 
-    def place_histogram(histogram: Histogram) -> int:
+    def register_histogram(histogram: Histogram) -> int:
         histograms.append(histogram)
         return len(histograms) - 1
 
     script = _read_template("report.js")
+    compared: Sequence[RunRow] = tabulate_runs(runs) if len(runs) > 1 else []
+    together: tuple[Sequence[str], Sequence[ComparedPrompt]] = draw_together(runs)
+    return (
+        make_environment()
+        .get_template("report.html")
+        .render(
+            sections=sections,
+            compared=compared,
+            compared_charts=chart_comparison(runs) if compared else [],
+            together=together,
+            compared_names={change.reward: change.name for row in compared for change in row.changes.values()},
+            window=WINDOW,
+            raw_sum=any(data.run.normalised for data in runs),
+            register_chart=register_chart,
+            register_histogram=register_histogram,
+            specs=specs,
+            histograms=histograms,
+            style=_read_template("report.css"),
+            library=library,
+            script=script,
+            policy=f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src {_digest(library)} "
+            f"{_digest(script)}; base-uri 'none'; form-action 'none'",
+            version=__version__,
+        )
+    )
+
+
+def make_environment() -> Environment:
+    """Return the environment of the page's template: it escapes all text, and its filters write numbers for people."""
     environment = Environment(
         loader=PackageLoader("rlcm_cli.report", TEMPLATES),
         autoescape=select_autoescape(default=True),
@@ -145,89 +175,82 @@ def render_report(evidences: Sequence[Evidence], library: str) -> str:
     )
     environment.policies["json.dumps_kwargs"] = {"ensure_ascii": False, "allow_nan": False, "separators": (",", ":")}
     environment.filters |= {
-        "number": _say_optional,
-        "level": say_level,
+        "number": _format_optional,
+        "level": format_level,
         "columns": balance_columns,
-        "estimate": say_estimate,
-        "duration": say_duration,
+        "estimate": format_estimate,
+        "duration": format_duration,
         "people": name_reward,
-        "ends": describe_ends,
-        "count_of": say_count,
+        "before_after": describe_before_after,
+        "count_of": count,
         "plain": _finite,
     }
-    compared: Sequence[ComparedRun] = tabulate_runs(evidences) if len(evidences) > 1 else []
-    together: tuple[Sequence[str], Sequence[ComparedPrompt]] = draw_together(evidences)
-    return environment.get_template("report.html").render(
-        chapters=chapters,
-        compared=compared,
-        compared_charts=chart_comparison(evidences) if compared else [],
-        together=together,
-        compared_names={change.reward: change.name for row in compared for change in row.changes.values()},
-        window=WINDOW,
-        raw_sum=any(normalises(evidence.run.contender) for evidence in evidences),
-        place=place,
-        place_histogram=place_histogram,
-        specs=specs,
-        histograms=histograms,
-        style=_read_template("report.css"),
-        library=library,
-        script=script,
-        policy=f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src {_digest(library)} "
-        f"{_digest(script)}; base-uri 'none'; form-action 'none'",
-        version=__version__,
-    )
+    return environment
 
 
-def compose_chapter(evidence: Evidence, budget: Budget, most_points: int) -> Chapter:
-    """Compose what is told of a run."""
-    changes = find_changes(evidence)
-    updates, constant = chart_updates(evidence, most_points)
-    checkpoints, images = follow_images(evidence, budget)
-    shown = evidence.rewards()[:MOST_REWARDS]
-    trained = [change for change in changes if change.is_sum or change.reward in evidence.trained()]
-    sentences = [describe_training(evidence), describe_cost(evidence), *map(describe_change, trained)]
+def compose_section(data: RunData, budget: Budget, most_points: int) -> RunSection:
+    """Compose what a report shows of a run."""
+    changes = find_changes(data)
+    updates, constant = chart_updates(data, most_points)
+    checkpoints, images = follow_images(data, budget)
+    shown = data.rewards()[:MOST_REWARDS]
+    trained = [change for change in changes if change.is_sum or change.reward in data.run.trained]
+    sentences = [describe_training(data), describe_cost(data), *map(describe_change, trained)]
     if not changes:
         sentences.append(
-            "Fixed images were not drawn with two checkpoints: what was learned is judged by training alone."
+            "Fixed images were not drawn with two checkpoints, so only the images of training show what was learned."
         )
-    return Chapter(
-        evidence=evidence,
-        goal=describe_goal(evidence),
-        levels=find_levels([float(row["reward_mean"]) for row in evidence.metrics]) if evidence.metrics else None,
-        alarms=[withhold_sentence(line.replace(name, name_reward(name))) for name, line in evidence.alarms.items()],
-        sentences=sentences if evidence.alarms else [*sentences, describe_monitoring(evidence)],
+    return RunSection(
+        data=data,
+        goal=describe_training_goal(data),
+        levels=find_levels([row.reward_mean for row in data.metrics]) if data.metrics else None,
+        alarms=[withhold_sentence(line.replace(name, name_reward(name))) for name, line in data.alarms.items()],
+        sentences=sentences if data.alarms else [*sentences, describe_monitoring(data)],
         changes=changes,
-        rewards=chart_rewards(evidence, most_points),
+        rewards=chart_rewards(data, most_points),
         updates=updates,
         constant=constant,
-        costs=chart_costs(evidence, most_points),
+        costs=chart_costs(data, most_points),
         checkpoints=checkpoints,
         images=images,
-        details=[detail for reward in shown if (detail := _detail(evidence, reward, budget)) is not None],
-        milestones=_choose_milestones(evidence.metrics),
-        settings=_list_settings(evidence.run.config),
+        details=[detail for reward in shown if (detail := _detail(data, reward, budget)) is not None],
+        milestones=tabulate_milestones(data),
+        settings=_list_settings(data.config.model_dump(mode="json")),
     )
 
 
-def _detail(evidence: Evidence, reward: str, budget: Budget) -> RewardDetail | None:
-    colour = "--trained" if reward in evidence.trained() else "--monitored"
-    histogram = count_values(evidence, reward)
+def _detail(data: RunData, reward: str, budget: Budget) -> RewardDetail | None:
+    colour = "--trained" if reward in data.run.trained else "--monitored"
+    histogram = count_values(data, reward)
     detail = RewardDetail(
         reward=reward,
         histogram=histogram,
         spread=chart_spread(histogram, colour) if histogram else None,
         bars=chart_iteration(histogram, colour) if histogram else None,
-        extremes=find_extremes(evidence, reward, budget.extremes),
-        prompts=tabulate_prompts(evidence, reward),
+        extremes=find_extremes(data, reward, budget.extremes),
+        prompts=tabulate_prompts(data, reward),
     )
     return detail if detail.histogram or detail.extremes or detail.prompts else None
 
 
-def _choose_milestones(metrics: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+def tabulate_milestones(data: RunData) -> Milestones | None:
+    """Tabulate the numbers of some iterations, evenly spread with the first and the last; None where there is none."""
+    metrics, rewards, measured = data.metrics, data.rewards(), list_update_metrics(data)
+    if not metrics:
+        return None
     last = len(metrics) - 1
-    if last < MILESTONES:
-        return list(metrics)
-    return [metrics[round(index * last / (MILESTONES - 1))] for index in range(MILESTONES)]
+    chosen = list(range(len(metrics)))
+    if last >= MILESTONES:
+        chosen = [round(index * last / (MILESTONES - 1)) for index in range(MILESTONES)]
+
+    def numbers_of(row: IterationMetrics) -> list[float | None]:
+        of_rewards = [row.scored.get(name) for name in rewards]
+        of_updates = [row.numbers.get(metric.name) for metric in measured]
+        return [row.reward_mean, row.reward_std, row.reward_best, *of_rewards, *of_updates]
+
+    total = "weighted sum" if len(data.run.trained) > 1 else "reward"
+    headings = [total, "std", "best", *map(name_reward, rewards), *(metric.title for metric in measured)]
+    return Milestones(headings, [(metrics[index].checkpoint, numbers_of(metrics[index])) for index in chosen])
 
 
 def _list_settings(config: Mapping[str, Any]) -> dict[str, list[tuple[str, str]]]:
@@ -235,25 +258,12 @@ def _list_settings(config: Mapping[str, Any]) -> dict[str, list[tuple[str, str]]
     sections: dict[str, list[tuple[str, str]]] = {}
     for key, value in withhold(dict(config)).items():
         if isinstance(value, dict):
-            rows = [(str(name), _say_setting(item)) for name, item in value.items()]
+            rows = [(str(name), format_setting(item)) for name, item in value.items()]
             if rows:
                 sections[key] = rows
         else:
-            sections.setdefault("run", []).append((key, _say_setting(value)))
+            sections.setdefault("run", []).append((key, format_setting(value)))
     return sections
-
-
-def _say_setting(value: Any) -> str:
-    match value:
-        case None:
-            return "none"
-        case bool():
-            return "yes" if value else "no"
-        case dict():
-            return ", ".join(f"{key} = {_say_setting(item)}" for key, item in value.items()) or "none"
-        case list() | tuple():
-            return ", ".join(map(_say_setting, value)) or "none"
-    return str(value)
 
 
 def balance_columns(count: int) -> int:
@@ -261,8 +271,8 @@ def balance_columns(count: int) -> int:
     return max(1, math.ceil(count / max(1, math.ceil(count / MOST_COLUMNS))))
 
 
-def _say_optional(value: float | None) -> str:
-    return "–" if value is None else say_number(value)
+def _format_optional(value: float | None) -> str:
+    return "–" if value is None else format_number(value)
 
 
 def _finite(value: Any) -> Any:

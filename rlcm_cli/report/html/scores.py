@@ -1,15 +1,14 @@
-"""The stored rewards of all images: how they are spread in each iteration, and what became of each prompt."""
+"""The stored rewards of all images: their distribution in each iteration, and how each prompt changed."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-import torch
+import numpy as np
 
-from rlcm_cli.report.run.data import Evidence
+from rlcm_cli.report.run.data import RunData, StoredRewards
 
 BINS = 24
 MOST_ROWS = 400
@@ -30,7 +29,7 @@ class Histogram:
 
 @dataclass(frozen=True)
 class PromptRow:
-    """What became of a prompt: mean rewards of its images at the start and at the end of training."""
+    """How a prompt changed: mean rewards of its images at the start and at the end of training."""
 
     prompt: str
     images: int
@@ -46,7 +45,7 @@ class PromptRow:
 
 @dataclass(frozen=True)
 class PromptTable:
-    """Prompts with what became of their rewards."""
+    """Prompts and how their rewards changed."""
 
     rows: Sequence[PromptRow]
     left_out: int
@@ -54,43 +53,43 @@ class PromptTable:
     """What the means are of, for people."""
 
 
-def count_values(evidence: Evidence, reward: str) -> Histogram | None:
+def count_values(data: RunData, reward: str) -> Histogram | None:
     """Count a reward's values over common bins; None where none are stored.
 
     The bins reach over all values but the outermost half percent on either side, so that a few far ones do not
     press the others into a single bin.
     """
     rows = [
-        (rollout.manifest.iteration, values[~values.isnan()].double())
-        for rollout in evidence.rollouts
+        (rollout.manifest.iteration, values[~np.isnan(values)].astype(np.float64))
+        for rollout in data.rollouts
         if (values := rollout.rewards.get(reward)) is not None
     ]
     rows = [(iteration, values) for iteration, values in rows if len(values)]
     if not rows:
         return None
-    ordered = torch.cat([values for _, values in rows]).sort().values
+    ordered = np.sort(np.concatenate([values for _, values in rows]))
     beyond = int(0.005 * len(ordered))
-    low, high = ordered[beyond].item(), ordered[len(ordered) - 1 - beyond].item()
+    low, high = float(ordered[beyond]), float(ordered[len(ordered) - 1 - beyond])
     width = (high - low) / BINS or max(abs(low), 1.0) * 1e-3
     counts = []
     for _, values in rows:
-        bins = ((values - low) / width).floor().clamp(0, BINS - 1).long()
-        counts.append(torch.bincount(bins, minlength=BINS).tolist())
+        bins = np.floor((values - low) / width).clip(0, BINS - 1).astype(int)
+        counts.append(np.bincount(bins, minlength=BINS).tolist())
     return Histogram(low, width, [iteration + 1 for iteration, _ in rows], counts)
 
 
-def tabulate_prompts(evidence: Evidence, reward: str) -> PromptTable | None:
+def tabulate_prompts(data: RunData, reward: str) -> PromptTable | None:
     """Average a reward over each prompt's images, of the first and the last fifth of the iterations.
 
     Where no rewards of iterations are stored, of the first and the last evaluation instead.
     """
-    rollouts = [rollout for rollout in evidence.rollouts if reward in rollout.rewards]
+    rollouts = [rollout for rollout in data.rollouts if reward in rollout.rewards]
     if len(rollouts) >= 2:
         span = max(1, len(rollouts) // 5)
-        first, last = (list(_pairs(part, reward)) for part in (rollouts[:span], rollouts[-span:]))
-        every = list(_pairs(rollouts, reward))
+        first, last = (list(_list_values(part, reward)) for part in (rollouts[:span], rollouts[-span:]))
+        every = list(_list_values(rollouts, reward))
         return _tabulate(every, first, last, set(), f"first and last {span} of {len(rollouts)} iterations")
-    evaluations = [evaluation for evaluation in evidence.evaluations if reward in evaluation.rewards]
+    evaluations = [evaluation for evaluation in data.evaluations if reward in evaluation.rewards]
     if len(evaluations) < 2:
         return None
     before, after = (
@@ -104,7 +103,7 @@ def tabulate_prompts(evidence: Evidence, reward: str) -> PromptTable | None:
     return _tabulate(before + after, before, after, kept_out, source)
 
 
-def _pairs(rollouts: Sequence[Any], reward: str) -> Iterator[tuple[str, float]]:
+def _list_values(rollouts: Sequence[StoredRewards], reward: str) -> Iterator[tuple[str, float]]:
     for rollout in rollouts:
         for sample, value in enumerate(rollout.rewards[reward].tolist()):
             yield rollout.manifest.prompt_of(sample), value
@@ -133,10 +132,10 @@ def _tabulate(
     return PromptTable(rows, len(counts) - len(rows), source)
 
 
-def _average(pairs: Sequence[tuple[str, float]]) -> dict[str, tuple[float, int]]:
+def _average(scored: Sequence[tuple[str, float]]) -> dict[str, tuple[float, int]]:
     """Give prompt → (mean, number) of its values."""
     values: dict[str, list[float]] = {}
-    for prompt, value in pairs:
+    for prompt, value in scored:
         if not math.isnan(value):
             values.setdefault(prompt, []).append(value)
     return {prompt: (sum(each) / len(each), len(each)) for prompt, each in values.items()}

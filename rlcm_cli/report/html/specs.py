@@ -51,7 +51,7 @@ def line_spec(title: str, values: Sequence[tuple[int, float]]) -> Spec:
     """Draw one line over the iterations."""
     every = max(1, len(values) // HOVER_POINTS)
     rows = [
-        {"i": iteration, "v": shorten(value)} | ({"h": 1} if number % every == 0 else {})
+        {"i": iteration, "v": round_digits(value)} | ({"h": 1} if number % every == 0 else {})
         for number, (iteration, value) in enumerate(values)
     ]
     line = {
@@ -119,6 +119,6 @@ def encode_rewards(name: str = "v") -> Spec:
     }
 
 
-def shorten(value: float) -> float:
+def round_digits(value: float) -> float:
     """Round to six significant digits, which is all that a screen shows and half of the bytes."""
     return float(f"{value:.6g}")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 from PIL.Image import Image as Picture
-from torch import Tensor
 
 from rlcm_cli.pictures.contact_sheet import arrange_sheet, write_png
 from rlcm_cli.store.evaluations import Evaluation, read_evaluation
@@ -34,7 +34,7 @@ def arrange_pairs(before: Evaluation, after: Evaluation) -> Picture:
     first_of_prompt: dict[str, int] = {}
     for index, prompt in enumerate(before.prompts):
         first_of_prompt.setdefault(prompt, index)
-    images: list[Tensor] = []
+    images: list[np.ndarray] = []
     for index in list(first_of_prompt.values())[: PAIRS_A_ROW * ROWS]:
         images += [before.images[index], after.images[index]]
     return arrange_sheet(images, 2 * PAIRS_A_ROW)

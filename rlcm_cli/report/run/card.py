@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from rlcm_cli import __version__
+from rlcm_cli.config import Config
 from rlcm_cli.pictures.contact_sheet import write_png
 from rlcm_cli.report.private import name_reward, withhold, withhold_sentence, withhold_text
 from rlcm_cli.report.run.before_after import arrange_pairs
 from rlcm_cli.report.run.curves import plot_curves
-from rlcm_cli.report.run.data import Evidence, ReportedRun
+from rlcm_cli.report.run.data import RunData
 from rlcm_cli.report.run.summary import (
     describe_change,
     describe_cost,
@@ -25,14 +26,12 @@ from rlcm_cli.report.run.summary import (
     describe_training,
     find_changes,
 )
-from rlcm_cli.store.evaluations import comparable_evaluations, read_evaluation
-from rlcm_cli.store.reward_versions import comparable_rows
-from rlcm_cli.store.run import read_metrics
 
 CARD = "README.md"
 CURVES, PAIRS = "rewards.png", "before_after.png"
-OF_MODEL = ("dtype", "distilled_lora")
 SETTINGS: Mapping[str, Sequence[str]] = {
+    "model": ("dtype", "distilled_lora"),
+    "sampler": (),
     "sample": ("steps", "guidance_scale", "samples", "group_size"),
     "objective": (),
     "train": (
@@ -88,32 +87,13 @@ class CardSubject:
     """What to set in ComfyUI → to which value; empty where it does not know the architecture."""
 
 
-def read_evidence(run: ReportedRun, checkpoint: int) -> Evidence:
-    """Read what a run tells of a checkpoint and of its way there; the stored rewards are left aside."""
-    layout = run.contender.layout
-    metrics = comparable_rows([row for row in read_metrics(layout) if row["checkpoint"] <= checkpoint])
-    drawn = [number for number in layout.evaluations() if number <= checkpoint]
-    return Evidence(
-        label=run.name,
-        run=run,
-        versions={},
-        metrics=metrics,
-        rollouts=[],
-        evaluations=comparable_evaluations(
-            [read_evaluation(layout, number) for number in dict.fromkeys([*drawn[:1], *drawn[-1:]])]
-        ),
-        alarms=run.find_alarms(metrics) if metrics else {},
-        faults=[],
-    )
-
-
-def write_card(subject: CardSubject, evidence: Evidence | None, folder: Path) -> None:
+def write_card(subject: CardSubject, data: RunData | None, folder: Path) -> None:
     """Write the card into a folder, and beside it the pictures of the run that there is something for."""
-    pictures = _draw_pictures(evidence, folder) if evidence else {}
-    (folder / CARD).write_text(render_card(subject, evidence, pictures), encoding="utf-8")
+    pictures = _draw_pictures(data, folder) if data else {}
+    (folder / CARD).write_text(render_card(subject, data, pictures), encoding="utf-8")
 
 
-def render_card(subject: CardSubject, evidence: Evidence | None, pictures: Mapping[str, str]) -> str:
+def render_card(subject: CardSubject, data: RunData | None, pictures: Mapping[str, str]) -> str:
     """Render the card; `pictures` is file → what it shows."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
@@ -134,10 +114,10 @@ def render_card(subject: CardSubject, evidence: Evidence | None, pictures: Mappi
         ),
         place=json.dumps(subject.repository or "."),
         pictures=pictures,
-        trained=describe_training(evidence) if evidence else "",
-        sentences=_compose_sentences(evidence) if evidence else [],
-        alarms=_name_alarms(evidence) if evidence else [],
-        settings=_list_settings(evidence.run.config) if evidence else {},
+        trained=describe_training(data) if data else "",
+        sentences=_compose_sentences(data) if data else [],
+        alarms=_name_alarms(data) if data else [],
+        settings=_list_settings(data.config) if data else {},
         version=__version__,
         diffusers=metadata.version("diffusers"),
         transformers=metadata.version("transformers"),
@@ -161,15 +141,14 @@ def _compose_header(subject: CardSubject) -> str:
     return data.to_yaml()
 
 
-def _draw_pictures(evidence: Evidence, folder: Path) -> dict[str, str]:
+def _draw_pictures(data: RunData, folder: Path) -> dict[str, str]:
     pictures = {}
-    if len(evidence.metrics) > 1:
-        rows = [_name_rewards(row) for row in evidence.metrics]
-        bounds = {name_reward(name): found for name, found in evidence.run.bounds.items()}
-        (folder / CURVES).write_bytes(plot_curves(rows, evidence.run.config["combine"], bounds))
+    if len(data.metrics) > 1:
+        curves = plot_curves(data.metrics, summed=data.config.combine == "sum", bounds=data.run.run.reward_bounds())
+        (folder / CURVES).write_bytes(curves)
         pictures[CURVES] = "Mean reward of each iteration's images; the band is one standard deviation over them."
-    if len(evidence.evaluations) > 1:
-        before, after = evidence.evaluations
+    if len(data.evaluations) > 1:
+        before, after = data.evaluations
         write_png(folder / PAIRS, arrange_pairs(before, after))
         pictures[PAIRS] = (
             f"Pairs of the same prompt and seed, drawn by checkpoint {before.checkpoint} (left of each pair) and by "
@@ -178,33 +157,24 @@ def _draw_pictures(evidence: Evidence, folder: Path) -> dict[str, str]:
     return pictures
 
 
-def _name_rewards(row: Mapping[str, Any]) -> dict[str, Any]:
-    named = {
-        key: {name_reward(name): value for name, value in row[key].items()}
-        for key in ("rewards", "reward_stds", "monitored")
-    }
-    return {**row, **named}
+def _compose_sentences(data: RunData) -> list[str]:
+    changes = [describe_change(change) for change in find_changes(data)]
+    sentences = [describe_cost(data), *changes]
+    return sentences if data.alarms else [*sentences, describe_monitoring(data)]
 
 
-def _compose_sentences(evidence: Evidence) -> list[str]:
-    changes = [describe_change(change) for change in find_changes(evidence)]
-    told = [describe_cost(evidence), *changes]
-    return told if evidence.alarms else [*told, describe_monitoring(evidence)]
+def _name_alarms(data: RunData) -> list[str]:
+    return [withhold_sentence(line.replace(name, name_reward(name))) for name, line in data.alarms.items()]
 
 
-def _name_alarms(evidence: Evidence) -> list[str]:
-    return [withhold_sentence(line.replace(name, name_reward(name))) for name, line in evidence.alarms.items()]
-
-
-def _list_settings(config: Mapping[str, Any]) -> dict[str, str]:
-    """Give setting → value as text: of what is trained, and how."""
-    skipped = "lora" if config["train"]["parameters"] == "full" else ""
-    chosen = {"seed": config["seed"]}
-    chosen |= {f"model.{key}": config["model"][key] for key in OF_MODEL}
-    chosen |= {f"sampler.{key}": value for key, value in config["sampler"].items()}
+def _list_settings(config: Config) -> dict[str, str]:
+    """Return setting → value as text: of what is trained, and how."""
+    values = config.model_dump(mode="json")
+    skipped = "lora" if config.train.parameters == "full" else ""
+    chosen = {"seed": config.seed}
     for section, keys in SETTINGS.items():
         if section != skipped:
-            chosen |= {f"{section}.{key}": config[section][key] for key in keys or config[section]}
+            chosen |= {f"{section}.{key}": values[section][key] for key in keys or values[section]}
     return {key: _plain(value) for key, value in withhold(chosen).items() if value is not None}
 
 

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
 
+from rlcm_cli.config import parse_config
 from rlcm_cli.report.private import name_reward
 from rlcm_cli.report.run.bands import FREE, Bounds, band
 from rlcm_cli.store.atomic import replace_bytes
 from rlcm_cli.store.layout import RunLayout
+from rlcm_cli.store.metrics import IterationMetrics, read_metrics
 from rlcm_cli.store.reward_versions import comparable_rows
-from rlcm_cli.store.run import read_config, read_metrics
+from rlcm_cli.store.run import read_config
 
 PANEL_INCHES = (7.0, 1.9)
-TRAINED, MONITORED = "#0b6fa4", "#c1582a"  # told apart by people who do not see red and green, too
+TRAINED, MONITORED = "#0b6fa4", "#c1582a"  # distinct to people who cannot tell red from green, too
 
 
 def write_curves(layout: RunLayout, bounds: Bounds = MappingProxyType({})) -> Path | None:
@@ -28,31 +29,31 @@ def write_curves(layout: RunLayout, bounds: Bounds = MappingProxyType({})) -> Pa
     if len(metrics) < 2:
         return None
     path = layout.root / "rewards.png"
-    replace_bytes(path, plot_curves(metrics, read_config(layout).get("combine"), bounds))
+    summed = parse_config(read_config(layout)).combine == "sum"
+    replace_bytes(path, plot_curves(metrics, summed=summed, bounds=bounds))
     return path
 
 
-def plot_curves(
-    metrics: Sequence[Mapping[str, Any]], combine: str | None, bounds: Bounds = MappingProxyType({})
-) -> bytes:
-    """Plot the rewards of two iterations or more, of which `metrics` has a row each; return the PNG.
+def plot_curves(metrics: Sequence[IterationMetrics], *, summed: bool, bounds: Bounds = MappingProxyType({})) -> bytes:
+    """Plot the rewards of two iterations or more; return the PNG.
 
-    A band of one standard deviation ends where a reward can have no value.
+    `summed`: whether the rewards are summed as they are, so that their sum has a unit and gets a panel. A band of one
+    standard deviation ends where a reward can have no value.
     """
     # Not pyplot, which would look for a display.
     from matplotlib.figure import Figure
 
-    trained = list(metrics[-1]["rewards"])
-    monitored = list(dict.fromkeys(name for row in metrics for name in row["monitored"]))
+    trained = list(metrics[-1].rewards)
+    monitored = list(dict.fromkeys(name for row in metrics for name in row.monitored))
     panels = [(name_reward(name), TRAINED, _series(metrics, name), bounds.get(name, FREE)) for name in trained]
     panels += [
         (f"{name_reward(name)} (monitored)", MONITORED, _series(metrics, name), bounds.get(name, FREE))
         for name in monitored
         if name not in trained
     ]
-    # Of rewards that are normalised each by itself, the sum has no unit: the largest would be all that one sees.
-    if len(trained) > 1 and combine == "sum":
-        total = [(row["checkpoint"], row["reward_mean"], row["reward_std"]) for row in metrics]
+    # The sum of rewards that are normalised separately has no unit: the largest would be all that one sees.
+    if len(trained) > 1 and summed:
+        total = [(row.checkpoint, row.reward_mean, row.reward_std) for row in metrics]
         panels.insert(0, ("weighted sum of the trained rewards", TRAINED, total, FREE))
 
     figure = Figure(figsize=(PANEL_INCHES[0], PANEL_INCHES[1] * len(panels) + 0.4), layout="constrained")
@@ -72,10 +73,6 @@ def plot_curves(
     return buffer.getvalue()
 
 
-def _series(metrics: Sequence[Mapping[str, Any]], name: str) -> list[tuple[int, float, float]]:
-    """Give (iteration, mean, standard deviation) where the reward was scored."""
-    return [
-        (row["checkpoint"], {**row["monitored"], **row["rewards"]}[name], row["reward_stds"][name])
-        for row in metrics
-        if name in row["rewards"] or name in row["monitored"]
-    ]
+def _series(metrics: Sequence[IterationMetrics], name: str) -> list[tuple[int, float, float]]:
+    """Return (iteration, mean, standard deviation) where the reward was scored."""
+    return [(row.checkpoint, row.scored[name], row.reward_stds[name]) for row in metrics if name in row.scored]

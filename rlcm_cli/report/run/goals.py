@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
+import numpy as np
 
-from rlcm_cli.report.compare.contenders import describe_sum
-from rlcm_cli.report.run.data import Evidence
+from rlcm_cli.report.compare.runs import describe_weights
+from rlcm_cli.report.run.data import RunData
 from rlcm_cli.store.evaluations import Evaluation
 
 
@@ -23,37 +22,43 @@ class Goal:
     weights: Mapping[str, float]
     """Reward → what its values are multiplied by."""
 
-    def values(self, evaluation: Evaluation) -> Tensor:
+    def values(self, evaluation: Evaluation) -> np.ndarray:
         """Return the sum of each image, float64 [B]; NaN for images of other tasks."""
-        total = torch.full((len(evaluation.tasks),), torch.nan, dtype=torch.float64)
-        rows = [row for row, task in enumerate(evaluation.tasks) if task == self.task]
-        parts = [weight * evaluation.rewards[name][rows].double() for name, weight in self.weights.items()]
-        total[rows] = torch.stack(parts).sum(0)
-        return total
+        return sum_by_task(evaluation, {self.task: self.weights})
 
 
-def find_goals(evidence: Evidence) -> list[Goal]:
-    """Find the goals of the tasks that have several rewards, and whose rewards all evaluations have.
+def sum_by_task(evaluation: Evaluation, tasks: Mapping[str, Mapping[str, float]]) -> np.ndarray:
+    """Return the weighted sum of each image by the weights of its task, float64 [B]; NaN for images of other tasks."""
+    total = np.full(len(evaluation.tasks), np.nan)
+    for task, weights in tasks.items():
+        rows = [row for row, of_image in enumerate(evaluation.tasks) if of_image == task]
+        parts = [weight * evaluation.rewards[name][rows].astype(np.float64) for name, weight in weights.items()]
+        total[rows] = np.sum(parts, axis=0)
+    return total
 
-    Where training normalises each reward, the sum is of standard deviations over the first evaluation's images:
-    of the rewards as they are, the one with the largest unit would be all that the sum tells.
+
+def find_goals(data: RunData) -> list[Goal]:
+    """Find the goals of the tasks that have several rewards, all of which every evaluation has.
+
+    Where training normalises each reward, the sum is of standard deviations over the first evaluation's images: of
+    the rewards as they are, the one with the largest unit would decide the sum by itself.
     """
-    config, goals = evidence.run.config, []
-    for task, weights in evidence.run.contender.tasks.items():
-        known = all(weights.keys() <= evaluation.rewards.keys() for evaluation in evidence.evaluations)
-        if len(weights) < 2 or not evidence.evaluations or not known:
+    goals = []
+    tasks = data.config.joint_tasks()
+    for name, task in tasks.items():
+        weights: Mapping[str, float] = task.rewards
+        known = all(weights.keys() <= evaluation.rewards.keys() for evaluation in data.evaluations)
+        if len(weights) < 2 or not data.evaluations or not known:
             continue
-        name = describe_sum(weights)
-        if (config["tasks"].get(task) or config)["combine"] != "sum":
-            weights = {
-                reward: weight / _spread(evidence.evaluations, reward, task) for reward, weight in weights.items()
-            }
-            name += ", each in standard deviations"
-        goals.append(Goal(name if len(evidence.run.contender.tasks) == 1 else f"{task}: {name}", task, weights))
+        title = describe_weights(weights)
+        if task.combine != "sum":
+            weights = {reward: weight / _spread(data.evaluations, reward, name) for reward, weight in weights.items()}
+            title += ", each in standard deviations"
+        goals.append(Goal(title if len(tasks) == 1 else f"{name}: {title}", name, weights))
     return goals
 
 
 def _spread(evaluations: Sequence[Evaluation], reward: str, task: str) -> float:
     first = evaluations[0]
-    values = first.rewards[reward].double()[[of_image == task for of_image in first.tasks]]
-    return (values.std().item() if len(values) > 1 else 0.0) or 1.0
+    values = first.rewards[reward].astype(np.float64)[[of_image == task for of_image in first.tasks]]
+    return (float(values.std(ddof=1)) if len(values) > 1 else 0.0) or 1.0

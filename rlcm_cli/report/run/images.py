@@ -13,7 +13,7 @@ from rlcm_cli.pictures.contact_sheet import to_picture, write_png
 from rlcm_cli.store.atomic import replace_bytes
 from rlcm_cli.store.layout import RunLayout
 from rlcm_cli.store.manifest import read_manifest
-from rlcm_cli.store.rollouts import is_pruned, missing_shards, read_shard, read_shard_rewards
+from rlcm_cli.store.rollouts import is_pruned, missing_shards, read_images, read_shard_rewards
 from rlcm_cli.wording import command, slug
 
 INDEX = "images.csv"
@@ -38,9 +38,11 @@ def export_images(layout: RunLayout, folder: Path, iteration: int) -> Iterator[P
     for number in range(len(manifest.shards)):
         if number in absent:
             continue
-        shard = read_shard(layout, manifest, number)
+        shard = read_images(layout, manifest, number)
+        start, stop = manifest.shards[number]
         rewards = read_shard_rewards(layout, manifest, number)
-        for row, (sample, prompt) in enumerate(zip(shard.sample_index.tolist(), shard.sample_prompts(), strict=True)):
+        for row, sample in enumerate(range(start, stop)):
+            prompt = manifest.prompt_of(sample)
             path = folder / f"{iteration:06d}-{sample:05d}-{slug(prompt) or 'image'}.png"
             write_png(path, to_picture(shard.images[row]))
             rows.append(

@@ -1,4 +1,4 @@
-"""What a run's reward was at first, at best and at last: one definition for all that tells of it. Plain numbers.
+"""What a run's reward was at first, at best and at last: one definition for every table. Plain numbers.
 
 A level is the mean over W consecutive iterations: the first W, the last W, and the W with the highest mean. W is 5, or
 what is asked for, and at most half of a run's iterations, so that the first and the last share none.
@@ -22,7 +22,7 @@ class Levels:
     window: int
 
 
-def say_level(level: float | None) -> str:
+def format_level(level: float | None) -> str:
     """Return a level as every table shows it."""
     return "–" if level is None else f"{level:.3f}".replace("-", "−")
 

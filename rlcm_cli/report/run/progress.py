@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
+import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
+from rlcm_cli.config import Config
 from rlcm_cli.errors import MissingFileError
 from rlcm_cli.store.layout import RunLayout, receipt_path
 from rlcm_cli.store.manifest import RolloutManifest, read_manifest
-from rlcm_cli.store.run import read_metrics_row
+from rlcm_cli.store.metrics import PHASES, IterationMetrics, read_iteration_metrics
 from rlcm_cli.store.shards import is_published
 from rlcm_cli.store.timings import read_planned
+from rlcm_cli.wording import count
 
 RECENT = 10
 """Newest iterations by whose duration the time that is left is estimated."""
-PHASES = ("sample", "score", "train")
 LEAST_STILL = 120.0
 """Seconds without a new file that say nothing yet."""
 STILL_ITERATIONS = 5
@@ -51,7 +52,7 @@ class RunProgress:
     monitored: tuple[str, ...] = ()
     tasks: tuple[str, ...] = ()
     """Of a joint run, whose rewards have no common scale."""
-    rows: tuple[Mapping[str, Any], ...] = ()
+    rows: tuple[IterationMetrics, ...] = ()
     """Metrics of the iterations that are done, oldest first."""
     phase: PhaseProgress | None = None
     evaluated: tuple[int, ...] = ()
@@ -79,14 +80,12 @@ class RunProgress:
         """Iterations in all; a run may have been extended since its configuration was written."""
         return max(self.iterations, self.done)
 
-    def series(self, *keys: str) -> list[float | None]:
-        """Give one metric of each iteration, None where it was not measured."""
-        return [_find(row, keys) for row in self.rows]
+    def series(self, read: Callable[[IterationMetrics], float | None]) -> list[float | None]:
+        """Return one metric of each iteration, None where it was not measured."""
+        return [None if (value := read(row)) is None or math.isnan(value) else value for row in self.rows]
 
 
-def read_progress(
-    layout: RunLayout, config: Mapping[str, Any], title: str, before: RunProgress | None = None
-) -> RunProgress:
+def read_progress(layout: RunLayout, config: Config, title: str, before: RunProgress | None = None) -> RunProgress:
     """Read how far a run of a configuration is; of `before`, an earlier reading, the metrics that stay as they are.
 
     Raises `StoreError` for a damaged file.
@@ -94,18 +93,18 @@ def read_progress(
     checkpoints, evaluated = layout.checkpoints(), tuple(layout.evaluations())
     newest = checkpoints[-1] if checkpoints else None
     rows = _read_rows(layout, newest or 0, () if before is None else before.rows)
-    names = [name for task in _tasks(config) for name in task["rewards"]]
+    names = [name for task in config.joint_tasks().values() for name in task.rewards]
     # What the newest call asked for, which the configuration of the run need not say.
-    iterations = read_planned(layout, newest or 0) or int(config["runtime"]["iterations"])
+    iterations = read_planned(layout, newest or 0) or config.runtime.iterations
     manifest = None if newest is None else _read_plan(layout, newest)
     return RunProgress(
         title=title,
         iterations=iterations,
         rewards=tuple(dict.fromkeys(names)),
-        monitored=tuple(name for name in config["monitor"]["rewards"] if name not in names),
-        tasks=tuple(config["tasks"]),
+        monitored=tuple(name for name in config.monitor.rewards if name not in names),
+        tasks=tuple(config.tasks),
         rows=rows,
-        phase=_find_phase(layout, config, newest, manifest, evaluated, iterations),
+        phase=_find_phase(layout, config, newest, manifest, newest in evaluated, iterations),
         evaluated=evaluated,
         warnings=_read_warnings(layout),
         changed=_last_change(layout, newest),
@@ -113,12 +112,12 @@ def read_progress(
     )
 
 
-def seconds_an_iteration(rows: Sequence[Mapping[str, Any]]) -> float | None:
+def seconds_an_iteration(rows: Sequence[IterationMetrics]) -> float | None:
     """Estimate how long an iteration takes, on the clock, from the newest ones; None: nothing tells."""
-    ends = [float(row["finished_at"]) for row in rows[-RECENT - 1 :] if "finished_at" in row]
-    if len(ends) > 2:  # of one interval nobody knows whether the run stood still
+    ends = [row.finished_at for row in rows[-RECENT - 1 :] if row.finished_at is not None]
+    if len(ends) > 2:  # a single interval may hold a pause
         return statistics.median_low(end - start for start, end in pairwise(ends))
-    phases = [float(row[f"{phase}_seconds"]) for row in rows[-1:] for phase in PHASES if f"{phase}_seconds" in row]
+    phases = [seconds for row in rows[-1:] for phase in PHASES if (seconds := row.seconds(phase)) is not None]
     return sum(phases) if phases else None
 
 
@@ -140,27 +139,17 @@ def seconds_left(progress: RunProgress, now: float) -> float | None:
     left, each = progress.planned - progress.done, seconds_an_iteration(progress.rows)
     if each is None or not left:
         return None
-    under_way = now - float(progress.rows[-1].get("finished_at", now))
+    finished = progress.rows[-1].finished_at
+    under_way = 0.0 if finished is None else now - finished
     return left * each - min(max(under_way, 0.0), each)  # clocks of two machines differ
 
 
-def _find(row: Mapping[str, Any], keys: Sequence[str]) -> float | None:
-    value: Any = row
-    for key in keys:
-        value = value.get(key) if isinstance(value, Mapping) else None
-    return None if value is None else float(value)
-
-
-def _tasks(config: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    return list(config["tasks"].values()) or [config]
-
-
-def _read_rows(layout: RunLayout, newest: int, known: Sequence[Mapping[str, Any]]) -> tuple[Mapping[str, Any], ...]:
+def _read_rows(layout: RunLayout, newest: int, known: Sequence[IterationMetrics]) -> tuple[IterationMetrics, ...]:
     """Read the metrics that led to the newest checkpoint; what is above it is of an iteration yet to be done."""
     rows = list(known[:newest])
     with suppress(MissingFileError):  # on a file system that shows files late
         for number in range(len(rows) + 1, newest + 1):
-            rows.append(read_metrics_row(layout, number))
+            rows.append(read_iteration_metrics(layout, number))
     return tuple(rows)
 
 
@@ -172,42 +161,40 @@ def _read_plan(layout: RunLayout, iteration: int) -> RolloutManifest | None:
 
 def _find_phase(
     layout: RunLayout,
-    config: Mapping[str, Any],
+    config: Config,
     newest: int | None,
     manifest: RolloutManifest | None,
-    evaluated: Sequence[int],
+    evaluated: bool,
     iterations: int,
 ) -> PhaseProgress | None:
-    """Tell what the iteration after the newest checkpoint lacks."""
+    """Find what the iteration after the newest checkpoint lacks; `evaluated`: whether that checkpoint was."""
     if newest is None:
         return PhaseProgress("start")
     if manifest is None:
         ends = newest == 0 or newest >= iterations
-        if ends and newest in evaluated and newest:
+        if ends and evaluated and newest:
             return None
-        return PhaseProgress("evaluate" if ends and newest not in evaluated else "sample")
+        return PhaseProgress("evaluate" if ends and not evaluated else "sample")
     shards = manifest.shards
-    count = len(shards)
-    drawn = [number for number in range(count) if is_published(layout.shard(newest, number, count))]
-    if len(drawn) < count:
+    number_of = len(shards)
+    drawn = [number for number in range(number_of) if is_published(layout.shard(newest, number, number_of))]
+    if len(drawn) < number_of:
         return PhaseProgress("sample", sum(shards[n][1] - shards[n][0] for n in drawn), shards[-1][1], "images")
-    rewards = {name for task in _tasks(config) for name in task["rewards"]} | {*config["monitor"]["rewards"]}
     folders = list((layout.rollout(newest) / "rewards").glob("*"))
     scored = sum(
-        is_published(layout.reward_shard(newest, folder.name, number, count))
+        is_published(layout.reward_shard(newest, folder.name, number, number_of))
         for folder in folders
-        for number in range(count)
+        for number in range(number_of)
     )
-    if scored < count * len(rewards):
-        return PhaseProgress("score", scored, count * len(rewards), "shards of rewards")
-    return PhaseProgress("train")
+    wanted = number_of * len(config.reward_names())
+    return PhaseProgress("score", scored, wanted, "shards of rewards") if scored < wanted else PhaseProgress("train")
 
 
 def _read_warnings(layout: RunLayout) -> tuple[str, ...]:
     damaged = [file for file in layout.quarantine.rglob("*") if file.is_file()] if layout.quarantine.is_dir() else []
     if not damaged:
         return ()
-    return (f"{len(damaged)} file{'s' * (len(damaged) > 1)} in {layout.quarantine.name}/, moved away as damaged",)
+    return (f"{count(len(damaged), 'file')} in {layout.quarantine.name}/, moved away as damaged",)
 
 
 def _last_change(layout: RunLayout, newest: int | None) -> float | None:
