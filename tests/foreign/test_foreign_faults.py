@@ -6,7 +6,7 @@ import pytest
 from huggingface_hub.errors import StrictDataclassDefinitionError
 from safetensors import SafetensorError
 
-from rlcm_cli.foreign.faults import ForeignError, faults_of_libraries, summarise
+from rlcm_cli.foreign.faults import ForeignError, faults_of_libraries, first_lines
 
 
 @pytest.mark.parametrize(
@@ -52,4 +52,4 @@ def test_a_block_that_succeeds_is_left_alone():
     ],
 )
 def test_an_error_is_summarised_by_its_first_two_lines(text, said):
-    assert summarise(ValueError(text)) == said
+    assert first_lines(ValueError(text)) == said
