@@ -5,6 +5,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from metric_rows import make_row
 from phase_runs import did_nothing, fingerprint, finish, kinds, make_by_hand, make_config, make_loop, shared_model
 
 from rlcm_cli.config import override_config, parse_config
@@ -166,7 +167,7 @@ def test_the_checkpoint_that_draws_next_is_never_pruned(finished, tiny_lcm, tmp_
 
 def test_the_best_checkpoint_is_the_one_that_drew_the_best_images(config):
     rows = [
-        {"iteration": number, "monitored": {"sharpness": value}, "reward_stds": {"sharpness": 1.0}}
+        make_row(number, monitored={"sharpness": value}, reward_stds={"sharpness": 1.0})
         for number, value in enumerate([0.0, 1.0, 2.0, 9.0, 1.0])
     ]
     monitor = parse_config(
