@@ -63,7 +63,7 @@ def inspect_command(
     from rlcm_cli.cli.terminal import open_console
     from rlcm_cli.errors import ConfigError, StoreError
     from rlcm_cli.runs.staging import stage_inspection
-    from rlcm_cli.store.inspection import describe
+    from rlcm_cli.store.inspection import describe_path
     from rlcm_cli.store.layout import RunLayout
     from rlcm_cli.store.remote.remote_run import split_url
     from rlcm_cli.store.verification import verify_run
@@ -81,7 +81,7 @@ def inspect_command(
             raise ConfigError(f"{path}: --verify needs a run directory; other files are checked when they are read")
         faults = verify_run(RunLayout(path)) if verify else []
         try:
-            described = _describe_picture(path) if _is_picture(path) else describe(path)
+            described = _describe_picture(path) if _is_picture(path) else describe_path(path)
         except StoreError:
             if not faults:  # which say this and more
                 raise
@@ -109,9 +109,9 @@ def _describe_picture(path: Path) -> dict[str, Any]:
     """Describe a PNG by its text chunks; those of `rlcm generate` say how it was made."""
     from PIL import Image
 
-    from rlcm_cli.pictures.png_texts import read_texts
+    from rlcm_cli.pictures.png_texts import read_png_texts
 
-    texts = read_texts(path)
+    texts = read_png_texts(path)
     with Image.open(path) as picture:
         size = f"{picture.width} × {picture.height} pixels"
     return {"kind": "picture", "size": size, **(texts or {"metadata": "none: it does not say how it was made"})}

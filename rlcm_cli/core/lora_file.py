@@ -186,13 +186,13 @@ def read_lora(
             adapter_names.add(adapter)
     if not found:
         raise ModelError(f"{place}: holds no tensors; name a LoRA file")
-    stated = {part: settings for part in PARTS if (settings := read_settings(metadata, part, place))}
+    stated = {part: settings for part in PARTS if (settings := read_lora_settings(metadata, part, place))}
     modules = [_read_module(part, name, roles, stated.get(part), place) for (part, name), roles in found.items()]
     kohya = any(KOHYA.fullmatch(key) for key in tensors)
     return LoraFile(tuple(modules), kohya, stated, tuple(sorted(adapter_names)))
 
 
-def read_settings(metadata: Mapping[str, str], part: str, place: str) -> PartSettings | None:
+def read_lora_settings(metadata: Mapping[str, str], part: str, place: str) -> PartSettings | None:
     """Read what diffusers' metadata say of a part; None: nothing.
 
     Raises `ModelError` for settings whose meaning is not known here.

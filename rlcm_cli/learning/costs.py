@@ -16,7 +16,7 @@ from rlcm_cli.store.manifest import RolloutManifest
 from rlcm_cli.store.timings import read_timings
 
 
-def count_forwards(config: Config, model: LatentModel, rollout: Rollout, *, refreshes: int) -> int:
+def count_iteration_forwards(config: Config, model: LatentModel, rollout: Rollout, *, refreshes: int) -> int:
     """Count the model forwards of an iteration, a backward pass as `BACKWARD_FORWARDS`.
 
     `refreshes`: passes over all transitions that took their old log-probabilities again.

@@ -20,7 +20,7 @@ from rlcm_cli.core.advantages import PromptStatistics
 from rlcm_cli.errors import ConfigError, ForeignFileError, MissingFileError
 from rlcm_cli.events import Advanced, Event, IterationTrained, PhaseSkipped, PhaseStarted, Warned
 from rlcm_cli.learning.advantages import compute_advantages, flat_prompts, forget_rewards, measure_rewards
-from rlcm_cli.learning.costs import count_forwards, drawing_forwards, phase_seconds, read_phase_times
+from rlcm_cli.learning.costs import count_iteration_forwards, drawing_forwards, phase_seconds, read_phase_times
 from rlcm_cli.learning.last_step import tell_pathwise
 from rlcm_cli.learning.learner import LARGEST, UpdateMetrics, average_metrics, copy_policy
 from rlcm_cli.learning.log_probs import (
@@ -270,7 +270,7 @@ def _learn(run: Run, opened: OpenIteration) -> Generator[Event, None, UpdatesDon
         records.append(record)
         yield Advanced(1)
     student.check_weights(before, iteration, opened.rate)
-    forwards = count_forwards(run.config, student.model, opened.rollout, refreshes=refreshed.passes)
+    forwards = count_iteration_forwards(run.config, student.model, opened.rollout, refreshes=refreshed.passes)
     values = {**average_metrics(own_records), **average_metrics(records), "refreshed": float(refreshed.done)}
     return UpdatesDone(len(records), forwards, values if drift is None else {**values, LARGEST: drift})
 

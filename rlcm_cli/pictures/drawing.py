@@ -22,7 +22,7 @@ from rlcm_cli.store.checkpoint import (
     WEIGHT_FILES,
     digest_safetensors,
     is_whole_denoiser,
-    read_tensors,
+    read_safetensors,
     read_trainer_state,
 )
 from rlcm_cli.store.locate import find_adapter, find_run
@@ -228,7 +228,7 @@ def _load(model: LatentModel, adapter: Adapter) -> None:
         load_foreign_lora(model, adapter.place, adapter.scale)
         return
     try:
-        load_denoiser(model, read_tensors(Path(adapter.place)), adapter.digest)
+        load_denoiser(model, read_safetensors(Path(adapter.place)), adapter.digest)
     except ModelError as error:
         raise ModelError(f"--lora {adapter.place}: {error}") from None
 

@@ -47,10 +47,10 @@ from rlcm_cli.store.atomic import explain_safetensors, publish_folder, remove_fo
 from rlcm_cli.store.checkpoint import (
     AVERAGE_FOLDER,
     digest_safetensors,
-    find_weights,
+    find_checkpoint_weights,
     is_whole_denoiser,
     latest_checkpoint,
-    read_tensors,
+    read_safetensors,
     read_trainer_state,
 )
 from rlcm_cli.store.layout import RunLayout
@@ -170,7 +170,7 @@ def find_source(place: str, *, average: bool, model: Mapping[str, Any]) -> Sourc
     state = read_trainer_state(layout, number)
     average = average or AVERAGE_FOLDER in folder
     if average:
-        found = find_weights(layout.checkpoint(number) / AVERAGE_FOLDER)
+        found = find_checkpoint_weights(layout.checkpoint(number) / AVERAGE_FOLDER)
         if found is None:
             raise ConfigError(
                 f"{layout.checkpoint(number)}: keeps no moving average of the weights (train.ema_decay); leave --ema "
@@ -307,7 +307,7 @@ def _load_weights(source: Source, model: LatentModel) -> dict[str, LoraModule]:
     """
     try:
         if source.full:
-            load_denoiser(model, read_tensors(source.file), source.digest)
+            load_denoiser(model, read_safetensors(source.file), source.digest)
             return {}
         binding = bind_modules(
             read_lora_file(source.file, str(source.file), model.family), model.pipeline, model.family, str(source.file)
@@ -315,7 +315,7 @@ def _load_weights(source: Source, model: LatentModel) -> dict[str, LoraModule]:
         if source.config is not None:
             lora, seed = source.config.lora, source.config.seed
             attach_lora(model, rank=lora.rank, alpha=lora.alpha, target_modules=lora.target_modules, run_seed=seed)
-            load_lora(model, read_tensors(source.file), source.digest)
+            load_lora(model, read_safetensors(source.file), source.digest)
         else:
             load_foreign_lora(model, str(source.file), 1.0)
     except ModelError as error:

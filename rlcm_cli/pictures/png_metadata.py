@@ -26,7 +26,7 @@ from rlcm_cli.pictures.drawing import (
     settings_of_lora,
     show_name,
 )
-from rlcm_cli.pictures.png_texts import read_texts
+from rlcm_cli.pictures.png_texts import read_png_texts
 from rlcm_cli.samplers import find_sampler, read_setting
 
 _MODEL_KEYS = ("revision", "dtype", "distilled_lora", "image_size")
@@ -95,7 +95,7 @@ def describe_sheet(files: Sequence[str]) -> PngInfo:
 
 def read_provenance(file: Path) -> Provenance:
     """Read how a picture of `rlcm generate` was made. Raises `ConfigError` for any other file."""
-    recorded = read_texts(file, "--from-image ")
+    recorded = read_png_texts(file, "--from-image ")
     if not recorded.get("software", "").startswith(SOFTWARE) or "prompt" not in recorded:
         raise ConfigError(
             f"--from-image {file}: has no generation metadata; name a PNG that `rlcm generate` has drawn"

@@ -9,7 +9,7 @@ from PIL import Image
 from rlcm_cli.errors import ConfigError
 
 
-def read_texts(file: Path, option: str = "") -> dict[str, str]:
+def read_png_texts(file: Path, option: str = "") -> dict[str, str]:
     """Read the text chunks of a PNG made by any program. Raises `ConfigError`, whose line starts with `option`."""
     try:
         with Image.open(file, formats=["PNG"]) as picture:

@@ -109,7 +109,9 @@ class Crew:
             for number in range(self.run.config.sample.shards)
         ]
         scored = [
-            submit("scorer", task.number, ray_tasks.score_shard, errands["scorer"], iteration, task.number, task.reply)
+            submit(
+                "scorer", task.number, ray_tasks.score_one_shard, errands["scorer"], iteration, task.number, task.reply
+            )
             for task in sampled
         ]
         return [*sampled, *scored]

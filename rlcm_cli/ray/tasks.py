@@ -75,7 +75,7 @@ def sample_shard(errand: Errand, iteration: int, shard: int) -> None:
     _finish(sample(run, model, _alone(run, shard), iteration=iteration))
 
 
-def score_shard(errand: Errand, iteration: int, shard: int, sampled: None) -> None:
+def score_one_shard(errand: Errand, iteration: int, shard: int, sampled: None) -> None:
     """Score a shard, unless they are there; `sampled` is the result of the task to wait for."""
     run, scorers = _open_with_scorers(errand)
     # What score warns of is shards that are not sampled yet, which are other tasks' business.

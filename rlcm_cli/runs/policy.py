@@ -26,7 +26,7 @@ from rlcm_cli.store.checkpoint import (
     TrainerState,
     digest_safetensors,
     publish_checkpoint,
-    read_tensors,
+    read_safetensors,
     read_trainer_state,
     read_weights,
 )
@@ -130,7 +130,7 @@ def load_start(config: Config, model: LatentModel) -> None:
                 f"lora.start: {file} has rank {stated.rank}, alpha {stated.alpha}, modules "
                 f"{list(stated.target_modules)}, the configuration another; set [lora] to the same"
             )
-        load_lora(model, read_tensors(file), digest_safetensors(file))
+        load_lora(model, read_safetensors(file), digest_safetensors(file))
 
 
 def load_checkpoint(run: Run, model: LatentModel, number: int) -> TrainerState:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
-from rlcm_cli.core.lora_file import DENOISERS, METADATA_KEY, PartSettings, read_settings
+from rlcm_cli.core.lora_file import DENOISERS, METADATA_KEY, PartSettings, read_lora_settings
 from rlcm_cli.errors import CorruptFileError, MissingFileError, ModelError
 from rlcm_cli.store.reading import open_file
 
@@ -31,7 +31,7 @@ def read_adapter_settings(path: Path) -> AdapterSettings:
     """
     names, metadata = _read_header(path)
     denoiser = _find_denoiser(names)
-    stated = read_settings(metadata, denoiser, str(path))
+    stated = read_lora_settings(metadata, denoiser, str(path))
     if stated is None:
         raise ModelError(
             f"{path}: states no rank and alpha ('{METADATA_KEY}' of diffusers' save_lora_weights); {EXPORT_IT}"

@@ -137,7 +137,7 @@ def read_trainer_state(layout: RunLayout, number: int) -> TrainerState:
     path = layout.checkpoint(number)
     remedy = REMEDY.format(path=path)
     # What is read is checked, also what nobody published.
-    weights = [file for folder in (path, path / AVERAGE_FOLDER) if (file := find_weights(folder))]
+    weights = [file for folder in (path, path / AVERAGE_FOLDER) if (file := find_checkpoint_weights(folder))]
     marker = read_marker(layout, number)
     published = [name for name in marker.files if PurePosixPath(name).name in _WEIGHT_NAMES]
     _check_files(path, marker, {*published, TRAINER_FILE, *(file.relative_to(path).as_posix() for file in weights)})
@@ -149,7 +149,7 @@ def read_trainer_state(layout: RunLayout, number: int) -> TrainerState:
         name = weights[0].relative_to(path).as_posix()
         if marker.files[name] != state.policy_digest:
             raise CorruptFileError(f"{path / TRAINER_FILE}: states the digest of other weights; {remedy}")
-    if find_weights(path) is None and state.policy_digest != state.model_digest:
+    if find_checkpoint_weights(path) is None and state.policy_digest != state.model_digest:
         raise CorruptFileError(f"{path}: lacks its trained weights; {remedy}")
     return state
 
@@ -202,7 +202,7 @@ def _is_published(path: Path, marker: Marker, name: str) -> bool:
     return recorded is not None and recorded == _digest(path / name, marker.bytes.get(name, -1))
 
 
-def find_weights(folder: Path) -> Path | None:
+def find_checkpoint_weights(folder: Path) -> Path | None:
     """Find the file of trained weights in a checkpoint's folder or that of its average; None: there is none."""
     return next((folder / name for name in WEIGHT_FILES if (folder / name).is_file()), None)
 
@@ -217,21 +217,21 @@ def read_weights(layout: RunLayout, number: int) -> dict[str, Tensor]:
 
     Empty where it is the base model itself.
     """
-    file = find_weights(layout.checkpoint(number))
-    return read_tensors(file) if file else {}
+    file = find_checkpoint_weights(layout.checkpoint(number))
+    return read_safetensors(file) if file else {}
 
 
 def read_average(layout: RunLayout, number: int) -> dict[str, Tensor] | None:
     """Read the moving average of the trained tensors as `read_weights` does; None: the checkpoint has none."""
-    file = find_weights(layout.checkpoint(number) / AVERAGE_FOLDER)
-    return read_tensors(file) if file else None
+    file = find_checkpoint_weights(layout.checkpoint(number) / AVERAGE_FOLDER)
+    return read_safetensors(file) if file else None
 
 
 def read_optimizer(layout: RunLayout, number: int) -> dict[str, Tensor]:
     """Read the optimizer's tensors of a checkpoint. Raises `CorruptFileError` where they are not as published."""
     path = layout.checkpoint(number)
     _check_files(path, read_marker(layout, number), [OPTIMIZER_FILE])
-    return read_tensors(path / OPTIMIZER_FILE)
+    return read_safetensors(path / OPTIMIZER_FILE)
 
 
 def read_statistics(layout: RunLayout, number: int) -> dict[str, PromptStatistics]:
@@ -271,7 +271,7 @@ def digest_safetensors(path: Path) -> str:
         return digest_tensors(tensors, metadata)
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
+def read_safetensors(path: Path) -> dict[str, Tensor]:
     """Read all tensors of a safetensors file. Raises `CorruptFileError`, and the errors of `open_file`."""
     import safetensors.torch
 

@@ -11,9 +11,9 @@ from rlcm_cli.core.lora_file import DENOISERS, PARTS, read_lora
 from rlcm_cli.errors import ConfigError, MissingFileError
 from rlcm_cli.store.checkpoint import (
     digest_safetensors,
-    find_weights,
+    find_checkpoint_weights,
     is_whole_denoiser,
-    read_tensors,
+    read_safetensors,
     read_trainer_state,
 )
 from rlcm_cli.store.layout import RunLayout, receipt_path
@@ -36,7 +36,7 @@ DTYPES = {
 """What torch calls the dtypes of safetensors."""
 
 
-def describe(path: Path) -> dict[str, Any]:
+def describe_path(path: Path) -> dict[str, Any]:
     """Describe a run, a checkpoint, a record or a LoRA file.
 
     Raises `ConfigError` for a path that is none of them, and `StoreError` for a damaged one.
@@ -90,7 +90,7 @@ def _describe_checkpoint(path: Path) -> dict[str, Any]:
     if not name.isdecimal() or layout.checkpoint(int(name[:9])).name != name:
         raise ConfigError(f"{path}: is a checkpoint under another name; give it its number, such as 000001")
     state = read_trainer_state(layout, int(name))
-    weights = find_weights(path)
+    weights = find_checkpoint_weights(path)
     described = {"adapter": _describe_weights(weights)} if weights else {}
     return {"kind": "checkpoint", **state.model_dump(exclude={"format_version"}), **described}
 
@@ -110,7 +110,7 @@ def _describe_record(path: Path) -> dict[str, Any]:
 
 
 def _describe_weights(path: Path) -> dict[str, Any]:
-    tensors = read_tensors(path)
+    tensors = read_safetensors(path)
     size = {
         "layers": len(tensors),
         "parameters": sum(tensor.numel() for tensor in tensors.values()),

@@ -6,7 +6,13 @@ import re
 from pathlib import Path
 
 from rlcm_cli.errors import ConfigError, ModelError
-from rlcm_cli.store.checkpoint import LORA_FILE, MARKER_FILE, find_weights, latest_checkpoint, read_trainer_state
+from rlcm_cli.store.checkpoint import (
+    LORA_FILE,
+    MARKER_FILE,
+    find_checkpoint_weights,
+    latest_checkpoint,
+    read_trainer_state,
+)
 from rlcm_cli.store.layout import RunLayout
 from rlcm_cli.store.remote.objects import is_url
 from rlcm_cli.store.remote.remote_run import fetch_adapter
@@ -38,7 +44,7 @@ def find_adapter(named: str) -> Path | None:
     if (path / "checkpoints").is_dir():
         layout = RunLayout(path)
         path = layout.checkpoint(latest_checkpoint(layout))
-    file = find_weights(path)
+    file = find_checkpoint_weights(path)
     # A whole pipeline has a denoiser as well, which nobody trained.
     if file is not None and not (path / "model_index.json").is_file():
         _check_checkpoint_of(file)

@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from rlcm_cli.core.lora_file import METADATA_KEY, normalise, read_lora, read_settings
+from rlcm_cli.core.lora_file import METADATA_KEY, normalise, read_lora, read_lora_settings
 from rlcm_cli.errors import ModelError
 
 DOWN, UP = torch.ones(2, 3), torch.ones(4, 2)
@@ -65,13 +65,13 @@ def test_what_is_not_a_whole_plain_lora_is_refused_in_a_line(tensors, words):
 
 
 def test_settings_of_a_part_are_read_alone():
-    assert read_settings({}, "transformer", "x") is None
-    assert read_settings(stated(), "unet", "x") is None
-    found = read_settings(stated(target_modules=["to_v", "to_k"]), "transformer", "x")
+    assert read_lora_settings({}, "transformer", "x") is None
+    assert read_lora_settings(stated(), "unet", "x") is None
+    found = read_lora_settings(stated(target_modules=["to_v", "to_k"]), "transformer", "x")
     assert found is not None
     assert (found.rank, found.alpha, found.target_modules) == (2, 8, ("to_k", "to_v"))
     with pytest.raises(ModelError, match="whose effect is not known here"):
-        read_settings(stated(surprise=1), "transformer", "x")
+        read_lora_settings(stated(surprise=1), "transformer", "x")
 
 
 def test_names_differ_in_dots_only():

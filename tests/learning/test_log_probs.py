@@ -10,7 +10,7 @@ from rlcm_cli.config import override_config
 from rlcm_cli.core.schedule import sample_trajectories
 from rlcm_cli.errors import TrainingError
 from rlcm_cli.events import Warned
-from rlcm_cli.learning.costs import count_forwards
+from rlcm_cli.learning.costs import count_iteration_forwards
 from rlcm_cli.learning.learner import Learner
 from rlcm_cli.learning.log_probs import (
     RATIO_TOLERANCE,
@@ -173,7 +173,7 @@ def test_the_forwards_of_rescoring_are_counted(tiny_lcm, tmp_path):
     config = configure(tiny_lcm, train=SEVERAL)
     model, rollout = make_rollout(tmp_path / "run", config)
     exact = configure(tiny_lcm, "float32", train=SEVERAL)
-    costs = [count_forwards(of, model, rollout, refreshes=refresh_passes(of)) for of in (config, exact)]
+    costs = [count_iteration_forwards(of, model, rollout, refreshes=refresh_passes(of)) for of in (config, exact)]
     assert costs[0] - costs[1] == 8 * 3
 
 

@@ -11,7 +11,7 @@ from model_helpers import load_tiny
 from rlcm_cli.errors import RlcmError
 from rlcm_cli.models.lora import load_foreign_lora, unload_foreign_lora
 from rlcm_cli.store.adapters import read_adapter_settings
-from rlcm_cli.store.inspection import describe
+from rlcm_cli.store.inspection import describe_path
 
 MUTATIONS = 5000
 WORDS = [(b'"F32"', b'"I32"'), (b'"F32"', b'"C64"'), (b"lora_A", b"lora_B"), (b"[2,", b"[0,"), (b"unet", b"unit")]
@@ -49,7 +49,7 @@ def test_a_damaged_file_is_used_as_it_says_or_refused_in_one_line(tiny_lcm, tmp_
     file, dice, refusals = tmp_path / "damaged.safetensors", random.Random(7), []  # noqa: S311
     for _ in range(MUTATIONS):
         file.write_bytes(mutate(dice.choice(whole), dice))
-        for use in (read_adapter_settings, describe, lambda path: load_foreign_lora(model, str(path), 1.0)):
+        for use in (read_adapter_settings, describe_path, lambda path: load_foreign_lora(model, str(path), 1.0)):
             try:
                 use(file)
             except RlcmError as error:

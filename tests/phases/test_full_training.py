@@ -32,7 +32,7 @@ from rlcm_cli.store.checkpoint import (
     read_optimizer,
     read_trainer_state,
 )
-from rlcm_cli.store.inspection import describe
+from rlcm_cli.store.inspection import describe_path
 from rlcm_cli.store.layout import RunLayout
 from rlcm_cli.store.verification import verify_run
 
@@ -192,11 +192,11 @@ def test_a_whole_u_net_has_no_strength_and_the_start_none_of_its_own(finished):
 def test_the_inspection_says_what_is_there(finished):
     layout = finished.layout
     assert verify_run(layout) == []
-    assert "adapter" not in describe(layout.checkpoint(0))
-    found = describe(layout.checkpoint(2))
+    assert "adapter" not in describe_path(layout.checkpoint(0))
+    found = describe_path(layout.checkpoint(2))
     assert found["adapter"]["kind"] == "denoiser"
     assert found["adapter"]["digest"] == found["policy_digest"]
-    assert describe(layout.checkpoint(2) / UNET_FILE)["parameters"] == found["adapter"]["parameters"] > 10_000
+    assert describe_path(layout.checkpoint(2) / UNET_FILE)["parameters"] == found["adapter"]["parameters"] > 10_000
 
 
 def test_the_evaluation_of_the_start_is_of_the_base(finished, tiny_lcm, tmp_path):

@@ -24,7 +24,7 @@ from rlcm_cli.report.compare.runs import open_compared
 from rlcm_cli.report.run.data import read_run
 from rlcm_cli.runs.run import open_run
 from rlcm_cli.store.checkpoint import read_trainer_state
-from rlcm_cli.store.inspection import describe
+from rlcm_cli.store.inspection import describe_path
 from rlcm_cli.store.layout import RunLayout
 from rlcm_cli.store.verification import verify_run
 from rlcm_cli.wording import LONGEST_LINE, to_line
@@ -101,7 +101,7 @@ def try_one(root: Path, mutation: Mutation, model: Path, due: str) -> Iterator[s
     layout, before = RunLayout(root), contents(root)
     readers: dict[str, Callable[[], Any]] = {
         "verify": lambda: verify_run(layout),
-        "describe": lambda: describe(root),
+        "describe": lambda: describe_path(root),
         "watch": lambda: read_watched_run(str(root), None),
         "report": lambda: read_run(open_compared(root), root.name),
     }

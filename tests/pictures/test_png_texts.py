@@ -10,7 +10,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from rlcm_cli.errors import ConfigError
-from rlcm_cli.pictures.png_texts import read_texts
+from rlcm_cli.pictures.png_texts import read_png_texts
 
 
 def refusal(work) -> str:
@@ -25,7 +25,7 @@ def test_texts_of_any_program_are_read(tmp_path):
     info = PngInfo()
     info.add_text("parameters", "a cat\nSteps: 20")
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png", pnginfo=info, dpi=(72, 72))
-    assert read_texts(tmp_path / "a.png") == {"parameters": "a cat\nSteps: 20"}
+    assert read_png_texts(tmp_path / "a.png") == {"parameters": "a cat\nSteps: 20"}
 
 
 @pytest.mark.parametrize(
@@ -36,13 +36,13 @@ def test_what_is_no_png_is_refused(tmp_path, name, words):
     (tmp_path / "text.png").write_text("no picture")
     Image.new("RGB", (8, 8)).save(tmp_path / "photo.jpg")
     file = tmp_path / name
-    assert refusal(lambda: read_texts(file, "--x ")).startswith(f"--x {file}: {words}")
+    assert refusal(lambda: read_png_texts(file, "--x ")).startswith(f"--x {file}: {words}")
 
 
 def test_a_picture_of_too_many_pixels_is_refused(tmp_path, monkeypatch):
     Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 7)  # of 16: Pillow refuses more than twice as many
-    assert "is not a PNG" in refusal(lambda: read_texts(tmp_path / "a.png"))
+    assert "is not a PNG" in refusal(lambda: read_png_texts(tmp_path / "a.png"))
 
 
 def test_reading_needs_no_torch():

@@ -9,7 +9,7 @@ from store_samples import LORA_METADATA, flip_bit, forge_record, make_manifest, 
 from rlcm_cli.errors import ConfigError, CorruptFileError, MissingFileError, ModelError
 from rlcm_cli.store.adapters import read_adapter_settings
 from rlcm_cli.store.checkpoint import LORA_FILE, digest_safetensors
-from rlcm_cli.store.inspection import describe
+from rlcm_cli.store.inspection import describe_path
 from rlcm_cli.store.layout import receipt_path
 from rlcm_cli.store.quarantine import quarantine
 from rlcm_cli.store.run import prune_checkpoints, prune_rollouts
@@ -25,7 +25,7 @@ def layout(tmp_path):
 class TestDescribe:
     def test_a_run(self, layout):
         receipt_path(layout.shard(1, 1, 2)).unlink()
-        found = describe(layout.root)
+        found = describe_path(layout.root)
         assert found["kind"] == "run"
         assert (found["task"], found["model"], found["seed"]) == ("compression", "tiny", 5)
         assert found["iterations trained"] == 2
@@ -37,24 +37,24 @@ class TestDescribe:
         assert found["reward of the last iteration"] == 1.5
 
     def test_a_checkpoint(self, layout):
-        found = describe(layout.checkpoint(2))
+        found = describe_path(layout.checkpoint(2))
         assert (found["kind"], found["number"], found["optimizer_steps"]) == ("checkpoint", 2, 2)
         assert found["adapter"]["digest"] == found["policy_digest"]
 
     def test_a_shard(self, layout):
-        found = describe(layout.shard(0, 0, 2))
+        found = describe_path(layout.shard(0, 0, 2))
         assert (found["kind"], found["rows"]) == ("rollout", 4)
         assert found["fields"]["plan"] == make_manifest().digest
         assert found["tensors"]["latents"] == "float32 [4, 3, 4, 2, 2]"
         assert found["tensors"]["images"] == "uint8 [4, 3, 4, 4]"
 
     def test_rewards_and_an_evaluation(self, layout):
-        assert describe(layout.reward_shard(0, "odd-0123456789ab", 0, 2))["kind"] == "rewards"
-        assert describe(layout.evaluation(0))["kind"] == "evaluation"
+        assert describe_path(layout.reward_shard(0, "odd-0123456789ab", 0, 2))["kind"] == "rewards"
+        assert describe_path(layout.evaluation(0))["kind"] == "evaluation"
 
     def test_a_lora_file(self, layout):
         path = layout.checkpoint(1) / LORA_FILE
-        assert describe(path) == {
+        assert describe_path(path) == {
             "kind": "adapter",
             "format": "diffusers",
             "rank": 2,
@@ -73,7 +73,7 @@ class TestDescribe:
             tensors[f"{module}.lora_down.weight"] = torch.ones(rank, 3)
             tensors[f"{module}.lora_up.weight"] = torch.ones(5, rank)
         save_file(tensors, tmp_path / "x.safetensors")
-        found = describe(tmp_path / "x.safetensors")
+        found = describe_path(tmp_path / "x.safetensors")
         assert {key: found[key] for key in ("format", "rank", "alpha", "strength", "modules")} == {
             "format": "kohya",
             "rank": "2 to 4",
@@ -84,14 +84,14 @@ class TestDescribe:
 
     def test_what_is_none_of_them(self, layout, tmp_path):
         with pytest.raises(MissingFileError, match="not there"):
-            describe(tmp_path / "nowhere")
+            describe_path(tmp_path / "nowhere")
         with pytest.raises(ConfigError, match="is not a run, checkpoint, shard or LoRA file"):
-            describe(layout.root / "metrics")
+            describe_path(layout.root / "metrics")
 
     def test_a_damaged_shard(self, layout):
         flip_bit(layout.shard(0, 0, 2), 600)
         with pytest.raises(CorruptFileError):
-            describe(layout.shard(0, 0, 2))
+            describe_path(layout.shard(0, 0, 2))
 
 
 class TestVerifyRun:
