@@ -144,6 +144,20 @@ class TestValues:
         assert isinstance(function, RemoteReward)
         assert function.revision == "r1"
 
+    def test_connections_are_kept(self, caplog):
+        ports = set()
+
+        def noting(body, handler):
+            ports.add(handler.client_address[1])
+            return answer(body)
+
+        with scripted(noting) as (address, _):
+            reward = load(address)
+            for _ in range(5):
+                reward.score(images(2), *rows(2))
+        assert len(ports) == 1
+        assert not caplog.records
+
 
 class TestSeveralServers:
     def test_they_take_turns_and_the_order_is_kept(self):
@@ -249,7 +263,7 @@ def endless(body, handler):
 
 
 def not_http(body, handler):
-    handler.wfile.write(b"220 mail.example.org ESMTP\r\n\r\n")
+    handler.wfile.write(b"220 mail.example.org ESMTP\r\n")
 
 
 ODD_ANSWERS = {
@@ -260,7 +274,7 @@ ODD_ANSWERS = {
     another_count: "malformed answer: rewards have the shape [2], the count is 3",
     nameless: "malformed answer: it names no reward and revision",
     endless: "malformed answer: more than 10",
-    not_http: "malformed answer: no HTTP (illegal status line",
+    not_http: "malformed answer: no HTTP (220 mail.example.org ESMTP)",
 }
 
 
@@ -334,7 +348,8 @@ class TestOddServers:
 
         def failing_once(body, handler):
             asked.append(1)
-            if len(asked) > 1:
+            # A kept connection that breaks is tried again at once and in silence, on a new one.
+            if len(asked) > (2 if fault in ("reset", "cut off") else 1):
                 return answer(body)
             if fault.isdecimal():
                 return int(fault), {}, b"away"
@@ -357,7 +372,7 @@ class TestOddServers:
         with scripted(failing_once) as (address, _):
             rewards = score(address, batch, timeout=0.5)
         assert torch.equal(rewards, first_pixels(batch, None, None))
-        assert len(asked) == 2
+        assert len(asked) == (3 if fault in ("reset", "cut off") else 2)
         reason = {"502": "status 502", "503": "status 503", "504": "status 504"}.get(fault, "")
         reason = reason or ("connection lost" if fault in ("reset", "cut off") else "no whole answer within 0.5 s")
         (line,) = [record.getMessage() for record in caplog.records]
@@ -491,7 +506,7 @@ class TestPatience:
                 assert torch.equal(future.result(), first_pixels(batch, None, None))
         assert "does not answer (connection refused); trying again in" in caplog.text
 
-    def test_a_connection_that_the_server_closes_after_its_answer_is_no_failure(self, caplog):
+    def test_a_kept_connection_that_the_server_has_closed_is_no_failure(self, caplog):
         def once(body, handler):
             handler.close_connection = True
             return answer(body)
@@ -500,6 +515,30 @@ class TestPatience:
             reward = load(address)
             for _ in range(3):
                 reward.score(images(2), *rows(2))
+        assert not caplog.records
+
+    def test_a_server_that_was_restarted_between_requests_is_no_failure(self, caplog):
+        with scripted(faultless) as (address, _):
+            reward = load(address)
+            reward.score(images(2), *rows(2))
+        with scripted(faultless, port=int(address.split(":")[2].split("/")[0])) as (_, requests):
+            reward.score(images(2), *rows(2))
+        assert len(requests) == 1
+        assert not caplog.records
+
+    def test_a_connection_that_closes_as_the_request_arrives_is_no_failure(self, caplog):
+        asked = []
+
+        def closing_once(body, handler):
+            asked.append(handler.client_address[1])
+            return None if len(asked) == 2 else answer(body)
+
+        with scripted(closing_once) as (address, _):
+            reward = load(address)
+            for _ in range(2):
+                reward.score(images(2), *rows(2))
+        assert len(asked) == 3
+        assert asked[0] == asked[1] != asked[2]
         assert not caplog.records
 
 

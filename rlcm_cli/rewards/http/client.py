@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import ssl
-from collections.abc import Iterator, Mapping, Sequence
+import weakref
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 from rlcm_cli.errors import RewardError
+from rlcm_cli.rewards.http.connection import Connection
 from rlcm_cli.rewards.http.deadline import Deadline
 from rlcm_cli.rewards.http.quoting import LONGEST, quote_foreign
 
@@ -15,10 +19,15 @@ if TYPE_CHECKING:
     import httpx2
 
 CONNECT_SECONDS = 10.0
+IDLE_SECONDS = 60.0
+"""How long a connection without requests is kept: routers on the way forget older ones without a word."""
 
 _PIECE = 2**20
 """Bytes of a body that are handed to the library together: it copies them, and fresh memory for a whole body costs a
 page fault every 4 KiB."""
+_TLS_INSTEAD = "no HTTP but TLS (is it https://?)"
+_NO_TLS = ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE")
+"""OpenSSL's reasons, by version, for a first record that is none."""
 
 
 class NoReplyError(Exception):
@@ -42,7 +51,7 @@ class Reply:
 
 
 class HttpClient:
-    """Asks one address. Redirects are not followed.
+    """Asks one address. Connections are kept and used again; redirects are not followed.
 
     Args:
         url: The address.
@@ -65,23 +74,16 @@ class HttpClient:
         secret: str,
         proxied: bool,
     ) -> None:
-        import httpx2
-
         self.url = url
         self.name = name
         self._timeout = timeout
         self._advice = advice
         self._secret = secret
-        # A connection for each request, so that its deadline knows which one to break off; to open it takes little
-        # time next to that of an answer.
-        self._http = httpx2.Client(
-            timeout=httpx2.Timeout(timeout, connect=min(CONNECT_SECONDS, timeout)),
-            headers={"Accept-Encoding": "identity", **headers},
-            limits=httpx2.Limits(max_keepalive_connections=0),
-            trust_env=proxied,
-            verify=url.startswith("https:"),
-        )
+        self._connect = _make_connector(timeout, headers, tls=url.startswith("https:"), proxied=proxied)
+        self._idle: deque[Connection] = deque()
         self._under_way: set[Deadline] = set()
+        self._answered = False
+        weakref.finalize(self, _close, self._idle)
 
     def exchange(
         self, method: str, headers: Mapping[str, str], *, body: Sequence[bytes | memoryview] = (), most_bytes: int
@@ -98,16 +100,10 @@ class HttpClient:
             NoReplyError: If there is no whole answer in time.
             RewardError: If the server's certificate is not trusted, or it does not speak HTTP or answers too much.
         """
-        import httpx2
-
-        with Deadline(self._timeout) as deadline:
+        with Deadline(self._timeout) as deadline, self._lend_connection() as connection:
             self._under_way.add(deadline)
             try:
-                reply = self._transfer(method, headers, body, most_bytes, deadline)
-            except httpx2.RequestError as error:
-                if deadline.expired:  # it is we who broke it off
-                    raise self._late() from None
-                raise self._explain(error) from error
+                reply = self._transfer(connection, deadline, method, headers, body, most_bytes)
             finally:
                 self._under_way.discard(deadline)
             if deadline.expired:  # an answer without a length ends where we broke it off
@@ -129,40 +125,62 @@ class HttpClient:
         """Make the error for an answer that does not follow the protocol."""
         return RewardError(f"{self.name} gave a malformed answer: {self.quote(fault)}; {self._advice}")
 
+    @contextlib.contextmanager
+    def _lend_connection(self) -> Iterator[Connection]:
+        """Give the connection that was used last, or a new one where all are in use, and keep it afterwards."""
+        try:
+            connection = self._idle.pop()
+        except IndexError:
+            connection = self._connect()
+        try:
+            yield connection
+        finally:
+            self._idle.append(connection)
+
     def _transfer(
         self,
+        connection: Connection,
+        deadline: Deadline,
         method: str,
         headers: Mapping[str, str],
         body: Sequence[bytes | memoryview],
         most_bytes: int,
-        deadline: Deadline,
     ) -> Reply:
-        def watch(event: str, known: Mapping[str, Any]) -> None:
-            if event.endswith("connect_tcp.complete"):
-                deadline.watch(known["return_value"].get_extra_info("socket"))
+        import httpx2
 
         length = {"Content-Length": str(sum(len(part) for part in body))} if body else {}
-        answer = bytearray()
-        with self._http.stream(
-            method,
-            self.url,
-            content=_cut(body) if body else None,
-            headers={**headers, **length},
-            extensions={"trace": watch},
-        ) as response:
-            for part in response.iter_bytes():
-                answer += part
-                if len(answer) > most_bytes:
-                    break
-        return Reply(response.status_code, response.headers, bytes(answer))
+        while True:
+            try:
+                with connection.http.stream(
+                    method,
+                    self.url,
+                    content=_cut(body) if body else None,
+                    headers={**headers, **length},
+                    extensions={"trace": connection.begin(deadline)},
+                ) as response:
+                    self._answered = True
+                    return Reply(response.status_code, response.headers, _read(response, most_bytes))
+            except httpx2.RequestError as error:
+                if deadline.expired:  # it is we who broke it off
+                    raise self._late() from None
+                fault = self._explain(error, connection, deadline)
+                if connection.reused and isinstance(fault, NoReplyError):
+                    continue  # the server may have closed it meanwhile; the next one is new
+                raise fault from error
 
     def _late(self) -> NoReplyError:
         return NoReplyError(f"no whole answer within {self._timeout:g} s")
 
-    def _explain(self, error: httpx2.RequestError) -> NoReplyError | RewardError:
+    def _explain(
+        self, error: httpx2.RequestError, connection: Connection, deadline: Deadline
+    ) -> NoReplyError | RewardError:
         """Return what a failed exchange means."""
         import httpx2
 
+        if connection.tls:
+            return self.malformed(_TLS_INSTEAD)
+        if connection.foreign:
+            return self.malformed(f"no HTTP ({connection.heard.splitlines()[0].decode(errors='replace')})")
         if isinstance(error, httpx2.TimeoutException):
             return self._late()
         causes = list(_causes(error))
@@ -172,12 +190,52 @@ class HttpClient:
                 return RewardError(f"{self.name}: its certificate is not trusted ({reason})")
             if isinstance(cause, ConnectionRefusedError):
                 return NoReplyError("connection refused")
+            if isinstance(cause, ssl.SSLError) and cause.reason in _NO_TLS:
+                return self.malformed("no TLS (is it http://?)")
             if isinstance(cause, OSError) and not isinstance(cause, ConnectionError):
                 return NoReplyError(cause.strerror or self.quote(str(cause)))
         text = str(error)
         if isinstance(error, httpx2.NetworkError) or "closed connection" in text or "disconnected" in text:
+            if not self._answered and connection.probe_tls(deadline):
+                return self.malformed(_TLS_INSTEAD)
             return NoReplyError("connection lost")
         return self.malformed(f"no HTTP ({text})")
+
+
+def _make_connector(
+    timeout: float, headers: Mapping[str, str], *, tls: bool, proxied: bool
+) -> Callable[[], Connection]:
+    """Return what makes connections, which share the certificates that it reads."""
+    import httpx2
+
+    verify = httpx2.create_ssl_context(trust_env=proxied) if tls else False
+
+    def connect() -> Connection:
+        client = httpx2.Client(
+            timeout=httpx2.Timeout(timeout, connect=min(CONNECT_SECONDS, timeout)),
+            headers={"Accept-Encoding": "identity", **headers},
+            limits=httpx2.Limits(max_connections=1, keepalive_expiry=IDLE_SECONDS),
+            trust_env=proxied,
+            verify=verify,
+        )
+        return Connection(client)
+
+    return connect
+
+
+def _close(idle: deque[Connection]) -> None:
+    while idle:
+        idle.pop().http.close()
+
+
+def _read(response: httpx2.Response, most_bytes: int) -> bytes:
+    """Read an answer; one that has more than `most_bytes` is cut off somewhere behind them."""
+    answer = bytearray()
+    for part in response.iter_bytes():
+        answer += part
+        if len(answer) > most_bytes:
+            break
+    return bytes(answer)
 
 
 def _cut(body: Sequence[bytes | memoryview]) -> Iterator[bytes]:
