@@ -82,7 +82,7 @@ def export_command(
     quiet: o.QuietOption = False,
     as_json: o.JsonOption = False,
 ) -> None:
-    """Export a checkpoint for other tools, with a model card; verified by generating with diffusers alone."""
+    """Export a checkpoint for other tools, with a model card; verified by generating with diffusers only."""
     announce(named, quiet=quiet, as_json=as_json)
 
     from dataclasses import asdict

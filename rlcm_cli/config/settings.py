@@ -147,7 +147,7 @@ class PretrainingSettings(Section):
     """The model's own training loss on real images, against forgetting (arXiv 2401.12244); only with ddim."""
 
     source: str | None = None
-    """Images with captions: a folder with a metadata.csv (file_name, text) or a .txt beside each image, PATH.parquet,
+    """Images with captions: a folder with a metadata.csv (file_name, text) or a .txt next to each image, PATH.parquet,
     or a dataset on the Hub as NAME, OWNER/NAME, OWNER/NAME/SPLIT or OWNER/NAME/CONFIG/SPLIT. None: no such loss."""
     image_column: str = "image"
     caption_column: str = "text"
@@ -156,7 +156,7 @@ class PretrainingSettings(Section):
     batch_size: PositiveInt = 16
     """Images per optimizer step."""
     own_steps: Annotated[int, Field(ge=0)] = 0
-    """Optimizer steps per iteration on this loss alone, before those of the objective; 0: its gradient is added to
+    """Optimizer steps per iteration on this loss only, before those of the objective; 0: its gradient is added to
     each step of the objective."""
 
 

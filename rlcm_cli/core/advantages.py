@@ -162,7 +162,7 @@ ADVANTAGES: Mapping[str, AdvantageFunction] = {
 def combine_advantages(advantages: Mapping[str, np.ndarray], weights: Mapping[str, float]) -> np.ndarray:
     """Add the advantages of several rewards, float64 [B] each, by their weights: Σ wᵢ·Aᵢ / √(Σ wᵢ²).
 
-    Each reward was normalised by itself, so that its weight alone, not its unit or spread, says how much it
+    Each reward was normalised by itself, so that only its weight, not its unit or spread, says how much it
     counts (the decoupled normalisation of GDPO, arXiv 2601.05242, section 3); leave-one-out advantages are not
     normalised, and their units count too. The divisor keeps the variance of independent rewards at 1, and a single
     reward as it is.

@@ -31,7 +31,7 @@ def digest_tensors(tensors: Mapping[str, Tensor], metadata: Any = None) -> str:
 
     For files whose bytes are not canonical: safetensors writes several metadata keys in random order.
     """
-    import torch  # here: who reads plans and metrics alone does not wait for it
+    import torch  # here: whoever reads only plans and metrics does not wait for it
 
     digest = hashlib.sha256(canonical_json(metadata).encode())
     for name in sorted(tensors):

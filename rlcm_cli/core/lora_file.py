@@ -1,4 +1,4 @@
-"""What a LoRA file says of each module: its matrices, and the strength that they have, read from the file alone.
+"""What a LoRA file says of each module: its matrices, and the strength that they have, read only from the file.
 
 A module changes the weights of a layer by strength · up · down (of a convolution, its kernel as a matrix). The
 strength is
@@ -135,7 +135,7 @@ class LoraModule:
 
     @property
     def is_plain(self) -> bool:
-        """Whether it is a product of two matrices, and nothing beside."""
+        """Whether it is a product of two matrices, and nothing else."""
         return self.magnitude is None and self.bias is None
 
 
@@ -265,7 +265,7 @@ def _does_nothing(key: str, value: Any) -> bool:
 
 
 def _split(key: str, kohya_parts: Mapping[str, str]) -> tuple[str, str, str, str] | None:
-    """Return part, module, role and adapter name of a tensor; None: it is no LoRA's."""
+    """Return part, module, role and adapter name of a tensor; None: it is not a LoRA's."""
     if len(key) > 300:
         return None
     if (match := KOHYA.fullmatch(key)) and match[1] in kohya_parts:
@@ -292,7 +292,7 @@ def _split(key: str, kohya_parts: Mapping[str, str]) -> tuple[str, str, str, str
 
 def _refuse_tensor(key: str, count: int, place: str) -> tuple[str, str, str, str]:
     kind = next((kind for part, kind in OTHER_KINDS.items() if part in key), None)
-    what = f"holds {kind}" if kind else f"has a tensor that is no LoRA's, of {count}"
+    what = f"holds {kind}" if kind else f"has a tensor that is not a LoRA's, of {count}"
     raise ModelError(f"{place}: {what} ('{key[:100]}'), which cannot be used here; name a file of a plain LoRA")
 
 

@@ -48,7 +48,7 @@ def reinforce(log_probs: Tensor, old_log_probs: Tensor, weights: Tensor) -> Obje
     """Weighted log-likelihood −mean(weights · log_probs), all tensors float32 [N].
 
     With advantages as weights it is the score-function policy gradient (DDPO_SF of arXiv 2305.13301, section 4.3).
-    That holds for samples of the policy itself alone: nothing corrects for what earlier updates of the iteration
+    That holds for samples of the policy itself only: nothing corrects for what earlier updates of the iteration
     changed, and `old_log_probs` only serve the metrics.
     """
     return ObjectiveResult(-(weights * log_probs).mean(), _ratio_metrics(log_probs - old_log_probs))

@@ -18,7 +18,7 @@ def stack_rows(rows: Sequence[Tensor]) -> Tensor:
 
 
 def same_rows(one: Tensor, other: Tensor) -> bool:
-    """Tell whether two rows are equal but for zeros that follow one of them."""
+    """Return whether two rows are equal but for zeros that follow one of them."""
     if one.shape == other.shape:
         return torch.equal(one, other)
     if one.dtype != other.dtype or not one.ndim or one.shape[1:] != other.shape[1:]:

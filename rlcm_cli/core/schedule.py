@@ -5,7 +5,7 @@ the model's output (DDPO, arXiv 2305.13301, section 4; RLCM, arXiv 2404.03673, s
 
     next latents ~ N(a · latents + b · model output, std²)
 
-with numbers a, b and std that belong to the step alone. A `Schedule` holds them; the modules of `samplers` compute
+with numbers a, b and std that belong only to the step. A `Schedule` holds them; the modules of `samplers` compute
 them. The calls with a std above 0 are the actions, wherever they stand; the others are deterministic.
 
 Shape suffixes: B samples, S recorded states, A actions, H model calls, C channels, H and W of the latents.

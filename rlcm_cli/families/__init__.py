@@ -61,11 +61,11 @@ class Loading:
     """How a family's pipelines are read."""
 
     components: Mapping[str, str]
-    """Component → its library, diffusers or transformers, in the order of loading; the scheduler is beside these."""
+    """Component → its library, diffusers or transformers, in the order of loading; the scheduler comes in addition."""
     find_fault: Callable[[Configs], str | None]
     """Return why a recognised pipeline draws no image of a text, as the rest of a sentence; None: it does."""
     assemble: Callable[[Configs], tuple[str, dict[str, Any]]]
-    """Return the pipeline's class in diffusers, and what it is made with beside its components."""
+    """Return the pipeline's class in diffusers, and what it is made with in addition to its components."""
     check_fit: Callable[[str, Mapping[str, Any]], None]
     """(model's name, component → loaded) → None. Raises `ModelError` where components do not fit each other."""
     settings: tuple[str, ...] = ()

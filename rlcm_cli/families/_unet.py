@@ -42,12 +42,12 @@ def has_unet(index: Mapping[str, Any]) -> bool:
 
 
 def find_other_inputs(configs: Configs) -> str | None:
-    """Return why a U-Net draws no image from text alone; None: it does."""
+    """Return why a U-Net does not generate from text only; None if it does."""
     taken, given = (configs.denoiser.get(key) for key in ("in_channels", "out_channels"))
     if taken == given:
         return None
     return (
-        f"draws no image from text alone: its U-Net takes {taken} channels and gives {given}, as for inpainting or "
+        f"does not generate from text only: its U-Net takes {taken} channels and gives {given}, as for inpainting or "
         "depth"
     )
 

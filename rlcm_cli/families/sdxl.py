@@ -95,7 +95,7 @@ def _recommend_guidance(config: Mapping[str, Any]) -> float:
 
 
 def _encode(model: LoadedPipeline, prompt: str) -> dict[str, Tensor]:
-    """Encode a prompt; beside what Stable Diffusion has, two pooled tables and `time_ids` [6]."""
+    """Encode a prompt; in addition to what Stable Diffusion has, two pooled tables and `time_ids` [6]."""
     import torch
 
     guided_twice = not unet.is_guided_by_embedding(model.denoiser.config)

@@ -30,7 +30,7 @@ EPSILON = 1e-6
 
 @dataclass(frozen=True)
 class PathwiseReward:
-    """A differentiable reward in the units of the policy gradient beside it."""
+    """A differentiable reward in the units of the policy gradient that it is added to."""
 
     reward: Reward
     weights: Tensor
@@ -108,7 +108,7 @@ def accumulate_last_step(
         rollout: The round.
         samples_M: The samples of the optimizer step, int64 [M], rows of the rollout.
         rewards: Of `choose_pathwise`.
-        weight: Of this gradient beside the policy's.
+        weight: Of this gradient relative to the policy's.
         micro_batch_size: Samples in one forward and backward pass.
         processes: Of several processes, each adds and measures its part of the samples.
 

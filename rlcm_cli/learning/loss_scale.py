@@ -4,7 +4,7 @@ A loss that is a mean over V values has a gradient of about 1/V by each of them.
 transitions that is 5e-7, and float16 ends at 6e-8: most of it would round to nothing on its way through the model, and
 Adam would take full steps on what is left. So the loss is multiplied by a power of two first, and the gradient of the
 trained weights, which is float32, divided by it (Micikevicius et al., arXiv 1710.03740, section 3.2). Other dtypes
-have float32's exponents, or nearly, and are left alone.
+have float32's exponents, or nearly, and are left as they are.
 
 The scale is found within each optimizer step, from what the step itself holds: nothing of it outlives the step, so
 that a resumed run takes the steps that it would have taken. What is added up is divided already, so that the
@@ -44,7 +44,7 @@ class LossScale:
         self._backoffs = 0
 
     def add_gradient(self, compute: Callable[[], tuple[Tensor, Tensor | None, MeasuredT]]) -> MeasuredT:
-        """Add the gradient of a loss to that of the trained weights, and return what was measured beside it.
+        """Add the gradient of a loss to that of the trained weights, and return what was measured on the way.
 
         Where it overflows, the pass is repeated with a smaller scale. A gradient that is infinite or NaN even
         without a scale is added as it is, for the check of the gradient's norm to find.

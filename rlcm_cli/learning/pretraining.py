@@ -1,4 +1,4 @@
-"""The loss of the model's own training on real images with captions, beside the objective.
+"""The loss of the model's own training on real images with captions, in addition to the objective.
 
 Pinterest's regulariser against forgetting (arXiv 2401.12244): as in their published code, the noise prediction of
 images at timesteps drawn evenly, each with its caption, none of which is dropped. Theirs is one optimizer step of its

@@ -136,7 +136,7 @@ def bench(
     seconds: float,
     tell: Callable[[str], None],
 ) -> Bench:
-    """Measure a model with the settings of a configuration; it is no use for anything else afterwards.
+    """Measure a model with the settings of a configuration; it is of no use for anything else afterwards.
 
     Args:
         config: Of the sampler, the adapter and the objective that are measured. Where the model is drawn by another
@@ -257,7 +257,7 @@ def time_work(device: torch.device, work: Callable[[], object], seconds: float) 
 
 
 def describe_device(device: torch.device) -> str:
-    """Name a device for people."""
+    """Return the display name of a device."""
     if device.type == "cuda":
         return f"{device} ({torch.cuda.get_device_name(device)})"
     return f"{device} ({count(torch.get_num_threads(), 'thread')})" if device.type == "cpu" else str(device)

@@ -20,7 +20,7 @@ from rlcm_cli.models.libraries import quiet_libraries
 DERIVED = {"block_out_channels", "force_upcast"}
 """What some autoencoders write into their configurations although they do not read it."""
 EXTRA_TOWERS = ("vision_model.", "visual_projection.", "text_projection.", "logit_scale", "logit_bias")
-"""Tensors of a whole CLIP model that a text encoder alone has no use for."""
+"""Tensors of a whole CLIP model that a mere text encoder has no use for."""
 
 _log = logging.getLogger(__name__)
 

@@ -148,7 +148,7 @@ def _published_name(name: str) -> str:
 
 
 def _write_vocabulary(tokenizer: Any, folder: Path) -> None:
-    """Write vocab.json and merges.txt, which transformers 4 and other tools read, where tokenizer.json is alone."""
+    """Write vocab.json and merges.txt, which transformers 4 and other tools read, if only tokenizer.json is there."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is not None and type(backend.model).__name__ == "BPE" and not (folder / "vocab.json").exists():
         backend.model.save(str(folder))

@@ -115,7 +115,7 @@ class LatentModel:
         there are also those of the empty prompt, such as `negative_prompt_embeds`. Floats are in the model's dtype;
         masks and numbers keep theirs. Zeros follow the rows of texts that have fewer tokens than the longest.
 
-        One prompt a call, so that an embedding's bytes do not depend on the prompts beside it.
+        One prompt a call, so that an embedding's bytes do not depend on the other prompts.
         """
         for prompt in prompts:
             if prompt not in self._encoded:

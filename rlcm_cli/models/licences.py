@@ -34,5 +34,5 @@ def read_licence(model: str, revision: str | None) -> Licence | None:
     if not isinstance(identifier, str):
         return None
     link = data.get("license_link")
-    # A file beside the card, as some state, is not beside ours.
+    # A file next to the card, as some state, is not next to ours.
     return Licence(identifier, data.get("license_name"), link if str(link).startswith("https://") else None)

@@ -44,7 +44,7 @@ def load_model(
     the model's own; the pipeline's scheduler becomes the sampler's, with the noise schedule of the
     folder's own. `image_size`: (height, width) in pixels, None for the pipeline's own.
 
-    Raises `ModelError` for what is not there, cannot be reached, is no such pipeline, or does not fit the sampler.
+    Raises `ModelError` for what is not there, cannot be reached, is not such a pipeline, or does not fit the sampler.
     """
     place = select_device(device)
     folder = find_pipeline(name, revision)
@@ -73,7 +73,7 @@ def freeze_pipeline(pipeline: Any, family: Family, place: torch.device) -> None:
         pipeline.to(place)
         if pipeline.vae.dtype == torch.float16 and family.autoencoder.needs_float32(pipeline.vae.config):
             pipeline.vae.to(torch.float32)
-        # Decoding is convolutions alone, for whose kernels this is the native layout; those of videos have no such.
+        # Decoding is all convolutions, for whose kernels this is the native layout; those of videos have no such.
         if all(weight.ndim < 5 for weight in pipeline.vae.parameters()):
             pipeline.vae.to(memory_format=torch.channels_last)
     pipeline.set_progress_bar_config(disable=True)

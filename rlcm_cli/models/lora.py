@@ -129,7 +129,7 @@ def folded_lora(model: LatentModel) -> Iterator[None]:
     """Draw with W + alpha / rank · B A in the place of each adapted layer's W within the block: one product for three.
 
     The base weights are put aside and put back, not subtracted from, so that they keep their bits. Only in float32,
-    and for samplers that allow it: 16 bits and TF32 have no room for a small B A beside W, so that another policy
+    and for samplers that allow it: 16 bits and TF32 have no room for a small B A next to W, so that another policy
     would draw than the one that is trained.
     """
     layers = _foldable_layers(model)
@@ -154,7 +154,7 @@ def _foldable_layers(model: LatentModel) -> dict[str, Any]:
         for name, module in model.denoiser.named_modules()
         if isinstance(module, LoraLayer) and ADAPTER in module.scaling and not module.disable_adapters
     }
-    # What a foreign file may bring: DoRA, or a bias, whose sum with W is not a sum of weights alone.
+    # What a foreign file may bring: DoRA, or a bias, whose sum with W is not a sum of weights only.
     plain = all(not layer.lora_variant and not any(layer.lora_bias.values()) for layer in layers.values())
     return layers if plain else {}
 
@@ -244,7 +244,7 @@ def _read_lora(pipeline: Any, family: Family, place: str, adapter: str) -> LoraF
             )
     except ForeignError as error:
         raise ModelError(
-            f"{place}: is no LoRA for this model ({error}); name a run, a checkpoint, a LoRA file or a hub id"
+            f"{place}: is not a LoRA for this model ({error}); name a run, a checkpoint, a LoRA file or a hub id"
         ) from error
     # What the libraries would warn of (keys that they did not use, layers without weights) is found by comparison.
     try:

@@ -17,7 +17,7 @@ from rlcm_cli.families import Family
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 5e-3, torch.bfloat16: 4e-2}
 """Of a module's effect, relative to its largest value, where the file's numbers are of a dtype."""
 FUSED_TOLERANCE = {torch.float32: 4e-6, torch.float16: 4e-3, torch.bfloat16: 3e-2}
-"""Of the same for whole weights, beside which the effect may be small."""
+"""Of the same for whole weights, compared with which the effect may be small."""
 PROBES = 4
 """Random vectors that two matrices are compared by: those that map them alike are equal."""
 
@@ -66,7 +66,7 @@ def bind_modules(lora: LoraFile, pipeline: Any, family: Family, place: str) -> B
         )
     if not bound.get(denoiser):
         raise ModelError(
-            f"{place}: is no LoRA for this model, whose {title} has none of its {len(lora.of(denoiser))} modules "
+            f"{place}: is not a LoRA for this model, whose {title} has none of its {len(lora.of(denoiser))} modules "
             f"(such as {lora.of(denoiser)[0].name}); name the base model that it was made for"
         )
     return Binding(bound, tuple(missing))
@@ -216,8 +216,8 @@ def _check_size(module: LoraModule, name: str, weight: Tensor, place: str) -> No
     # A convolution of one pixel is a linear layer; files have either for the other.
     if tuple(weight.shape) != made_for and [n for n in weight.shape if n != 1] != [n for n in made_for if n != 1]:
         raise ModelError(
-            f"{place}: is no LoRA for this model: its {module.name} is for weights of {_show(made_for)}, the model's "
-            f"{name} has {_show(weight.shape)}; name the base model that it was made for"
+            f"{place}: is not a LoRA for this model: its {module.name} is for weights of {_show(made_for)}, "
+            f"the model's {name} has {_show(weight.shape)}; name the base model that it was made for"
         )
 
 

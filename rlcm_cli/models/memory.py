@@ -14,7 +14,7 @@ from rlcm_cli.models.latent_model import LatentModel
 
 
 def checkpoint_activations(model: LatentModel, wanted: bool) -> None:
-    """Let the denoiser keep its blocks' inputs alone for the backward pass, and compute the rest again there, or not.
+    """Let the denoiser keep only its blocks' inputs for the backward pass, and compute the rest again there, or not.
 
     The gradient is the same but for rounding. Without re-entrance, which would need an input with a gradient: in LoRA
     training the latents have none.
@@ -41,7 +41,7 @@ def slice_decoding(model: LatentModel, wanted: bool) -> None:
 
 
 def model_bytes(model: LatentModel) -> int:
-    """Return the bytes of all weights and buffers of a pipeline, and of those kept beside it."""
+    """Return the bytes of all weights and buffers of a pipeline, and of those kept in addition."""
     modules = [part for part in model.pipeline.components.values() if isinstance(part, torch.nn.Module)]
     tensors = [tensor for module in modules for tensor in (*module.parameters(), *module.buffers())]
     return distinct_bytes([*tensors, *(model.base_weights or {}).values()])

@@ -32,7 +32,7 @@ BACKWARD_FORWARDS = 2
 
 
 class Need(enum.Enum):
-    """What an objective needs beside samples, their rewards and the model."""
+    """What an objective needs in addition to samples, their rewards and the model."""
 
     ACTIONS = "actions"
     """Stored transitions whose calls drew noise. Replaying them before the first update tells whether the model that
@@ -47,8 +47,8 @@ class Need(enum.Enum):
     FINAL_LATENTS = "final latents"
     """What the last model call gave, before it was decoded: stored with the samples."""
     OLD_POLICY = "old policy"
-    """Predictions of the policy that drew the samples, beside those of the present one: a copy of its trained weights
-    stays on the device (`Learner.old_policy`)."""
+    """Predictions of the policy that drew the samples, in addition to those of the present one: a copy of its
+    trained weights stays on the device (`Learner.old_policy`)."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ class Objective(Generic[SettingsT]):
     weigh: Callable[[SettingsT, Tensor], Tensor] = keep
     """Advantages of an iteration, float32 [B], clipped already → a weight for each sample, float32 [B]."""
     clip_range: Callable[[SettingsT], float | None] = no_clip_range
-    """How far a ratio may be from 1 before the objective cuts it, beside which rounding must be small; None: any."""
+    """How far a ratio may be from 1 before the objective cuts it; rounding must be small compared with it. None: any."""
 
     @property
     def kind(self) -> str:

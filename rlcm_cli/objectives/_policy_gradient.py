@@ -34,14 +34,14 @@ CLIP_FRACTION = Metric("clip_fraction", "Clip fraction", "Share of the actions w
 def accumulate_loss(learner: Learner, minibatch: Minibatch, loss: Loss) -> UpdateMetrics:
     """Add the gradient of a loss of transitions; of trajectories without actions there is none.
 
-    The result depends on the micro-batch size by rounding alone: each part counts by its number of transitions. Of
+    The result depends on the micro-batch size only by rounding: each part counts by its number of transitions. Of
     several processes, each adds and measures its part of the transitions, as a share of all of them.
     """
     from rlcm_cli.core.trajectory import flatten_transitions
     from rlcm_cli.learning.learner import LARGEST, UpdateMetrics
 
     transitions = flatten_transitions(learner.rollout.trajectories, minibatch.samples_M, minibatch.steps_MK)
-    if not len(transitions):  # a single call has no action: the last step alone is trained
+    if not len(transitions):  # a single call has no action: only the last step is trained
         return UpdateMetrics({LARGEST: 0.0})
     return add_gradient(learner, transitions, learner.weights, loss)
 

@@ -55,7 +55,7 @@ def accumulate(learner: Learner, minibatch: Minibatch) -> UpdateMetrics:
     from rlcm_cli.learning.learner import LARGEST, UpdateMetrics
 
     transitions = flatten_transitions(learner.rollout.trajectories, minibatch.samples_M, minibatch.steps_MK)
-    if not len(transitions):  # a single call has no action: the last step alone is trained
+    if not len(transitions):  # a single call has no action: only the last step is trained
         return UpdateMetrics({LARGEST: 0.0})
     pairs = neighbour_pairs(learner.rollout.groups[minibatch.samples_M])
     log_ratios = sum_log_ratios(learner, minibatch, transitions)

@@ -70,7 +70,7 @@ class Scorer:
         raise RunMismatchError(
             f"{layout.root}: the {what} of reward {name} changed since the run last scored with it (revision "
             f"{before.revision[:12]} → {revision[:12]}), and scores of the two cannot be compared; put back what was "
-            "there, start a new run, or go on with --allow-changed-code"
+            "there, start a new run, or continue with --allow-changed-code"
         )
 
     def has_changed(self, layout: RunLayout) -> bool:

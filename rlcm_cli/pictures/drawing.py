@@ -103,7 +103,7 @@ def find_lora(place: str, scale: float = 1.0) -> Adapter:
 
 
 def _name_file(place: str, file: Path) -> tuple[str, str]:
-    """Return the name of a LoRA file for people, and its reference; neither tells where on this machine it lies."""
+    """Return the display name of a LoRA file, and its reference; neither reveals its path on this machine."""
     try:
         root = find_run(file).root
     except ConfigError:

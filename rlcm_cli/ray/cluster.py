@@ -53,7 +53,7 @@ class Demand:
 
 
 def describe_resources(cpus: float, gpus: float, memory: float) -> str:
-    """Return resources for people; those of which there are none are left out, but for cores."""
+    """Return resources as text; those of which there are none are left out, but for cores."""
     parts = [f"{cpus:g} CPU{'s' * (cpus != 1)}"]
     if gpus:
         parts.append(f"{gpus:g} GPU{'s' * (gpus != 1)}")

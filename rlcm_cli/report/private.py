@@ -64,7 +64,7 @@ def withhold_sentence(text: str) -> str:
 
 
 def name_reward(reward: str) -> str:
-    """Return a reward's name for people: of a file the last part of its path, of a server what it serves.
+    """Return a reward's display name: of a file the last part of its path, of a server what it serves.
 
     >>> name_reward("/home/ann/rewards.py:neat"), name_reward("https://ann:pw@host:8000/hps_v2?key=1")
     ('rewards.py:neat', 'hps_v2 (served)')

@@ -70,8 +70,8 @@ def find_hacking(
         if found:
             alarms[name] = (
                 f"the monitored reward '{name}' fell from {found.monitored[0]:.3g} to {found.monitored[1]:.3g} "
-                f"({found.deviations:.1f} standard deviations) while what is trained for rose: the reward is being "
-                f"hacked; by '{name}' the best checkpoint is {best[name]}"
+                f"({found.deviations:.1f} standard deviations) while the training reward rose: the policy is "
+                f"hacking it; checkpoint {best[name]} is the best by '{name}'"
             )
     return alarms
 
@@ -94,7 +94,7 @@ def advise_checkpoint(metrics: Metrics, config: Config) -> tuple[int, str] | Non
 
 
 def _monitored_since(metrics: Metrics, name: str) -> Metrics:
-    """Give the newest iterations without a gap in which a reward was monitored."""
+    """Return the newest iterations without a gap in which a reward was monitored."""
     rows: list[IterationMetrics] = []
     for row in reversed(metrics):
         if name not in row.monitored:

@@ -203,7 +203,7 @@ def _compare(layout: RunLayout, source: str, kept: tuple[str, ...]) -> None:
     ]
     raise RunMismatchError(
         f"prompts {source!r}: changed since the run {layout.root} began ({'; '.join(changes) or 'another order'}); "
-        f"go on with the run's own by `rlcm loop --run {layout.root}`, or choose another --run"
+        f"resume with the run's own by `rlcm loop --run {layout.root}`, or choose another --run"
     )
 
 

@@ -71,8 +71,8 @@ class Sampler:
     noise_on_last_call: bool
     """Whether a small Gaussian can be added to the last call (last_step.mode noise)."""
     folds_lora: bool
-    """Whether a LoRA may be added to the weights while drawing: the noise of every step is large beside the rounding
-    of the sum."""
+    """Whether a LoRA may be added to the weights while drawing: the noise of every step is large compared with the
+    rounding of the sum."""
     fits_pretraining: bool
     """Whether its models were trained to denoise images, as the loss of [pretraining] does."""
     distilled: bool

@@ -251,7 +251,7 @@ def explain_writing(path: Path) -> Iterator[None]:
 
 
 def explain_system(error: OSError, path: Path) -> StoreError | None:
-    """Say in one line why the system did not write a path; None: no cause that its user can remove."""
+    """Return in one line why the system did not write a path; None: no cause that its user can remove."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return StorageFullError(
             f"{path}: not written, the disk is full; free some space (of a run, --keep-rollouts and "

@@ -143,7 +143,7 @@ def parse_object(data: bytes, path: Path, remedy: str | None = None) -> dict[str
 
 
 def read_object(path: Path, kind: type[AnyRecord], what: str, remedy: str | None = None) -> AnyRecord:
-    """Read a JSON file as a record. `what` it should be, for people. Raises as `read_json`."""
+    """Read a JSON file as a record. `what` it should be, as shown. Raises as `read_json`."""
     return parse_record(read_json(path, remedy), kind, path, what, remedy)
 
 

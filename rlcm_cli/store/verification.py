@@ -31,7 +31,7 @@ MOST_MISSING = 20
 def verify_run(layout: RunLayout) -> list[str]:
     """Check every file of a run; give one line a fault.
 
-    What was pruned, moved into quarantine, or is not made yet is no fault.
+    What was pruned, moved into quarantine, or is not made yet is not a fault.
     """
     faults = _fault_of(partial(read_config_record, layout))
     damaged = _fault_of(partial(read_pruned, layout))
@@ -191,7 +191,7 @@ def _find_misplaced_shards(layout: RunLayout, iteration: int) -> Iterator[str]:
                 for file in _entries(of_reward):
                     if file.name not in names or not file.exists():
                         yield _misplaced(file)
-        # A link that leads nowhere lies there, and is no file that is yet to be made.
+        # A link that leads nowhere is there, and is not a file that is yet to be made.
         elif not path.exists() or (path.name not in names and path != layout.manifest(iteration)):
             yield _misplaced(path)
 

@@ -155,7 +155,7 @@ def test_a_lora_that_is_not_there(folder):
 def test_a_lora_of_another_make_of_model(folder, tmp_path):
     other = "sdxl" if folder.name == "sd" else "sd"
     plain = PIPELINES[other].from_pretrained(BUILDERS[other](tmp_path / other))
-    assert_refused(folder, save_distilled_lora(plain, tmp_path / "lora"), "is no LoRA for this model")
+    assert_refused(folder, save_distilled_lora(plain, tmp_path / "lora"), "is not a LoRA for this model")
 
 
 def test_a_lora_that_binds_nothing(folder, tmp_path):

@@ -292,7 +292,7 @@ def test_metadata_of_unknown_meaning(model, tmp_path, settings):
 
 def test_another_base_model_s_sizes(model, big_model, tmp_path):
     file = save_diffusers(make_modules(big_model.pipeline, ends=("attn2.to_k",)), tmp_path / "x.safetensors")
-    refuse(model, file, "is no LoRA for this model: its .* is for weights of")
+    refuse(model, file, "is not a LoRA for this model: its .* is for weights of")
 
 
 def test_a_module_without_one_of_its_matrices(model, tmp_path):
@@ -355,5 +355,5 @@ def test_kohya_s_prefix_is_of_the_denoiser_that_a_family_has(parts, part):
 
 
 def test_a_prefix_that_no_tool_has_is_refused():
-    with pytest.raises(ModelError, match=r"x: has a tensor that is no LoRA's, of 1 \('lora_net_blocks"):
+    with pytest.raises(ModelError, match=r"x: has a tensor that is not a LoRA's, of 1 \('lora_net_blocks"):
         read_lora({"lora_net_blocks_0.lora_down.weight": torch.ones(2, 4)}, {}, "x")

@@ -94,7 +94,7 @@ class TestPrompts:
             f"prompts '{source}': changed since the run {tmp_path / 'run'} began (new 2: 'a bee', 'an ant'; "
             in str(caught.value)
         )
-        assert "gone 2: 'a dog', 'a fox'); go on with the run's own by `rlcm loop --run" in str(caught.value)
+        assert "gone 2: 'a dog', 'a fox'); resume with the run's own by `rlcm loop --run" in str(caught.value)
         write_prompts(tmp_path, *FIRST[::-1])
         with pytest.raises(RunMismatchError, match="another order"):
             settle_inputs(run.layout, config, {source})

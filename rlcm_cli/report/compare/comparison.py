@@ -50,7 +50,7 @@ class Comparison:
 
     methods: tuple[Method, ...]
     reward: str
-    """What the rewards are, for people."""
+    """What the rewards are, as shown."""
     window: int
     """Iterations that a reward is averaged over; in short runs fewer, which the notes tell."""
     costs: tuple[str, ...]

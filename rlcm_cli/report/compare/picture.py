@@ -92,7 +92,7 @@ def choose_unit(cost: str, most: float) -> tuple[float, str]:
 
 
 def count_columns(labels: Sequence[str], width: float) -> int:
-    """Count the legend entries that fit beside each other into `width` inches, at 9 points."""
+    """Count the legend entries that fit side by side into `width` inches, at 9 points."""
     entry = 0.7 + 0.08 * max(map(len, labels))
     return max(1, min(len(labels), int(width / entry)))
 

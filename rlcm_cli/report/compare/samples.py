@@ -22,7 +22,7 @@ MARGIN_INCHES = 1.0
 LETTER_INCHES = 0.075
 LONGEST_PROMPT = 24
 LONGEST_LINE = 22
-"""Letters of a method's name beside its images, which is not turned: it may be longer than they are high."""
+"""Letters of a method's name next to its images, which is not turned: it may be longer than they are high."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class ImageRow:
     steps: int
     prompts: Sequence[str]
     folder: Path
-    """Of the images, a PNG a prompt, which sort by name as the prompts do; a `sheet.png` beside them is left out."""
+    """Of the images, a PNG a prompt, which sort by name as the prompts do; a `sheet.png` next to them is left out."""
 
 
 def write_samples(rows: Sequence[ImageRow], folder: Path) -> Path:

@@ -50,7 +50,7 @@ class Sample:
     seed: int
     reward: float
     where: str
-    """Rollout and sample, or checkpoint, for people."""
+    """Rollout and sample, or checkpoint, as shown."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class Extremes:
     best: Sequence[Sample]
     worst: Sequence[Sample]
     source: str
-    """What they are the best and worst of, for people."""
+    """What they are the best and worst of, as shown."""
 
 
 def share_budget(runs: int) -> Budget:
@@ -91,7 +91,7 @@ def encode_picture(image: np.ndarray) -> str:
 
 
 def follow_images(data: RunData, budget: Budget) -> tuple[list[int], list[FixedImage]]:
-    """Give the checkpoints shown, evenly spread with the first and the last, and the images of each prompt and seed.
+    """Return the checkpoints shown, evenly spread with the first and the last, and the images of each prompt and seed.
 
     The first image of each prompt comes before the second of any; the order of prompts is the evaluation's, which
     has held-out ones first.
@@ -205,7 +205,7 @@ def _mix_held_out(
 
 
 def _index_rows(evaluation: Evaluation) -> dict[tuple[str, int], int]:
-    """Give (prompt, seed) → row."""
+    """Return (prompt, seed) → row."""
     return {key: row for row, key in enumerate(zip(evaluation.prompts, evaluation.seed.tolist(), strict=True))}
 
 

@@ -60,14 +60,14 @@ MOST_POINTS = 1000
 MOST_REWARDS = 6
 """Rewards of a run whose histograms, samples and prompts are shown: those that are trained on first."""
 MOST_COLUMNS = 5
-"""Cards beside each other at the top."""
+"""Cards in one row at the top."""
 MILESTONES = 12
 """Iterations in the table of numbers."""
 
 
 @dataclass(frozen=True)
 class RewardDetail:
-    """What a report tells of one reward beside its curve."""
+    """What a report says of one reward next to its curve."""
 
     reward: str
     histogram: Histogram | None
@@ -165,7 +165,7 @@ def render_report(runs: Sequence[RunData], library: str) -> str:
 
 
 def make_environment() -> Environment:
-    """Return the environment of the page's template: it escapes all text, and its filters write numbers for people."""
+    """Return the environment of the page's template: it escapes all text, and its filters format numbers."""
     environment = Environment(
         loader=PackageLoader("rlcm_cli.report", TEMPLATES),
         autoescape=select_autoescape(default=True),
@@ -254,7 +254,7 @@ def tabulate_milestones(data: RunData) -> Milestones | None:
 
 
 def _list_settings(config: Mapping[str, Any]) -> dict[str, list[tuple[str, str]]]:
-    """Give section → (key, value) as text, without paths and addresses."""
+    """Return section → (key, value) as text, without paths and addresses."""
     sections: dict[str, list[tuple[str, str]]] = {}
     for key, value in withhold(dict(config)).items():
         if isinstance(value, dict):
@@ -276,7 +276,7 @@ def _format_optional(value: float | None) -> str:
 
 
 def _finite(value: Any) -> Any:
-    """Give a nested value or record as plain values, with None for what is not finite: JSON has no word for that."""
+    """Return a nested value or record as plain values, with None for what is not finite: JSON has no word for that."""
     if isinstance(value, Histogram):
         return _finite(dataclasses.asdict(value))
     if isinstance(value, Mapping):
@@ -302,5 +302,5 @@ def _read_template(name: str) -> str:
 
 
 def _digest(script: str) -> str:
-    """Give the digest by which a Content-Security-Policy allows a script."""
+    """Return the digest by which a Content-Security-Policy allows a script."""
     return f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"

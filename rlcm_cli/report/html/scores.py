@@ -50,7 +50,7 @@ class PromptTable:
     rows: Sequence[PromptRow]
     left_out: int
     source: str
-    """What the means are of, for people."""
+    """What the means are of, as shown."""
 
 
 def count_values(data: RunData, reward: str) -> Histogram | None:
@@ -133,7 +133,7 @@ def _tabulate(
 
 
 def _average(scored: Sequence[tuple[str, float]]) -> dict[str, tuple[float, int]]:
-    """Give prompt → (mean, number) of its values."""
+    """Return prompt → (mean, number) of its values."""
     values: dict[str, list[float]] = {}
     for prompt, value in scored:
         if not math.isnan(value):

@@ -88,7 +88,7 @@ class CardSubject:
 
 
 def write_card(subject: CardSubject, data: RunData | None, folder: Path) -> None:
-    """Write the card into a folder, and beside it the pictures of the run that there is something for."""
+    """Write the card into a folder, and next to it the pictures that the run has data for."""
     pictures = _draw_pictures(data, folder) if data else {}
     (folder / CARD).write_text(render_card(subject, data, pictures), encoding="utf-8")
 

@@ -41,7 +41,7 @@ class RunData:
     """What could be read of a run."""
 
     label: str
-    """Name for people, unlike that of any other run of the report."""
+    """Display name, unlike that of any other run of the report."""
     run: ComparedRun
     versions: Mapping[str, str]
     metrics: Sequence[IterationMetrics]
@@ -72,7 +72,7 @@ class RunData:
 
 
 def name_runs(runs: Sequence[ComparedRun]) -> list[str]:
-    """Give each run a name that no other has: its folder's, or its preset's where the folder has none."""
+    """Return each run a name that no other has: its folder's, or its preset's where the folder has none."""
     names: list[str] = []
     for run in runs:
         plain = run.name or run.config.task

@@ -20,7 +20,7 @@ INDEX = "images.csv"
 
 
 def export_images(layout: RunLayout, folder: Path, iteration: int) -> Iterator[Path]:
-    """Write the sampled images of an iteration into a folder, and `images.csv` beside them.
+    """Write the sampled images of an iteration into a folder, and `images.csv` next to them.
 
     The table has a line an image: file, rollout, sample, task, prompt, seed, and a column for each reward that
     it was given. Gives the path of each image as it is written, the table's last. Raises `MissingFileError`

@@ -42,7 +42,7 @@ class PhaseProgress:
 
 @dataclass(frozen=True)
 class RunProgress:
-    """How far a run is, for people to look at."""
+    """How far a run is, as shown."""
 
     title: str
     iterations: int

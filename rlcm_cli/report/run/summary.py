@@ -39,7 +39,7 @@ class Change:
 
     @property
     def name(self) -> str:
-        """What changed, for people."""
+        """What changed, as shown."""
         return self.reward if self.is_sum else name_reward(self.reward)
 
     def verdict(self) -> str:
@@ -88,7 +88,7 @@ def find_changes(data: RunData) -> list[Change]:
 
 
 def format_number(value: float) -> str:
-    """Return a number for people, with four significant digits."""
+    """Return a number as text with four significant digits."""
     if not math.isfinite(value):
         return "–"
     text = f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"

@@ -127,7 +127,7 @@ class HttpClient:
 
     @contextlib.contextmanager
     def _lend_connection(self) -> Iterator[Connection]:
-        """Give the connection that was used last, or a new one where all are in use, and keep it afterwards."""
+        """Return the connection that was used last, or a new one where all are in use, and keep it afterwards."""
         try:
             connection = self._idle.pop()
         except IndexError:

@@ -101,7 +101,7 @@ def _add_information(app: FastAPI, protected: APIRouter, names: list[str], regis
 
     @app.get("/health")
     async def health() -> bodies.Health:
-        """Say that the server is up; needs no token."""
+        """Answer that the server is up; needs no token."""
         return bodies.Health(status="ok", rewards=names)
 
     @protected.get("/openapi.json", include_in_schema=False)

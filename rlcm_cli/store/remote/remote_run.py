@@ -77,7 +77,7 @@ class RemoteRun:
         self.agree(["inputs.json", "config.json"])
 
     def fetch_checkpoints(self) -> int | None:
-        """Give the checkpoints' numbers a folder each in the stage, empty but for those fetched; give the newest.
+        """Make a folder for each checkpoint in the stage, empty but for those fetched; return the newest.
 
         None: the run has no checkpoint in the store.
         """
