@@ -110,7 +110,7 @@ class Objective(Generic[SettingsT]):
     weigh: Callable[[SettingsT, Tensor], Tensor] = keep
     """Advantages of an iteration, float32 [B], clipped already → a weight for each sample, float32 [B]."""
     clip_range: Callable[[SettingsT], float | None] = no_clip_range
-    """How far a ratio may be from 1 before the objective cuts it; rounding must be small compared with it. None: any."""
+    """How far a ratio may be from 1 before the objective cuts it; rounding must be small next to it. None: any."""
 
     @property
     def kind(self) -> str:
