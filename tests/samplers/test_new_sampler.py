@@ -141,5 +141,5 @@ def test_a_new_sampler_trains_and_draws(rlcm, tmp_path):
 def test_the_command_line_knows_a_new_sampler(rlcm):
     shown = rlcm("generate", "--help")
     assert "ddim, fresh-noise, lcm" in shown
-    assert "Of fresh-noise: share of the noise that is fresh." in " ".join(shown.split())
+    assert "For fresh-noise: share of the noise that is fresh." in " ".join(shown.split())
     assert "ddim, fresh-noise, lcm" in rlcm("loop", "--help")
