@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -33,9 +33,23 @@ def digest_tensors(tensors: Mapping[str, Tensor], metadata: Any = None) -> str:
     """
     import torch  # here: whoever reads only plans and metrics does not wait for it
 
+    ordered = ((name, tensors[name].detach().cpu().contiguous()) for name in sorted(tensors))
+    return digest_contents(
+        (
+            (name, str(tensor.dtype), tensor.shape, tensor.reshape(-1).view(torch.uint8).numpy().data)
+            for name, tensor in ordered
+        ),
+        metadata,
+    )
+
+
+def digest_contents(contents: Iterable[tuple[str, str, Sequence[int], memoryview]], metadata: Any = None) -> str:
+    """Return what `digest_tensors` does, of names, torch's names of the dtypes (`torch.float32`), shapes and bytes.
+
+    They are given in the order of their names.
+    """
     digest = hashlib.sha256(canonical_json(metadata).encode())
-    for name in sorted(tensors):
-        tensor = tensors[name].detach().cpu().contiguous()
-        digest.update(canonical_json([name, str(tensor.dtype), list(tensor.shape)]).encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    for name, dtype, shape, data in contents:
+        digest.update(canonical_json([name, dtype, list(shape)]).encode())
+        digest.update(data)
     return digest.hexdigest()

@@ -21,6 +21,8 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from rlcm_cli.errors import ModelError
 
 if TYPE_CHECKING:
@@ -162,12 +164,15 @@ def normalise(name: str) -> str:
 
 
 def read_lora(
-    tensors: Mapping[str, Tensor],
+    tensors: Mapping[str, Any],
     metadata: Mapping[str, str],
     place: str,
     kohya_parts: Mapping[str, str] = MappingProxyType({}),
 ) -> LoraFile:
     """Read the tensors and the metadata of a safetensors file; `place` names it in errors.
+
+    The tensors are torch's, on the CPU, or have as much of them as `store.tensor_file.StoredTensor`, which the modules
+    then hold: `shape`, `ndim`, `numel()`, `float()` with NumPy's values, and one of a single value is a number.
 
     `kohya_parts`: prefixes of kohya's keys → the part of the pipeline, where they differ from `KOHYA_PARTS`: many
     transformers have `lora_unet` too.
@@ -309,7 +314,7 @@ def _read_module(
             "the file again"
         )
     for tensor in roles.values():
-        if not tensor.float().isfinite().all():
+        if not np.isfinite(np.asarray(tensor.float())).all():
             raise ModelError(f"{place}: module {shown} holds values that are not finite; use another file")
     rank = int(down.shape[0])
     alpha = roles.get("alpha")

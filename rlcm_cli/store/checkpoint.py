@@ -21,11 +21,10 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Annotated, Any
 
-import safetensors
 from pydantic import AfterValidator, Field
 
 from rlcm_cli.core.advantages import PromptStatistics
-from rlcm_cli.core.digests import canonical_json, digest_tensors
+from rlcm_cli.core.digests import canonical_json, digest_contents
 from rlcm_cli.core.lora_file import DENOISERS
 from rlcm_cli.errors import CorruptFileError, ForeignFileError, MissingFileError
 from rlcm_cli.store.atomic import explain_safetensors, publish_folder
@@ -33,6 +32,7 @@ from rlcm_cli.store.identity import check_owner, read_run_identity
 from rlcm_cli.store.layout import FORMAT_VERSION, RunLayout
 from rlcm_cli.store.reading import REMEDY, Record, open_file, parse_object, parse_record, read_json, read_object
 from rlcm_cli.store.shards import METADATA_KEY
+from rlcm_cli.store.tensor_file import DTYPES, NO_TENSORS, read_stored
 from rlcm_cli.wording import command
 
 if TYPE_CHECKING:
@@ -159,7 +159,7 @@ def check_checkpoint(layout: RunLayout, number: int) -> None:
     read_trainer_state(layout, number)
     marker = read_marker(layout, number)
     _check_files(layout.checkpoint(number), marker, {*marker.files, *_ALWAYS})
-    read_optimizer(layout, number)
+    read_stored(layout.checkpoint(number) / OPTIMIZER_FILE)
     read_statistics(layout, number)
 
 
@@ -256,35 +256,33 @@ def latest_checkpoint(layout: RunLayout) -> int:
 
 
 def digest_safetensors(path: Path) -> str:
-    """Digest a safetensors file over its tensors and canonical metadata.
+    """Digest a safetensors file over its tensors and canonical metadata, as `digest_tensors` does.
 
     safetensors writes several metadata keys in random order, so the bytes of diffusers' LoRA files are not
     canonical. Raises `CorruptFileError`, and the errors of `open_file`.
     """
-    with open_file(path, _NO_TENSORS):
-        try:
-            with safetensors.safe_open(path, framework="pt") as file:
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-                metadata = file.metadata()
-        except _UNREADABLE as error:
-            raise CorruptFileError(f"{path}: is not a readable safetensors file ({error})") from None
-        return digest_tensors(tensors, metadata)
+    tensors, metadata = read_stored(path)
+    return digest_contents(
+        (
+            (name, f"torch.{DTYPES[tensor.dtype]}", tensor.shape, tensor.data)
+            for name, tensor in sorted(tensors.items())
+        ),
+        metadata,
+    )
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
     """Read all tensors of a safetensors file. Raises `CorruptFileError`, and the errors of `open_file`."""
     import safetensors.torch
 
-    with open_file(path, _NO_TENSORS):
+    with open_file(path, NO_TENSORS):
         try:
             return safetensors.torch.load_file(path)
-        except _UNREADABLE as error:
+        # Besides its own error, safetensors lets through what torch says of an extent.
+        except (safetensors.SafetensorError, TypeError, OverflowError) as error:
             raise CorruptFileError(f"{path}: is not a readable safetensors file ({error})") from None
 
 
-_NO_TENSORS = "name a safetensors file"
-# Besides its own error, safetensors lets through what torch says of an extent.
-_UNREADABLE = (safetensors.SafetensorError, TypeError, OverflowError)
 _ALWAYS = (OPTIMIZER_FILE, STATISTICS_FILE, TRAINER_FILE)
 _WEIGHT_NAMES = tuple(PurePosixPath(name).name for name in WEIGHT_FILES)
 

@@ -5,15 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
-
 from rlcm_cli.core.lora_file import DENOISERS, PARTS, read_lora
 from rlcm_cli.errors import ConfigError, MissingFileError
 from rlcm_cli.store.checkpoint import (
     digest_safetensors,
     find_checkpoint_weights,
     is_whole_denoiser,
-    read_safetensors,
     read_trainer_state,
 )
 from rlcm_cli.store.layout import RunLayout, receipt_path
@@ -22,18 +19,7 @@ from rlcm_cli.store.metrics import read_metrics
 from rlcm_cli.store.rollouts import missing_shards
 from rlcm_cli.store.run import read_config
 from rlcm_cli.store.shards import check_record, is_published, read_receipt
-
-DTYPES = {
-    "F64": "float64",
-    "F32": "float32",
-    "F16": "float16",
-    "BF16": "bfloat16",
-    "I64": "int64",
-    "I32": "int32",
-    "U8": "uint8",
-    "BOOL": "bool",
-}
-"""What torch calls the dtypes of safetensors."""
+from rlcm_cli.store.tensor_file import DTYPES, read_stored
 
 
 def describe_path(path: Path) -> dict[str, Any]:
@@ -97,7 +83,7 @@ def _describe_checkpoint(path: Path) -> dict[str, Any]:
 
 def _describe_record(path: Path) -> dict[str, Any]:
     receipt = read_receipt(path)
-    fields, tensors = check_record(path, receipt.kind)
+    _, fields, tensors = check_record(path, receipt.kind)
     shapes = {name: f"{DTYPES[info.dtype]} {list(info.shape)}" for name, info in sorted(tensors.items())}
     return {
         "kind": receipt.kind,
@@ -110,7 +96,7 @@ def _describe_record(path: Path) -> dict[str, Any]:
 
 
 def _describe_weights(path: Path) -> dict[str, Any]:
-    tensors = read_safetensors(path)
+    tensors, metadata = read_stored(path)
     size = {
         "layers": len(tensors),
         "parameters": sum(tensor.numel() for tensor in tensors.values()),
@@ -118,8 +104,7 @@ def _describe_weights(path: Path) -> dict[str, Any]:
     }
     if is_whole_denoiser(path):
         return {"kind": "denoiser", **size}
-    with safe_open(path, framework="np") as opened:
-        lora = read_lora(tensors, opened.metadata() or {}, str(path))
+    lora = read_lora(tensors, metadata or {}, str(path))
     stated = next((lora.stated[part] for part in DENOISERS if part in lora.stated), None)
     return {
         "kind": "adapter",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +15,7 @@ from rlcm_cli.store.layout import RunLayout
 from rlcm_cli.store.manifest import RolloutManifest
 from rlcm_cli.store.reading import REMEDY
 from rlcm_cli.store.reward_versions import newest_scores, split_scores_folder
-from rlcm_cli.store.shards import is_published, publish_record, read_arrays, read_receipt, read_record
+from rlcm_cli.store.shards import check_record, is_published, publish_record, read_arrays, read_receipt, read_record
 from rlcm_cli.wording import command
 
 if TYPE_CHECKING:
@@ -91,23 +91,8 @@ def read_shard(layout: RunLayout, manifest: RolloutManifest, number: int) -> Rol
 
     path = layout.shard(manifest.iteration, number, len(manifest.shards))
     tensors, fields = read_record(path, "rollout")
-    check_samples(tensors, fields, manifest, number, path)
-    if tensors["timesteps"].tolist() != manifest.schedule.transitions:
-        raise ForeignFileError(
-            f"{path}: has other prompts, tasks or timesteps than its plan; {REMEDY.format(path=path)}"
-        )
-    if tensors["latents"].shape[1] != manifest.schedule.states:
-        raise ForeignFileError(
-            f"{path}: has {tensors['latents'].shape[1]} states a sample, and its plan {manifest.schedule.states}; "
-            + REMEDY.format(path=path)
-        )
-    if (FINAL_LATENTS in tensors) != manifest.final_latents:
-        fault = (
-            "lacks the final latents that its plan asks for"
-            if manifest.final_latents
-            else "holds final latents, and its plan asks for none"
-        )
-        raise ForeignFileError(f"{path}: {fault}; {REMEDY.format(path=path)}")
+    shapes = {name: tensor.shape for name, tensor in tensors.items()}
+    _check_trajectories(tensors, shapes, fields, manifest, number, path)
     return RolloutShard(
         Trajectories(
             tensors["latents"],
@@ -123,6 +108,42 @@ def read_shard(layout: RunLayout, manifest: RolloutManifest, number: int) -> Rol
         {name.removeprefix(CONDITIONING): tensors[name] for name in tensors if name.startswith(CONDITIONING)},
         tensors.get(FINAL_LATENTS),
     )
+
+
+def check_shard(layout: RunLayout, manifest: RolloutManifest, number: int) -> None:
+    """Check a shard of a plan, without torch. Raises as `read_shard`."""
+    path = layout.shard(manifest.iteration, number, len(manifest.shards))
+    arrays, fields, infos = check_record(path, "rollout", ("timesteps",))
+    shapes = {name: info.shape for name, info in infos.items()}
+    _check_trajectories(arrays, shapes, fields, manifest, number, path)
+
+
+def _check_trajectories(
+    tensors: Mapping[str, Any],
+    shapes: Mapping[str, Sequence[int]],
+    fields: Mapping[str, Any],
+    manifest: RolloutManifest,
+    number: int,
+    path: Path,
+) -> None:
+    """Raise `ForeignFileError` unless a shard, by its indices, timesteps and all its shapes, is one of its plan."""
+    check_samples(tensors, fields, manifest, number, path)
+    if tensors["timesteps"].tolist() != manifest.schedule.transitions:
+        raise ForeignFileError(
+            f"{path}: has other prompts, tasks or timesteps than its plan; {REMEDY.format(path=path)}"
+        )
+    if shapes["latents"][1] != manifest.schedule.states:
+        raise ForeignFileError(
+            f"{path}: has {shapes['latents'][1]} states a sample, and its plan {manifest.schedule.states}; "
+            + REMEDY.format(path=path)
+        )
+    if (FINAL_LATENTS in shapes) != manifest.final_latents:
+        fault = (
+            "lacks the final latents that its plan asks for"
+            if manifest.final_latents
+            else "holds final latents, and its plan asks for none"
+        )
+        raise ForeignFileError(f"{path}: {fault}; {REMEDY.format(path=path)}")
 
 
 @dataclass(frozen=True)

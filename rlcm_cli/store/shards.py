@@ -80,14 +80,13 @@ from rlcm_cli.store.atomic import publish_bytes, replace_file
 from rlcm_cli.store.layout import FORMAT_VERSION, receipt_path
 from rlcm_cli.store.reading import REMEDY, Record, check_version, open_file, parse_json, read_object
 from rlcm_cli.store.specification import Kind, TensorInfo, find_fault, find_wrong_value
+from rlcm_cli.store.tensor_file import parse_header
 
 if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
 METADATA_KEY = "rlcm"
-LARGEST_HEADER = 64 << 20
-"""Bytes of the header of a safetensors file; that of an iteration's shard has some kilobytes."""
 
 
 class Receipt(Record):
@@ -189,13 +188,14 @@ def read_arrays(
     return arrays, fields
 
 
-def check_record(path: Path, kind: Kind) -> tuple[dict[str, Any], dict[str, TensorInfo]]:
-    """Check a record as `read_record` does, without torch; return its fields, and what its tensors are.
+def check_record(
+    path: Path, kind: Kind, names: Collection[str] = ()
+) -> tuple[dict[str, np.ndarray], dict[str, Any], dict[str, TensorInfo]]:
+    """Check a record as `read_record` does, without torch; return arrays, fields, and what its tensors are.
 
-    Raises as `read_record`.
+    The arrays are those of `names`, and all indices. Raises as `read_record`.
     """
-    _, fields, infos = _read_record(path, kind, "np", _is_index)
-    return fields, infos
+    return _read_record(path, kind, "np", lambda name, info: name in names or _is_index(name, info))
 
 
 def _is_index(name: str, info: TensorInfo) -> bool:
@@ -263,10 +263,7 @@ def _read_header(data: bytes | mmap.mmap, path: Path) -> tuple[dict[str, Any], d
     """Read the fields of a record, and what its header says of each tensor."""
     remedy = REMEDY.format(path=path)
     try:
-        size = int.from_bytes(data[:8], "little")
-        if size > min(LARGEST_HEADER, len(data)):
-            raise ValueError("longer than the file")
-        header = parse_json(data[8 : 8 + size])
+        header, _ = parse_header(data)
         fields = parse_json(header.pop("__metadata__", {})[METADATA_KEY])
         infos = {
             name: TensorInfo(str(entry["dtype"]), tuple(int(extent) for extent in entry["shape"]))

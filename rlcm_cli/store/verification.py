@@ -18,9 +18,9 @@ from rlcm_cli.store.manifest import RolloutManifest, read_manifest
 from rlcm_cli.store.metrics import read_iteration_metrics
 from rlcm_cli.store.reading import REMEDY
 from rlcm_cli.store.reward_versions import current_version
-from rlcm_cli.store.rollouts import check_rewards_place, read_shard
+from rlcm_cli.store.rollouts import check_rewards_place, check_shard
 from rlcm_cli.store.run import Pruned, read_pruned
-from rlcm_cli.store.shards import read_receipt, read_record
+from rlcm_cli.store.shards import read_arrays, read_receipt
 from rlcm_cli.store.timings import read_timings
 
 REWARDS = "rewards"
@@ -114,7 +114,7 @@ def _verify_rollout(layout: RunLayout, iteration: int, newest: int, pruned: Prun
         if receipt_path(shard).exists():
             if iteration in pruned.rollouts and not shard.exists():
                 continue
-            faults = _fault_of(partial(read_shard, layout, manifest, number))
+            faults = _fault_of(partial(check_shard, layout, manifest, number))
             yield from faults
             if not faults:
                 sound.add(shard.name)
@@ -128,14 +128,14 @@ def _verify_rollout(layout: RunLayout, iteration: int, newest: int, pruned: Prun
 
 
 def _check_rewards(layout: RunLayout, manifest: RolloutManifest, path: Path, sound: Collection[str]) -> None:
-    tensors, fields = read_record(path, "rewards")
+    arrays, fields = read_arrays(path, "rewards")
     check_rewards_place(fields, manifest, path)
     numbers = [
         number for number in range(len(manifest.shards)) if shard_name(number, len(manifest.shards)) == path.name
     ]
     start, stop = manifest.shards[numbers[0]] if numbers else (0, 0)
     shard = layout.shard(manifest.iteration, numbers[0], len(manifest.shards)) if numbers else path
-    scored = tensors["sample_index"].tolist()
+    scored = arrays["sample_index"].tolist()
     if not numbers or scored != sorted({*scored}) or not {*scored} <= {*range(start, stop)}:
         raise _foreign(path, "scores samples of another shard")
     # Of a shard that is at fault itself, its rewards are not to blame.
