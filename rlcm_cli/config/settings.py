@@ -17,6 +17,7 @@ from rlcm_cli.objectives import DEFAULT, OBJECTIVES, Need, find_objective
 from rlcm_cli.samplers import DEFAULT as DEFAULT_SAMPLER
 from rlcm_cli.samplers import SAMPLERS, AnySamplerSettings, explain_no_actions
 from rlcm_cli.sections import NonNegativeFloat, PositiveFloat, PositiveInt, Section
+from rlcm_cli.wording import shorten
 
 EMBEDDED_MODEL = "emoji-lcm"
 EMBEDDED_MODELS = (EMBEDDED_MODEL, "emoji-diffusion")
@@ -35,7 +36,10 @@ def _read_image_size(value: object) -> object:
     """Read a number of pixels, or two; equal ones become one, so that a size is written in one way only."""
     found = re.fullmatch(r"([1-9]\d*)(?:x([1-9]\d*))?", str(value)) if type(value) in (int, str) else None
     if found is None:
-        raise ValueError("write one number of pixels, as 512, or WIDTHxHEIGHT, as 768x1024")
+        raise ValueError(
+            f"model.image_size (--size) is {shorten(repr(value))}: write one number of pixels, such as 512, or "
+            "WIDTHxHEIGHT, such as 768x1024"
+        )
     width, height = int(found[1]), int(found[2] or found[1])
     return width if width == height else f"{width}x{height}"
 

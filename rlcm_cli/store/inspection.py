@@ -28,7 +28,9 @@ def describe_path(path: Path) -> dict[str, Any]:
     Raises `ConfigError` for a path that is none of them, and `StoreError` for a damaged one.
     """
     if not path.exists():
-        raise MissingFileError(f"{path}: not there")
+        raise MissingFileError(
+            f"{path}: no such file or folder; name a run, a checkpoint, a shard, a LoRA file or a PNG"
+        )
     if (path / "config.json").is_file():
         return _describe_run(RunLayout(path))
     if (path / "trainer.json").is_file():

@@ -90,9 +90,9 @@ def test_it_is_measured(tiny_lcm, capsys):
 @pytest.mark.parametrize(
     ("size", "kind", "words"),
     [
-        ("32x", ConfigError, "WIDTHxHEIGHT, as 768x1024"),
-        ("0x16", ConfigError, "WIDTHxHEIGHT, as 768x1024"),
-        ("large", ConfigError, "WIDTHxHEIGHT, as 768x1024"),
+        ("32x", ConfigError, "WIDTHxHEIGHT, such as 768x1024"),
+        ("0x16", ConfigError, "WIDTHxHEIGHT, such as 768x1024"),
+        ("large", ConfigError, "WIDTHxHEIGHT, such as 768x1024"),
         ("32x17", ModelError, "images of 32 x 17 pixels: this model's are multiples of"),
     ],
 )

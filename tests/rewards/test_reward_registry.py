@@ -44,7 +44,7 @@ def test_an_unknown_reward_names_the_known_and_the_nearest(act):
     message = str(caught.value)
     assert "no reward 'compresibility'" in message
     assert "did you mean 'compressibility'?" in message
-    assert f"known rewards: {', '.join(REWARDS)}" in message
+    assert f"known rewards: {', '.join(sorted(REWARDS))}" in message
     assert "a function of your own is FILE.py:FUNCTION" in message
 
 

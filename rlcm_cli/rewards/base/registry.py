@@ -178,4 +178,6 @@ def load_reward(spec: RewardSpec) -> Reward:
 
 def _choices(name: str, known: Mapping[str, object], kind: str) -> str:
     nearest = difflib.get_close_matches(name, known, n=1)
-    return (f"did you mean {nearest[0]!r}? " if nearest else "") + f"known {kind}: {', '.join(known) or 'none'}"
+    return (
+        f"did you mean {nearest[0]!r}? " if nearest else ""
+    ) + f"known {kind}: {', '.join(sorted(known)) or 'none'}"
