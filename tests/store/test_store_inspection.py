@@ -83,7 +83,7 @@ class TestDescribe:
         }
 
     def test_what_is_none_of_them(self, layout, tmp_path):
-        with pytest.raises(MissingFileError, match="not there"):
+        with pytest.raises(MissingFileError, match="no such file or folder"):
             describe_path(tmp_path / "nowhere")
         with pytest.raises(ConfigError, match="is not a run, checkpoint, shard or LoRA file"):
             describe_path(layout.root / "metrics")

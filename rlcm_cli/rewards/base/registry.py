@@ -6,7 +6,7 @@ import difflib
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -138,7 +138,7 @@ def find_entry(name: str) -> RewardEntry:
     file = Path(f"{name.removesuffix('.py')}.py")
     own = f"for the function in {file} write {file}:FUNCTION; " if file.is_file() else ""
     raise ConfigError(
-        f"there is no reward {name!r}; {own}{_choices(name, REWARDS, 'rewards')}; a function of your own is "
+        f"there is no reward {name!r}; {own}{_choices(name, sorted(REWARDS), 'rewards')}; a function of your own is "
         "FILE.py:FUNCTION"
     )
 
@@ -176,8 +176,6 @@ def load_reward(spec: RewardSpec) -> Reward:
     )
 
 
-def _choices(name: str, known: Mapping[str, object], kind: str) -> str:
+def _choices(name: str, known: Collection[str], kind: str) -> str:
     nearest = difflib.get_close_matches(name, known, n=1)
-    return (
-        f"did you mean {nearest[0]!r}? " if nearest else ""
-    ) + f"known {kind}: {', '.join(sorted(known)) or 'none'}"
+    return (f"did you mean {nearest[0]!r}? " if nearest else "") + f"known {kind}: {', '.join(known) or 'none'}"
