@@ -322,7 +322,7 @@ def test_biases_cannot_be_fused(sd, model, tmp_path):
 
 def test_nothing_of_diffusers_is_printed_before_a_refusal(model, big_model, tmp_path, capfd):
     file = save_diffusers(make_modules(big_model.pipeline), tmp_path / "x.safetensors")
-    refuse(model, file, "no LoRA for this model")
+    refuse(model, file, "not a LoRA for this model")
     assert capfd.readouterr() == ("", "")
 
 
