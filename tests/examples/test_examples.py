@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import base64
 import importlib.util
 import json
@@ -138,6 +139,16 @@ def test_the_notebook_is_stored_with_small_outputs_of_one_run():
     assert not any(cell["metadata"] for cell in code)
 
 
+def test_what_the_notebook_imports_is_there():
+    notebook = json.loads(NOTEBOOK.read_text(encoding="utf-8"))
+    cells = [ast.parse("".join(cell["source"])) for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    imported = [node for cell in cells for node in cell.body if isinstance(node, ast.ImportFrom)]
+    assert any(node.module == "rlcm_cli.phases.loop" for node in imported)
+    for node in imported:
+        module = importlib.import_module(str(node.module))
+        assert all(hasattr(module, alias.name) for alias in node.names), ast.unparse(node)
+
+
 @pytest.mark.slow
 def test_the_notebook_runs(tmp_path):
     script = (
@@ -191,7 +202,7 @@ def test_reward_server(start, tmp_path):
     said = start("reward_server/run.sh", *OPTIONS, PORT=str(port), ITERATIONS="3", AWAY="4")
     assert "the server is killed" in said
     assert trained(tmp_path / "work/run") == [1, 2, 3]
-    assert f"http://127.0.0.1:{port}/colourfulness" in read_metrics(RunLayout(tmp_path / "work/run"))[-1]["rewards"]
+    assert f"http://127.0.0.1:{port}/colourfulness" in read_metrics(RunLayout(tmp_path / "work/run"))[-1].rewards
 
 
 @POSIX
