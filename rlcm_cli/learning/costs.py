@@ -62,7 +62,7 @@ def read_phase_times(layout: RunLayout, manifest: RolloutManifest) -> dict[str, 
 def phase_seconds(
     times: Mapping[str, Sequence[Mapping[str, float]]],
     train_cpu_seconds: float,
-    processes: Processes = Processes(),  # noqa: B008
+    processes: Processes = Processes(),
 ) -> dict[str, float]:
     """Return how long sampling and scoring took, and the processor time of all three; nothing where it is not known.
 

@@ -95,7 +95,7 @@ def accumulate_last_step(
     *,
     weight: float,
     micro_batch_size: int,
-    processes: Processes = Processes(),  # noqa: B008
+    processes: Processes = Processes(),
 ) -> dict[str, Tensor]:
     """Add the gradient of the rewards through the last call to the adapter's, and return its metrics.
 

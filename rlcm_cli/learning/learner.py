@@ -32,7 +32,7 @@ class Learner:
     weights: Tensor
     """float32 [B], one a sample of the rollout, of `Objective.weigh`."""
     config: Config
-    processes: Processes = Processes()  # noqa: RUF009 - frozen
+    processes: Processes = Processes()
     """Of several processes, each adds and measures its part of a step, as a share of the whole."""
     old_is_present: bool = False
     """Whether the old policy is the present one, so that every ratio is 1: the only update of an iteration whose

@@ -51,7 +51,7 @@ def refresh_log_probs(
     model: LatentModel,
     rollout: Rollout,
     micro_batch_size: int,
-    processes: Processes = Processes(),  # noqa: B008
+    processes: Processes = Processes(),
 ) -> tuple[Rollout, float]:
     """Replay all stored transitions, and return the rollout with the log-probabilities found.
 

@@ -31,7 +31,7 @@ def accumulate_pretraining(
     seed: int,
     *,
     micro_batch_size: int,
-    processes: Processes = Processes(),  # noqa: B008
+    processes: Processes = Processes(),
 ) -> dict[str, Tensor]:
     """Add the gradient of the pretraining loss to the adapter's, and give its metrics.
 

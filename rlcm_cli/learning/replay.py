@@ -42,7 +42,7 @@ def replay_log_probs(
     rollout: Rollout,
     transitions: Transitions,
     micro_batch_size: int,
-    processes: Processes = Processes(),  # noqa: B008
+    processes: Processes = Processes(),
 ) -> Tensor:
     """Return the log-probabilities of stored actions under the model as it is now, float32 [N] on the CPU.
 

@@ -34,7 +34,7 @@ def evaluate(
     model: LatentModel,
     scorers: Mapping[str, Scorer],
     checkpoint: int,
-    processes: Processes = Processes(),  # noqa: B008
+    processes: Processes = Processes(),
 ) -> Iterator[Event]:
     """Draw and score the fixed images with a checkpoint, unless that was done.
 

@@ -35,7 +35,7 @@ class StartedLoop:
 
     run: Run
     device: str
-    """For people: what does the work."""
+    """What does the work, as shown."""
     events: Iterator[Event]
     """The work itself, done as they are taken."""
 
@@ -62,7 +62,7 @@ def loop(
     run: Run,
     model: LatentModel,
     scorers: Mapping[str, Scorer],
-    processes: Processes = Processes(),  # noqa: B008
+    processes: Processes = Processes(),
 ) -> Iterator[Event]:
     """Run the iterations that are missing, and draw the fixed images with the first and the last policy.
 
@@ -108,7 +108,7 @@ def estimate_cost(
     run: Run,
     model: LatentModel,
     iterations: int,
-    processes: Processes = Processes(),  # noqa: B008
+    processes: Processes = Processes(),
 ) -> CostEstimated:
     """Estimate time and disk of some iterations, and of two evaluations, from one timed model call."""
     config = run.config

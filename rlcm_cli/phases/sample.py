@@ -45,7 +45,7 @@ REDUCTION: Reduction = "mean"
 def sample(
     run: Run,
     model: LatentModel,
-    worker: Worker = Worker(),  # noqa: B008
+    worker: Worker = Worker(),
     *,
     iteration: int | None = None,
 ) -> Iterator[Event]:

@@ -133,10 +133,10 @@ def load_scorers(
 def score(
     run: Run,
     scorers: Mapping[str, Scorer],
-    worker: Worker = Worker(),  # noqa: B008
+    worker: Worker = Worker(),
     *,
     iterations: Sequence[int] | None = None,
-    device: torch.device = torch.device("cpu"),  # noqa: B008
+    device: torch.device = torch.device("cpu"),
 ) -> Iterator[Event]:
     """Score the shards of this worker that lack a reward.
 
@@ -180,7 +180,7 @@ def choose_iterations(
     wanted: Sequence[int] = (),
     *,
     everything: bool = False,
-    worker: Worker = Worker(),  # noqa: B008
+    worker: Worker = Worker(),
 ) -> list[int]:
     """List the rollouts to score: those wanted, else all that are stored, or all that are not trained yet.
 

@@ -67,7 +67,7 @@ def train(
     run: Run,
     model: LatentModel,
     scorers: Mapping[str, Scorer] | None = None,
-    processes: Processes = Processes(),  # noqa: B008
+    processes: Processes = Processes(),
     *,
     off_policy: bool = False,
 ) -> Iterator[Event]:
@@ -202,7 +202,7 @@ def gather_data(
     rollout: Rollout,
     advantages: np.ndarray,
     scorers: Mapping[str, Scorer] | None,
-    processes: Processes = Processes(),  # noqa: B008
+    processes: Processes = Processes(),
 ) -> IterationData:
     """Gather what a run's iteration learns from; `scorers` are loaded where they are needed and none are given."""
     rewards = {}

@@ -47,7 +47,7 @@ class Processes:
         """Whether this process prints, and writes what only one may write."""
         return self.rank == 0
 
-    def divide(self, share: Worker = Worker()) -> Worker:  # noqa: B008
+    def divide(self, share: Worker = Worker()) -> Worker:
         """Return the shards of this process among those of a job, which may be one of several jobs."""
         return Worker(share.index * self.size + self.rank, share.count * self.size)
 

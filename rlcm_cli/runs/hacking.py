@@ -15,7 +15,7 @@ Metrics = Sequence[IterationMetrics]
 def best_checkpoints(
     metrics: Metrics,
     settings: MonitorSettings,
-    sample: SampleSettings = SampleSettings(),  # noqa: B008
+    sample: SampleSettings = SampleSettings(),
 ) -> dict[str, int]:
     """Return the best checkpoint by each monitored reward: the one that drew its best window's last images."""
     best = {}
@@ -53,7 +53,7 @@ def find_hacking(
     metrics: Metrics,
     settings: MonitorSettings,
     trained: Sequence[float],
-    sample: SampleSettings = SampleSettings(),  # noqa: B008
+    sample: SampleSettings = SampleSettings(),
 ) -> dict[str, str]:
     """Return one line for each monitored reward that fell while what is trained for, one number an iteration, rose."""
     alarms = {}

@@ -42,8 +42,8 @@ def build_app(
     rewards: Sequence[ServedReward],
     *,
     token: str | None = None,
-    limits: Limits = Limits(),  # noqa: B008
-    device: torch.device = torch.device("cpu"),  # noqa: B008
+    limits: Limits = Limits(),
+    device: torch.device = torch.device("cpu"),
 ) -> FastAPI:
     """Make the application.
 
