@@ -88,7 +88,7 @@ def _root(
         typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and exit."),
     ] = False,
     debug: Annotated[
-        bool, typer.Option("--debug", help="Show the traceback of an error; may stand anywhere on the command line.")
+        bool, typer.Option("--debug", help="Show the traceback of an error; accepted anywhere on the command line.")
     ] = False,
 ) -> None:
     pass

@@ -50,7 +50,9 @@ def bench_command(
     ] = None,
     tasks: Annotated[
         list[str],
-        o.setting("--task", "NAME", "Preset to estimate the time of; the first one is measured.", DEFAULT_TASK),
+        o.setting(
+            "--task", "NAME", "Preset to estimate the time of; repeatable; the first is measured.", DEFAULT_TASK
+        ),
     ] = [],
     assignments: o.SetOfPresetOption = [],
     reward: Annotated[

@@ -40,7 +40,7 @@ def compare_command(
         list[str],
         typer.Argument(
             metavar="RUN",
-            help="Run directories; runs that differ only in their seed count as one method.",
+            help="Run directories; runs that differ only by seed are treated as one method.",
             autocompletion=complete_run,
         ),
     ] = [],
@@ -67,7 +67,7 @@ def compare_command(
         typer.Option(
             "--reward",
             metavar="NAME",
-            help="Compare this reward only.",
+            help="Compare only this reward.",
             show_default="the training reward",
             autocompletion=complete_reward,
         ),
@@ -86,7 +86,8 @@ def compare_command(
     draw: Annotated[
         bool,
         typer.Option(
-            "--draw", help="Also generate the same prompts and seeds with each method's first run, at several steps."
+            "--draw",
+            help="Also generate the same prompts and seeds with each method's first run, at several step counts.",
         ),
     ] = False,
     device: Annotated[

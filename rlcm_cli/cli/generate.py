@@ -53,7 +53,7 @@ def generate_command(
         typer.Option(
             "--scale",
             metavar="X[,X]",
-            help="Strength of the LoRA, 0 for none; several as 0,0.5,1; negative ones as --scale=-0.5.",
+            help="Strength of the LoRA, 0 for none; write several as 0,0.5,1 and a negative one as --scale=-0.5.",
             show_default="1",
         ),
     ] = None,
@@ -62,7 +62,7 @@ def generate_command(
         typer.Option(
             "--steps",
             metavar="H[,H]",
-            help="Model calls per image, 1 or more; several as 1,2,4,8.",
+            help="Model calls per image, 1 or more; write several as 1,2,4,8.",
             show_default="the LoRA's, or the model's",
         ),
     ] = None,
@@ -102,7 +102,7 @@ def generate_command(
     seed: Annotated[
         int | None,
         typer.Option(
-            "--seed", metavar="N", help="Seed of the first image; image i has this seed + i.", show_default="0"
+            "--seed", metavar="N", help="Seed of the first image; each later image adds 1.", show_default="0"
         ),
     ] = None,
     from_image: Annotated[

@@ -113,14 +113,14 @@ DeviceOption = Annotated[
 ]
 AllowCodeOption = Annotated[
     bool,
-    typer.Option("--allow-code", help="Run reward code that is named only by a configuration or run."),
+    typer.Option("--allow-code", help="Run reward code although only a configuration or run names it."),
 ]
 AllowHostOption = Annotated[
     list[str],
     typer.Option(
         "--allow-host",
         metavar="HOST[:PORT]",
-        help="Send images and a token to this host, named only by a configuration or run; repeatable.",
+        help="Send images and a token to this host although only a configuration or run names it; repeatable.",
     ),
 ]
 AllowChangedOption = Annotated[

@@ -37,7 +37,7 @@ def serve_reward_command(
         typer.Option(
             "--set",
             metavar="KEY=VALUE",
-            help="A setting of the reward; with several rewards NAME.KEY=VALUE; repeatable.",
+            help="A setting of the reward, or NAME.KEY=VALUE with several rewards; repeatable.",
             show_default=False,
         ),
     ] = [],

@@ -179,7 +179,7 @@ def _load(folder: Path) -> Any:
 ENTRIES = {
     "composition": RewardEntry(
         composition,
-        description="the objects that the prompt names are in the image, in the places that it gives them",
+        description="the objects that the prompt names are in the image, and where it says they are",
         value_range="0 to 1",
         bounds=(0.0, 1.0),
         weights={"model": DETECTOR},

@@ -129,7 +129,7 @@ def _engine_digest(settings: Mapping[str, Any]) -> str:
 ENTRIES = {
     "ocr": RewardEntry(
         ocr,
-        description="the text that the prompt quotes stands in the image: 1 minus the normalised edit distance",
+        description="the text that the prompt quotes appears in the image: 1 minus the normalised edit distance",
         value_range="0 to 1",
         bounds=(0.0, 1.0),
         needs="the extra rlcm[ocr] (RapidOCR with its models, 120 MB to download, 280 MB installed)",

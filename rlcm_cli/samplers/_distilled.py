@@ -18,10 +18,10 @@ class DistilledSettings(SamplerSettings):
     """Settings of a sampler whose timesteps are some of the distillation's."""
 
     spacing: Spacing = "diffusers"
-    """Which of the distillation's timesteps; `diffusers`: those of its schedulers; `strided`: every
-    (original_steps // H)-th, as RLCM's code."""
+    """Which of the distillation's timesteps to use; `diffusers`: those of its schedulers; `strided`: every
+    (original_steps // H)-th, as in RLCM's code."""
     original_steps: PositiveInt = 50
-    """Length of the distillation's schedule, of which the H timesteps are a part."""
+    """Length of the distillation's schedule, from which the H timesteps are chosen."""
 
 
 def distilled_timesteps(steps: int, *, original_steps: int, train_steps: int, spacing: Spacing) -> Tensor:

@@ -22,7 +22,7 @@ class DdimSettings(SamplerSettings):
 
     kind: Literal["ddim"] = "ddim"
     eta: Annotated[float, Field(ge=0, le=1)] = 1.0
-    """How much noise each step draws, 0 to 1; 1 is DDPO's, 0 none, so that there is nothing to train."""
+    """How much noise each step adds, 0 to 1; 1 as in DDPO; with 0 there is none, and nothing to train."""
 
 
 def ddim_timesteps(steps: int, *, train_steps: int, spacing: TimestepSpacing, offset: int) -> Tensor:

@@ -20,7 +20,7 @@ class TcdSettings(DistilledSettings):
 
     kind: Literal["tcd"] = "tcd"
     gamma: Annotated[float, Field(ge=0, le=1)] = 0.3
-    """Stochasticity, 0 to 1; 0 draws no noise, so that there is nothing to train."""
+    """Stochasticity, 0 to 1; with 0 there is no noise, and nothing to train."""
 
 
 def tcd_schedule(

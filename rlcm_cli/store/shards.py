@@ -4,61 +4,63 @@ A run directory is read with only a JSON parser and the `safetensors` package. M
 those of RFC 2119.
 
  1. A RECORD is a safetensors file `NAME.safetensors` with a RECEIPT `NAME.json` next to it.
- 2. The receipt is published after the record. Without a receipt a record is not there.
+ 2. The receipt is published after the record. A record without a receipt does not count.
  3. A receipt is a JSON object: `format_version`, `kind`, `sha256` and `bytes` of the record file, `rows`
     (samples in the record). A reader MUST compare size and SHA-256 before it uses a record.
-    Whatever lies in the place of a file may not be one, or be of any size: a reader MUST NOT wait for it.
+    What has the name of a file may be something else, such as a pipe, or of any size: a reader MUST NOT wait for it.
  4. The `__metadata__` of a record has exactly one key, `rlcm`, whose value is canonical JSON (sorted keys,
     no spaces, UTF-8): `format_version`, `kind` and the fields below.
  5. A reader MUST refuse a `format_version` above its own, another `kind`, a record whose `plan` is not the
-    digest of the manifest in whose folder it lies, and a file whose `run` or number is not that of its place.
+    digest of the manifest in whose folder it lies, and a file whose `run` or number is not that of its folder.
     `run` is stated by `config.json`: the SHA-256 of the canonical JSON of its `config` without the sections that
-    may change, `runtime`, `monitor` and `ray`, and without `evaluate.every`. Plans, checkpoints, evaluations and
-    metrics repeat it, because a copied folder, or a configuration that was edited, shows in nothing else.
+    may change, `runtime`, `monitor` and `ray`, and without `evaluate.every`. `inputs.json`, plans,
+    checkpoints, evaluations and metrics repeat it, because nothing else reveals a copied folder or an edited
+    configuration.
  6. `manifest.json` of a rollout is canonical JSON; `plan` is the SHA-256 of its bytes. Shard k holds the
-    samples of `shards[k]` = [start, stop). A group (the `group_size` images of one prompt that were drawn
+    samples of `shards[k]` = [start, stop). A group (the `group_size` images of one prompt that were sampled
     together) never crosses a shard.
  7. Kind `rollout`: `rollouts/IIIIII/shard-KKKKK-of-NNNNN.safetensors`; fields `plan`, `prompts` (each once),
     `tasks` (each once). Tensors, for B samples, S states, A actions, U unique prompts:
 
-        latents          [B, S, C, h, w]  float    states, each as the model was fed it
-        log_probs        [B, A]           float32  of the actions, under the policy that drew them
+        latents          [B, S, C, h, w]  float    states, as they were fed to the model
+        log_probs        [B, A]           float32  of the actions, under the policy that sampled them
         timesteps        [A, 2]           int64    (timestep, next timestep) of each action; float64 where a
-                                                   sampler has times that are not whole
-        final_latents    [B, C, h, w]     float    state H, which was decoded; where the manifest's `final_latents` is
-                                                   true, and only there
+                                                   sampler's times are not whole numbers
+        final_latents    [B, C, h, w]     float    state H, which was decoded; present only where the manifest's
+                                                   `final_latents` is true
         images           [B, 3, H, W]     uint8    decoded after the last model call, RGB
         sample_index     [B]              int64    position in the iteration
-        group_id, member [B]              int64    group of the iteration, and place in it
+        group_id, member [B]              int64    group in the iteration, and position in the group
         seed             [B]              int64    of the sample's own noise generator (`core.noise.seed_generator`)
         prompt_index, task_index [B]      int64    into `prompts` and `tasks`
         conditioning.X   [U, …]           any      what the model was conditioned on, by name; where texts differ in
-                                                   length, zeros follow the shorter ones
+                                                   length, the shorter ones are padded with zeros
         conditioning_index.X [B]          int64    row of `conditioning.X` of each sample
 
-    Of the H model calls in the manifest's `schedule`, those with a `std` above 0 are the actions, in their order: call
-    c turns state c into state c + 1, and state H is decoded. The states in `latents` are c and c + 1 of each action,
-    and H − 1: each once, in their order. Where every call but the last is an action, these are 0 to H − 1.
+    Of the H model calls in the manifest's `schedule`, those with a `std` above 0 are the actions, in their order; they
+    may be a window in the middle. Call c turns state c into state c + 1, and state H is decoded. `latents` has states
+    c and c + 1 of each action, and state H − 1: each once, in their order. Where every call but the last is an action,
+    these are 0 to H − 1; where every call is, 0 to H.
 
- 8. Kind `rewards`: `rewards/<slug>-<digest>/` in the rollout's folder, one record a shard under the shard's
+ 8. Kind `rewards`: `rewards/<slug>-<digest>/` in the rollout's folder, one record per shard, under the shard's
     name; fields `plan`, `shard_sha256` (the scored shard), `reward` (`name`, `settings`, `digest` of both, which
     the folder's name repeats, and `revision`, a digest of the weights, code or service that scored, the same
     in all shards). Tensors `sample_index` int64 [B] and `reward` float32 [B], finite. A reward that only some of
-    the tasks are trained for scores only their samples. `rewards/<slug>-<digest>-vN-XXXXXXXX/` holds the same of
-    a later version of what is behind the reward: `store/reward_versions.py`.
+    the tasks are trained for scores only their samples. `rewards/<slug>-<digest>-vN-XXXXXXXX/` holds the same
+    for a later version of the reward's weights, code or service: `store/reward_versions.py`.
  9. Kind `evaluation`: `evaluations/NNNNNN/evaluation.safetensors`; fields `run`, `checkpoint`,
     `policy_digest`, `prompts`, `tasks`. Tensors `images`, `prompt_index`, `task_index`, `seed` as above,
     `held_out` uint8 [B] (prompt kept out of training), `reward.NAME` float32 [B], NaN where the sample's task
     does not have it; field `revisions`: NAME → `revision` as above. Kind `rescored`: `rescored-NNNNN.safetensors`
-    next to it, from 1; tensors `seed` and `reward.NAME` by later versions of rewards, in the place of those above;
+    next to it, from 1; tensors `seed` and `reward.NAME` by later versions of rewards, which replace those above;
     fields `checkpoint`, `evaluation_sha256` (the scored images) and `revisions`.
 10. Records are immutable. A record that fails a check MUST NOT be used and MUST NOT be deleted: it MAY be
-    moved to `quarantine/`, after which the phase makes it again.
+    moved to `quarantine/`, after which its phase regenerates it.
 11. Checkpoints are folders that appear by one rename; `complete.json`, written last, holds `files`, the digest of
     each file (of trained weights over their tensors), and `bytes`, the size of each. `trainer.json` states `run`
     and `number`.
 12. `metrics/NNNNNN.json` states `run`, `checkpoint` (NNNNNN), `iteration` (one less), and `digest`, the SHA-256 of
-    the canonical JSON of all its other members, since nothing else holds a digest of it.
+    the canonical JSON of all its other members, because nothing else has a digest of it.
 13. What was removed on purpose is listed in `pruned.json`: `rollouts` and `checkpoints`, their numbers.
 14. Names that begin with a dot and end in `.tmp` are not part of the format.
 """
