@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import difflib
+import math
 import os
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from rlcm_cli.errors import ConfigError
 
@@ -104,3 +106,12 @@ def to_line(text: str) -> str:
 
 def _escape(letter: str) -> str:
     return letter.encode("unicode_escape", "surrogatepass").decode("ascii")
+
+
+def to_json_values(value: Any) -> Any:
+    """Return a nested value with None for every number that is not finite: JSON has no word for one."""
+    if isinstance(value, Mapping):
+        return {key: to_json_values(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [to_json_values(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

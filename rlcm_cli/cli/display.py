@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import time
 from collections.abc import Generator, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -22,7 +21,7 @@ from rlcm_cli.cli.headline import shorten_names
 from rlcm_cli.cli.streams import print_data
 from rlcm_cli.cli.terminal import open_console
 from rlcm_cli.store.metrics import PHASES
-from rlcm_cli.wording import count, format_duration, format_size
+from rlcm_cli.wording import count, format_duration, format_size, to_json_values
 
 if TYPE_CHECKING:
     from rlcm_cli.cli.live import LiveRun
@@ -198,12 +197,4 @@ def describe_iteration(number: int, iterations: int | None, metrics: IterationMe
 
 def print_json(value: Mapping[str, Any]) -> None:
     """Print a value as one line of JSON on stdout; NaN and infinity, which JSON lacks, as null."""
-    print_data(json.dumps(_finite(value), ensure_ascii=False, allow_nan=False) + "\n")
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    print_data(json.dumps(to_json_values(value), ensure_ascii=False, allow_nan=False) + "\n")

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from rlcm_cli.config import RaySettings, TaskResources
 from rlcm_cli.errors import ConfigError, RlcmError, WorkerLostError
+from rlcm_cli.wording import one_line
 
 Role = Literal["sampler", "scorer", "trainer"]
 ROLES: tuple[Role, ...] = ("sampler", "scorer", "trainer")
@@ -253,7 +254,7 @@ def _receive(task: Task) -> Any:
             raise cause from None
         raise
     except RayError as error:
-        reason = " ".join(str(error).split())[:300]
+        reason = one_line(error)[:300]
         raise WorkerLostError(
             f"task {task.number} of the {task.role} was lost with its process or node, again and again ({reason}); "
             "give it more memory, or raise --set ray.max_retries; nothing is lost; rerun the same command to resume"

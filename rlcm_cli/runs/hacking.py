@@ -71,7 +71,7 @@ def find_hacking(
             alarms[name] = (
                 f"the monitored reward '{name}' fell from {found.monitored[0]:.3g} to {found.monitored[1]:.3g} "
                 f"({found.deviations:.1f} standard deviations) while the training reward rose: the policy is "
-                f"hacking it; checkpoint {best[name]} is the best by '{name}'"
+                f"hacking it; the best checkpoint by '{name}' is {best[name]}"
             )
     return alarms
 

@@ -29,6 +29,7 @@ from rlcm_cli.store.reading import (
     read_bytes,
     read_json,
 )
+from rlcm_cli.wording import to_json_values
 
 PHASES = ("sample", "score", "train")
 """The phases of an iteration, in the order in which they run."""
@@ -123,7 +124,7 @@ class IterationMetrics(Record):
 
     def as_row(self) -> dict[str, Any]:
         """Return what a metrics file holds, but for the seal: plain values by name, null for what is not finite."""
-        row: dict[str, Any] = _finite(self.model_dump(exclude_none=True))
+        row: dict[str, Any] = to_json_values(self.model_dump(exclude_none=True))
         return row
 
 
@@ -208,9 +209,3 @@ def _read_lines(layout: RunLayout) -> list[str]:
     with contextlib.suppress(MissingFileError, CorruptFileError, UnicodeDecodeError):
         return read_bytes(layout.metrics_jsonl, LARGEST_JSON).decode().splitlines()
     return []
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _finite(item) for key, item in value.items()}
-    return None if isinstance(value, float) and not math.isfinite(value) else value

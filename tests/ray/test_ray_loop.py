@@ -149,7 +149,10 @@ def test_a_bug_keeps_its_traceback_and_a_lost_task_says_that_nothing_is_lost(nod
             ask(cluster, json.loads, "[")
         with pytest.raises(ConfigError, match=r"^node .* install the same version on all$"):
             ask(cluster, ray_tasks.greet, "0.0.0")
-        with pytest.raises(WorkerLostError, match=r"^task 7 of the scorer was lost .* nothing is lost$"):
+        with pytest.raises(
+            WorkerLostError,
+            match=r"^task 7 of the scorer was lost .* nothing is lost; rerun the same command to resume$",
+        ):
             ask(cluster, subprocess.call, ["sh", "-c", "kill -9 $PPID"])
 
 

@@ -322,7 +322,7 @@ def test_sentences_tell_of_cost_and_watch(tmp_path):
 def test_a_fall_of_a_monitored_reward_is_an_alarm(tmp_path):
     data = data_of(write_reported(tmp_path / "run", iterations=30, rollouts=0, checkpoints=()))
     assert list(data.alarms) == [MONITORED]
-    assert "hacked" in data.alarms[MONITORED]
+    assert "hacking" in data.alarms[MONITORED]
 
 
 def test_an_alarm_does_not_tell_where_a_reward_lies(tmp_path):

@@ -72,7 +72,7 @@ class TestHacking:
         message = alarms[MONITORED]
         for words in (f"'{MONITORED}' fell from 5 to 0.5", "4.5 standard deviations", "rose"):
             assert words in message
-        assert message.endswith("checkpoint is 2")
+        assert message.endswith(" is 2")
         assert "\n" not in message
 
     def test_is_nothing_without_monitored_rewards_or_metrics(self):
@@ -91,12 +91,12 @@ class TestHacking:
         metrics = rows([3, 3, 3, 9, 6, -20])
         best = best_checkpoints(metrics, settings())
         assert best == {MONITORED: 4}
-        assert find_hacking(metrics, settings())[MONITORED].endswith("checkpoint is 4")
+        assert find_hacking(metrics, settings())[MONITORED].endswith(" is 4")
 
     def test_counts_iterations_by_their_numbers(self):
         metrics = rows([5, 5, 0, 0], first=7)
         assert best_checkpoints(metrics, settings()) == {MONITORED: 8}
-        assert find_hacking(metrics, settings())[MONITORED].endswith("checkpoint is 8")
+        assert find_hacking(metrics, settings())[MONITORED].endswith(" is 8")
 
     def test_of_several_monitored_rewards_is_told_of_each(self):
         metrics = rows([9, 9, 0, 0])
@@ -142,7 +142,7 @@ class TestLoop:
         run, events = run_loop(tmp_path / "run", hacked_config(tiny_lcm))
         (alarm,) = alarms_of(events)
         assert (alarm.checkpoint, alarm.monitored, alarm.stops) == (3, MONITORED, False)
-        assert alarm.message.endswith("checkpoint is 1")
+        assert alarm.message.endswith(" is 1")
         assert run.layout.checkpoints() == [0, 1, 2, 3, 4]
         # The best checkpoint by the monitored reward is drawn with, too, to be looked at.
         assert [event.checkpoint for event in events if isinstance(event, Evaluated)] == [0, 1, 4]
@@ -210,7 +210,7 @@ class TestLoop:
         heights.append(0.0)  # of the last evaluation
         scorers = scorers_of(run, {"compressibility": rising, MONITORED: late_peak})
         (alarm,) = alarms_of(finish(loop(run, shared_model(tiny_lcm), scorers)))
-        assert alarm.message.endswith("checkpoint is 4")
+        assert alarm.message.endswith(" is 4")
         assert 4 in run.layout.checkpoints()
 
     def test_without_a_monitor_prunes_as_ever(self, tiny_lcm, tmp_path):

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 import psutil
 
 from rlcm_cli.measuring.doctor.finding import Finding
+from rlcm_cli.wording import format_size
 
 OLDEST_PYTHON = (3, 11)
 SMALL_MEMORY = 4e9
@@ -29,7 +30,7 @@ def check_python() -> Finding:
 def check_memory() -> Finding:
     """Report how much memory there is, and is free."""
     memory = psutil.virtual_memory()
-    found = f"{memory.available / 1e9:.1f} of {memory.total / 1e9:.1f} GB free"
+    found = f"{format_size(memory.available)} of {format_size(memory.total)} free"
     if memory.available < SMALL_MEMORY:
         advice = "the embedded model needs 1 GB; for Stable Diffusion close other programs, or use another machine"
         return Finding("memory", "note", found, advice)
@@ -80,7 +81,7 @@ def _check_gpus() -> Iterator[Finding]:
             yield Finding(f"cuda:{number}", "problem", f"does not answer ({_first_line(error)})", advice)
             continue
         described = (
-            f"{properties.name}, {free / 1e9:.1f} of {total / 1e9:.1f} GB free, "
+            f"{properties.name}, {format_size(free)} of {format_size(total)} free, "
             f"compute capability {properties.major}.{properties.minor}{f', driver {driver}' if driver else ''}"
         )
         yield _check_types(f"cuda:{number}", described)

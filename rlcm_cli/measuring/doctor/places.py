@@ -15,6 +15,7 @@ from rlcm_cli.measuring.doctor.finding import Finding, shorten_home
 from rlcm_cli.models.embedded import EMBEDDED
 from rlcm_cli.models.embedded.integrity import find_damaged
 from rlcm_cli.store.cache import cache_folder, stages_folder
+from rlcm_cli.wording import format_size
 
 LITTLE_DISK = 10e9
 SIZE_SECONDS = 1.0
@@ -31,7 +32,7 @@ def check_runs(folder: Path) -> Finding:
     except OSError as error:
         advice = "choose another folder by --run, or change its permissions"
         return Finding("runs", "problem", f"{shown} cannot be written ({error.strerror})", advice)
-    found = f"{shown} can be written, {free / 1e9:.1f} GB free"
+    found = f"{shown} can be written, {format_size(free)} free"
     if free < LITTLE_DISK:
         advice = "free some, or bound runs by --keep-rollouts and --keep-checkpoints"
         return Finding("runs", "note", found, advice)
@@ -93,9 +94,5 @@ def _measure_folder(folder: Path) -> str:
             except OSError:  # gone meanwhile
                 continue
         if time.monotonic() > until:
-            return f"more than {_say_size(size)}"
-    return _say_size(size)
-
-
-def _say_size(size: int) -> str:
-    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"
+            return f"more than {format_size(size)}"
+    return format_size(size)

@@ -52,7 +52,7 @@ from rlcm_cli.report.run.summary import (
 )
 from rlcm_cli.store.atomic import replace_bytes
 from rlcm_cli.store.metrics import IterationMetrics
-from rlcm_cli.wording import count, format_duration
+from rlcm_cli.wording import count, format_duration, to_json_values
 
 TEMPLATES = "templates"
 MOST_POINTS = 1000
@@ -125,7 +125,7 @@ def render_report(runs: Sequence[RunData], library: str) -> str:
     budget, points = share_budget(len(runs)), max(200, MOST_POINTS // len(runs))
     sections = [compose_section(data, budget, points) for data in runs]
     specs: list[Mapping[str, Any]] = []
-    histograms: list[Histogram] = []
+    histograms: list[dict[str, Any]] = []
 
     def register_chart(chart: Chart) -> int:
         """Note a chart's specification; return its number, which the page refers to."""
@@ -133,7 +133,7 @@ def render_report(runs: Sequence[RunData], library: str) -> str:
         return len(specs) - 1
 
     def register_histogram(histogram: Histogram) -> int:
-        histograms.append(histogram)
+        histograms.append(dataclasses.asdict(histogram))
         return len(histograms) - 1
 
     script = _read_template("report.js")
@@ -183,7 +183,7 @@ def make_environment() -> Environment:
         "people": name_reward,
         "before_after": describe_before_after,
         "count_of": count,
-        "plain": _finite,
+        "plain": to_json_values,
     }
     return environment
 
@@ -273,17 +273,6 @@ def balance_columns(count: int) -> int:
 
 def _format_optional(value: float | None) -> str:
     return "–" if value is None else format_number(value)
-
-
-def _finite(value: Any) -> Any:
-    """Return a nested value or record as plain values, with None for what is not finite: JSON has no word for that."""
-    if isinstance(value, Histogram):
-        return _finite(dataclasses.asdict(value))
-    if isinstance(value, Mapping):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 @functools.cache
