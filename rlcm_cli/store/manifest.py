@@ -51,7 +51,7 @@ class ScheduleRecord(Record):
     output_coef: tuple[float, ...]
     std: tuple[Annotated[float, Field(ge=0)], ...]
     guidance_scale: float
-    initial_scale: Annotated[float, Field(gt=0)] = 1.0
+    initial_scale: Annotated[float, Field(gt=0)]
 
     def agrees_with(self, other: ScheduleRecord) -> bool:
         """Return whether two records describe the same sampler, up to the rounding of float32 noise levels."""
@@ -118,7 +118,7 @@ class RolloutManifest(Record):
     """[start, stop) of each shard, in samples."""
     batch_size: Positive
     """Samples of a model call; each shard is cut into batches from its start."""
-    final_latents: bool = False
+    final_latents: bool
     """Whether the shards hold what was decoded."""
 
     @model_validator(mode="after")

@@ -116,6 +116,7 @@ def write_rollout(layout: RunLayout, iteration: int, prompts: Sequence[str] = PR
             latents_coef=(1.5, 1.0),
             output_coef=(-1.25, -0.5),
             std=(0.9, 0.0),
+            initial_scale=1.0,
             guidance_scale=4.0,
         ),
         reduction="mean",
@@ -123,6 +124,7 @@ def write_rollout(layout: RunLayout, iteration: int, prompts: Sequence[str] = PR
         group_tasks=(0,) * SAMPLES,
         group_size=1,
         shards=split_groups(SAMPLES, 1, 1),
+        final_latents=False,
         batch_size=4,
     )
     index = torch.arange(SAMPLES)

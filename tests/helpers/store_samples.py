@@ -49,6 +49,7 @@ def make_manifest(iteration: int = 0, **changes: Any) -> RolloutManifest:
             latents_coef=(1.5, 1.25, 1.0),
             output_coef=(-1.25, -0.75, -0.5),
             std=(0.9, 0.6, 0.0),
+            initial_scale=1.0,
             guidance_scale=4.0,
         ),
         "reduction": "mean",
@@ -56,6 +57,7 @@ def make_manifest(iteration: int = 0, **changes: Any) -> RolloutManifest:
         "group_tasks": (0, 0, 0, 0),
         "group_size": GROUP_SIZE,
         "shards": split_groups(SAMPLES, GROUP_SIZE, SHARDS),
+        "final_latents": False,
         "batch_size": 2,
     }
     return RolloutManifest(**{**values, **changes})

@@ -253,7 +253,7 @@ def test_a_run_without_a_part_has_a_page(browser, tmp_path, missing):
 def test_a_thousand_iterations_stay_small_and_open_fast(browser, tmp_path):
     layout = write_reported(tmp_path / "run", iterations=1, checkpoints=range(12))
     (layout.root / "metrics" / "000001.json").unlink()
-    lines = [json.dumps({"format_version": 1, **make_metrics(number)}) for number in range(1000)]
+    lines = [json.dumps({"format_version": 1, **make_metrics(number).as_row()}) for number in range(1000)]
     layout.metrics_jsonl.write_text("\n".join(lines) + "\n", encoding="utf-8")
     for number in range(1, 40):
         write_rollout(RunLayout(layout.root), number)
