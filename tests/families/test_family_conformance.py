@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import subprocess
-import sys
 from collections.abc import Mapping
 from dataclasses import fields
-from pathlib import Path
 
 import diffusers
 import pytest
@@ -16,9 +11,9 @@ import torch
 from conftest import tiny_values
 from drawn_rollouts import SAMPLES, draw_rollout, ratio_drift
 from model_helpers import attach_tiny, draw, edit_json, load_tiny, shake_lora
+from package_copy import PACKAGE, extend_package
 from tiny_pipelines import BUILDERS, build_sd
 
-import rlcm_cli
 from rlcm_cli.config import parse_config
 from rlcm_cli.core.lora_file import DENOISERS
 from rlcm_cli.core.noise import seed_generator
@@ -27,7 +22,25 @@ from rlcm_cli.models.export import write_kohya, write_lora
 from rlcm_cli.models.libraries import quiet_libraries
 from rlcm_cli.models.lora import load_foreign_lora, lora_parameters
 
-PACKAGE = Path(rlcm_cli.__file__).parent
+SETTINGS = """
+task = "compression"
+rewards = { compressibility = 1.0 }
+[sampler]
+kind = "ddim"
+eta = 1.0
+[sample]
+samples = 2
+batch_size = 2
+steps = 3
+[train]
+minibatch_size = 2
+[evaluate]
+prompts = 1
+images_per_prompt = 1
+[runtime]
+iterations = 1
+device = "cpu"
+"""
 CASES = [
     pytest.param((kind, name), id=f"{kind} {name}")
     for kind in FAMILIES
@@ -142,13 +155,7 @@ def test_a_lora_is_trained_exported_and_loaded_back(case, tmp_path, form):
 
 
 def test_a_new_family_is_one_file(tmp_path):
-    """Put into a copy of the package, it recognises its pipelines, and they are drawn with."""
-    copy = tmp_path / "copy" / "rlcm_cli"
-    copy.mkdir(parents=True)
-    for entry in PACKAGE.iterdir():
-        if entry.name not in ("families", "__pycache__"):
-            (copy / entry.name).symlink_to(entry)
-    shutil.copytree(PACKAGE / "families", copy / "families", ignore=shutil.ignore_patterns("__pycache__"))
+    """Put into a copy of the package, it recognises its pipelines, which are trained and drawn with."""
     text = (PACKAGE / "families" / "stable_diffusion.py").read_text(encoding="utf-8")
     for old, new in (
         ('kind="stable-diffusion"', 'kind="marked"'),
@@ -158,21 +165,17 @@ def test_a_new_family_is_one_file(tmp_path):
     ):
         assert text.count(old) == 1, old
         text = text.replace(old, new)
-    (copy / "families" / "marked.py").write_text(text, encoding="utf-8")
+    run = extend_package(tmp_path / "copy", {"families/marked.py": text})
 
     folder = build_sd(tmp_path / "model")
     edit_json(folder / "model_index.json", _class_name="MarkedPipeline")
-    path = os.pathsep.join(filter(None, [str(copy.parent), os.environ.get("PYTHONPATH")]))
-
-    def run(*words: object) -> str:
-        environment = {**os.environ, "PYTHONPATH": path}
-        command = [sys.executable, *map(str, words)]
-        ended = subprocess.run(command, capture_output=True, text=True, check=False, cwd=copy.parent, env=environment)
-        assert ended.returncode == 0, ended.stderr
-        return ended.stdout
-
+    settings = tmp_path / "settings.toml"
+    settings.write_text(SETTINGS)
+    trained = tmp_path / "run"
+    run("-m", "rlcm_cli", "loop", "--config", settings, "--model", folder, "--run", trained, "-q")
+    assert (trained / "checkpoints" / "000001").is_dir()
     out = tmp_path / "out"
-    run("-m", "rlcm_cli", "generate", "--model", folder, "--prompt", "cat", "--out", out, "--device", "cpu", "-q")
+    run("-m", "rlcm_cli", "generate", "--lora", trained, "--prompt", "cat", "--out", out, "--device", "cpu", "-q")
     assert len(list(out.glob("0*.png"))) == 1
     found = "import json; from rlcm_cli.families import find_family; from pathlib import Path; "
     asked = f"print(find_family('it', json.loads(Path({str(folder / 'model_index.json')!r}).read_text())).kind)"

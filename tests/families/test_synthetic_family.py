@@ -7,23 +7,18 @@ noise, texts of different lengths with a mask, an autoencoder without posterior.
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import diffusers
 import pytest
 import torch
+from package_copy import extend_program
 from PIL import Image
 from safetensors.torch import load_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-import rlcm_cli
 from rlcm_cli.models.embedded import embedded_folder
 
-PACKAGE = Path(rlcm_cli.__file__).parent
 SYNTHETIC = Path(__file__).parent / "synthetic"
 SETTINGS = """
 task = "compression"
@@ -99,24 +94,9 @@ def build_pipeline(folder: Path) -> Path:
 @pytest.fixture(scope="module")
 def rlcm(tmp_path_factory):
     """Run the program of a copy of the package with two new files."""
-    copy = tmp_path_factory.mktemp("copy") / "rlcm_cli"
-    copy.mkdir()
-    for entry in PACKAGE.iterdir():
-        if entry.name not in ("samplers", "families", "__pycache__"):
-            (copy / entry.name).symlink_to(entry)
-    for room, module in (("samplers", "flow_window.py"), ("families", "masked_flow.py")):
-        shutil.copytree(PACKAGE / room, copy / room, ignore=shutil.ignore_patterns("__pycache__"))
-        shutil.copy(SYNTHETIC / module, copy / room / module)
-    path = os.pathsep.join(filter(None, [str(copy.parent), os.environ.get("PYTHONPATH")]))
-
-    def run(*words: object) -> str:
-        command = [sys.executable, "-m", "rlcm_cli", *map(str, words)]
-        environment = {**os.environ, "PYTHONPATH": path, "COLUMNS": "100"}
-        ended = subprocess.run(command, capture_output=True, text=True, check=False, cwd=copy.parent, env=environment)
-        assert ended.returncode == 0, ended.stderr
-        return ended.stdout
-
-    return run
+    new = {"samplers": "flow_window.py", "families": "masked_flow.py"}
+    files = {f"{room}/{file}": (SYNTHETIC / file).read_text(encoding="utf-8") for room, file in new.items()}
+    return extend_program(tmp_path_factory.mktemp("copy"), files)
 
 
 @pytest.fixture(scope="module")

@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 import torch
+from package_copy import PACKAGE, extend_program
 from phase_runs import finish, make_config, prepare
 from torch import Tensor
 
-import rlcm_cli
 from rlcm_cli.config import Config, override_config
 from rlcm_cli.core.gaussian import take_action
 from rlcm_cli.core.trajectory import Trajectories
@@ -33,7 +33,6 @@ from rlcm_cli.phases.read_rollout import read_rollout
 from rlcm_cli.phases.train import train
 from rlcm_cli.store.checkpoint import read_trainer_state
 
-PACKAGE = Path(rlcm_cli.__file__).parent
 SAMPLES, ACTIONS = 8, 3
 ADVANTAGES = torch.tensor([-3.0, 0.5, 1.0, -0.2, 2.5, -1.0, 0.1, 1.5])
 CLIP = 2.0
@@ -269,31 +268,17 @@ OBJECTIVE = Objective(
 
 
 def test_a_new_objective_is_one_file(tmp_path):
-    copy = tmp_path / "copy" / "rlcm_cli"
-    (copy / "objectives").mkdir(parents=True)
-    for entry in [*PACKAGE.iterdir(), *(PACKAGE / "objectives").glob("*.py")]:
-        link = copy / entry.relative_to(PACKAGE)
-        if entry.name != "__pycache__" and not link.exists():
-            link.symlink_to(entry)
-    (copy / "objectives" / "imitation_like.py").write_text(NEW)
-    told = run_copy(copy, "loop", "--help")
+    rlcm = extend_program(tmp_path / "copy", {"objectives/imitation_like.py": NEW})
+    told = rlcm("loop", "--help")
     assert "imitation-like" in "".join(told.split())
     options = ["--samples", "4", "--iterations", "1", "--steps", "2", "--device", "cpu", "--quiet"]
     few = ["--set", "evaluate.prompts=1", "--set", "evaluate.images_per_prompt=1"]
     run = tmp_path / "run"
     chosen = ["--objective", "imitation-like", "--set", "objective.strength=2"]
-    run_copy(copy, "loop", "--task", "compression", "--run", run, *chosen, *options, *few)
+    rlcm("loop", "--task", "compression", "--run", run, *chosen, *options, *few)
     config = (run / "config.json").read_text()
     assert '"imitation-like"' in config
     assert (run / "checkpoints" / "000001").is_dir()
-
-
-def run_copy(copy: Path, *arguments: object) -> str:
-    code = "import sys; sys.path.insert(0, sys.argv.pop(1)); from rlcm_cli.cli.app import main; main()"
-    command = [sys.executable, "-c", code, str(copy.parent), *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=copy.parent)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
 
 
 def test_an_iteration_trains_with_each(tiny_lcm, tmp_path):

@@ -3,17 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
+from package_copy import extend_program
 
-import rlcm_cli
-
-PACKAGE = Path(rlcm_cli.__file__).parent
 REWARD = '''
 """How much of the picture is red, by a scale that a folder of weights holds."""
 
@@ -81,23 +74,7 @@ device = "cpu"
 @pytest.fixture(scope="module")
 def rlcm(tmp_path_factory):
     """Run the program of a copy of the package, every room as it is but for one new file."""
-    copy = tmp_path_factory.mktemp("copy") / "rlcm_cli"
-    copy.mkdir()
-    for entry in PACKAGE.iterdir():
-        if entry.name not in ("rewards", "__pycache__"):
-            (copy / entry.name).symlink_to(entry)
-    shutil.copytree(PACKAGE / "rewards", copy / "rewards", ignore=shutil.ignore_patterns("__pycache__"))
-    (copy / "rewards" / "redness.py").write_text(REWARD, encoding="utf-8")
-    path = os.pathsep.join(filter(None, [str(copy.parent), os.environ.get("PYTHONPATH")]))
-
-    def run(*words: object, status: int = 0) -> str:
-        command = [sys.executable, "-m", "rlcm_cli", *map(str, words)]
-        environment = {**os.environ, "PYTHONPATH": path, "COLUMNS": "200"}
-        ended = subprocess.run(command, capture_output=True, text=True, check=False, cwd=copy.parent, env=environment)
-        assert ended.returncode == status, ended.stderr
-        return ended.stdout + ended.stderr
-
-    return run
+    return extend_program(tmp_path_factory.mktemp("copy"), {"rewards/redness.py": REWARD})
 
 
 @pytest.fixture

@@ -3,18 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
+from package_copy import extend_program
 from PIL import Image
 
-import rlcm_cli
-
-PACKAGE = Path(rlcm_cli.__file__).parent
 SAMPLER = '''
 """A sampler of nobody's: the predicted image, with fresh noise to the next level, and none at the last."""
 
@@ -101,23 +94,7 @@ device = "cpu"
 @pytest.fixture(scope="module")
 def rlcm(tmp_path_factory):
     """Run the program of a copy of the package, every room as it is but for one new file."""
-    copy = tmp_path_factory.mktemp("copy") / "rlcm_cli"
-    copy.mkdir()
-    for entry in PACKAGE.iterdir():
-        if entry.name not in ("samplers", "__pycache__"):
-            (copy / entry.name).symlink_to(entry)
-    shutil.copytree(PACKAGE / "samplers", copy / "samplers", ignore=shutil.ignore_patterns("__pycache__"))
-    (copy / "samplers" / "fresh_noise.py").write_text(SAMPLER, encoding="utf-8")
-    path = os.pathsep.join(filter(None, [str(copy.parent), os.environ.get("PYTHONPATH")]))
-
-    def run(*words: object) -> str:
-        command = [sys.executable, "-m", "rlcm_cli", *map(str, words)]
-        environment = {**os.environ, "PYTHONPATH": path, "COLUMNS": "100"}
-        ended = subprocess.run(command, capture_output=True, text=True, check=False, cwd=copy.parent, env=environment)
-        assert ended.returncode == 0, ended.stderr
-        return ended.stdout
-
-    return run
+    return extend_program(tmp_path_factory.mktemp("copy"), {"samplers/fresh_noise.py": SAMPLER})
 
 
 def test_a_new_sampler_trains_and_draws(rlcm, tmp_path):
