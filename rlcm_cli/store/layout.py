@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
+from typing import TypeVar
 
 FORMAT_VERSION = 1
+
+AnyPath = TypeVar("AnyPath", bound=PurePath)
 
 
 @dataclass(frozen=True)
@@ -116,6 +119,11 @@ def shard_name(shard: int, shards: int) -> str:
 def receipt_path(path: Path) -> Path:
     """Receipt of a published record."""
     return path.with_suffix(".json")
+
+
+def with_receipt(path: AnyPath) -> tuple[AnyPath, ...]:
+    """Return the receipt of a record and the record, in this order; any other file or folder has no receipt."""
+    return (path.with_suffix(".json"), path) if path.suffix == ".safetensors" else (path,)
 
 
 def _numbered(folder: Path, suffix: str = "") -> list[int]:

@@ -178,6 +178,7 @@ def test_a_cut_upload_goes_into_quarantine_and_is_drawn_again_anywhere(capsys, s
     outcome = succeed(capsys, "quarantine", f"{remote}/{SHARD.format(0)}")
     assert f"moved to {remote}/quarantine/{SHARD.format(0)}" in outcome.out
     refuse(capsys, MissingFileError, "quarantine", f"{remote}/{SHARD.format(0)}", saying=("nothing to move",))
+    refuse(capsys, MissingFileError, "quarantine", f"{remote}/config.jsn", saying=("nothing to move",))
     succeed(capsys, "sample", "--run", remote, "-q")
     assert s3.cat_file(key(remote, SHARD.format(0))) == whole
     machine("one")  # which has the file that was quarantined elsewhere

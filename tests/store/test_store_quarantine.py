@@ -82,6 +82,19 @@ def test_the_run_itself_and_what_is_in_quarantine_are_refused(layout):
     assert moved.exists()
 
 
+@pytest.mark.parametrize("name", ["config.jsn", "config", "config.toml", "metrics/000001.jsonl"])
+def test_a_file_of_another_kind_takes_no_other_along_as_its_receipt(layout, name):
+    (layout.root / name).with_suffix(".json").parent.mkdir(exist_ok=True)
+    (layout.root / name).with_suffix(".json").touch()
+    with pytest.raises(MissingFileError, match="nothing to move"):
+        quarantine(layout.root / name)
+    assert not layout.quarantine.exists()
+
+    (layout.root / name).touch()
+    assert quarantine(layout.root / name) == [layout.quarantine / name]
+    assert (layout.root / name).with_suffix(".json").exists()
+
+
 def test_a_file_that_is_not_there_is_an_error(layout):
     with pytest.raises(MissingFileError, match="nothing to move"):
         quarantine(layout.rollout(0) / "no-such.safetensors")

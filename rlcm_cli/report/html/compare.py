@@ -96,7 +96,7 @@ def chart_comparison(runs: Sequence[RunData]) -> list[Chart]:
     charts = []
     for (name, directory), of_reward in lines.items():
         title = name_reward(name) + (f" ({directory.rpartition('-')[2]})" if names.count(name) > 1 else "")
-        note = f"Mean of {WINDOW} iterations; one line per run, one colour per method."
+        note = f"Mean of {WINDOW} iterations, or of half of a shorter run's; one line per run, one colour per method."
         charts.append(
             chart_runs(title, note, of_reward, [keys[m] for m in sorted({line.method for line in of_reward})])
         )

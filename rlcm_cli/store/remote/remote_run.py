@@ -20,7 +20,7 @@ from pathlib import Path, PurePosixPath
 from rlcm_cli.errors import CorruptFileError, ForeignFileError, MissingFileError
 from rlcm_cli.store.atomic import publish_folder, remove_folder, replace_bytes
 from rlcm_cli.store.checkpoint import MARKER_FILE, damaged_files, parse_marker
-from rlcm_cli.store.layout import RunLayout, receipt_path
+from rlcm_cli.store.layout import RunLayout, receipt_path, with_receipt
 from rlcm_cli.store.manifest import RolloutManifest, read_manifest
 from rlcm_cli.store.reading import REMEDY
 from rlcm_cli.store.remote.objects import ObjectStore, check_url, open_store
@@ -206,17 +206,16 @@ class RemoteRun:
         self.stage.forget(f"{folder}/{MARKER_FILE}")
 
     def quarantine(self, place: str) -> list[str]:
-        """Move a file or folder, with its receipt, into the run's `quarantine/`; give the new names.
+        """Move a file or folder, with its receipt, into the run's `quarantine/`; return the new names.
 
         Raises `MissingFileError`.
         """
         below = sorted(name for name in self.store.sizes(place) if name != place)
-        receipt = PurePosixPath(place).with_suffix(".json").as_posix()
         # The marker goes first: from then on what it stands for is not there for any reader.
         below.sort(key=lambda name: PurePosixPath(name).name not in (MARKER_FILE, "manifest.json"))
         moved = []
         taken = set(self.store.sizes("quarantine"))
-        for name in dict.fromkeys([*below, receipt, place]):
+        for name in [*below, *_record_names(place)]:
             target, attempt = f"quarantine/{name}", 0
             while target in taken:
                 attempt += 1
@@ -229,7 +228,7 @@ class RemoteRun:
         return moved
 
     def _forget_below(self, place: str) -> None:
-        for name in {place, PurePosixPath(place).with_suffix(".json").as_posix()}:
+        for name in _record_names(place):
             for folder in (self.layout.root, self.stage.ledger):
                 path = folder / name
                 if path.is_dir():
@@ -322,3 +321,7 @@ def split_url(url: str) -> tuple[str, str]:
 
 def _remedy(record: Path) -> str:
     return REMEDY.format(path=record)
+
+
+def _record_names(place: str) -> list[str]:
+    return [path.as_posix() for path in with_receipt(PurePosixPath(place))]
