@@ -1,4 +1,4 @@
-"""The live view of a run, which `loop` shows of its own run and `watch` of any: one record, one picture of it."""
+"""The live view of a run, which `loop` shows for the run it makes and `watch` for any run."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ KINDS = tuple(f"{table}.kind" for table in CHOICES)
 
 
 PER_TASK = ("prompts", "rewards", "combine")
-"""What each task of a joint run has of its own."""
+"""What each task of a joint run sets for itself."""
 
 
 def resolve_config(

@@ -59,7 +59,7 @@ def per_prompt_advantages(
     """Normalise rewards by the running mean and standard deviation of their prompt.
 
     DDPO (arXiv 2305.13301), section 4, and RLCM: the newest `buffer_size` rewards of each prompt are kept;
-    a prompt with fewer than `min_count` takes the mean and deviation of the whole batch. Gives the
+    a prompt with fewer than `min_count` takes the mean and deviation of the whole batch. Returns the
     advantages, float64 [B], and the updated statistics; the argument is left as it was.
     """
     values = np.asarray(rewards, dtype=np.float64)

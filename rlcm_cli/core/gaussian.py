@@ -40,7 +40,7 @@ def take_action(
     noise: Tensor | None = None,
     action: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Draw an action from N(mean, std²), or take the given one, and give it with its log-probability.
+    """Draw an action from N(mean, std²), or take the given one, and return it with its log-probability.
 
     Sampling passes `noise` (standard normal, [B, …]); training passes the stored `action`. The action has
     the mean's dtype, since that is what the model is fed next, and its log-probability is that of the

@@ -119,7 +119,7 @@ def sample_trajectories(
     """Run the sampler and record it.
 
     `noise_BSCHW`: standard normal [B, A + 1, C, H, W]; slice 0, scaled, is the initial state, slice s the noise of
-    action s − 1. Latents are kept in `dtype`, as the model is fed. Gives the trajectories, and the final
+    action s − 1. Latents are kept in `dtype`, as the model is fed. Returns the trajectories, and the final
     latents [B, C, H, W] for the decoder: the last action, or the mean of a deterministic last call.
     """
     count = len(noise_BSCHW)

@@ -52,7 +52,7 @@ def choose_batch(rates: Mapping[int, float]) -> int:
 
 
 def sweep_batches(measure: Callable[[int], float | None], wanted: Sequence[int] | None) -> Iterable[int]:
-    """Measure batch sizes in turn, and give those that could be measured.
+    """Measure batch sizes in turn, and return those that could be measured.
 
     `measure`: from a batch size to its rate; None where there is no memory for it. `wanted`: the sizes; None for
     1, 2, 4 … until memory ends, or two in a row are not `WORTH_IT` times the best before them: one may be bad luck.

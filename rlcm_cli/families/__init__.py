@@ -37,7 +37,7 @@ class LoadedPipeline(Protocol):
     image_size: tuple[int, int]
     """(height, width) of an image in pixels."""
     kept: dict[Any, Tensor]
-    """Tensors that a family keeps on the device from one call to the next, by keys of its own."""
+    """Tensors that a family keeps on the device from one call to the next, by keys that it chooses."""
 
     @property
     def denoiser(self) -> Any:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 def decode(vae: Any, latents: Tensor, mean: Tensor | float = 0.0, std: Tensor | float = 1.0) -> Tensor:
     """Decode latents [B, C, h, w], whose mean and standard deviation were taken out, to images [B, 3, H, W].
 
-    An autoencoder with a `shift_factor` has a mean of its own.
+    An autoencoder with a `shift_factor` has its own mean.
     """
     unscaled = latents.to(vae.dtype) * std / float(vae.config.scaling_factor) + (mean + _read_shift(vae))
     images: Tensor = vae.decode(unscaled, return_dict=False)[0]

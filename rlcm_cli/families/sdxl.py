@@ -60,7 +60,7 @@ def _recognise(index: Mapping[str, Any]) -> bool:
 
 def _find_fault(configs: Configs) -> str | None:
     if class_of(configs.index, "text_encoder") is None:
-        return "is SDXL's refiner, which draws no image of its own"
+        return "is SDXL's refiner, which does not generate images by itself"
     return unet.find_other_inputs(configs)
 
 

@@ -33,7 +33,7 @@ def accumulate_pretraining(
     micro_batch_size: int,
     processes: Processes = Processes(),
 ) -> dict[str, Tensor]:
-    """Add the gradient of the pretraining loss to the adapter's, and give its metrics.
+    """Add the gradient of the pretraining loss to the adapter's, and return its metrics.
 
     Args:
         model: With the adapter.

@@ -99,7 +99,7 @@ class ConditioningTables:
     _of_prompt: dict[str, list[int]] = field(default_factory=dict)
 
     def add(self, shard: RolloutShard) -> Tensor:
-        """Take the rows of a shard in; give the row of each of its samples, int64 [B]."""
+        """Take the rows of a shard in; return the row of each of its samples, int64 [B]."""
         rows = [
             self._find_row(prompt, {name: table[number] for name, table in shard.conditioning.items()})
             for number, prompt in enumerate(shard.prompts)

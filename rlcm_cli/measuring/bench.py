@@ -227,7 +227,7 @@ def _fit_sampler(config: Config, model: LatentModel) -> Config:
 def measure_matrix_peak(device: torch.device, dtype: torch.dtype) -> float:
     """Return the FLOP/s of the fastest of several products of large square matrices, on a CPU of a convolution too.
 
-    There each has a library of its own, and on some processors that of the convolutions is twice as fast.
+    There each has its own library, and on some processors that of the convolutions is twice as fast.
     """
     best = 0.0
     for size in MATRIX_SIZES.get(device.type, SMALL_MATRICES):
@@ -366,7 +366,7 @@ class _Bencher:
             )
 
     def _time(self, work: Callable[[], object]) -> tuple[RepeatedTiming, int] | None:
-        """Time some work, and give its peak of memory; None where memory ends."""
+        """Time some work, and return its peak of memory; None where memory ends."""
         device = self.model.device
         try:
             if device.type == "cuda":

@@ -26,7 +26,7 @@ from rlcm_cli.store.checkpoint import TrainerState
 
 
 class Probe:
-    """A model with a small rollout of its own, on which optimizer steps of any micro-batch are taken.
+    """A model with its own small rollout, on which optimizer steps of any micro-batch are taken.
 
     They change the trained weights and leave gradients: within `undone` that is only for a while. Raises
     `ConfigError` where a differentiable reward is part of training, whose memory nothing here measures.

@@ -63,7 +63,7 @@ class MemoryFit:
 def fit_run(run: Run, model: LatentModel, phases: Collection[Literal["sample", "train"]]) -> tuple[Run, MemoryFit]:
     """Pick the runtime settings that fit some phases of a run into its memory budget, and prepare the model for them.
 
-    The model is one of `load_policy_model`. Gives the run with the settings, and what was picked; of a run without a
+    The model is one of `load_policy_model`. Returns the run with the settings, and what was picked; of a run without a
     budget the run itself. The batches of sampling are part of the plan and stay as they are. Raises `ConfigError`
     where they do not fit, or not even one transition does.
     """
@@ -179,7 +179,7 @@ def training_peaks(probe: Probe) -> Callable[[int], int | None]:
 
 
 def measure_peak(model: LatentModel, work: Callable[[], object]) -> int | None:
-    """Do some work and give the largest number of bytes that tensors took meanwhile, the model's among them.
+    """Do some work and return the largest number of bytes that tensors took meanwhile, the model's among them.
 
     On CUDA as its allocator knows it, and None where memory ended; elsewhere as counted by `PeakAllocations`.
     """

@@ -174,7 +174,7 @@ def read_fused(folder: Path, denoiser: str, layers: Iterable[str]) -> dict[str, 
 
 
 def read_back_lora(base: LatentModel, file: Path) -> Any:
-    """Load a LoRA file into a base pipeline by diffusers' public loader; give the pipeline."""
+    """Load a LoRA file into a base pipeline by diffusers' public loader; return the pipeline."""
     with quiet_libraries():
         base.pipeline.load_lora_weights(str(file.parent), weight_name=file.name, use_safetensors=True)
     return base.pipeline

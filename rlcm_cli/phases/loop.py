@@ -1,4 +1,4 @@
-"""Sample, score and train, again and again: no algorithm of its own, the phases' functions in turn."""
+"""Sample, score and train, again and again: no algorithm here, only the phases' functions in turn."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """The loop with its phases as tasks of a Ray cluster, which schedules them and does lost ones again.
 
-The phases are those of `loop`, and so is what they make: a worker of its own draws and scores each shard, and at equal
+The phases are those of `loop`, and so is what they make: a separate worker draws and scores each shard, and at equal
 numbers of threads the bytes are the same. The machine that starts the loop loads no model: it reads the run.
 """
 
@@ -120,7 +120,7 @@ class Crew:
         return self.cluster.submit("trainer", number, function, self.errands["trainer"], *arguments)
 
     def _train(self, number: int, function: Callable[..., Any], *arguments: Any) -> list[Event]:
-        """Have the trainer do a task; give the events that it returns."""
+        """Have the trainer do a task; yield the events that it returns."""
         ((_, events),) = self.cluster.finish([self._submit_training(number, function, *arguments)])
         return events or []
 

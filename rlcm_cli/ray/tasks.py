@@ -111,7 +111,7 @@ def _open_with_scorers(errand: Errand) -> tuple[Run, dict[str, Scorer]]:
 
 
 def _begin(errand: Errand) -> Config:
-    """Settle on threads and device; give the configuration with that device."""
+    """Settle on threads and device; return the configuration with that device."""
     torch.set_num_threads(errand.threads)
     device = _own_gpu() if errand.device == "cuda" else errand.device
     return override_config(parse_config(json.loads(errand.config)), flags={"runtime.device": device})

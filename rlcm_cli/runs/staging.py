@@ -23,7 +23,7 @@ RESCORED = re.compile(r"evaluations/(\d+)/rescored-\d+\.safetensors")
 
 
 def stage_start(remote: RemoteRun) -> int | None:
-    """Fetch the configuration and the newest checkpoint; give its number, None where there is none."""
+    """Fetch the configuration and the newest checkpoint; return its number, None where there is none."""
     remote.fetch_config()
     newest = remote.fetch_checkpoints()
     if newest is not None:
@@ -32,7 +32,7 @@ def stage_start(remote: RemoteRun) -> int | None:
 
 
 def stage_newest(remote: RemoteRun) -> int | None:
-    """Fetch what `stage_start` does, and the checkpoint that draws the newest one's rollout; give the newest."""
+    """Fetch what `stage_start` does, and the checkpoint that draws the newest one's rollout; return the newest."""
     newest = stage_start(remote)
     if newest is not None:
         drawer = open_run(remote.layout.root).config.sample.drawing_checkpoint(newest)

@@ -102,7 +102,7 @@ class Receipt(Record):
 
 
 def publish_record(path: Path, kind: Kind, tensors: Mapping[str, Tensor], fields: Mapping[str, Any]) -> Receipt:
-    """Publish tensors with their metadata fields, then the receipt; give the receipt that is there in the end.
+    """Publish tensors with their metadata fields, then the receipt; return the receipt that is there in the end.
 
     What another process published first stays. A record without a receipt is one whose writer died between the two,
     or is still at it: unless it is the same, it is written again.
@@ -127,7 +127,7 @@ def publish_record(path: Path, kind: Kind, tensors: Mapping[str, Tensor], fields
 
 
 def restore_receipt(path: Path) -> tuple[Receipt, dict[str, Any]] | None:
-    """Make the receipt of a record whose writer died before it did, and give its fields; None: the record is cut."""
+    """Make the receipt of a record whose writer died before it did, and return its fields; None: the record is cut."""
     import safetensors.torch
 
     try:

@@ -29,7 +29,7 @@ MOST_MISSING = 20
 
 
 def verify_run(layout: RunLayout) -> list[str]:
-    """Check every file of a run; give one line a fault.
+    """Check every file of a run; return one line per fault.
 
     What was pruned, moved into quarantine, or is not made yet is not a fault.
     """

@@ -113,7 +113,7 @@ def _modules_of_packages() -> Mapping[str, Sequence[str]]:
 
 
 def _import_modules(modules: Sequence[str]) -> dict[str, str]:
-    """Import modules one after the other; give what was wrong with each, empty where nothing was."""
+    """Import modules one after the other; return what was wrong with each, empty where nothing was."""
     command = [sys.executable, "-c", IMPORT_ALL, *modules]
     try:
         ended = subprocess.run(command, capture_output=True, text=True, timeout=IMPORT_SECONDS, check=False)  # noqa: S603

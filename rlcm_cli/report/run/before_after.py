@@ -16,7 +16,7 @@ ROWS = 6
 
 
 def write_pairs(layout: RunLayout) -> Path | None:
-    """Write pairs (before, after) of the first image of each prompt, held-out prompts first; give the path.
+    """Write pairs (before, after) of the first image of each prompt, held-out prompts first; return the path.
 
     Before is the first evaluation, after the last; None where there are not two.
     """

@@ -23,7 +23,7 @@ def export_images(layout: RunLayout, folder: Path, iteration: int) -> Iterator[P
     """Write the sampled images of an iteration into a folder, and `images.csv` next to them.
 
     The table has a line an image: file, rollout, sample, task, prompt, seed, and a column for each reward that
-    it was given. Gives the path of each image as it is written, the table's last. Raises `MissingFileError`
+    it was given. Yields the path of each image as it is written, the table's last. Raises `MissingFileError`
     where the iteration was not sampled or is pruned.
     """
     if iteration not in layout.iterations():

@@ -38,7 +38,7 @@ def check_repository(repository: str, *, public: bool, overwrite: bool) -> None:
 
 
 def upload_folder(folder: Path, repository: str, *, public: bool, message: str) -> str:
-    """Upload a folder, to a repository that is made where there is none; give its address.
+    """Upload a folder, to a repository that is made where there is none; return its address.
 
     Raises `RemoteStoreError`.
     """

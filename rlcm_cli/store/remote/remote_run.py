@@ -44,7 +44,7 @@ class RemoteRun:
         return self.stage.layout
 
     def agree(self, names: Iterable[str]) -> list[str]:
-        """Make the markers of the stage those of the store; give the names that the store has.
+        """Make the markers of the stage those of the store; return the names that the store has.
 
         Those that were never published stay as they are.
         """
@@ -169,7 +169,7 @@ class RemoteRun:
                 self.stage.note(name, content)
 
     def fetch_path(self, name: str) -> Path:
-        """Fetch a checkpoint, a file of one, or a record; give its local path, where there may be nothing."""
+        """Fetch a checkpoint, a file of one, or a record; return its local path, where there may be nothing."""
         checkpoint = re.fullmatch(r"checkpoints/(\d+)(/.+)?", name)
         if checkpoint:
             self.fetch_checkpoint(int(checkpoint[1]))
@@ -274,7 +274,7 @@ def open_remote(url: str) -> RemoteRun:
 
 
 def fetch_adapter(url: str) -> Path:
-    """Fetch the LoRA of a run (its newest checkpoint), a checkpoint or a file; give the local path.
+    """Fetch the LoRA of a run (its newest checkpoint), a checkpoint or a file; return the local path.
 
     There may be nothing under that path. Raises `ConfigError`, `CorruptFileError` or `RemoteStoreError`.
     """
