@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from rlcm_cli.discovery import discover
 from rlcm_cli.errors import ModelError
+from rlcm_cli.recommendation import Recommendation
 from rlcm_cli.samplers import Noise, Sampler
 
 if TYPE_CHECKING:
@@ -82,11 +83,14 @@ class Scheduling:
     """(model's name, scheduler, what its file states) → None. Raises `ModelError` where nothing can be drawn so."""
     overrides: Mapping[str, Any]
     """Settings that a sampler's scheduler is made with, whatever the pipeline's own had."""
-    read_noise: Callable[[Any], Noise]
-    """Scheduler → the noise."""
+    read_noise: Callable[[LoadedPipeline], Noise]
+    """Model → the noise, as its pipeline's scheduler and its image size have it."""
     choose_sampler: Callable[[str, Configs, Sampler | None, str | None], Sampler]
     """(model's name, configurations, sampler asked for, distilled LoRA) → the sampler that it is drawn with. Raises
     `ModelError` for a sampler or a distilled LoRA that draws no image with it."""
+    recommend: Callable[[str, Configs, str | None], Recommendation | None] = lambda name, configs, distilled_lora: None
+    """(model's name, configurations, distilled LoRA) → what the makers of a checkpoint recommend; None: nothing is
+    known of it, and it is drawn as pipelines of its family are by default."""
 
 
 @dataclass(frozen=True)
@@ -99,6 +103,8 @@ class Guidance:
     """(configuration, guidance scale) → predictions that a guided one is made of."""
     recommend: Callable[[Mapping[str, Any]], float]
     """The scale that diffusers' pipeline has by default."""
+    argument: str = "guidance_scale"
+    """What the `__call__` of the pipelines calls the scale."""
 
 
 @dataclass(frozen=True)

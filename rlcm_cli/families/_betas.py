@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from rlcm_cli.errors import ModelError
+from rlcm_cli.families import LoadedPipeline
 from rlcm_cli.samplers import Noise
 
 STABLE_DIFFUSION_SCHEDULE = {
@@ -20,8 +21,9 @@ UNCLIPPED = {"clip_sample": False, "thresholding": False}
 """DDIM clips unless told not to."""
 
 
-def read_noise(scheduler: Any) -> Noise:
-    """Return the noise of a scheduler: ᾱ of its training schedule, float32 [train steps], on the CPU."""
+def read_noise(model: LoadedPipeline) -> Noise:
+    """Return the noise of a model: ᾱ of its training schedule, float32 [train steps], on the CPU."""
+    scheduler = model.pipeline.scheduler
     return Noise(scheduler.config, scheduler.alphas_cumprod.cpu())
 
 

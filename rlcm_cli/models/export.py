@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,7 +20,7 @@ from rlcm_cli.models.latent_model import LatentModel
 from rlcm_cli.models.libraries import first_line, quiet_libraries
 from rlcm_cli.models.lora import ADAPTER, LORA_FILE, save_lora
 from rlcm_cli.models.lora_binding import adapted_layers, apply_weight, state_strengths
-from rlcm_cli.samplers import SamplerSettings
+from rlcm_cli.samplers import PipelineCall, SamplerSettings
 
 TEXT_PREFIX = "text_model."
 PLACES = ("_name_or_path", "name_or_path")
@@ -191,17 +192,30 @@ def read_back_pipeline(folder: Path, device: torch.device) -> Any:
     return pipeline
 
 
-def call_arguments(
+def describe_call(
     model: LatentModel, settings: SamplerSettings, *, steps: int, guidance_scale: float
-) -> dict[str, Any]:
-    """Return what a pipeline's own `__call__` takes to draw as the model's sampler does."""
-    return {**model.sampler.call_arguments(settings, model.noise, steps), "guidance_scale": guidance_scale}
+) -> PipelineCall | None:
+    """Return how a pipeline of diffusers draws as the model's sampler does; None where none of its schedulers does."""
+    found = model.sampler.in_diffusers(settings, model.noise, steps)
+    if found is None:
+        return None
+    return replace(found, arguments={**found.arguments, model.family.guidance.argument: guidance_scale})
 
 
-def draw_by_pipeline(pipeline: Any, prompt: str, seed: int, arguments: dict[str, Any]) -> Tensor:
+def use_scheduler(pipeline: Any, call: PipelineCall) -> None:
+    """Give a pipeline the scheduler that a call is for, with the noise of its own."""
+    import diffusers
+
+    if type(pipeline.scheduler).__name__ != call.scheduler or call.settings:
+        with quiet_libraries():
+            kind = getattr(diffusers, call.scheduler)
+            pipeline.scheduler = kind.from_config(pipeline.scheduler.config, **call.settings)
+
+
+def draw_by_pipeline(pipeline: Any, prompt: str, seed: int, call: PipelineCall) -> Tensor:
     """Draw an image, uint8 [3, H, W], by the pipeline's own `__call__`. Raises `NotFiniteError`."""
     with quiet_libraries():
-        drawn = pipeline(prompt, generator=seed_generator(seed), output_type="pt", **arguments)
+        drawn = pipeline(prompt, generator=seed_generator(seed), output_type="pt", **call.arguments)
     if not drawn.images[0].isfinite().all():
         raise NotFiniteError(
             f"prompt '{prompt}': diffusers draws NaN with the exported weights; use --dtype float32 or bfloat16"

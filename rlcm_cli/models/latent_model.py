@@ -100,7 +100,7 @@ class LatentModel:
     @property
     def noise(self) -> Noise:
         """The noise that the model was trained with."""
-        return self.family.scheduling.read_noise(self.pipeline.scheduler)
+        return self.family.scheduling.read_noise(self)
 
     @property
     def prediction_type(self) -> PredictionType:

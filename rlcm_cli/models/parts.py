@@ -65,6 +65,9 @@ def recommend(
     parts = read_parts(find_pipeline(name, revision, weights=False))
     natural = parts.choose_sampler(name, None, None)
     chosen = parts.choose_sampler(name, sampler, distilled_lora)
+    known = parts.family.scheduling.recommend(name, parts.configs, distilled_lora)
+    if known is not None and known.sampler == chosen.kind:
+        return known
     guidance = RECOMMENDED_GUIDANCE.get(name, parts.family.guidance.recommend(parts.configs.denoiser))
     if chosen.distilled and not parts.guided_by_embedding:
         guidance = 1.0

@@ -113,7 +113,7 @@ def plan_rollout(
         model_digest=model.digest,
         dtype=config.model.dtype,
         policy=PolicyIdentity(kind=model.sampler.kind, checkpoint=policy.number, digest=policy.policy_digest),
-        schedule=record_schedule(training_schedule(config, model), settings.guidance_scale),
+        schedule=record_schedule(training_schedule(config, model, iteration), settings.guidance_scale),
         reduction=REDUCTION,
         prompts=tuple(prompts),
         group_tasks=tuple(index for index, count in enumerate(counts) for _ in range(count)),

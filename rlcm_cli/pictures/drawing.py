@@ -150,7 +150,7 @@ def choose_settings(
             chosen.name, revision=chosen.pinned_revision, sampler=kind, distilled_lora=chosen.distilled_lora
         )
         sampling = override_section(SampleSettings(), {"steps": found.steps, "guidance_scale": found.guidance_scale})
-        settings = SAMPLERS[found.sampler].drawing_settings()
+        settings = override_section(SAMPLERS[found.sampler].drawing_settings(), found.drawing)
     return chosen, override_section(sampling, sample), override_section(settings, sampler)
 
 

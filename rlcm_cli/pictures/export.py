@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,12 +20,13 @@ from rlcm_cli.events import Advanced, Event, FileWritten, PhaseStarted
 from rlcm_cli.models.export import (
     adapted_parts,
     apply_base,
-    call_arguments,
+    describe_call,
     draw_by_pipeline,
     read_back_lora,
     read_back_pipeline,
     read_fused,
     use_float32,
+    use_scheduler,
     write_kohya,
     write_lora,
     write_pipeline,
@@ -42,7 +43,7 @@ from rlcm_cli.pictures.comfyui import describe_use
 from rlcm_cli.runs.policy import load_configured_model
 from rlcm_cli.runs.run import Run, open_run
 from rlcm_cli.runs.schedules import drawing_schedule
-from rlcm_cli.samplers import SAMPLERS, SamplerSettings
+from rlcm_cli.samplers import SAMPLERS, PipelineCall, SamplerSettings
 from rlcm_cli.store.atomic import explain_safetensors, publish_folder, remove_folder
 from rlcm_cli.store.checkpoint import (
     AVERAGE_FOLDER,
@@ -138,8 +139,8 @@ class Exported:
     verification: Verification
     pipeline: str
     """Class of diffusers."""
-    arguments: Mapping[str, Any]
-    """What its `__call__` takes to draw as the checkpoint was trained to."""
+    call: PipelineCall
+    """How it draws what was compared: as the checkpoint was trained to where diffusers can."""
     licence: Licence | None
     """Of the base model."""
     guided_by_embedding: bool
@@ -205,7 +206,8 @@ def _find_lone_lora(file: Path, *, average: bool, model: Mapping[str, Any]) -> S
         digest = digest_safetensors(file)
     except CorruptFileError as error:
         raise ModelError(f"{error}; name a run, a checkpoint or a LoRA file") from None
-    return Source(file, digest, chosen, sample, SAMPLERS[found.sampler].drawing_settings(), is_whole_denoiser(file))
+    settings = override_section(SAMPLERS[found.sampler].drawing_settings(), found.drawing)
+    return Source(file, digest, chosen, sample, settings, is_whole_denoiser(file))
 
 
 def check_request(source: Source, form: Format, out: Path, *, overwrite: bool) -> None:
@@ -247,17 +249,19 @@ def export(
             "differ); name the same by --model, or pin its revision"
         )
     use_float32(model)
+    source, call = _settle_call(source, model)
+    use_scheduler(model.pipeline, call)
     base = yield from _draw(source, model)
     modules = _load_weights(source, model)
     wanted = yield from _draw(source, model)
-    arguments = _call_arguments(source, model)
     with publish_folder(out) as folder:
         with explain_safetensors():
             weights = _write_checked(model, form, folder, DTYPES[dtype], title, modules)
         pipeline = _read_back(source, form, weights, model.device)
+        use_scheduler(pipeline, call)
         drawn = []
         for prompt, seed in zip(prompts, _seeds(prompts), strict=True):
-            drawn.append(draw_by_pipeline(pipeline, prompt, seed, arguments))
+            drawn.append(draw_by_pipeline(pipeline, prompt, seed, call))
             yield Advanced(1)
         verification = compare_images(torch.stack(drawn), wanted, base)
         if not verification.allows(dtype):
@@ -274,7 +278,7 @@ def export(
             source,
             verification,
             type(pipeline).__name__,
-            arguments,
+            call,
             read_licence(source.model.name, source.model.pinned_revision),
             model.guided_by_embedding,
             describe_use(model, source.model, source.sample),
@@ -346,13 +350,24 @@ def _draw(source: Source, model: LatentModel) -> Generator[Event, None, Tensor]:
     return torch.stack(images)
 
 
-def _call_arguments(source: Source, model: LatentModel) -> dict[str, Any]:
-    sample = source.sample
-    arguments = call_arguments(model, source.sampler, steps=sample.steps, guidance_scale=sample.guidance_scale)
-    if source.model.image_size is None:
-        return arguments
-    height, width = model.image_size
-    return {**arguments, "height": height, "width": width}
+def _settle_call(source: Source, model: LatentModel) -> tuple[Source, PipelineCall]:
+    """Return the source with settings that a pipeline of diffusers can draw with, and how it does.
+
+    Noise that none of its schedulers adds is left out: the images are then those of the sampler outside of training.
+    """
+    sample, usual = source.sample, model.sampler.drawing_settings()
+    for settings in (source.sampler, override_section(source.sampler, model.sampler.drawing), usual):
+        call = describe_call(model, settings, steps=sample.steps, guidance_scale=sample.guidance_scale)
+        if call is not None:
+            break
+    else:
+        raise ModelError(
+            f"the sampler {model.sampler.kind} has no scheduler in diffusers, so an export cannot be checked"
+        )
+    if source.model.image_size is not None:
+        height, width = model.image_size
+        call = replace(call, arguments={**call.arguments, "height": height, "width": width})
+    return replace(source, sampler=settings), call
 
 
 def _write_checked(
@@ -402,7 +417,8 @@ def _record(exported: Exported) -> str:
         "weights_digest": source.digest,
         "model_digest": source.model_digest,
         "pipeline": exported.pipeline,
-        "call": dict(exported.arguments),
+        "scheduler": {"class": exported.call.scheduler, **exported.call.settings},
+        "call": dict(exported.call.arguments),
         "verification": asdict(exported.verification),
         "software": f"rlcm {__version__}",
     }

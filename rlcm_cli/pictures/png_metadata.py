@@ -27,7 +27,7 @@ from rlcm_cli.pictures.drawing import (
     show_name,
 )
 from rlcm_cli.pictures.png_texts import read_png_texts
-from rlcm_cli.samplers import find_sampler, read_setting
+from rlcm_cli.samplers import find_sampler, read_setting, write_setting
 
 _MODEL_KEYS = ("revision", "dtype", "distilled_lora", "image_size")
 SOFTWARE = "rlcm "
@@ -67,7 +67,7 @@ def describe(drawing: Drawing, model: LatentModel, spec: ImageSpec, place_in_bat
         "sampler": drawing.sampler.kind,
         "steps": sample.steps,
         "guidance_scale": sample.guidance_scale,
-        **drawing.sampler.model_dump(mode="json", exclude={"kind"}),
+        **{name: write_setting(value) for name, value in drawing.sampler if name != "kind"},
         "model": show_name(settings.name),
         "revision": model.commit or settings.pinned_revision,
         "dtype": settings.dtype,

@@ -7,12 +7,13 @@ from collections.abc import Sequence
 import torch
 
 from rlcm_cli.config import Config
+from rlcm_cli.core.noise import derive_seed
 from rlcm_cli.core.schedule import Schedule
 from rlcm_cli.errors import ConfigError
 from rlcm_cli.models.latent_model import LatentModel
 from rlcm_cli.models.schedules import build_schedule
 from rlcm_cli.objectives import Need, find_objective
-from rlcm_cli.samplers import SamplerSettings, explain_no_actions
+from rlcm_cli.samplers import SamplerSettings, explain_no_actions, settle_window
 from rlcm_cli.store.manifest import ScheduleRecord
 
 
@@ -21,8 +22,8 @@ def drawing_schedule(settings: SamplerSettings, steps: int, model: LatentModel) 
     return build_schedule(model, settings, steps)
 
 
-def training_schedule(config: Config, model: LatentModel) -> Schedule:
-    """Build the schedule that rollouts are drawn with.
+def training_schedule(config: Config, model: LatentModel, iteration: int = 0) -> Schedule:
+    """Build the schedule that the rollouts of an iteration are drawn with; only random windows differ between them.
 
     Raises `ConfigError` where no step of it draws an action and the objective needs some, or the last one cannot be
     what the configuration says.
@@ -35,6 +36,10 @@ def training_schedule(config: Config, model: LatentModel) -> Schedule:
         )
     last_std = last.noise_std if last.mode == "noise" else 0.0
     schedule = build_schedule(model, config.sampler, sample.steps, last_std=last_std)
+    seed = derive_seed(config.seed, "window", iteration)
+    settled = settle_window(config.sampler, schedule.action_calls.tolist(), seed)
+    if settled != config.sampler:
+        schedule = build_schedule(model, settled, sample.steps, last_std=last_std)
     if last.mode == "backprop" and (schedule.std[-1] > 0 or (schedule.steps > 1 and not schedule.actions)):
         raise ConfigError(
             "last_step.mode backprop is for samplers that draw noise, but none at the last call, as an LCM's; here "

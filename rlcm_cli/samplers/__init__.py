@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Mapping
+import random
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, Union
 
-from pydantic import Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from rlcm_cli.discovery import discover
 from rlcm_cli.errors import ConfigError
@@ -23,6 +24,27 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from rlcm_cli.core.schedule import Schedule
+
+
+def _check_rising(calls: tuple[int, ...]) -> tuple[int, ...]:
+    if list(calls) != sorted({*calls}):
+        raise ValueError(f"the model calls {list(calls)} are not in rising order, each once")
+    return calls
+
+
+def _read_several(value: object) -> object:
+    """Take a lone number, and a list, which TOML has for a tuple."""
+    return tuple(value) if isinstance(value, list) else (value,) if isinstance(value, int | float) else value
+
+
+Calls = Annotated[
+    tuple[Annotated[int, Field(ge=0)], ...], BeforeValidator(_read_several), AfterValidator(_check_rising)
+]
+"""Model calls of an image by their numbers, rising from 0."""
+Timesteps = Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1), BeforeValidator(_read_several)]
+"""Times of the model calls, one each."""
+Levels = Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1), BeforeValidator(_read_several)]
+"""Noise levels of the model calls, one each."""
 
 
 class SamplerSettings(Section):
@@ -41,6 +63,10 @@ class Noise:
     alpha_bar: Tensor | None = None
     """ᾱ, float32 [train steps], on the CPU; None where noised latents are not √ᾱ · x + √(1 − ᾱ) · ε, as in flow
     matching."""
+    sigmas: Callable[[int, Sequence[float] | None], Tensor] | None = None
+    """Of flow matching, where noised latents are (1 − σ) · x + σ · ε: (H, the σ that are asked for or None for the
+    pipeline's own) → σ of the H calls as the pipeline has them for its image size, shifts included, and of the end,
+    float64 [H + 1], falling."""
 
     @property
     def alphas_cumprod(self) -> Tensor:
@@ -54,18 +80,30 @@ class Noise:
 
 
 @dataclass(frozen=True)
+class PipelineCall:
+    """How a pipeline of diffusers draws the same images."""
+
+    scheduler: str
+    """Class that its scheduler has to be of."""
+    arguments: Mapping[str, Any]
+    """Of its `__call__`."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """Settings of the scheduler that have to be other than the pipeline's own."""
+
+
+@dataclass(frozen=True)
 class Sampler:
     """A way to draw images with a model."""
 
     settings: type[SamplerSettings]
     """Settings of the table [sampler]; their `kind` is a literal, with itself as its default."""
     scheduler: str
-    """Class of diffusers whose steps are drawn."""
+    """Class of diffusers that a loaded pipeline's scheduler is made to be: what its noise is read from."""
     schedule: Callable[[Any, Noise, int, float], Schedule]
     """(settings, noise, H, last std) → the H model calls, timesteps included. The last std, of the last call, is above
     0 only where `noise_on_last_call` is set. Raises `ConfigError` for settings that do not fit the noise."""
-    call_arguments: Callable[[Any, Noise, int], dict[str, Any]]
-    """(settings, noise, H) → what the `__call__` of diffusers' pipelines takes to draw the same."""
+    in_diffusers: Callable[[Any, Noise, int], PipelineCall | None]
+    """(settings, noise, H) → how a pipeline of diffusers draws the same; None where none of its schedulers does."""
     find_no_actions: Callable[[Any, int], tuple[str, str] | None]
     """(settings, H) → why no model call draws noise, and what to do about it; None: these settings are no reason."""
     noise_on_last_call: bool
@@ -128,19 +166,52 @@ def find_sampler(kind: str) -> Sampler:
     return SAMPLERS[kind]
 
 
+def settle_window(settings: SamplerSettings, noise_calls: Sequence[int], seed: int) -> SamplerSettings:
+    """Return settings whose noisy calls are chosen: at random from a seed, where the settings leave it to chance.
+
+    `noise_calls`: the calls that can draw noise. Raises `ConfigError` where they are fewer than asked for.
+    """
+    wanted = getattr(settings, "random_calls", None)
+    if wanted is None:
+        return settings
+    if wanted > len(noise_calls):
+        raise ConfigError(
+            f"sampler.random_calls is {wanted}, and only {len(noise_calls)} model calls can draw noise; lower it, or "
+            "raise sample.steps"
+        )
+    chosen = random.Random(seed).sample(noise_calls, wanted)  # noqa: S311 - for no secret
+    return settings.model_copy(update={"random_calls": None, "window": tuple(sorted(chosen))})
+
+
 def find_owners(setting: str) -> list[str]:
     """Return the kinds of the samplers that have a setting of a name."""
     return [kind for kind, sampler in SAMPLERS.items() if setting in sampler.setting_names]
 
 
-def read_setting(text: str) -> int | float | str:
-    """Read the value of a setting from an option, a cell or a picture: a number where it is a finite one."""
+def read_setting(text: str) -> int | float | str | tuple[int | float | str, ...]:
+    """Read the value of a setting from an option, a cell or a picture: a number where it is a finite one.
+
+    Commas separate several, as `write_setting` writes them: `1,2` is (1, 2).
+    """
+    if "," in text:
+        return tuple(_read_one(part.strip()) for part in text.split(",") if part.strip())
+    return _read_one(text)
+
+
+def _read_one(text: str) -> int | float | str:
     for kind in (int, float):
         with contextlib.suppress(ValueError):
             number = kind(text)
             if math.isfinite(number):
                 return number
     return text
+
+
+def write_setting(value: object) -> str:
+    """Write the value of a setting as `read_setting` reads it; that of None, which is no value, is empty."""
+    if isinstance(value, list | tuple):
+        return ",".join(map(str, value)) + "," * (len(value) == 1)
+    return "" if value is None else str(value)
 
 
 def explain_no_actions(settings: SamplerSettings, steps: int) -> str | None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
 from rlcm_cli.errors import ConfigError
-from rlcm_cli.samplers import Noise, Sampler, SamplerSettings
+from rlcm_cli.samplers import Noise, PipelineCall, Sampler, SamplerSettings
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -111,8 +111,8 @@ def _schedule(settings: DdimSettings, noise: Noise, steps: int, last_std: float)
     )
 
 
-def _call_arguments(settings: DdimSettings, noise: Noise, steps: int) -> dict[str, Any]:
-    return {"num_inference_steps": steps, "eta": settings.eta}
+def _in_diffusers(settings: DdimSettings, noise: Noise, steps: int) -> PipelineCall:
+    return PipelineCall(SAMPLER.scheduler, {"num_inference_steps": steps, "eta": settings.eta})
 
 
 def _find_no_actions(settings: DdimSettings, steps: int) -> tuple[str, str] | None:
@@ -123,7 +123,7 @@ SAMPLER = Sampler(
     settings=DdimSettings,
     scheduler="DDIMScheduler",
     schedule=_schedule,
-    call_arguments=_call_arguments,
+    in_diffusers=_in_diffusers,
     find_no_actions=_find_no_actions,
     noise_on_last_call=False,
     # The noise of the last steps is so small that the rounding of folded products would show in the ratio.

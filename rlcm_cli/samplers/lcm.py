@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
-from rlcm_cli.samplers import Noise, Sampler
+from rlcm_cli.samplers import Noise, PipelineCall, Sampler
 from rlcm_cli.samplers._distilled import DistilledSettings, choose_timesteps, timestep_arguments
 
 if TYPE_CHECKING:
@@ -77,6 +77,10 @@ def _schedule(settings: LcmSettings, noise: Noise, steps: int, last_std: float) 
     )
 
 
+def _in_diffusers(settings: LcmSettings, noise: Noise, steps: int) -> PipelineCall:
+    return PipelineCall(SAMPLER.scheduler, timestep_arguments(settings, noise, steps))
+
+
 def _find_no_actions(settings: LcmSettings, steps: int) -> tuple[str, str] | None:
     return (f"sample.steps is {steps}", "use --steps 2 or more") if steps < 2 else None
 
@@ -85,7 +89,7 @@ SAMPLER = Sampler(
     settings=LcmSettings,
     scheduler="LCMScheduler",
     schedule=_schedule,
-    call_arguments=timestep_arguments,
+    in_diffusers=_in_diffusers,
     find_no_actions=_find_no_actions,
     noise_on_last_call=True,
     folds_lora=True,

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
-from rlcm_cli.samplers import Noise, Sampler
+from rlcm_cli.samplers import Noise, PipelineCall, Sampler
 from rlcm_cli.samplers._distilled import DistilledSettings, choose_timesteps, timestep_arguments
 
 if TYPE_CHECKING:
@@ -66,8 +66,9 @@ def _schedule(settings: TcdSettings, noise: Noise, steps: int, last_std: float) 
     return tcd_schedule(noise.alphas_cumprod, timesteps, noise.scheduler["prediction_type"], gamma=settings.gamma)
 
 
-def _call_arguments(settings: TcdSettings, noise: Noise, steps: int) -> dict[str, Any]:
-    return {**timestep_arguments(settings, noise, steps), "eta": settings.gamma}
+def _in_diffusers(settings: TcdSettings, noise: Noise, steps: int) -> PipelineCall:
+    arguments = {**timestep_arguments(settings, noise, steps), "eta": settings.gamma}
+    return PipelineCall(SAMPLER.scheduler, arguments)
 
 
 def _find_no_actions(settings: TcdSettings, steps: int) -> tuple[str, str] | None:
@@ -80,7 +81,7 @@ SAMPLER = Sampler(
     settings=TcdSettings,
     scheduler="TCDScheduler",
     schedule=_schedule,
-    call_arguments=_call_arguments,
+    in_diffusers=_in_diffusers,
     find_no_actions=_find_no_actions,
     noise_on_last_call=False,
     folds_lora=True,

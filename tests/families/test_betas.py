@@ -1,5 +1,7 @@
 """Noise schedules that are stated as betas."""
 
+from types import SimpleNamespace
+
 import diffusers
 import pytest
 import torch
@@ -14,7 +16,7 @@ def make(**settings):
 
 def test_the_noise_is_the_scheduler_s():
     scheduler = make()
-    noise = read_noise(scheduler)
+    noise = read_noise(SimpleNamespace(pipeline=SimpleNamespace(scheduler=scheduler)))
     assert noise.alphas_cumprod is noise.alpha_bar
     assert torch.equal(noise.alphas_cumprod, scheduler.alphas_cumprod)
     assert noise.scheduler["beta_end"] == 0.012

@@ -18,7 +18,7 @@ from rlcm_cli.config import parse_config
 from rlcm_cli.core.lora_file import DENOISERS
 from rlcm_cli.core.noise import seed_generator
 from rlcm_cli.families import DENOISER_TITLES, FAMILIES, Family, find_family
-from rlcm_cli.models.export import write_kohya, write_lora
+from rlcm_cli.models.export import describe_call, write_kohya, write_lora
 from rlcm_cli.models.libraries import quiet_libraries
 from rlcm_cli.models.lora import load_foreign_lora, lora_parameters
 
@@ -92,15 +92,15 @@ def test_images_are_those_of_the_pipeline_of_diffusers(case, guidance_scale):
     settings = model.sampler.drawing_settings()
     with torch.no_grad(), quiet_libraries():
         plain = diffusers.DiffusionPipeline.from_pretrained(folder)
-        kind = getattr(diffusers, model.sampler.scheduler)
-        plain.scheduler = kind.from_config(plain.scheduler.config, clip_sample=False)
+        call = describe_call(model, settings, steps=4, guidance_scale=guidance_scale)
+        kind = getattr(diffusers, call.scheduler)
+        plain.scheduler = kind.from_config(plain.scheduler.config, clip_sample=False, **call.settings)
         plain.set_progress_bar_config(disable=True)
         expected = plain(
             PROMPTS,
-            guidance_scale=guidance_scale,
             generator=[seed_generator(seed) for seed in SEEDS],
             output_type="pt",
-            **model.sampler.call_arguments(settings, model.noise, 4),
+            **call.arguments,
         ).images
     images = draw(model, PROMPTS, SEEDS, guidance_scale=guidance_scale, sampler=settings).images
     # The latents agree to rounding, which may carry single pixels over a half.

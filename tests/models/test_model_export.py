@@ -14,7 +14,7 @@ from tiny_pipelines import build_sdxl
 
 from rlcm_cli.models.embedded import EMBEDDED, embedded_folder, integrity
 from rlcm_cli.models.export import (
-    call_arguments,
+    describe_call,
     draw_by_pipeline,
     read_back_lora,
     read_back_pipeline,
@@ -124,10 +124,10 @@ def test_sdxl_is_named_as_kohya_s_tools_do(tmp_path):
 
 @pytest.mark.parametrize(("spacing", "named"), [("diffusers", "num_inference_steps"), ("strided", "timesteps")])
 def test_the_call_of_a_card_draws_with_the_schedule_of_the_run(trained, spacing, named):
-    arguments = call_arguments(trained, LcmSettings(spacing=spacing), steps=4, guidance_scale=4.0)
-    assert set(arguments) == {named, "guidance_scale"}
+    call = describe_call(trained, LcmSettings(spacing=spacing), steps=4, guidance_scale=4.0)
+    assert set(call.arguments) == {named, "guidance_scale"}
     wanted = draw(trained, ["cat"], [3], spacing=spacing).images[0]
-    drawn = draw_by_pipeline(trained.pipeline, "cat", 3, arguments)
+    drawn = draw_by_pipeline(trained.pipeline, "cat", 3, call)
     assert (drawn.int() - wanted.int()).abs().max() <= 1
 
 

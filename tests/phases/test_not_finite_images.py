@@ -16,6 +16,7 @@ from rlcm_cli.phases.sample import draw_batch, sample
 from rlcm_cli.runs.policy import ensure_start, load_policy_model
 from rlcm_cli.runs.run import create_run
 from rlcm_cli.runs.schedules import drawing_schedule
+from rlcm_cli.samplers import PipelineCall
 
 
 @pytest.fixture
@@ -93,4 +94,4 @@ def test_what_diffusers_draws_with_an_export_is_looked_at():
         return SimpleNamespace(images=torch.full((1, 3, 4, 4), torch.nan))
 
     with pytest.raises(NotFiniteError, match=r"prompt 'a cat': diffusers draws NaN with the exported weights"):
-        draw_by_pipeline(pipeline, "a cat", 0, {})
+        draw_by_pipeline(pipeline, "a cat", 0, PipelineCall("LCMScheduler", {}))

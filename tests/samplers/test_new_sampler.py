@@ -13,11 +13,11 @@ SAMPLER = '''
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
-from rlcm_cli.samplers import Noise, Sampler, SamplerSettings
+from rlcm_cli.samplers import Noise, PipelineCall, Sampler, SamplerSettings
 
 if TYPE_CHECKING:
     from rlcm_cli.core.schedule import Schedule
@@ -51,8 +51,8 @@ def _schedule(settings: FreshNoiseSettings, noise: Noise, steps: int, last_std: 
     )
 
 
-def _call_arguments(settings: FreshNoiseSettings, noise: Noise, steps: int) -> dict[str, Any]:
-    return {"num_inference_steps": steps}
+def _in_diffusers(settings: FreshNoiseSettings, noise: Noise, steps: int) -> PipelineCall:
+    return PipelineCall("DDIMScheduler", {"num_inference_steps": steps})
 
 
 def _find_no_actions(settings: FreshNoiseSettings, steps: int) -> tuple[str, str] | None:
@@ -63,7 +63,7 @@ SAMPLER = Sampler(
     settings=FreshNoiseSettings,
     scheduler="DDIMScheduler",
     schedule=_schedule,
-    call_arguments=_call_arguments,
+    in_diffusers=_in_diffusers,
     find_no_actions=_find_no_actions,
     noise_on_last_call=False,
     folds_lora=True,
@@ -117,6 +117,6 @@ def test_a_new_sampler_trains_and_draws(rlcm, tmp_path):
 
 def test_the_command_line_knows_a_new_sampler(rlcm):
     shown = rlcm("generate", "--help")
-    assert "ddim, fresh-noise, lcm" in shown
+    assert "ddim, flow, fresh-noise, lcm" in shown
     assert "For fresh-noise: share of the noise that is fresh." in " ".join(shown.split())
-    assert "ddim, fresh-noise, lcm" in rlcm("loop", "--help")
+    assert "ddim, flow, fresh-noise, lcm" in rlcm("loop", "--help")

@@ -36,7 +36,7 @@ def test_an_unknown_sampler_is_refused_with_those_that_there_are():
 
 def test_a_setting_knows_its_samplers():
     assert find_owners("original_steps") == ["lcm", "tcd"]
-    assert find_owners("eta") == ["ddim"]
+    assert find_owners("eta") == ["ddim", "flow"]
     assert find_owners("kind") == []
 
 
@@ -51,7 +51,10 @@ def test_a_setting_is_read_as_it_is_typed(text, value):
 @pytest.mark.parametrize(
     ("assignments", "words"),
     [
-        (["sampler.eta=1"], "unknown key 'sampler.eta' of the kind 'lcm': it belongs to 'ddim'; leave it out, or"),
+        (
+            ["sampler.eta=1"],
+            "unknown key 'sampler.eta' of the kind 'lcm': it belongs to 'ddim' or 'flow';",
+        ),
         (["sampler.kind=tcd", "sampler.gama=1"], r"unknown key 'sampler.gama' \(did you mean 'sampler.gamma'\?\)"),
         (["sampler.kind=lmc"], r"'sampler.kind' is \"lmc\": input should be .*'lcm'.* \(did you mean"),
         (["sample.eta=1"], r"unknown key 'sample.eta' \(did you mean 'sampler.eta'\?\)"),

@@ -75,6 +75,10 @@ class CardSubject:
     licence_link: str | None
     pipeline: str
     """Class of diffusers."""
+    scheduler: str
+    """Class of diffusers that its scheduler has to be of."""
+    scheduler_settings: Mapping[str, Any]
+    """What that is made with, in addition to the settings of the pipeline's own."""
     arguments: Mapping[str, Any]
     """Of its `__call__`."""
     prompt: str
@@ -112,6 +116,7 @@ def render_card(subject: CardSubject, data: RunData | None, pictures: Mapping[st
         call=", ".join(
             [json.dumps(subject.prompt), *(f"{name}={value}" for name, value in subject.arguments.items())]
         ),
+        scheduler_settings="".join(f", {name}={value!r}" for name, value in subject.scheduler_settings.items()),
         place=json.dumps(subject.repository or "."),
         pictures=pictures,
         trained=describe_training(data) if data else "",

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
-from rlcm_cli.samplers import Noise, Sampler, SamplerSettings
+from rlcm_cli.samplers import Noise, PipelineCall, Sampler, SamplerSettings
 
 if TYPE_CHECKING:
     from rlcm_cli.core.schedule import Schedule
@@ -38,8 +38,8 @@ def _schedule(settings: FlowWindowSettings, noise: Noise, steps: int, last_std: 
     )
 
 
-def _call_arguments(settings: FlowWindowSettings, noise: Noise, steps: int) -> dict[str, Any]:
-    return {"num_inference_steps": steps}
+def _in_diffusers(settings: FlowWindowSettings, noise: Noise, steps: int) -> PipelineCall | None:
+    return None
 
 
 def _find_no_actions(settings: FlowWindowSettings, steps: int) -> tuple[str, str] | None:
@@ -50,7 +50,7 @@ SAMPLER = Sampler(
     settings=FlowWindowSettings,
     scheduler="FlowMatchEulerDiscreteScheduler",
     schedule=_schedule,
-    call_arguments=_call_arguments,
+    in_diffusers=_in_diffusers,
     find_no_actions=_find_no_actions,
     noise_on_last_call=False,
     folds_lora=True,

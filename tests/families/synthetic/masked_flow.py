@@ -98,7 +98,7 @@ FAMILY = Family(
         default=("FlowMatchEulerDiscreteScheduler", {}),
         check=lambda name, scheduler, stated: None,
         overrides={},
-        read_noise=lambda scheduler: Noise(scheduler.config),
+        read_noise=lambda model: Noise(model.pipeline.scheduler.config),
         choose_sampler=_choose_sampler,
     ),
     guidance=Guidance(lambda config: False, lambda config, scale: 1, lambda config: 1.0),
