@@ -16,7 +16,7 @@ def test_there_is_one_for_every_setting_with_a_help_text():
     assert set(options) == {name for sampler in SAMPLERS.values() for name in sampler.setting_names}
     assert all(option.help and option.help.startswith("For ") for option in options.values())
     assert options["original_steps"].opts == ["--original-steps"]
-    assert options["eta"].help == "For ddim and flow: how much noise each step adds, 0 to 1."
+    assert options["spacing"].help.startswith("For lcm and tcd: which of the distillation's timesteps")
 
 
 def test_help_shows_them_within_100_columns(capsys, monkeypatch):

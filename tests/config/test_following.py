@@ -247,7 +247,7 @@ class TestSampler:
 
     def test_another_model_that_is_drawn_alike_keeps_the_preset_s_table(self, ask):
         config, told, asked = ask("compression", model="my-lcm")
-        assert config.sampler.model_dump() == {"kind": "lcm", "spacing": "strided", "original_steps": 50}
+        assert (config.sampler.kind, config.sampler.spacing) == ("lcm", "strided")
         assert (told, asked) == ([], ["my-lcm"])
 
     def test_another_model_that_is_drawn_otherwise_has_the_defaults_and_a_line_tells(self, ask):

@@ -6,7 +6,7 @@ from diffusers import LCMScheduler
 from parity_tables import ParityTable, assert_rows_close, parity_cases
 
 from rlcm_cli.core.gaussian import take_action
-from rlcm_cli.core.schedule import Schedule, rounded_sqrt, sample_trajectories, transition
+from rlcm_cli.core.schedule import Schedule, roots, rounded_sqrt, sample_trajectories, transition
 from rlcm_cli.core.trajectory import flatten_transitions
 from rlcm_cli.samplers._distilled import distilled_timesteps
 from rlcm_cli.samplers.lcm import lcm_schedule
@@ -235,3 +235,36 @@ def test_one_step_sampling_has_no_action():
     assert trajectories.latents_BSCHW.shape == (2, 1, 4, 8, 8)
     assert trajectories.timesteps_A2.shape == (0, 2)
     assert denoised.shape == (2, 4, 8, 8)
+
+
+def test_less_noise_keeps_the_noise_level():
+    """Of latents √ᾱ x₀ + √(1 − ᾱ) ε, the right prediction leads to the next level whatever η is."""
+    levels = diffusers_scheduler().alphas_cumprod.double()
+    timesteps = distilled_timesteps(4, original_steps=50, train_steps=1000, spacing="diffusers")
+    alpha, sigma = roots(levels[timesteps])
+    image, fresh = 0.7, -1.3
+    latents = alpha * image + sigma * fresh
+    for eta in (0.0, 0.3, 1.0):
+        # A scaling so large that the boundary conditions take nothing away from the prediction.
+        schedule = lcm_schedule(
+            levels,
+            timesteps,
+            "epsilon",
+            eta=torch.full((4,), eta, dtype=torch.float64),
+            timestep_scaling=1e9,
+        )
+        mean = schedule.latents_coef * latents + schedule.output_coef * fresh
+        kept = sigma[1:] * math.cos(eta * math.pi / 2)
+        assert torch.allclose(mean[:-1], alpha[1:] * image + kept * fresh, atol=1e-7)
+        assert torch.allclose(schedule.std[:-1] ** 2 + kept**2, sigma[1:] ** 2)
+        assert mean[-1] == pytest.approx(image, abs=1e-6)
+        assert schedule.std[-1] == 0
+
+
+def test_full_noise_has_the_bits_of_the_published_sampler():
+    timesteps = distilled_timesteps(8, original_steps=50, train_steps=1000, spacing="strided")
+    levels = diffusers_scheduler().alphas_cumprod
+    plain = lcm_schedule(levels, timesteps, "epsilon")
+    full = lcm_schedule(levels, timesteps, "epsilon", eta=torch.ones(8, dtype=torch.float64))
+    for name in ("latents_coef", "output_coef", "std"):
+        assert torch.equal(getattr(plain, name), getattr(full, name))

@@ -36,7 +36,7 @@ def test_an_unknown_sampler_is_refused_with_those_that_there_are():
 
 def test_a_setting_knows_its_samplers():
     assert find_owners("original_steps") == ["lcm", "tcd"]
-    assert find_owners("eta") == ["ddim", "flow"]
+    assert find_owners("eta") == ["ddim", "flow", "lcm"]
     assert find_owners("kind") == []
 
 
@@ -52,8 +52,8 @@ def test_a_setting_is_read_as_it_is_typed(text, value):
     ("assignments", "words"),
     [
         (
-            ["sampler.eta=1"],
-            "unknown key 'sampler.eta' of the kind 'lcm': it belongs to 'ddim' or 'flow';",
+            ["sampler.gamma=1"],
+            "unknown key 'sampler.gamma' of the kind 'lcm': it belongs to 'tcd'; leave it out, or",
         ),
         (["sampler.kind=tcd", "sampler.gama=1"], r"unknown key 'sampler.gama' \(did you mean 'sampler.gamma'\?\)"),
         (["sampler.kind=lmc"], r"'sampler.kind' is \"lmc\": input should be .*'lcm'.* \(did you mean"),
