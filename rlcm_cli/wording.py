@@ -23,6 +23,15 @@ def count(number: int, noun: str, plural: str | None = None) -> str:
     return f"{number:,} {noun if number == 1 else plural or f'{noun}s'}"
 
 
+def join_words(words: Sequence[str]) -> str:
+    """Write words as a sentence names them.
+
+    >>> join_words(["ddim", "lcm", "tcd"])
+    'ddim, lcm and tcd'
+    """
+    return " and ".join([", ".join(words[:-1]), words[-1]]) if len(words) > 1 else "".join(words)
+
+
 def format_duration(seconds: float) -> str:
     """Return a duration with two or three digits, in s, min or h."""
     if seconds < 1:

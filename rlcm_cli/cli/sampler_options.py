@@ -9,6 +9,7 @@ from typing import Any
 import typer
 
 from rlcm_cli.cli.setting_options import META, SettingCommand, build_options, first_clause, metavar_of
+from rlcm_cli.wording import join_words
 
 PANEL = "Settings of the sampler"
 
@@ -48,7 +49,7 @@ def make_sampler_options() -> Sequence[Any]:
             option = typer.Option(
                 f"--{name.replace('_', '-')}",
                 metavar=metavar_of(setting.annotation),
-                help=f"For {' and '.join(find_owners(name))}: {clause[:1].lower()}{clause[1:]}.",
+                help=f"For {join_words(find_owners(name))}: {clause[:1].lower()}{clause[1:]}.",
                 show_default=f"the LoRA's, or {getattr(usual, name)}",
                 rich_help_panel=PANEL,
             )

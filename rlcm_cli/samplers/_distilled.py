@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Literal
 
 from rlcm_cli.errors import ConfigError
-from rlcm_cli.samplers import Noise, SamplerSettings
+from rlcm_cli.samplers import Noise, SamplerSettings, Timesteps
 from rlcm_cli.sections import PositiveInt
 
 if TYPE_CHECKING:
@@ -22,6 +22,8 @@ class DistilledSettings(SamplerSettings):
     (original_steps // H)-th, as in RLCM's code."""
     original_steps: PositiveInt = 50
     """Length of the distillation's schedule, from which the H timesteps are chosen."""
+    timesteps: Timesteps | None = None
+    """Instead of both: the timesteps themselves, one for each model call, such as DMD2's [999, 749, 499, 249]."""
 
 
 def distilled_timesteps(steps: int, *, original_steps: int, train_steps: int, spacing: Spacing) -> Tensor:
@@ -40,8 +42,10 @@ def distilled_timesteps(steps: int, *, original_steps: int, train_steps: int, sp
 
 
 def choose_timesteps(settings: DistilledSettings, noise: Noise, steps: int) -> Tensor:
-    """Choose the timesteps that the settings ask for, int64 [H]. Raises `ConfigError` for more than there are."""
+    """Choose the timesteps that the settings ask for, int64 [H]. Raises `ConfigError` for what there is not."""
     original_steps, train_steps = settings.original_steps, int(noise.scheduler["num_train_timesteps"])
+    if settings.timesteps is not None:
+        return _check_timesteps(settings.timesteps, steps, train_steps)
     if steps > original_steps:
         raise ConfigError(
             f"sample.steps is {steps}, more than the schedule's {original_steps} (sampler.original_steps); use at "
@@ -55,9 +59,24 @@ def choose_timesteps(settings: DistilledSettings, noise: Noise, steps: int) -> T
     return distilled_timesteps(steps, original_steps=original_steps, train_steps=train_steps, spacing=settings.spacing)
 
 
+def _check_timesteps(asked: tuple[int, ...], steps: int, train_steps: int) -> Tensor:
+    import torch
+
+    if len(asked) != steps:
+        raise ConfigError(
+            f"sampler.timesteps names {len(asked)} timesteps, and sample.steps is {steps}: they are one for each "
+            "model call; change one of them"
+        )
+    if list(asked) != sorted({*asked}, reverse=True) or asked[0] >= train_steps:
+        raise ConfigError(
+            f"sampler.timesteps are {list(asked)}: they fall, from at most {train_steps - 1}; change them"
+        )
+    return torch.tensor(asked)
+
+
 def timestep_arguments(settings: DistilledSettings, noise: Noise, steps: int) -> dict[str, Any]:
     """Return how a pipeline of diffusers is told the timesteps: by their number, where it chooses the same itself."""
     own = noise.scheduler.get("original_inference_steps", settings.original_steps)
-    if settings.spacing == "diffusers" and settings.original_steps == own:
+    if settings.timesteps is None and settings.spacing == "diffusers" and settings.original_steps == own:
         return {"num_inference_steps": steps}
     return {"timesteps": choose_timesteps(settings, noise, steps).tolist()}

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import Field
 
 from rlcm_cli.errors import ConfigError
-from rlcm_cli.samplers import Noise, PipelineCall, Sampler, SamplerSettings
+from rlcm_cli.samplers import Noise, PipelineCall, Sampler
+from rlcm_cli.samplers._window import WindowSettings, spread_eta
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -17,10 +18,13 @@ if TYPE_CHECKING:
 TimestepSpacing = Literal["leading", "trailing", "linspace"]
 
 
-class DdimSettings(SamplerSettings):
+class DdimSettings(WindowSettings):
     """DDIM with noise: all H model calls add noise, or H − 1 where the model's scheduler says so."""
 
     kind: Literal["ddim"] = "ddim"
+    timestep_spacing: Literal["model", "leading", "trailing", "linspace"] = "model"
+    """Which timesteps to use, by arXiv 2305.08891, table 2; `model`: as the model's scheduler says. LoRAs that were
+    distilled for a number of steps, as Hyper-SD's, want `trailing`."""
     eta: Annotated[float, Field(ge=0, le=1)] = 1.0
     """How much noise each step adds, 0 to 1; 1 as in DDPO; with 0 there is none, and nothing to train."""
 
@@ -46,7 +50,7 @@ def ddim_schedule(
     timesteps: Tensor,
     prediction_type: PredictionType,
     *,
-    eta: float,
+    eta: Tensor,
     final_alpha_cumprod: float,
 ) -> Schedule:
     """Build the schedule of a DDIM sampler, equal to diffusers' `DDIMScheduler` without clipping.
@@ -59,7 +63,7 @@ def ddim_schedule(
         alphas_cumprod: ᾱ of the model's training schedule, float [train steps].
         timesteps: Of the model calls, int64 [H], falling.
         prediction_type: What the model predicts.
-        eta: η in 0 … 1; at 0 the sampler is deterministic and has no actions.
+        eta: η of each call in 0 … 1, float [H]; a call with 0 is deterministic, and no action.
         final_alpha_cumprod: ᾱ' where t' is below 0; where it is 1, the last call is deterministic.
     """
     import torch
@@ -76,7 +80,7 @@ def ddim_schedule(
     alpha, sigma = roots(alpha_bar)
     next_alpha, _ = roots(next_alpha_bar)
     variance = (1 - next_alpha_bar) / (1 - alpha_bar) * (1 - alpha_bar / next_alpha_bar)
-    std = eta * rounded_sqrt(variance).to(variance.dtype)
+    std = eta.to(variance.dtype) * rounded_sqrt(variance).to(variance.dtype)
     # At η = 1 the radicand is exactly 0 where ᾱ is 0 (zero terminal SNR), and rounding may bring it below.
     direction = rounded_sqrt((1 - next_alpha_bar - std**2).clamp(min=0))
     image_of_latents, image_of_output = predict_image(prediction_type, alpha, sigma)
@@ -96,7 +100,8 @@ def _schedule(settings: DdimSettings, noise: Noise, steps: int, last_std: float)
     if steps > train_steps:
         raise ConfigError(f"sample.steps is {steps}, more than the {train_steps} timesteps of the model's training")
     offset = int(scheduler["steps_offset"])
-    timesteps = ddim_timesteps(steps, train_steps=train_steps, spacing=scheduler["timestep_spacing"], offset=offset)
+    spacing = scheduler["timestep_spacing"] if settings.timestep_spacing == "model" else settings.timestep_spacing
+    timesteps = ddim_timesteps(steps, train_steps=train_steps, spacing=spacing, offset=offset)
     if timesteps[0] >= train_steps:
         raise ConfigError(
             f"sample.steps is {steps}, and with the scheduler's steps_offset of {offset} the first timestep is "
@@ -106,17 +111,22 @@ def _schedule(settings: DdimSettings, noise: Noise, steps: int, last_std: float)
         alphas_cumprod,
         timesteps,
         scheduler["prediction_type"],
-        eta=settings.eta,
+        eta=spread_eta(settings, steps),
         final_alpha_cumprod=1.0 if scheduler["set_alpha_to_one"] else float(alphas_cumprod[0]),
     )
 
 
-def _in_diffusers(settings: DdimSettings, noise: Noise, steps: int) -> PipelineCall:
-    return PipelineCall(SAMPLER.scheduler, {"num_inference_steps": steps, "eta": settings.eta})
+def _in_diffusers(settings: DdimSettings, noise: Noise, steps: int) -> PipelineCall | None:
+    if settings.window is not None and settings.eta > 0:
+        return None
+    changed = {} if settings.timestep_spacing == "model" else {"timestep_spacing": settings.timestep_spacing}
+    return PipelineCall(SAMPLER.scheduler, {"num_inference_steps": steps, "eta": settings.eta}, changed)
 
 
 def _find_no_actions(settings: DdimSettings, steps: int) -> tuple[str, str] | None:
-    return (f"sampler.eta is {settings.eta:g}", "raise it") if settings.eta == 0 else None
+    if settings.eta == 0:
+        return "sampler.eta is 0", "raise it"
+    return ("sampler.window is empty", "name the calls that are to add noise") if settings.window == () else None
 
 
 SAMPLER = Sampler(

@@ -10,7 +10,8 @@ from parity_tables import ParityTable, assert_rows_close, parity_cases
 
 from rlcm_cli.core.gaussian import take_action
 from rlcm_cli.core.schedule import Schedule, sample_trajectories, transition
-from rlcm_cli.samplers.ddim import ddim_schedule, ddim_timesteps
+from rlcm_cli.samplers import Noise, explain_no_actions
+from rlcm_cli.samplers.ddim import SAMPLER, DdimSettings, ddim_schedule, ddim_timesteps
 
 SPACINGS = ["leading", "trailing", "linspace"]
 CASES = parity_cases("ddim_transition")
@@ -39,7 +40,7 @@ def make_schedule(
         alphas_cumprod,
         ddim_timesteps(steps, train_steps=1000, spacing=spacing, offset=1),
         prediction_type,
-        eta=eta,
+        eta=torch.full((steps,), eta, dtype=torch.float64),
         final_alpha_cumprod=1.0 if alpha_to_one else float(alphas_cumprod[0]),
     )
 
@@ -145,7 +146,9 @@ def test_a_zero_terminal_signal_does_not_blow_up():
         rescale_betas_zero_snr=True, prediction_type="v_prediction", timestep_spacing="trailing", clip_sample=False
     )
     timesteps = ddim_timesteps(5, train_steps=1000, spacing="trailing", offset=0)
-    schedule = ddim_schedule(scheduler.alphas_cumprod, timesteps, "v_prediction", eta=1.0, final_alpha_cumprod=1.0)
+    schedule = ddim_schedule(
+        scheduler.alphas_cumprod, timesteps, "v_prediction", eta=torch.ones(5), final_alpha_cumprod=1.0
+    )
     for values in (schedule.latents_coef, schedule.output_coef, schedule.std):
         assert values.isfinite().all()
         assert values.abs().max() <= 2
@@ -161,7 +164,11 @@ def test_a_zero_terminal_signal_can_be_drawn_with_any_number_of_steps(spacing, p
         timesteps = ddim_timesteps(steps, train_steps=1000, spacing=spacing, offset=0)
         for eta in (0.3, 1.0):
             schedule = ddim_schedule(
-                scheduler.alphas_cumprod, timesteps, prediction_type, eta=eta, final_alpha_cumprod=1.0
+                scheduler.alphas_cumprod,
+                timesteps,
+                prediction_type,
+                eta=torch.full((steps,), eta),
+                final_alpha_cumprod=1.0,
             )
             assert schedule.find_fault() is None, (steps, eta)
             assert schedule.actions in (steps - 1, steps)
@@ -200,3 +207,16 @@ def test_without_noise_a_trajectory_is_the_state_of_the_last_call():
     assert trajectories.actions == 0
     assert torch.equal(trajectories.latents_BSCHW[:, 0], fed[2])
     assert final.shape == (2, 4, 8, 8)
+
+
+def test_spacing_and_window_can_be_asked_for():
+    scheduler = diffusers_scheduler()
+    noise = Noise(scheduler.config, scheduler.alphas_cumprod)
+    trailing = SAMPLER.schedule(DdimSettings(timestep_spacing="trailing"), noise, 4, 0.0)
+    assert trailing.timesteps.tolist() == [999, 749, 499, 249]
+    asked = SAMPLER.in_diffusers(DdimSettings(timestep_spacing="trailing", eta=0.0), noise, 4)
+    assert asked.settings == {"timestep_spacing": "trailing"}
+    window = SAMPLER.schedule(DdimSettings(window=(0, 2)), noise, 4, 0.0)
+    assert window.action_calls.tolist() == [0, 2]
+    assert SAMPLER.in_diffusers(DdimSettings(window=(0, 2)), noise, 4) is None
+    assert "name the calls" in str(explain_no_actions(DdimSettings(window=()), 4))

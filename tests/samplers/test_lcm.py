@@ -8,8 +8,10 @@ from parity_tables import ParityTable, assert_rows_close, parity_cases
 from rlcm_cli.core.gaussian import take_action
 from rlcm_cli.core.schedule import Schedule, roots, rounded_sqrt, sample_trajectories, transition
 from rlcm_cli.core.trajectory import flatten_transitions
+from rlcm_cli.errors import ConfigError
+from rlcm_cli.samplers import Noise
 from rlcm_cli.samplers._distilled import distilled_timesteps
-from rlcm_cli.samplers.lcm import lcm_schedule
+from rlcm_cli.samplers.lcm import SAMPLER, LcmSettings, lcm_schedule
 
 PREDICTION_TYPES = ["epsilon", "v_prediction", "sample"]
 CASES = parity_cases("lcm_transition")
@@ -268,3 +270,15 @@ def test_full_noise_has_the_bits_of_the_published_sampler():
     full = lcm_schedule(levels, timesteps, "epsilon", eta=torch.ones(8, dtype=torch.float64))
     for name in ("latents_coef", "output_coef", "std"):
         assert torch.equal(getattr(plain, name), getattr(full, name))
+
+
+def test_the_timesteps_can_be_given_as_of_dmd2():
+    scheduler = diffusers_scheduler()
+    noise, settings = Noise(scheduler.config, scheduler.alphas_cumprod), LcmSettings(timesteps=(999, 749, 499, 249))
+    assert SAMPLER.schedule(settings, noise, 4, 0.0).timesteps.tolist() == [999, 749, 499, 249]
+    assert SAMPLER.in_diffusers(settings, noise, 4).arguments == {"timesteps": [999, 749, 499, 249]}
+    with pytest.raises(ConfigError, match=r"sampler.timesteps names 4 timesteps, and sample.steps is 2"):
+        SAMPLER.schedule(settings, noise, 2, 0.0)
+    for wrong in ((249, 999), (1000,)):
+        with pytest.raises(ConfigError, match="they fall, from at most 999"):
+            SAMPLER.schedule(LcmSettings(timesteps=wrong), noise, len(wrong), 0.0)

@@ -111,15 +111,19 @@ def draw_with_diffusers(scheduler: Any, arguments: dict[str, Any]) -> torch.Tens
 
 
 # The formulas of the others, which diffusers has no scheduler for, are compared in the samplers' own tests.
-IN_DIFFUSERS = [case for case in CASES if case.values[0].in_diffusers(case.values[1], noise_of(case.values[0]), 4)]
+IN_DIFFUSERS = [
+    pytest.param(*case.values, prediction_type, id=f"{case.id}-{prediction_type}")
+    for case in CASES
+    for prediction_type in PREDICTION_TYPES
+    if case.values[0].in_diffusers(case.values[1], noise_of(case.values[0], prediction_type), 4)
+]
 
 
 def test_every_sampler_is_compared():
     assert {case.values[0].kind for case in IN_DIFFUSERS} == {*SAMPLERS}
 
 
-@pytest.mark.parametrize(("sampler", "settings"), IN_DIFFUSERS)
-@pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
+@pytest.mark.parametrize(("sampler", "settings", "prediction_type"), IN_DIFFUSERS)
 def test_it_draws_what_its_scheduler_in_diffusers_draws(sampler, settings, prediction_type):
     for steps in STEPS:
         model_noise = noise_of(sampler, prediction_type)

@@ -14,6 +14,7 @@ from rlcm_cli.config import resolve_config
 from rlcm_cli.discovery import list_kinds
 from rlcm_cli.errors import ConfigError
 from rlcm_cli.samplers import SAMPLERS, find_owners, find_sampler, read_setting
+from rlcm_cli.samplers.ddim import DdimSettings
 
 PACKAGE = Path(rlcm_cli.__file__).parent
 
@@ -36,7 +37,7 @@ def test_an_unknown_sampler_is_refused_with_those_that_there_are():
 
 def test_a_setting_knows_its_samplers():
     assert find_owners("original_steps") == ["lcm", "tcd"]
-    assert find_owners("eta") == ["ddim", "flow", "lcm"]
+    assert find_owners("eta") == ["ddim", "euler", "flow", "lcm"]
     assert find_owners("kind") == []
 
 
@@ -74,10 +75,11 @@ def test_another_kind_drops_the_settings_of_the_one_below(tmp_path):
         "kind": "tcd",
         "spacing": "diffusers",
         "original_steps": 50,
+        "timesteps": None,
         "gamma": 0.5,
     }
     given = ["sampler.eta=0.5", "sampler.kind=ddim"]
-    assert resolve_config(["compression"], assignments=given).sampler.model_dump() == {"kind": "ddim", "eta": 0.5}
+    assert resolve_config(["compression"], assignments=given).sampler == DdimSettings(eta=0.5)
     kept = resolve_config(["compression"], assignments=["sampler.spacing=strided"], flags={"sampler.kind": "lcm"})
     assert kept.sampler.model_dump()["spacing"] == "strided"
 
