@@ -51,10 +51,7 @@ def step_bytes(model: LatentModel, transitions: int) -> int:
     for parameter in lora_parameters(model).values():
         parameter.grad = None
     states = torch.randn(transitions, *model.latent_shape, dtype=model.dtype)
-    tokens = model.pipeline.tokenizer.model_max_length
-    conditioning = {
-        "prompt_embeds": torch.randn(transitions, tokens, model.denoiser.config.cross_attention_dim, dtype=model.dtype)
-    }
+    conditioning = model.encode_prompts([""] * transitions)
     with PeakAllocations() as counted:
         mean = model.predict(states, torch.randint(0, 999, (transitions,)), conditioning, GUIDANCE)
         gaussian_log_prob(states, mean, torch.ones(()), "mean").exp().mean().backward()

@@ -9,7 +9,7 @@ import typer
 
 from rlcm_cli.cli import options as o
 from rlcm_cli.cli.asked import ask_model
-from rlcm_cli.cli.completion import complete_reward
+from rlcm_cli.cli.completion import complete_architecture, complete_reward
 from rlcm_cli.cli.setting_options import chosen_settings, command_with
 from rlcm_cli.cli.streams import announce
 from rlcm_cli.errors import ConfigError
@@ -18,9 +18,10 @@ from rlcm_cli.wording import format_duration, format_gb, format_size
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from rlcm_cli.config import Config
+    from rlcm_cli.config import Config, ModelSettings
     from rlcm_cli.measuring.bench import Bench, Measured
     from rlcm_cli.models.latent_model import LatentModel
+    from rlcm_cli.recommendation import Recommendation
 
 DEFAULT_TASK = "compression"
 SETTINGS = (
@@ -45,7 +46,8 @@ def bench_command(
         o.setting(
             "--architecture",
             "NAME",
-            "Use a randomly initialised model of this architecture: emoji-lcm, sd15-lcm, sd15 or sdxl-lcm.",
+            "Use a randomly initialised model of this architecture, such as sd15-lcm, without its text encoders.",
+            complete=complete_architecture,
         ),
     ] = None,
     tasks: Annotated[
@@ -118,9 +120,16 @@ def resolve_presets(
         raise ConfigError("--model and --architecture both name a model; give only one of them")
     if architecture is not None:
         flags = {**flags, "model.name": architecture}
-    ask = ask_model if architecture is None else None
+    ask = ask_model if architecture is None else ask_architecture
     names = list(dict.fromkeys(tasks)) or [DEFAULT_TASK]
     return {name: resolve_settings([name], assignments=assignments, flags=flags, recommend=ask)[0] for name in names}
+
+
+def ask_architecture(model: ModelSettings) -> Recommendation:
+    """Return how the published model of an architecture is drawn. Raises `ModelError` for an unknown one."""
+    from rlcm_cli.models.parts import recommend_architecture
+
+    return recommend_architecture(model.name)
 
 
 def load(config: Config, architecture: str | None) -> LatentModel:

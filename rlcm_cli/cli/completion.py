@@ -49,6 +49,13 @@ def complete_model(incomplete: str) -> list[str]:
     return [*_beginning(list(EMBEDDED_MODELS), incomplete), *_folders(incomplete)]
 
 
+def complete_architecture(incomplete: str) -> list[str]:
+    """Complete the name of an architecture."""
+    from rlcm_cli.models.parts import MEASURED, RANDOM
+
+    return _beginning([MEASURED, *RANDOM], incomplete)
+
+
 def complete_device(incomplete: str) -> list[str]:
     """Complete the name of a device."""
     return _beginning(["auto", "cpu", "cuda", "mps"], incomplete)

@@ -162,11 +162,26 @@ class ForeignNames:
 
 @dataclass(frozen=True)
 class Architecture:
-    """A pipeline of a family with random weights, of the size of a published one."""
+    """A pipeline of a family with random weights, of the size of a published one: to be measured, never looked at.
 
-    build: Callable[[Any], Any]
-    """Tokenizer → the pipeline, in torch's default dtype, on torch's default device, with the sampler's scheduler."""
-    sampler: Sampler
+    A family registers one under the name that `rlcm bench --architecture` has for it. Its functions make modules in
+    torch's default dtype on torch's default device, which the caller sets: also on the meta device, where a module has
+    shapes and takes no memory. So they make every tensor by torch's own factories, and read no value of one.
+
+    Text encoders may be larger than the denoiser, and no measurement runs them. The pipeline is therefore built
+    without, `condition` stands in for them, and they are built by themselves where only their size is asked for. No
+    tokenizer is needed.
+    """
+
+    build: Callable[[], Any]
+    """Make the pipeline: its text encoders and tokenizers are None, its scheduler is of the class of the sampler."""
+    build_text_encoders: Callable[[], Mapping[str, Any]]
+    """Make the text encoders, by the names of their components."""
+    condition: Callable[[LoadedPipeline], dict[str, Tensor]]
+    """Return what `TextEncoding.encode` gives of a prompt of usual length, with random numbers: names, shapes, dtypes.
+    Called with torch's seed set by the prompt; the tensors lie on the CPU."""
+    recommendation: Recommendation
+    """How the published model is drawn: sampler, steps, guidance, and what else its makers say."""
 
 
 @dataclass(frozen=True)

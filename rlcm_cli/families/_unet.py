@@ -11,6 +11,7 @@ from rlcm_cli.errors import ModelError
 from rlcm_cli.families import Architecture, Configs, LoadedPipeline, Scheduling, class_of
 from rlcm_cli.families._betas import STABLE_DIFFUSION_SCHEDULE, UNCLIPPED, check_scheduler, read_noise
 from rlcm_cli.families._clip import with_negative
+from rlcm_cli.recommendation import Recommendation
 from rlcm_cli.samplers import SAMPLERS, Sampler
 from rlcm_cli.samplers.ddim import SAMPLER as DDIM
 from rlcm_cli.samplers.lcm import SAMPLER as LCM
@@ -273,15 +274,25 @@ def spell_as_sgm(name: str, unet: Mapping[str, Any], names: Mapping[str, object]
 # Pipelines of published sizes with random weights
 
 
-def list_architectures(builders: Mapping[str, Callable[[Sampler, int | None, Any], Any]]) -> dict[str, Architecture]:
+def list_architectures(
+    builders: Mapping[str, Callable[[Sampler, int | None], Any]],
+    build_text_encoders: Callable[[], Mapping[str, Any]],
+    condition: Callable[[LoadedPipeline], dict[str, Tensor]],
+) -> dict[str, Architecture]:
     """Return architectures by name, one that ends in `lcm` with a guidance embedding.
 
-    `builders`: name → what makes a pipeline of a sampler, the width of the guidance embedding if any, and a tokenizer.
+    `builders`: name → what makes a pipeline of a sampler and the width of the guidance embedding, if any. The others
+    are those of `Architecture`.
     """
     found = {}
     for name, build in builders.items():
-        sampler, embedding = (LCM, GUIDANCE_EMBEDDING) if name.endswith("lcm") else (DDIM, None)
-        found[name] = Architecture(partial(build, sampler, embedding), sampler)
+        sampler, embedding, guidance = (LCM, GUIDANCE_EMBEDDING, 8.5) if name.endswith("lcm") else (DDIM, None, 7.5)
+        found[name] = Architecture(
+            partial(build, sampler, embedding),
+            build_text_encoders,
+            condition,
+            Recommendation(sampler.kind, sampler.steps, guidance),
+        )
     return found
 
 
@@ -292,14 +303,17 @@ def build_scheduler(sampler: Sampler) -> Any:
     return getattr(diffusers, sampler.scheduler)(**STABLE_DIFFUSION_SCHEDULE, clip_sample=False)
 
 
-def build_text_config(tokenizer: Any, settings: Mapping[str, Any]) -> Any:
+def build_text_config(settings: Mapping[str, Any]) -> Any:
     """Make the configuration of a text encoder of CLIP's own vocabulary."""
     from transformers import CLIPTextConfig
 
-    return CLIPTextConfig(
-        vocab_size=49408,
-        max_position_embeddings=TOKENS,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        **settings,
-    )
+    return CLIPTextConfig(vocab_size=49408, max_position_embeddings=TOKENS, **settings)
+
+
+def make_embeddings(model: LoadedPipeline, **shapes: tuple[int, ...]) -> dict[str, Tensor]:
+    """Return random embeddings of some shapes by name, with those of the empty prompt where guidance needs them."""
+    import torch
+
+    guided_twice = not is_guided_by_embedding(model.denoiser.config)
+    names = [*shapes, *(f"negative_{name}" for name in shapes if guided_twice)]
+    return {name: torch.randn(shapes[name.removeprefix("negative_")]) for name in names}

@@ -96,14 +96,17 @@ def _recommend_guidance(config: Mapping[str, Any]) -> float:
 
 def _encode(model: LoadedPipeline, prompt: str) -> dict[str, Tensor]:
     """Encode a prompt; in addition to what Stable Diffusion has, two pooled tables and `time_ids` [6]."""
-    import torch
-
     guided_twice = not unet.is_guided_by_embedding(model.denoiser.config)
     rows = clip.encode_prompt(model.pipeline, prompt, model.device, guided_twice=guided_twice)
-    # Original size, crop from the top left, target size (arXiv 2307.01952, section 2.2).
+    return {**rows, "time_ids": _list_sizes(model)}
+
+
+def _list_sizes(model: LoadedPipeline) -> Tensor:
+    """Return original size, crop from the top left, target size (arXiv 2307.01952, section 2.2), [6]."""
+    import torch
+
     height, width = model.image_size
-    rows["time_ids"] = torch.tensor([height, width, 0, 0, height, width], dtype=model.dtype)
-    return rows
+    return torch.tensor([height, width, 0, 0, height, width], dtype=model.dtype)
 
 
 def _name_arguments(conditioning: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -142,20 +145,36 @@ def _describe(pipeline: Any) -> tuple[str, dict[str, str]]:
     }
 
 
-def _build_sdxl(sampler: Sampler, guidance_embedding: int | None, tokenizer: Any) -> Any:
+def _build_sdxl(sampler: Sampler, guidance_embedding: int | None) -> Any:
     import diffusers
-    from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
     return diffusers.StableDiffusionXLPipeline(
         vae=diffusers.AutoencoderKL(**unet.AUTOENCODER, sample_size=1024, scaling_factor=0.13025, force_upcast=True),
-        text_encoder=CLIPTextModel(unet.build_text_config(tokenizer, unet.CLIP_L)),
-        text_encoder_2=CLIPTextModelWithProjection(unet.build_text_config(tokenizer, CLIP_BIG_G)),
-        tokenizer=tokenizer,
-        tokenizer_2=tokenizer,
+        text_encoder=None,
+        text_encoder_2=None,
+        tokenizer=None,
+        tokenizer_2=None,
         unet=diffusers.UNet2DConditionModel(**SDXL_UNET, time_cond_proj_dim=guidance_embedding),
         scheduler=unet.build_scheduler(sampler),
         add_watermarker=False,
     )
+
+
+def _build_text_encoders() -> dict[str, Any]:
+    from transformers import CLIPTextModel, CLIPTextModelWithProjection
+
+    return {
+        "text_encoder": CLIPTextModel(unet.build_text_config(unet.CLIP_L)),
+        "text_encoder_2": CLIPTextModelWithProjection(unet.build_text_config(CLIP_BIG_G)),
+    }
+
+
+def _condition(model: LoadedPipeline) -> dict[str, Tensor]:
+    width = int(CLIP_BIG_G["projection_dim"])
+    embeddings = unet.make_embeddings(
+        model, prompt_embeds=(unet.TOKENS, SDXL_UNET["cross_attention_dim"]), pooled_prompt_embeds=(width,)
+    )
+    return {**embeddings, "time_ids": _list_sizes(model)}
 
 
 FAMILY = Family(
@@ -189,5 +208,5 @@ FAMILY = Family(
     names=ForeignNames(
         unet.KOHYA, unet.spell_as_sgm, _describe, single_file=("conditioner.embedders.1.", "conditioner.embedders.0.")
     ),
-    architectures=unet.list_architectures({"sdxl-lcm": _build_sdxl}),
+    architectures=unet.list_architectures({"sdxl-lcm": _build_sdxl}, _build_text_encoders, _condition),
 )

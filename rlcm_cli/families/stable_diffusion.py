@@ -83,20 +83,29 @@ def _describe(pipeline: Any) -> tuple[str, dict[str, str]] | None:
     }
 
 
-def _build_sd15(sampler: Sampler, guidance_embedding: int | None, tokenizer: Any) -> Any:
+def _build_sd15(sampler: Sampler, guidance_embedding: int | None) -> Any:
     import diffusers
-    from transformers import CLIPTextModel
 
     return getattr(diffusers, PIPELINES[guidance_embedding is not None])(
         vae=diffusers.AutoencoderKL(**unet.AUTOENCODER, sample_size=512, scaling_factor=0.18215),
-        text_encoder=CLIPTextModel(unet.build_text_config(tokenizer, unet.CLIP_L)),
-        tokenizer=tokenizer,
+        text_encoder=None,
+        tokenizer=None,
         unet=diffusers.UNet2DConditionModel(**SD15_UNET, time_cond_proj_dim=guidance_embedding),
         scheduler=unet.build_scheduler(sampler),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
     )
+
+
+def _build_text_encoders() -> dict[str, Any]:
+    from transformers import CLIPTextModel
+
+    return {"text_encoder": CLIPTextModel(unet.build_text_config(unet.CLIP_L))}
+
+
+def _condition(model: LoadedPipeline) -> dict[str, Tensor]:
+    return unet.make_embeddings(model, prompt_embeds=(unet.TOKENS, unet.CLIP_L["hidden_size"]))
 
 
 FAMILY = Family(
@@ -124,5 +133,7 @@ FAMILY = Family(
     predict=partial(unet.predict, _name_arguments),
     lora_targets=unet.LORA_TARGETS,
     names=ForeignNames(unet.KOHYA, unet.spell_as_sgm, _describe, single_file=("cond_stage_model.",)),
-    architectures=unet.list_architectures({"sd15-lcm": _build_sd15, "sd15": _build_sd15}),
+    architectures=unet.list_architectures(
+        {"sd15-lcm": _build_sd15, "sd15": _build_sd15}, _build_text_encoders, _condition
+    ),
 )

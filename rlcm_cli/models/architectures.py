@@ -1,31 +1,27 @@
 """Pipelines of known architectures with random weights: of the real size, for measuring, with nothing to download.
 
-The numbers are those of the configurations that the models are published with, and stand with each family. Only the
-tokenizer is another, the embedded model's: with token ids of its own, and sequences of the same 77.
+The numbers are those of the configurations that the models are published with, and stand with each family. Text
+encoders and tokenizers are left out: what a prompt is encoded to is random too.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+import hashlib
+from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
+from torch import Tensor
 
 from rlcm_cli.core.device import select_device
 from rlcm_cli.core.digests import digest_json
-from rlcm_cli.errors import ModelError
-from rlcm_cli.families import FAMILIES, Architecture, Family
-from rlcm_cli.models.embedded import embedded_folder
+from rlcm_cli.families import Architecture, Family, LoadedPipeline, TextEncoding
 from rlcm_cli.models.latent_model import LatentModel
 from rlcm_cli.models.libraries import quiet_libraries
 from rlcm_cli.models.loading import DTYPES, freeze_pipeline, load_model
-
-RANDOM: Mapping[str, tuple[Family, Architecture]] = {
-    name: (family, architecture) for family in FAMILIES.values() for name, architecture in family.architectures.items()
-}
-ARCHITECTURES = ("emoji-lcm", *RANDOM)
-"""The embedded model, which has its own weights, and those that are made of random ones."""
-TOKENS = 77
+from rlcm_cli.models.parts import MEASURED, find_architecture
+from rlcm_cli.samplers import find_sampler
 
 
 def build_architecture(
@@ -33,35 +29,40 @@ def build_architecture(
 ) -> LatentModel:
     """Build a model of a known architecture, frozen and in eval mode, like those of `load_model`.
 
-    `image_size`: (height, width) in pixels; None for what it was published with. Raises `ModelError` for an unknown
-    name or a size that the model cannot have.
-    """
-    if name not in ARCHITECTURES:
-        raise ModelError(
-            f"unknown architecture '{name}'; there are {', '.join(ARCHITECTURES)}; a pipeline's folder is given by "
-            "--model"
-        )
-    if embedded_folder(name) is not None:
-        return load_model(name, revision=None, dtype=dtype, device=device, image_size=image_size)
-    place = select_device(device)
-    family, architecture = RANDOM[name]
-    with quiet_libraries():
-        from transformers import CLIPTokenizer
+    It has no text encoder, and encodes a prompt to random numbers.
 
-        folder = f"{embedded_folder('emoji-lcm')}/tokenizer"
-        tokenizer = CLIPTokenizer.from_pretrained(folder, model_max_length=TOKENS)
-        with _made_there(place, DTYPES[dtype]):
-            pipeline = architecture.build(tokenizer)
+    Args:
+        name: Of an architecture of a family, or the embedded model's.
+        dtype: Of the weights.
+        device: As `select_device` takes it, or `meta` for a model that has shapes and no memory.
+        image_size: (height, width) in pixels; None for the recommended one, or what it was published with.
+
+    Raises:
+        ModelError: For an unknown name, or a size that the model cannot have.
+    """
+    if name == MEASURED:
+        return load_model(name, revision=None, dtype=dtype, device=device, image_size=image_size)
+    family, architecture = find_architecture(name)
+    place = select_device(device)
+    with quiet_libraries(), made_there(place, DTYPES[dtype]):
+        pipeline = architecture.build()
     freeze_pipeline(pipeline, family, place)
-    digest = digest_json(["architecture", name, dtype])
-    model = LatentModel(pipeline, family, architecture.sampler, place, DTYPES[dtype], digest)
-    if image_size is not None:
-        model.set_image_size(*image_size)
+    found = architecture.recommendation
+    model = LatentModel(
+        pipeline,
+        _without_text(family, architecture),
+        find_sampler(found.sampler),
+        place,
+        DTYPES[dtype],
+        digest_json(["architecture", name, dtype]),
+    )
+    if size := image_size or found.image_size:
+        model.set_image_size(*size)
     return model
 
 
 @contextlib.contextmanager
-def _made_there(place: torch.device, dtype: torch.dtype) -> Iterator[None]:
+def made_there(place: torch.device, dtype: torch.dtype) -> Iterator[None]:
     """Make modules on their device, in their dtype and from one seed within the block: nothing is copied or cast."""
     previous = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
@@ -71,3 +72,14 @@ def _made_there(place: torch.device, dtype: torch.dtype) -> Iterator[None]:
             yield
     finally:
         torch.set_default_dtype(previous)
+
+
+def _without_text(family: Family, architecture: Architecture) -> Family:
+    """Return the family with random numbers in the place of what its text encoders give."""
+
+    def encode(model: LoadedPipeline, prompt: str) -> dict[str, Tensor]:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(int.from_bytes(hashlib.sha256(prompt.encode()).digest()[:4]))
+            return architecture.condition(model)
+
+    return replace(family, text=TextEncoding(encode, lambda pipeline, prompts: (0, 0)))

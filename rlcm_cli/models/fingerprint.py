@@ -38,8 +38,8 @@ PROBES = (
 
 
 def modules_of(pipeline: Any, family: Family) -> dict[str, torch.nn.Module]:
-    """Return the modules of a pipeline of a family by name."""
-    return {name: getattr(pipeline, name) for name in family.modules}
+    """Return the modules that a pipeline of a family has, by name."""
+    return {name: module for name in family.modules if (module := getattr(pipeline, name)) is not None}
 
 
 def digest_pipeline(pipeline: Any, family: Family) -> str:

@@ -5,10 +5,14 @@ Nothing here needs torch or diffusers, so that a configuration can be settled wi
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
+from rlcm_cli.errors import ModelError
 from rlcm_cli.families import (
+    FAMILIES,
     WITHOUT_EFFECT,
+    Architecture,
     Configs,
     Family,
     class_of,
@@ -20,6 +24,14 @@ from rlcm_cli.models.embedded import RECOMMENDED_GUIDANCE, RECOMMENDED_STEPS
 from rlcm_cli.models.folders import PipelineFolder, find_pipeline
 from rlcm_cli.recommendation import Recommendation
 from rlcm_cli.samplers import Sampler, find_sampler
+from rlcm_cli.wording import nearest
+
+RANDOM: Mapping[str, tuple[Family, Architecture]] = {
+    name: (family, architecture) for family in FAMILIES.values() for name, architecture in family.architectures.items()
+}
+"""Architectures that are built with random weights, by their names."""
+MEASURED = "emoji-lcm"
+"""The embedded model among the architectures, which has its own weights."""
 
 
 @dataclass(frozen=True)
@@ -91,3 +103,20 @@ def read_parts(folder: PipelineFolder) -> Parts:
     if fault:
         raise refuse(folder.name, fault)
     return Parts(family, configs)
+
+
+def recommend_architecture(name: str) -> Recommendation:
+    """Return how the published model of an architecture is drawn. Raises `ModelError` for an unknown name."""
+    if name == MEASURED:
+        return recommend(name, revision=None)
+    return find_architecture(name)[1].recommendation
+
+
+def find_architecture(name: str) -> tuple[Family, Architecture]:
+    """Return an architecture with its family. Raises `ModelError` for an unknown name."""
+    if name not in RANDOM:
+        raise ModelError(
+            f"unknown architecture '{name}'{nearest(name, [*RANDOM])}; there are {', '.join([MEASURED, *RANDOM])}; a "
+            "pipeline's folder is given by --model"
+        )
+    return RANDOM[name]

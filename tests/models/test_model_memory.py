@@ -1,4 +1,4 @@
-"""Checkpointed activations and sliced decoding change memory, not results; architectures have their real sizes."""
+"""Checkpointed activations and sliced decoding change memory, not results."""
 
 import pytest
 import torch
@@ -7,8 +7,6 @@ from tiny_pipelines import build_sd
 
 from rlcm_cli.core.allocations import PeakAllocations
 from rlcm_cli.errors import ModelError
-from rlcm_cli.models import architectures
-from rlcm_cli.models.architectures import ARCHITECTURES, build_architecture
 from rlcm_cli.models.loading import load_model
 from rlcm_cli.models.lora import lora_parameters
 from rlcm_cli.models.memory import checkpoint_activations, model_bytes, slice_decoding
@@ -94,61 +92,7 @@ def test_the_bytes_of_a_model_are_those_of_its_weights(model):
     assert least <= model_bytes(model) <= least + 10_000
 
 
-# Architectures
-
-PUBLISHED = {
-    "sd15": {"unet": 859_520_964, "vae": 83_653_863, "text_encoder": 123_060_480},
-    "sd15-lcm": {"unet": 859_520_964 + 256 * 320, "vae": 83_653_863, "text_encoder": 123_060_480},
-    "sdxl-lcm": {
-        "unet": 2_567_463_684 + 256 * 320,
-        "vae": 83_653_863,
-        "text_encoder": 123_060_480,
-        "text_encoder_2": 694_659_840,
-    },
-}
-"""Parameters of the published weights; an LCM's U-Net has a projection of the guidance embedding more."""
-
-
-@pytest.fixture
-def on_paper(monkeypatch):
-    """Modules without memory."""
-    monkeypatch.setattr(architectures, "select_device", torch.device)
-    monkeypatch.setattr(architectures, "freeze_pipeline", lambda pipeline, family, place: None)
-
-
-@pytest.mark.parametrize("name", sorted(PUBLISHED))
-@pytest.mark.usefixtures("on_paper")
-def test_an_architecture_has_as_many_parameters_as_the_published_weights(name):
-    model = build_architecture(name, dtype="bfloat16", device="meta")
-    parts = {part: getattr(model.pipeline, part) for part in PUBLISHED[name]}
-    assert {part: sum(p.numel() for p in module.parameters()) for part, module in parts.items()} == PUBLISHED[name]
-    assert all(p.dtype == torch.bfloat16 for module in parts.values() for p in module.parameters())
-    assert model.sampler.kind == ("lcm" if name.endswith("lcm") else "ddim")
-    assert model.guided_by_embedding == name.endswith("lcm")
-    assert model.image_size == ((1024, 1024) if name == "sdxl-lcm" else (512, 512))
-    assert model.pipeline.tokenizer("a cat", padding="max_length").input_ids[76] is not None
-    assert torch.get_default_dtype() == torch.float32
-
-
-@pytest.mark.usefixtures("on_paper")
-def test_an_architecture_is_built_at_a_size():
-    model = build_architecture("sd15-lcm", dtype="bfloat16", device="meta", image_size=(768, 768))
-    assert (model.latent_shape, model.image_size) == ((4, 96, 96), (768, 768))
-
-
-def test_the_embedded_model_is_an_architecture_with_its_own_weights():
-    assert ARCHITECTURES[0] == "emoji-lcm"
-    model = build_architecture("emoji-lcm", dtype="float32", device="cpu", image_size=(128, 128))
-    assert model.image_size == (128, 128)
-    images = draw(model, ["a cat"], [0], steps=2).images
-    assert images.shape == (1, 3, 128, 128)
-
-
-def test_what_cannot_be_built_is_refused(tmp_path):
-    with pytest.raises(
-        ModelError, match=r"unknown architecture 'sd16'; there are emoji-lcm, sdxl-lcm, sd15-lcm, sd15"
-    ):
-        build_architecture("sd16", dtype="float32", device="cpu")
+def test_a_size_that_the_model_cannot_have_is_refused(tmp_path):
     # Halved once below its latents of 8, which are half of the pixels.
     model = load_model(str(build_sd(tmp_path / "sd")), revision=None, dtype="float32", device="cpu")
     for size in (0, 3, 18):
