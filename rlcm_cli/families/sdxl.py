@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from rlcm_cli.families import LoadedPipeline
 
 EMPTY_PROMPT = "force_zeros_for_empty_prompt"
-CLIP_BIG_G = {
+CLIP_BIG_G: Mapping[str, Any] = {
     "hidden_size": 1280,
     "intermediate_size": 5120,
     "num_hidden_layers": 32,
@@ -37,7 +37,7 @@ CLIP_BIG_G = {
     "projection_dim": 1280,
     "hidden_act": "gelu",
 }
-SDXL_UNET = {
+SDXL_UNET: Mapping[str, Any] = {
     "sample_size": 128,
     "block_out_channels": (320, 640, 1280),
     "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
@@ -170,9 +170,10 @@ def _build_text_encoders() -> dict[str, Any]:
 
 
 def _condition(model: LoadedPipeline) -> dict[str, Tensor]:
-    width = int(CLIP_BIG_G["projection_dim"])
     embeddings = unet.make_embeddings(
-        model, prompt_embeds=(unet.TOKENS, SDXL_UNET["cross_attention_dim"]), pooled_prompt_embeds=(width,)
+        model,
+        prompt_embeds=(unet.TOKENS, SDXL_UNET["cross_attention_dim"]),
+        pooled_prompt_embeds=(CLIP_BIG_G["projection_dim"],),
     )
     return {**embeddings, "time_ids": _list_sizes(model)}
 
