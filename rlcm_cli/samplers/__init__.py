@@ -32,18 +32,18 @@ def _check_rising(calls: tuple[int, ...]) -> tuple[int, ...]:
     return calls
 
 
-def _read_several(value: object) -> object:
+def read_several(value: object) -> object:
     """Take a lone number, and a list, which TOML has for a tuple."""
     return tuple(value) if isinstance(value, list) else (value,) if isinstance(value, int | float) else value
 
 
 Calls = Annotated[
-    tuple[Annotated[int, Field(ge=0)], ...], BeforeValidator(_read_several), AfterValidator(_check_rising)
+    tuple[Annotated[int, Field(ge=0)], ...], BeforeValidator(read_several), AfterValidator(_check_rising)
 ]
 """Model calls of an image by their numbers, rising from 0."""
-Timesteps = Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1), BeforeValidator(_read_several)]
+Timesteps = Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1), BeforeValidator(read_several)]
 """Times of the model calls, one each."""
-Levels = Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1), BeforeValidator(_read_several)]
+Levels = Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1), BeforeValidator(read_several)]
 """Noise levels of the model calls, one each."""
 
 

@@ -62,7 +62,8 @@ CASES = [
 def make_scheduler(name: str, prediction_type: str = "epsilon", **changes: Any) -> Any:
     """A scheduler of diffusers, with ᾱ in float64, where the roots of both are the same on every processor."""
     kind = getattr(diffusers, name)
-    settings = {**BETAS, "prediction_type": prediction_type, "clip_sample": False, **changes}
+    kinds = {"prediction_type": "trigflow" if name == "SCMScheduler" else prediction_type}  # which knows no other
+    settings = {**BETAS, **kinds, "clip_sample": False, **changes}
     known = inspect.signature(kind).parameters
     scheduler = kind(**{name: value for name, value in settings.items() if name in known})
     for name in ("alphas_cumprod", "final_alpha_cumprod"):
@@ -96,8 +97,13 @@ def predict(latents: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
     return (latents * 0.7).sin() + (timesteps / 1000).double().view(-1, 1, 1, 1)
 
 
-def draw_with_diffusers(scheduler: Any, arguments: dict[str, Any]) -> torch.Tensor:
-    """Draw as a pipeline does that is called with the arguments; the noise of call i is `draw_noise(i + 1)`."""
+def draw_with_diffusers(scheduler: Any, arguments: dict[str, Any]) -> tuple[torch.Tensor, list[float]]:
+    """Draw as a pipeline does that is called with the arguments; the noise of call i is `draw_noise(i + 1)`.
+
+    Returns the latents, and the times that the model is told.
+    """
+    if type(scheduler).__name__ == "SCMScheduler":
+        return draw_like_sana_sprint(scheduler, arguments)
     own = {name: arguments[name] for name in ("num_inference_steps", "timesteps", "sigmas") if name in arguments}
     scheduler.set_timesteps(**own)
     extra = {name: value for name, value in arguments.items() if name not in own}
@@ -107,7 +113,26 @@ def draw_with_diffusers(scheduler: Any, arguments: dict[str, Any]) -> torch.Tens
         output = predict(fed, timestep.expand(len(latents)))
         generator = torch.Generator().manual_seed(index + 1)
         latents = scheduler.step(output, timestep, latents, generator=generator, **extra).prev_sample
-    return latents
+    return latents, scheduler.timesteps.tolist()
+
+
+def draw_like_sana_sprint(scheduler: Any, arguments: dict[str, Any]) -> tuple[torch.Tensor, list[float]]:
+    """The same as `SanaSprintPipeline`, whose latents are not what the model is fed, nor its output what it gives."""
+    scheduler.set_timesteps(**arguments)
+    scale = scheduler.config["sigma_data"]
+    latents = denoised = draw_noise(0) * scale
+    times = []
+    for index, angle in enumerate(scheduler.timesteps[:-1]):
+        time = angle.sin() / (angle.cos() + angle.sin())
+        length = (time**2 + (1 - time) ** 2).sqrt()
+        fed = latents / scale * length
+        output = ((1 - 2 * time) * fed + length**2 * predict(fed, time.expand(len(latents)))) / length * scale
+        torch.set_default_dtype(torch.float64)  # of the noise that the scheduler draws
+        generator = torch.Generator().manual_seed(index + 1)
+        latents, denoised = scheduler.step(output, angle, latents, generator=generator, return_dict=False)
+        torch.set_default_dtype(torch.float32)
+        times.append(time.item())
+    return denoised / scale, times
 
 
 # The formulas of the others, which diffusers has no scheduler for, are compared in the samplers' own tests.
@@ -133,8 +158,8 @@ def test_it_draws_what_its_scheduler_in_diffusers_draws(sampler, settings, predi
         schedule = sampler.schedule(settings, model_noise, steps, 0.0)
         noise = torch.stack([draw_noise(seed) for seed in range(steps + 1)], 1)
         _, drawn = sample_trajectories(predict, schedule, noise, "mean", torch.float64)
-        expected = draw_with_diffusers(scheduler, call.arguments)
-        assert schedule.timesteps.tolist() == pytest.approx(scheduler.timesteps.tolist(), rel=1e-6, abs=1e-4), steps
+        expected, times = draw_with_diffusers(scheduler, call.arguments)
+        assert schedule.timesteps.tolist() == pytest.approx(times, rel=1e-6, abs=1e-4), steps
         # diffusers takes some numbers in float32, of an LCM's boundary condition say.
         assert_rows_close(drawn, expected, 2e-6)
 

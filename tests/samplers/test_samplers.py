@@ -37,7 +37,7 @@ def test_an_unknown_sampler_is_refused_with_those_that_there_are():
 
 def test_a_setting_knows_its_samplers():
     assert find_owners("original_steps") == ["lcm", "tcd"]
-    assert find_owners("eta") == ["ddim", "euler", "flow", "lcm"]
+    assert find_owners("eta") == ["ddim", "euler", "flow", "lcm", "scm"]
     assert find_owners("kind") == []
 
 
