@@ -10,7 +10,7 @@ or with other axes, packs and unpacks them in its own functions.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -91,6 +91,11 @@ class Scheduling:
     recommend: Callable[[str, Configs, str | None], Recommendation | None] = lambda name, configs, distilled_lora: None
     """(model's name, configurations, distilled LoRA) → what the makers of a checkpoint recommend; None: nothing is
     known of it, and it is drawn as pipelines of its family are by default."""
+    translate: Callable[[Mapping[str, Any]], Mapping[str, Any]] = lambda scheduler: scheduler
+    """Configuration of a pipeline's own scheduler → what the sampler's is made of."""
+    stated: tuple[str, ...] = ()
+    """Settings of the sampler's scheduler that the pipeline's own has under other names, so that whoever exchanges it
+    in diffusers has to state them."""
 
 
 @dataclass(frozen=True)
@@ -118,6 +123,8 @@ class Latents:
     a size that the model cannot have."""
     shape: Callable[[Any, int, int], tuple[int, int, int]]
     """(pipeline, height, width) → (channels, height, width) of the latents of an image."""
+    arguments: Callable[[LoadedPipeline], Mapping[str, Any]] = lambda model: {}
+    """Model → arguments of a pipeline's `__call__` without which it draws images of another size."""
 
 
 @dataclass(frozen=True)
@@ -142,6 +149,8 @@ class TextEncoding:
     for `X` where the prompt is left out for classifier-free guidance is named `negative_X`."""
     count_cut: Callable[[Any, list[str]], tuple[int, int]]
     """(pipeline, prompts) → how many are longer than the encoder reads, and how many tokens that is."""
+    overflows_float16: bool = False
+    """Whether the encoders' activations overflow float16; they compute in bfloat16 then."""
 
 
 @dataclass(frozen=True)
@@ -156,6 +165,11 @@ class ForeignNames:
     describe: Callable[[Any], tuple[str, dict[str, str]] | None]
     """Pipeline → what the architecture is called, and the metadata that LoRA files of it have; None: no tool has a
     name for it."""
+    stack: Callable[[Collection[str]], Mapping[str, tuple[str, ...]]] = lambda layers: {
+        name: (name,) for name in layers
+    }
+    """(names of the denoiser's layers) → the layers of kohya's files and ComfyUI, by their names there: of one layer
+    each. Layers that are missing have no name there that diffusers reads too."""
     single_file: tuple[str, ...] = ()
     """Prefixes by which a text encoder shows, in one file with all the weights, that the file is of this family."""
 

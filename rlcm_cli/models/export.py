@@ -61,6 +61,12 @@ def write_kohya(model: LatentModel, file: Path, dtype: torch.dtype, *, title: st
         raise ModelError(
             "the LoRA is a DoRA or has biases, which kohya's format has no room for; use another --format"
         )
+    unnamed = sorted({*layers}.difference(*model.family.names.stack(layers.keys()).values()))
+    if unnamed:
+        raise ModelError(
+            f"the LoRA has a module for {unnamed[0]}, which kohya's format has no name for that diffusers and ComfyUI "
+            "read; use --format diffusers"
+        )
     _settle_strengths(model)
     state = get_peft_model_state_dict(model.denoiser, adapter_name=ADAPTER)
     converted = convert_state_dict_to_kohya({f"denoiser.{name}": tensor for name, tensor in state.items()})
@@ -199,7 +205,12 @@ def describe_call(
     found = model.sampler.in_diffusers(settings, model.noise, steps)
     if found is None:
         return None
-    return replace(found, arguments={**found.arguments, model.family.guidance.argument: guidance_scale})
+    family, own = model.family, model.pipeline.scheduler.config
+    return replace(
+        found,
+        arguments={**found.arguments, family.guidance.argument: guidance_scale, **family.latents.arguments(model)},
+        settings={**{name: own[name] for name in family.scheduling.stated}, **found.settings},
+    )
 
 
 def use_scheduler(pipeline: Any, call: PipelineCall) -> None:

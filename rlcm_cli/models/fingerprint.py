@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -53,7 +54,7 @@ def digest_pipeline(pipeline: Any, family: Family) -> str:
         f"{part}.{name}": tensor for part, module in modules.items() for name, tensor in module.state_dict().items()
     }
     # Names with an underscore say which diffusers wrote the file.
-    settings: dict[str, Any] = {k: v for k, v in pipeline.scheduler.config.items() if not k.startswith("_")}
+    settings: dict[str, Any] = {k: _finite(v) for k, v in pipeline.scheduler.config.items() if not k.startswith("_")}
     settings |= {name: getattr(pipeline.config, name) for name in family.loading.settings}
     tokenizers = [name for name in family.loading.components if name.startswith("tokenizer")]
     settings["components"] = {part: _settings_of(module) for part, module in modules.items()}
@@ -77,6 +78,11 @@ def _settings_of(module: Any) -> dict[str, Any]:
 
 def _plain(value: Any) -> Any:
     return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _finite(value: Any) -> Any:
+    """Return a value as JSON has it: the schedulers of DPM-Solver write an infinity."""
+    return repr(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _digest_tokenizer(tokenizer: Any) -> str:

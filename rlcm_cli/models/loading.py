@@ -79,6 +79,12 @@ def freeze_pipeline(pipeline: Any, family: Family, place: torch.device) -> None:
     pipeline.set_progress_bar_config(disable=True)
 
 
+def choose_dtype(family: Family, part: str, dtype: torch.dtype) -> torch.dtype:
+    """Return what a component of a model of a dtype computes in."""
+    overflows = dtype == torch.float16 and family.text.overflows_float16 and part.startswith("text_encoder")
+    return torch.bfloat16 if overflows else dtype
+
+
 def _load_pipeline(folder: PipelineFolder, dtype: torch.dtype, parts: Parts) -> Any:
     loading = parts.family.loading
     with quiet_libraries():  # their first import warns of packages that nothing here uses
@@ -88,7 +94,7 @@ def _load_pipeline(folder: PipelineFolder, dtype: torch.dtype, parts: Parts) -> 
     components = {
         part: load_tokenizer(folder, part, kind)
         if part.startswith("tokenizer")
-        else load_module(folder, part, kind, dtype)
+        else load_module(folder, part, kind, choose_dtype(parts.family, part, dtype))
         for part, kind in kinds.items()
         if part != "scheduler"
     }
@@ -143,5 +149,6 @@ def _set_scheduler(name: str, pipeline: Any, parts: Parts, sampler: Sampler) -> 
     if type(pipeline.scheduler).__name__ != sampler.scheduler:
         with quiet_libraries():
             kind = getattr(diffusers, sampler.scheduler)
-            pipeline.scheduler = kind.from_config(pipeline.scheduler.config, **scheduling.overrides)
+            own = scheduling.translate(pipeline.scheduler.config)
+            pipeline.scheduler = kind.from_config(own, **scheduling.overrides)
         scheduling.check(name, pipeline.scheduler, None)

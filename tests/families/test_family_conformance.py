@@ -17,10 +17,12 @@ from tiny_pipelines import BUILDERS, build_sd
 from rlcm_cli.config import parse_config
 from rlcm_cli.core.lora_file import DENOISERS
 from rlcm_cli.core.noise import seed_generator
+from rlcm_cli.errors import ModelError
 from rlcm_cli.families import DENOISER_TITLES, FAMILIES, Family, find_family
 from rlcm_cli.models.export import describe_call, write_kohya, write_lora
 from rlcm_cli.models.libraries import quiet_libraries
-from rlcm_cli.models.lora import load_foreign_lora, lora_parameters
+from rlcm_cli.models.lora import ADAPTER, load_foreign_lora, lora_parameters
+from rlcm_cli.models.lora_binding import adapted_layers
 
 SETTINGS = """
 task = "compression"
@@ -144,6 +146,11 @@ def test_a_lora_is_trained_exported_and_loaded_back(case, tmp_path, form):
     wanted = draw(model, PROMPTS, SEEDS).images
     assert (wanted.int() - untrained.int()).abs().float().mean() > 1
 
+    layers = [name for name, _ in adapted_layers(model.denoiser, ADAPTER)]
+    if form == "kohya" and not family.names.stack(layers):
+        with pytest.raises(ModelError, match="which kohya's format has no name for"):
+            write_kohya(model, tmp_path / "x.safetensors", torch.float32, title="x")
+        return
     if form == "kohya":
         file = write_kohya(model, tmp_path / "x.safetensors", torch.float32, title="x")
     else:

@@ -19,6 +19,7 @@ from diffusers.schedulers import DDIMScheduler, EulerDiscreteScheduler, LCMSched
 from diffusers.utils import convert_state_dict_to_kohya
 from peft import LoraConfig, get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
+from tiny_sana import build_sana, build_sana_sprint
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from rlcm_cli.models.embedded import embedded_folder
@@ -99,6 +100,8 @@ BUILDERS: Mapping[str, Mapping[str, Callable[[Path], Path]]] = {
         "sdxl": build_sdxl,
         "sdxl-lcm": functools.partial(build_sdxl, scheduler="lcm", guided_by_embedding=True),
     },
+    "sana-sprint": {"sana-sprint": build_sana_sprint},
+    "sana": {"sana": build_sana},
 }
 """Family → name → what saves a pipeline of it, for the tests that every family passes."""
 

@@ -12,6 +12,7 @@ from rlcm_cli.models.parts import RANDOM, find_architecture, recommend_architect
 META = torch.device("meta")
 CLIP_L, CLIP_BIG_G = 123_060_480, 694_659_840
 KL_VAE = 83_653_863
+GEMMA_2_2B, DC_AE = 2_614_341_888, 312_250_275
 PUBLISHED = {
     "sd15": {"unet": 859_520_964, "vae": KL_VAE, "text_encoder": CLIP_L},
     "sd15-lcm": {"unet": 859_520_964 + 256 * 320, "vae": KL_VAE, "text_encoder": CLIP_L},
@@ -21,6 +22,9 @@ PUBLISHED = {
         "text_encoder": CLIP_L,
         "text_encoder_2": CLIP_BIG_G,
     },
+    "sana-sprint-0.6b": {"transformer": 593_501_216, "vae": DC_AE, "text_encoder": GEMMA_2_2B},
+    "sana-sprint-1.6b": {"transformer": 1_610_237_472, "vae": DC_AE, "text_encoder": GEMMA_2_2B},
+    "sana-1.6b": {"transformer": 1_604_462_752, "vae": DC_AE, "text_encoder": GEMMA_2_2B},
 }
 """Parameters of the published weights; an LCM's U-Net has a projection of the guidance embedding more."""
 

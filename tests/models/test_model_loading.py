@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import LCMScheduler
+from diffusers import DPMSolverMultistepScheduler, LCMScheduler
 from model_helpers import draw, edit_json, load_tiny
 from safetensors.torch import load_file, save_file
+from tiny_pipelines import BETAS, build_sd
 
 from rlcm_cli.core.device import select_device
 from rlcm_cli.errors import ModelError
@@ -92,6 +93,14 @@ def test_a_folder_without_lcm_scheduler_gets_one(tiny_lcm, tiny_lcm_copy, change
     model = load_tiny(tiny_lcm_copy)
     assert isinstance(model.pipeline.scheduler, LCMScheduler)
     assert torch.equal(draw(model, ["cat"], [0]).images, draw(load_tiny(tiny_lcm), ["cat"], [0]).images)
+
+
+def test_a_scheduler_with_an_infinite_setting_is_digested(tmp_path):
+    """Those of DPM-Solver write one, which JSON does not know."""
+    folder = build_sd(tmp_path / "sd")
+    DPMSolverMultistepScheduler(**BETAS).save_pretrained(folder / "scheduler")
+    edit_json(folder / "model_index.json", scheduler=["diffusers", "DPMSolverMultistepScheduler"])
+    assert load_tiny(folder).digest == load_tiny(folder).digest
 
 
 def test_the_schedule_follows_the_configuration_of_the_pipeline(tiny_lcm_copy):
