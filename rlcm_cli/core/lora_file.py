@@ -55,6 +55,7 @@ PART = re.compile(r"(unet|transformer|text_encoder|text_encoder_2)\.(.+)")
 PEFT = re.compile(r"(.+)\.(lora_[AB]|lora_magnitude_vector)(\.(?!weight$|bias$)\w+)?(\.weight|\.bias)?")
 PROCESSOR = re.compile(r"(.+?)(?:\.processor)?\.to_(q|k|v|out)_lora\.(down|up)\.weight")
 LAYER = re.compile(r"(.+)\.(?:lora|lora_linear_layer)\.(down|up)\.weight")
+DOTTED = re.compile(r"(.+)\.lora_(down|up)\.weight")
 
 OTHER_KINDS = {
     "hada_": "LoHa",
@@ -168,6 +169,7 @@ def read_lora(
     metadata: Mapping[str, str],
     place: str,
     kohya_parts: Mapping[str, str] = MappingProxyType({}),
+    dotted_parts: Mapping[str, str] = MappingProxyType({}),
 ) -> LoraFile:
     """Read the tensors and the metadata of a safetensors file; `place` names it in errors.
 
@@ -175,7 +177,8 @@ def read_lora(
     then hold: `shape`, `ndim`, `numel()`, `float()` with NumPy's values, and one of a single value is a number.
 
     `kohya_parts`: prefixes of kohya's keys → the part of the pipeline, where they differ from `KOHYA_PARTS`: many
-    transformers have `lora_unet` too.
+    transformers have `lora_unet` too. `dotted_parts`: the same of other keys than diffusers', which end in a dot
+    (`diffusion_model.`), or are empty where the keys begin with the module's name.
 
     Raises `ModelError` for what is not a LoRA, or not only one (LoHa, LoKr and the like), for incomplete modules,
     values that are not finite, and metadata whose meaning is not known here.
@@ -183,7 +186,7 @@ def read_lora(
     found: dict[tuple[str, str], dict[str, Tensor]] = {}
     adapter_names = set()
     for key, tensor in tensors.items():
-        part, name, role, adapter = _split(key, {**KOHYA_PARTS, **kohya_parts}) or _refuse_tensor(
+        part, name, role, adapter = _split(key, {**KOHYA_PARTS, **kohya_parts}, dotted_parts) or _refuse_tensor(
             key, len(tensors), place
         )
         found.setdefault((part, name), {})[role] = tensor
@@ -269,14 +272,16 @@ def _does_nothing(key: str, value: Any) -> bool:
     return key == "init_lora_weights" and value is True
 
 
-def _split(key: str, kohya_parts: Mapping[str, str]) -> tuple[str, str, str, str] | None:
+def _split(
+    key: str, kohya_parts: Mapping[str, str], dotted_parts: Mapping[str, str]
+) -> tuple[str, str, str, str] | None:
     """Return part, module, role and adapter name of a tensor; None: it is not a LoRA's."""
     if len(key) > 300:
         return None
     if (match := KOHYA.fullmatch(key)) and match[1] in kohya_parts:
         role = KOHYA_ROLES.get(match[3])
         return (kohya_parts[match[1]], match[2], role, "") if role else None
-    part, rest = match.groups() if (match := PART.fullmatch(key)) else ("", key)
+    part, rest = match.groups() if (match := PART.fullmatch(key)) else _split_part(key, dotted_parts)
     if match := PEFT.fullmatch(rest):
         name, matrix, adapter, kind = match.groups(default="")
         role = PEFT_ROLES.get(matrix + kind)
@@ -290,9 +295,18 @@ def _split(key: str, kohya_parts: Mapping[str, str]) -> tuple[str, str, str, str
         return part, f"{name}.{projection}", direction, ""
     if match := LAYER.fullmatch(rest):
         return part, match[1], match[2], ""
+    if part in dotted_parts.values() and (match := DOTTED.fullmatch(rest)):
+        return part, match[1], match[2], ""
     if rest.endswith(".alpha"):
         return part, rest.removesuffix(".alpha"), "alpha", ""
     return None
+
+
+def _split_part(key: str, dotted_parts: Mapping[str, str]) -> tuple[str, str]:
+    for prefix in sorted(dotted_parts, key=len, reverse=True):
+        if key.startswith(prefix):
+            return dotted_parts[prefix], key.removeprefix(prefix)
+    return "", key
 
 
 def _refuse_tensor(key: str, count: int, place: str) -> tuple[str, str, str, str]:

@@ -100,16 +100,18 @@ class Scheduling:
 
 @dataclass(frozen=True)
 class Guidance:
-    """How a family's denoisers are guided, by the denoiser's configuration."""
+    """How a family's denoisers are guided, by their settings (`Family.merge_settings`)."""
 
     is_embedded: Callable[[Mapping[str, Any]], bool]
     """Whether guidance was distilled into the denoiser, so that it costs no second prediction."""
     count_predictions: Callable[[Mapping[str, Any], float], int]
-    """(configuration, guidance scale) → predictions that a guided one is made of."""
+    """(settings, guidance scale) → predictions that a guided one is made of."""
     recommend: Callable[[Mapping[str, Any]], float]
     """The scale that diffusers' pipeline has by default."""
     argument: str = "guidance_scale"
     """What the `__call__` of the pipelines calls the scale."""
+    others: Mapping[str, Any] = field(default_factory=dict)
+    """Other arguments of `__call__` without which the pipelines do not guide."""
 
 
 @dataclass(frozen=True)
@@ -165,11 +167,13 @@ class ForeignNames:
     describe: Callable[[Any], tuple[str, dict[str, str]] | None]
     """Pipeline → what the architecture is called, and the metadata that LoRA files of it have; None: no tool has a
     name for it."""
-    stack: Callable[[Collection[str]], Mapping[str, tuple[str, ...]]] = lambda layers: {
-        name: (name,) for name in layers
-    }
+    stack: Callable[[Collection[str]], Mapping[str, tuple[str, ...]]] = lambda layers: {name: (name,) for name in layers}
     """(names of the denoiser's layers) → the layers of kohya's files and ComfyUI, by their names there: of one layer
-    each. Layers that are missing have no name there that diffusers reads too."""
+    each or of several whose outputs are one after the other, such as `qkv` of `to_q`, `to_k` and `to_v`. Layers that
+    are missing have no name there that diffusers reads too."""
+    prefixes: tuple[str, ...] = ()
+    """Other beginnings of the denoiser's keys in LoRA files, which diffusers reads: `diffusion_model.`, or the empty
+    one, of keys that begin with a layer's name."""
     single_file: tuple[str, ...] = ()
     """Prefixes by which a text encoder shows, in one file with all the weights, that the file is of this family."""
 
@@ -230,6 +234,11 @@ class Family:
     def denoiser_title(self) -> str:
         """What a text calls the denoiser."""
         return DENOISER_TITLES[self.denoiser]
+
+    def merge_settings(self, denoiser: Mapping[str, Any], pipeline: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the settings that guidance depends on: the denoiser's configuration, and from the pipeline's own, or
+        from model_index.json, what `Loading.settings` names."""
+        return {**denoiser, **{key: pipeline[key] for key in self.loading.settings if key in pipeline}}
 
     @property
     def modules(self) -> tuple[str, ...]:

@@ -6,13 +6,14 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rlcm_cli.errors import ModelError
-from rlcm_cli.families import LoadedPipeline
-from rlcm_cli.samplers import Noise
+from rlcm_cli.families import Configs, LoadedPipeline
+from rlcm_cli.samplers import SAMPLERS, Noise, Sampler
+from rlcm_cli.samplers.flow import SAMPLER as FLOW
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-SCHEDULER = "FlowMatchEulerDiscreteScheduler"
+SCHEDULER = FLOW.scheduler
 
 
 def check_scheduler(name: str, scheduler: Any, stated: Mapping[str, Any] | None) -> None:
@@ -48,3 +49,42 @@ def read_noise(model: LoadedPipeline, arguments: Callable[[int], Mapping[str, An
         return levels
 
     return Noise(model.pipeline.scheduler.config, sigmas=list_sigmas)
+
+
+def choose_sampler(name: str, configs: Configs, wanted: Sampler | None, distilled_lora: str | None) -> Sampler:
+    """Return the sampler of a model of flow matching: the one that is asked for, or `flow`.
+
+    Raises `ModelError` for a sampler that draws with other noise.
+    """
+    if wanted is not None and wanted.scheduler != SCHEDULER:
+        fitting = ", ".join(kind for kind, sampler in SAMPLERS.items() if sampler.scheduler == SCHEDULER)
+        raise ModelError(
+            f"{name}: is a model of flow matching, which the sampler '{wanted.kind}' cannot draw; use --sampler "
+            f"{fitting}, or leave the option out"
+        )
+    return wanted or FLOW
+
+
+def list_even_sigmas(steps: int) -> list[float]:
+    """Return the noise levels from 1 to 1/H in even steps, which pipelines shift."""
+    import numpy as np
+
+    levels: list[float] = np.linspace(1.0, 1 / steps, steps).tolist()
+    return levels
+
+
+def check_size(height: int, width: int, unit: int) -> None:
+    """Raise `ModelError` for an image whose sides are no multiples of `unit` pixels."""
+    if any(side < unit or side % unit for side in (height, width)):
+        asked = str(height) if height == width else f"{width} x {height}"
+        raise ModelError(f"images of {asked} pixels: this model's are multiples of {unit} pixels; choose one")
+
+
+def read_shift(scheduler: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what `calculate_shift` of a pipeline takes from its scheduler's configuration, beside the image's size."""
+    return {
+        "base_seq_len": scheduler["base_image_seq_len"],
+        "max_seq_len": scheduler["max_image_seq_len"],
+        "base_shift": scheduler["base_shift"],
+        "max_shift": scheduler["max_shift"],
+    }

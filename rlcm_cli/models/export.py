@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence, Set
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -19,7 +19,7 @@ from rlcm_cli.errors import ModelError, NotFiniteError
 from rlcm_cli.models.latent_model import LatentModel
 from rlcm_cli.models.libraries import first_line, quiet_libraries
 from rlcm_cli.models.lora import ADAPTER, LORA_FILE, save_lora
-from rlcm_cli.models.lora_binding import adapted_layers, apply_weight, state_strengths
+from rlcm_cli.models.lora_binding import adapted_layers, apply_weight, list_layers, state_strengths
 from rlcm_cli.samplers import PipelineCall, SamplerSettings
 
 TEXT_PREFIX = "text_model."
@@ -50,40 +50,31 @@ def write_kohya(model: LatentModel, file: Path, dtype: torch.dtype, *, title: st
     """Write the attached adapter under kohya's keys, which ComfyUI, A1111 and others read; return the file.
 
     Each module has `<prefix>_<module>.lora_down.weight` (A), `.lora_up.weight` (B) and its `.alpha`, with the family's
-    prefix; the strength is alpha / rank. Module names are diffusers', with underscores. The metadata are the ones that
-    those tools show, and name no place. Raises `ModelError` for a DoRA or biases.
+    prefix; the strength is alpha / rank. Module names are those of `ForeignNames.stack`, with underscores. The metadata
+    are the ones that those tools show, and name no place. Raises `ModelError` for a DoRA or biases, and for modules
+    that have no name there.
     """
-    from diffusers.utils import convert_state_dict_to_kohya
-    from peft import get_peft_model_state_dict
-
     layers = dict(adapted_layers(model.denoiser, ADAPTER))
     if any(layer.lora_variant or layer.lora_bias[ADAPTER] for layer in layers.values()):
         raise ModelError(
             "the LoRA is a DoRA or has biases, which kohya's format has no room for; use another --format"
         )
-    unnamed = sorted({*layers}.difference(*model.family.names.stack(layers.keys()).values()))
-    if unnamed:
-        raise ModelError(
-            f"the LoRA has a module for {unnamed[0]}, which kohya's format has no name for that diffusers and ComfyUI "
-            "read; use --format diffusers"
-        )
     _settle_strengths(model)
-    state = get_peft_model_state_dict(model.denoiser, adapter_name=ADAPTER)
-    converted = convert_state_dict_to_kohya({f"denoiser.{name}": tensor for name, tensor in state.items()})
-    prefix = model.family.names.kohya
-    tensors = {f"{prefix}_{key.removeprefix('denoiser_')}": tensor for key, tensor in converted.items()}
-    # diffusers' converter gives every module its rank as alpha, which would change its strength.
-    alphas = {
-        f"{prefix}_{name.replace('.', '_')}.alpha": torch.tensor(float(layer.scaling[ADAPTER] * layer.r[ADAPTER]))
-        for name, layer in layers.items()
-    }
-    if alphas.keys() != {key for key in tensors if key.endswith(".alpha")}:
-        raise ModelError("the LoRA has modules that kohya's format has no names for; use --format diffusers")
-    ranks = {layer.r[ADAPTER] for layer in layers.values()}
+    tensors: dict[str, Tensor] = {}
+    for name, members in _stack_adapted(model, layers.keys()).items():
+        key = f"{model.family.names.kohya}_{name.replace('.', '_')}"
+        down, up, alpha = _stack_matrices([layers.get(member) for member in members], model, members)
+        tensors |= {
+            f"{key}.lora_down.weight": down,
+            f"{key}.lora_up.weight": up,
+            f"{key}.alpha": torch.tensor(alpha),
+        }
+    alphas = {tensor.item() for key, tensor in tensors.items() if key.endswith(".alpha")}
+    ranks = {len(tensor) for key, tensor in tensors.items() if key.endswith(".lora_down.weight")}
     metadata = {
         "ss_network_module": "networks.lora",
         "ss_network_dim": _only({str(rank) for rank in ranks}),
-        "ss_network_alpha": _only({str(alpha.item()) for alpha in alphas.values()}),
+        "ss_network_alpha": _only({str(alpha) for alpha in alphas}),
         "ss_output_name": title,
         "modelspec.sai_model_spec": "1.0.0",
         "modelspec.title": title,
@@ -92,8 +83,48 @@ def write_kohya(model: LatentModel, file: Path, dtype: torch.dtype, *, title: st
         **_name_prediction(model),
         **(described[1] if (described := model.family.names.describe(model.pipeline)) else {}),
     }
-    save_file(_cast(tensors | alphas, dtype), file, metadata=metadata)
+    save_file(_cast(tensors, dtype), file, metadata=metadata)
     return file
+
+
+def _stack_adapted(model: LatentModel, adapted: Set[str]) -> dict[str, tuple[str, ...]]:
+    """Return the layers that have an adapter by their names in kohya's files, next to those that are one with them.
+
+    Raises `ModelError` where one has no name there.
+    """
+    every = [name for name, _ in list_layers(model.denoiser)]
+    stacked = {
+        name: members for name, members in model.family.names.stack(every).items() if not adapted.isdisjoint(members)
+    }
+    unnamed = sorted({*adapted}.difference(*stacked.values()))
+    if unnamed:
+        raise ModelError(
+            f"the LoRA has a module for {unnamed[0]}, which kohya's format has no name for that diffusers and ComfyUI "
+            "read; use --format diffusers"
+        )
+    return stacked
+
+
+def _stack_matrices(adapters: Sequence[Any], model: LatentModel, members: Sequence[str]) -> tuple[Tensor, Tensor, float]:
+    """Return A, B and alpha of a layer of kohya's files, of the adapters of its parts; None: a part has none.
+
+    Several are [A; …] and a matrix with the B along its diagonal, each at its strength.
+    """
+    if len(adapters) == 1:
+        (layer,) = adapters
+        return layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight, float(layer.scaling[ADAPTER] * layer.r[ADAPTER])
+    rank = next(layer.r[ADAPTER] for layer in adapters if layer is not None)
+    downs, ups = [], []
+    for layer, name in zip(adapters, members, strict=True):
+        if layer is None:
+            plain = model.denoiser.get_submodule(name)
+            downs.append(torch.zeros(rank, plain.in_features))
+            ups.append(torch.zeros(plain.out_features, rank))
+        else:
+            downs.append(layer.lora_A[ADAPTER].weight.detach().cpu())
+            ups.append(layer.scaling[ADAPTER] * layer.lora_B[ADAPTER].weight.detach().cpu())
+    down = torch.cat(downs)
+    return down, torch.block_diag(*ups), float(len(down))
 
 
 def _name_prediction(model: LatentModel) -> dict[str, str]:
@@ -206,9 +237,10 @@ def describe_call(
     if found is None:
         return None
     family, own = model.family, model.pipeline.scheduler.config
+    guidance = {family.guidance.argument: guidance_scale, **family.guidance.others}
     return replace(
         found,
-        arguments={**found.arguments, family.guidance.argument: guidance_scale, **family.latents.arguments(model)},
+        arguments={**found.arguments, **guidance, **family.latents.arguments(model)},
         settings={**{name: own[name] for name in family.scheduling.stated}, **found.settings},
     )
 
@@ -226,7 +258,7 @@ def use_scheduler(pipeline: Any, call: PipelineCall) -> None:
 def draw_by_pipeline(pipeline: Any, prompt: str, seed: int, call: PipelineCall) -> Tensor:
     """Draw an image, uint8 [3, H, W], by the pipeline's own `__call__`. Raises `NotFiniteError`."""
     with quiet_libraries():
-        drawn = pipeline(prompt, generator=seed_generator(seed), output_type="pt", **call.arguments)
+        drawn = pipeline(prompt=prompt, generator=seed_generator(seed), output_type="pt", **call.arguments)
     if not drawn.images[0].isfinite().all():
         raise NotFiniteError(
             f"prompt '{prompt}': diffusers draws NaN with the exported weights; use --dtype float32 or bfloat16"

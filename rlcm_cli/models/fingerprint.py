@@ -86,7 +86,7 @@ def _finite(value: Any) -> Any:
 
 
 def _digest_tokenizer(tokenizer: Any) -> str:
-    """Return the SHA-256 of a vocabulary, its merges, how some texts are cut, and where a prompt ends."""
+    """Return the SHA-256 of a vocabulary, its merges, how some texts are cut, where a prompt ends, and its frame."""
     vocabulary = dict(sorted(tokenizer.get_vocab().items()))
     backend = getattr(tokenizer, "backend_tokenizer", None)
     merges = json.loads(backend.to_str())["model"].get("merges", []) if backend is not None else []
@@ -94,6 +94,7 @@ def _digest_tokenizer(tokenizer: Any) -> str:
         cut = tokenizer(list(PROBES))["input_ids"]
     # Files of other ages have a merge as a text or as a pair.
     pairs = [merge if isinstance(merge, str) else " ".join(merge) for merge in merges]
-    return digest_json(
-        [vocabulary, pairs, cut, tokenizer.model_max_length, tokenizer.padding_side, tokenizer.pad_token_id]
-    )
+    # Of those that a language model reads prompts in.
+    template = [tokenizer.chat_template] if getattr(tokenizer, "chat_template", None) else []
+    ends = [tokenizer.model_max_length, tokenizer.padding_side, tokenizer.pad_token_id]
+    return digest_json([vocabulary, pairs, cut, *ends, *template])

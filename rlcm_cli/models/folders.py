@@ -130,7 +130,7 @@ def find_pipeline(name: str, revision: str | None, *, weights: bool = True) -> P
 def _choose_downloads(name: str, revision: str | None, *, weights: bool) -> tuple[str | None, list[str]]:
     """Return the commit, and the files of a hub repository that are needed: of weights in several kinds, one."""
     commit, files = list_files(name, revision=revision)
-    chosen = [INDEX, "*/*.json"] + ["tokenizer*/*.txt"] * weights
+    chosen = [INDEX, "*/*.json"] + ["tokenizer*/*.txt", "tokenizer*/*.jinja"] * weights
     if not weights:
         denoisers = sorted({family.denoiser for family in FAMILIES.values()})
         return commit, [INDEX, *(f"{part}/config.json" for part in denoisers), "scheduler/scheduler_config.json"]

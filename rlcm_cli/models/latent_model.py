@@ -72,11 +72,15 @@ class LatentModel:
     @property
     def guided_by_embedding(self) -> bool:
         """Whether guidance was distilled into the denoiser, so that it costs no second prediction."""
-        return self.family.guidance.is_embedded(self.denoiser.config)
+        return self.family.guidance.is_embedded(self._settings)
 
     def count_predictions(self, guidance_scale: float) -> int:
         """Return how many predictions of the denoiser a guided one is made of."""
-        return self.family.guidance.count_predictions(self.denoiser.config, guidance_scale)
+        return self.family.guidance.count_predictions(self._settings, guidance_scale)
+
+    @property
+    def _settings(self) -> dict[str, Any]:
+        return self.family.merge_settings(self.denoiser.config, self.pipeline.config)
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:

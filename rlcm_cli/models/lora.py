@@ -269,7 +269,8 @@ def read_lora_file(file: Path, place: str, family: Family) -> LoraFile:
             metadata = opened.metadata() or {}
     except (OSError, SafetensorError) as error:
         raise ModelError(f"{place}: is not a readable safetensors file ({first_line(error)}); get it again") from None
-    return read_lora(tensors, metadata, place, {family.names.kohya: family.denoiser})
+    names, denoiser = family.names, family.denoiser
+    return read_lora(tensors, metadata, place, {names.kohya: denoiser}, dict.fromkeys(names.prefixes, denoiser))
 
 
 def locate_lora(place: str) -> Path:

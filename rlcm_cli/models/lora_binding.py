@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -47,17 +47,17 @@ def bind_modules(lora: LoraFile, pipeline: Any, family: Family, place: str) -> B
     missing = [module for module in lora.modules if module.part not in PARTS]
     for part in PARTS:
         component = getattr(pipeline, part, None)
-        layers = dict(_layers(component)) if component is not None else {}
+        layers = dict(list_layers(component)) if component is not None else {}
         spellings = _find_spellings(component, family, part)
         for module in lora.of(part):
-            name = spellings.get(module.key)
-            if name is None:
+            names = spellings.get(module.key)
+            if names is None:
                 missing.append(module)
                 continue
-            _check_size(module, name, layers[name].weight, place)
-            if name in bound.setdefault(part, {}):
-                raise ModelError(f"{place}: has layer {part}.{name} twice; get the file again")
-            bound[part][name] = module
+            for name, piece in _take_apart(module, names, layers, place).items():
+                if name in bound.setdefault(part, {}):
+                    raise ModelError(f"{place}: has layer {part}.{name} twice; get the file again")
+                bound[part][name] = piece
     denoiser, title = family.denoiser, family.denoiser_title
     if not lora.of(denoiser):
         raise ModelError(
@@ -87,8 +87,10 @@ def check_loaded(pipeline: Any, adapter: str, lora: LoraFile, binding: Binding, 
             if layer is None:
                 left_out.append(f"{part}.{name}")
                 continue
-            _check_matrices(layer, adapter, module, f"{part}.{name}", place)
-            _set_strength(layer, adapter, lora, module, f"{part}.{name}", place)
+            if _has_matrices(layer, adapter, module):
+                _set_strength(layer, adapter, lora, module, f"{part}.{name}", place)
+            else:
+                _check_loaded_effect(layer, adapter, module, f"{part}.{name}", place)
         if loaded:
             raise ModelError(
                 f"{place}: diffusers reads it as a LoRA of {part}.{next(iter(loaded))}, which it does not name; save "
@@ -122,8 +124,12 @@ def compare_files(
     written: LoraFile, wanted: Mapping[str, LoraModule], denoiser: nn.Module, family: Family, place: str
 ) -> None:
     """Raise `ModelError` unless a file has the effect on each layer of a denoiser that is wanted, and no other."""
-    spellings = _find_spellings(denoiser, family, family.denoiser)
-    found = {spellings.get(module.key, module.name): module for module in written.modules}
+    spellings, layers = _find_spellings(denoiser, family, family.denoiser), dict(list_layers(denoiser))
+    found: dict[str, LoraModule] = {}
+    for module in written.modules:
+        found |= _take_apart(module, spellings.get(module.key, (module.name,)), layers, place)
+    # A layer of several in one may have nothing learned.
+    found = {name: module for name, module in found.items() if name in wanted or module.up.any()}
     if found.keys() != wanted.keys():
         different = sorted(found.keys() ^ wanted.keys())
         raise ModelError(f"{place}: has other modules than the LoRA ({_list_few(different)})")
@@ -179,7 +185,7 @@ def _check_effect(found: Tensor, wanted: Tensor, tolerance: float, where: str) -
         )
 
 
-def _layers(component: nn.Module) -> Iterator[tuple[str, Any]]:
+def list_layers(component: nn.Module) -> Iterator[tuple[str, Any]]:
     """Yield the layers that a LoRA may have a module for, under the names that they have without adapters."""
     from peft.tuners.lora import LoraLayer
 
@@ -199,16 +205,40 @@ def adapted_layers(component: nn.Module, adapter: str) -> Iterator[tuple[str, An
             yield name, module
 
 
-def _find_spellings(component: Any, family: Family, part: str) -> dict[str, str]:
-    """Return the names of a component's layers by their normalised spellings in LoRA files."""
-    layers = dict(_layers(component)) if component is not None else {}
+def _find_spellings(component: Any, family: Family, part: str) -> dict[str, tuple[str, ...]]:
+    """Return the names of a component's layers by their normalised spellings in LoRA files, some of which have several
+    in one."""
+    layers = dict(list_layers(component)) if component is not None else {}
     if part != family.denoiser:
-        return {normalise(name): name for name in layers}
-    spellings = {}
+        return {normalise(name): (name,) for name in layers}
+    spellings = {normalise(name): names for name, names in family.names.stack(layers).items()}
     for name in layers:
-        spellings[normalise(name)] = name
-        spellings[normalise(family.names.spell(name, component.config, layers))] = name
+        spellings[normalise(name)] = (name,)
+        spellings[normalise(family.names.spell(name, component.config, layers))] = (name,)
     return spellings
+
+
+def _take_apart(
+    module: LoraModule, names: Sequence[str], layers: Mapping[str, Any], place: str
+) -> dict[str, LoraModule]:
+    """Return what a module does to each of the layers that it stands for, the rows of whose outputs follow each other.
+
+    Raises `ModelError` where its size is not that of the layers.
+    """
+    if len(names) == 1:
+        if names[0] in layers:
+            _check_size(module, names[0], layers[names[0]].weight, place)
+        return {names[0]: module}
+    rows = [len(layers[name].weight) for name in names]
+    if not module.is_plain or sum(rows) != len(module.up):
+        raise ModelError(
+            f"{place}: is not a LoRA for this model: its {module.name} is for {len(module.up)} outputs, the model's "
+            f"{', '.join(names)} have {sum(rows)}; name the base model that it was made for"
+        )
+    pieces = {name: replace(module, up=up) for name, up in zip(names, module.up.split(rows), strict=True)}
+    for name, piece in pieces.items():
+        _check_size(piece, name, layers[name].weight, place)
+    return pieces
 
 
 def _check_size(module: LoraModule, name: str, weight: Tensor, place: str) -> None:
@@ -221,7 +251,8 @@ def _check_size(module: LoraModule, name: str, weight: Tensor, place: str) -> No
         )
 
 
-def _check_matrices(layer: Any, adapter: str, module: LoraModule, where: str, place: str) -> None:
+def _has_matrices(layer: Any, adapter: str, module: LoraModule) -> bool:
+    """Return whether a layer has the matrices of a module as they are in the file."""
     magnitudes = getattr(layer, "lora_magnitude_vector", {})
     pairs = [
         (layer.lora_A[adapter].weight, module.down),
@@ -233,11 +264,25 @@ def _check_matrices(layer: Any, adapter: str, module: LoraModule, where: str, pl
         if loaded is None and said is None:
             continue
         if loaded is None or said is None or loaded.is_meta or loaded.numel() != said.numel():
-            break
+            return False
         if not torch.equal(loaded.detach().cpu(), said.to(loaded.dtype).reshape(loaded.shape)):
-            break
-    else:
-        return
+            return False
+    return True
+
+
+def _check_loaded_effect(layer: Any, adapter: str, module: LoraModule, where: str, place: str) -> None:
+    """Raise `ModelError` unless a layer does what a module says, although its matrices are others.
+
+    So it is where diffusers has multiplied them by the strength, or taken several layers apart.
+    """
+    down, up = layer.lora_A[adapter].weight, layer.lora_B[adapter].weight
+    if module.is_plain and not down.is_meta and not up.is_meta:
+        found = effect(replace(module, down=down.detach().cpu(), up=up.detach().cpu(), strength=layer.scaling[adapter]))
+        wanted = effect(module)
+        largest = wanted.abs().max().item()
+        tolerance = TOLERANCE.get(module.down.dtype, 0.0)
+        if found.shape == wanted.shape and (found - wanted).abs().max().item() <= tolerance * largest:
+            return
     raise ModelError(
         f"{place}: diffusers does not load {where} as it is in the file; save it again with the pipeline's "
         "save_lora_weights"

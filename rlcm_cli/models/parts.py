@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from rlcm_cli.errors import ModelError
 from rlcm_cli.families import (
@@ -44,7 +45,12 @@ class Parts:
     @property
     def guided_by_embedding(self) -> bool:
         """Whether the denoiser takes the guidance scale as an embedding."""
-        return self.family.guidance.is_embedded(self.configs.denoiser)
+        return self.family.guidance.is_embedded(self.settings)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What guidance depends on."""
+        return self.family.merge_settings(self.configs.denoiser, self.configs.index)
 
     @property
     def unused(self) -> list[str]:
@@ -80,7 +86,7 @@ def recommend(
     known = parts.family.scheduling.recommend(name, parts.configs, distilled_lora)
     if known is not None and known.sampler == chosen.kind:
         return known
-    guidance = RECOMMENDED_GUIDANCE.get(name, parts.family.guidance.recommend(parts.configs.denoiser))
+    guidance = RECOMMENDED_GUIDANCE.get(name, parts.family.guidance.recommend(parts.settings))
     if chosen.distilled and not parts.guided_by_embedding:
         guidance = 1.0
     steps = RECOMMENDED_STEPS.get(name, chosen.steps) if chosen == natural else chosen.steps

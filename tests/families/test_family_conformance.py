@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
 
 import diffusers
 import pytest
@@ -12,7 +13,7 @@ from conftest import tiny_values
 from drawn_rollouts import SAMPLES, draw_rollout, ratio_drift
 from model_helpers import attach_tiny, draw, edit_json, load_tiny, shake_lora
 from package_copy import PACKAGE, extend_package
-from tiny_pipelines import BUILDERS, build_sd
+from tiny_pipelines import BUILDERS, SIZES, build_sd
 
 from rlcm_cli.config import parse_config
 from rlcm_cli.core.lora_file import DENOISERS
@@ -20,6 +21,7 @@ from rlcm_cli.core.noise import seed_generator
 from rlcm_cli.errors import ModelError
 from rlcm_cli.families import DENOISER_TITLES, FAMILIES, Family, find_family
 from rlcm_cli.models.export import describe_call, write_kohya, write_lora
+from rlcm_cli.models.latent_model import LatentModel
 from rlcm_cli.models.libraries import quiet_libraries
 from rlcm_cli.models.lora import ADAPTER, load_foreign_lora, lora_parameters
 from rlcm_cli.models.lora_binding import adapted_layers
@@ -53,9 +55,19 @@ PROMPTS, SEEDS, GUIDANCE = ["cat", "a dog on blue"], [5, 7], 4.0
 
 @pytest.fixture(scope="module", params=CASES)
 def case(request, tmp_path_factory):
-    """The family and the folder of a tiny pipeline of it."""
+    """The family, and what loads a tiny pipeline of it, whose folder it names."""
     kind, name = request.param
-    return FAMILIES[kind], BUILDERS[kind][name](tmp_path_factory.mktemp("models") / name)
+    folder = BUILDERS[kind][name](tmp_path_factory.mktemp("models") / name)
+    return FAMILIES[kind], Tiny(folder, SIZES.get(kind))
+
+
+@dataclass(frozen=True)
+class Tiny:
+    folder: Path
+    size: tuple[int, int] | None
+
+    def __call__(self) -> LatentModel:
+        return load_tiny(self.folder, image_size=self.size)
 
 
 def test_each_family_has_tiny_pipelines():
@@ -76,12 +88,12 @@ def test_a_record_is_complete_and_small(kind):
 
 
 def test_a_pipeline_is_of_one_family(case):
-    family, folder = case
-    model = load_tiny(folder)
+    family, tiny = case
+    model = tiny()
     assert model.family is family
     assert model.denoiser is model.pipeline.components[family.denoiser]
     assert type(model.pipeline).__name__ in family.pipelines
-    index: Mapping[str, object] = diffusers.DiffusionPipeline.load_config(folder)
+    index: Mapping[str, object] = diffusers.DiffusionPipeline.load_config(tiny.folder)
     assert [one for one in FAMILIES.values() if one.recognise(index)] == [family]
     assert find_family("it", index) is family
     assert model.decode(torch.zeros(1, *model.latent_shape)).shape == (1, 3, *model.image_size)
@@ -89,20 +101,25 @@ def test_a_pipeline_is_of_one_family(case):
 
 @pytest.mark.parametrize("guidance_scale", [1.0, GUIDANCE])
 def test_images_are_those_of_the_pipeline_of_diffusers(case, guidance_scale):
-    _, folder = case
-    model = load_tiny(folder)
+    _, tiny = case
+    model = tiny()
     settings = model.sampler.drawing_settings()
     with torch.no_grad(), quiet_libraries():
-        plain = diffusers.DiffusionPipeline.from_pretrained(folder)
+        plain = diffusers.DiffusionPipeline.from_pretrained(tiny.folder)
         call = describe_call(model, settings, steps=4, guidance_scale=guidance_scale)
         kind = getattr(diffusers, call.scheduler)
         plain.scheduler = kind.from_config(plain.scheduler.config, clip_sample=False, **call.settings)
         plain.set_progress_bar_config(disable=True)
+        arguments = dict(call.arguments)
+        if tiny.size is not None:
+            arguments |= dict(zip(("height", "width"), tiny.size, strict=True))
+        if "negative_prompt" in arguments:
+            arguments["negative_prompt"] = [arguments["negative_prompt"]] * len(PROMPTS)
         expected = plain(
-            PROMPTS,
+            prompt=[*PROMPTS],  # which a pipeline may change
             generator=[seed_generator(seed) for seed in SEEDS],
             output_type="pt",
-            **call.arguments,
+            **arguments,
         ).images
     images = draw(model, PROMPTS, SEEDS, guidance_scale=guidance_scale, sampler=settings).images
     # The latents agree to rounding, which may carry single pixels over a half.
@@ -113,24 +130,23 @@ def test_images_are_those_of_the_pipeline_of_diffusers(case, guidance_scale):
 
 
 def test_the_ratio_is_1_before_the_first_update(case):
-    family, folder = case
-    model = load_tiny(folder)
+    family, tiny = case
+    model = tiny()
     attach_tiny(model, target_modules=family.lora_targets)
     shake_lora(model)
     sample = {"samples": SAMPLES, "guidance_scale": 3.0, "shards": 1}
-    config = parse_config(tiny_values(folder, sample=sample, sampler={"kind": model.sampler.kind}))
+    config = parse_config(tiny_values(tiny.folder, sample=sample, sampler={"kind": model.sampler.kind}))
     rollout = draw_rollout([model], config)
     assert ratio_drift(model, rollout, config, 5) <= 4e-6
-    # It could fail: another guidance is another policy.
-    schedule = rollout.manifest.schedule.model_copy(update={"guidance_scale": 4.0})
-    manifest = rollout.manifest.model_copy(update={"schedule": schedule})
-    assert ratio_drift(model, type(rollout)(**{**vars(rollout), "manifest": manifest}), config) > 1e-5
+    # It could fail: other factors are another policy.
+    schedule = replace(rollout.schedule, output_coef=1.01 * rollout.schedule.output_coef)
+    assert ratio_drift(model, replace(rollout, schedule=schedule), config) > 1e-5
 
 
 @pytest.mark.parametrize("form", ["diffusers", "kohya"])
 def test_a_lora_is_trained_exported_and_loaded_back(case, tmp_path, form):
-    family, folder = case
-    model = load_tiny(folder)
+    family, tiny = case
+    model = tiny()
     attach_tiny(model, target_modules=family.lora_targets)
     parameters = lora_parameters(model)
     before = {name: parameter.detach().clone() for name, parameter in parameters.items()}
@@ -141,8 +157,11 @@ def test_a_lora_is_trained_exported_and_loaded_back(case, tmp_path, form):
         conditioning = model.encode_prompts(PROMPTS)
         model.predict(latents, torch.tensor([900, 400]), conditioning, GUIDANCE).square().mean().backward()
         optimizer.step()
-    assert not any(torch.equal(before[name], parameter) for name, parameter in parameters.items())
-    untrained = draw(load_tiny(folder), PROMPTS, SEEDS).images
+    moved = {name for name, parameter in parameters.items() if not torch.equal(before[name], parameter)}
+    # Some have no effect on an image, such as those of a last block on the text.
+    assert all(name in moved or p.grad is None or not p.grad.any() for name, p in parameters.items())
+    assert len(moved) > 0.7 * len(parameters)
+    untrained = draw(tiny(), PROMPTS, SEEDS).images
     wanted = draw(model, PROMPTS, SEEDS).images
     assert (wanted.int() - untrained.int()).abs().float().mean() > 1
 
@@ -155,7 +174,7 @@ def test_a_lora_is_trained_exported_and_loaded_back(case, tmp_path, form):
         file = write_kohya(model, tmp_path / "x.safetensors", torch.float32, title="x")
     else:
         file = write_lora(model, tmp_path, torch.float32)
-    other = load_tiny(folder)
+    other = tiny()
     load_foreign_lora(other, str(file), 1.0)
     difference = (draw(other, PROMPTS, SEEDS).images.int() - wanted.int()).abs()
     assert difference.max() <= 1

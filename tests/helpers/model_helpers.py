@@ -24,8 +24,8 @@ MODULES = FAMILIES["stable-diffusion"].lora_targets
 GUIDANCE = 4.0
 
 
-def load_tiny(folder: Path, dtype: str = "float32") -> LatentModel:
-    return load_model(str(folder), revision=None, dtype=dtype, device="cpu")
+def load_tiny(folder: Path, dtype: str = "float32", image_size: tuple[int, int] | None = None) -> LatentModel:
+    return load_model(str(folder), revision=None, dtype=dtype, device="cpu", image_size=image_size)
 
 
 def edit_json(file: Path, **changes: Any) -> None:

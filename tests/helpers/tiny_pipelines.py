@@ -20,6 +20,7 @@ from diffusers.utils import convert_state_dict_to_kohya
 from peft import LoraConfig, get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from tiny_sana import build_sana, build_sana_sprint
+from tiny_transformers import build_flux2_klein, build_qwen_image, build_z_image
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from rlcm_cli.models.embedded import embedded_folder
@@ -102,8 +103,16 @@ BUILDERS: Mapping[str, Mapping[str, Callable[[Path], Path]]] = {
     },
     "sana-sprint": {"sana-sprint": build_sana_sprint},
     "sana": {"sana": build_sana},
+    "flux2-klein": {
+        "klein": build_flux2_klein,
+        "klein-base": functools.partial(build_flux2_klein, distilled=False),
+    },
+    "z-image": {"z-image-turbo": build_z_image},
+    "qwen-image": {"qwen-image": build_qwen_image},
 }
 """Family → name → what saves a pipeline of it, for the tests that every family passes."""
+SIZES: Mapping[str, tuple[int, int]] = {"flux2-klein": (16, 24), "z-image": (16, 24), "qwen-image": (16, 24)}
+"""Family → (height, width) in pixels to draw, where its pipelines draw none that is tiny unless they are asked."""
 
 
 def save_distilled_lora(pipeline: Any, folder: Path, *, kohya: bool = False) -> Path:
