@@ -167,7 +167,9 @@ class ForeignNames:
     describe: Callable[[Any], tuple[str, dict[str, str]] | None]
     """Pipeline → what the architecture is called, and the metadata that LoRA files of it have; None: no tool has a
     name for it."""
-    stack: Callable[[Collection[str]], Mapping[str, tuple[str, ...]]] = lambda layers: {name: (name,) for name in layers}
+    stack: Callable[[Collection[str]], Mapping[str, tuple[str, ...]]] = lambda layers: {
+        name: (name,) for name in layers
+    }
     """(names of the denoiser's layers) → the layers of kohya's files and ComfyUI, by their names there: of one layer
     each or of several whose outputs are one after the other, such as `qkv` of `to_q`, `to_k` and `to_v`. Layers that
     are missing have no name there that diffusers reads too."""
@@ -236,8 +238,11 @@ class Family:
         return DENOISER_TITLES[self.denoiser]
 
     def merge_settings(self, denoiser: Mapping[str, Any], pipeline: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the settings that guidance depends on: the denoiser's configuration, and from the pipeline's own, or
-        from model_index.json, what `Loading.settings` names."""
+        """Return the settings that guidance depends on.
+
+        They are the denoiser's configuration, and of the pipeline's own, or model_index.json, what `Loading.settings`
+        names.
+        """
         return {**denoiser, **{key: pipeline[key] for key in self.loading.settings if key in pipeline}}
 
     @property

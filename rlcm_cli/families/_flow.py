@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from rlcm_cli.errors import ModelError
+from rlcm_cli.errors import ConfigError, ModelError
 from rlcm_cli.families import Configs, LoadedPipeline
+from rlcm_cli.recommendation import Recommendation
 from rlcm_cli.samplers import SAMPLERS, Noise, Sampler
 from rlcm_cli.samplers.flow import SAMPLER as FLOW
+from rlcm_cli.samplers.flow import fix_shift
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -38,9 +40,15 @@ def read_noise(model: LoadedPipeline, arguments: Callable[[int], Mapping[str, An
     `num_inference_steps` or `sigmas`, and `mu`, which belongs to the image size, where it shifts by that.
     """
 
-    def list_sigmas(steps: int, asked: Sequence[float] | None) -> Tensor:
+    def list_sigmas(steps: int, asked: Sequence[float] | None, shift: float | None = None, /) -> Tensor:
+        changes = {} if shift is None else fix_shift(shift)
         # A new one: levels that are not set by the constructor belong to the last call.
-        scheduler = type(model.pipeline.scheduler).from_config(model.pipeline.scheduler.config)
+        scheduler = type(model.pipeline.scheduler).from_config(model.pipeline.scheduler.config, **changes)
+        if steps == 1 and scheduler.config.shift_terminal:
+            raise ConfigError(
+                f"the model's noise levels end at {scheduler.config.shift_terminal:g} (shift_terminal), so that one "
+                "model call has none; use --steps 2 or more"
+            )
         own = dict(arguments(steps))
         if asked is not None:
             own = {**{key: value for key, value in own.items() if key != "num_inference_steps"}, "sigmas": list(asked)}
@@ -81,10 +89,29 @@ def check_size(height: int, width: int, unit: int) -> None:
 
 
 def read_shift(scheduler: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what `calculate_shift` of a pipeline takes from its scheduler's configuration, beside the image's size."""
+    """Return what `calculate_shift` of a pipeline takes from its scheduler's configuration."""
     return {
         "base_seq_len": scheduler["base_image_seq_len"],
         "max_seq_len": scheduler["max_image_seq_len"],
         "base_shift": scheduler["base_shift"],
         "max_shift": scheduler["max_shift"],
     }
+
+
+TRAINING_NOISE = 0.9
+"""η of CPS that RTDMD (arXiv 2605.26108) trains FLUX.2 klein with, in four calls."""
+
+
+def recommend(
+    steps: int, guidance_scale: float, *, image_size: tuple[int, int], source: str, shift: float | None = None
+) -> Recommendation:
+    """Return what a model of flow matching is drawn with, by its makers, and trained with: the same and noise.
+
+    `shift`: of the noise levels, in place of the model's own.
+    """
+    fixed = {} if shift is None else {"shift": shift}
+    training = {"sample.steps": steps, "sample.guidance_scale": guidance_scale, "sampler.eta": TRAINING_NOISE}
+    training |= {f"sampler.{name}": value for name, value in fixed.items()}
+    return Recommendation(
+        FLOW.kind, steps, guidance_scale, drawing=fixed, training=training, image_size=image_size, source=source
+    )

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from rlcm_cli.errors import ModelError
 from rlcm_cli.families import (
+    Architecture,
     Autoencoder,
     Configs,
     Family,
@@ -36,6 +37,8 @@ TOKENS = 512
 """Of every prompt, shorter ones being filled up; the transformer sees what fills them."""
 LAYERS = (9, 18, 27)
 """Of the text encoder: those whose outputs the transformer takes side by side."""
+SHIFTED = {"shift": 3.0, "use_dynamic_shifting": True}
+"""How the noise levels are shifted, by the scheduler's published configuration: by the image's size."""
 LORA_TARGETS = (
     "to_q",
     "to_k",
@@ -239,26 +242,56 @@ def _name_size(transformer: Mapping[str, Any]) -> str:
     return "9B" if transformer.get("num_attention_heads") == 32 else "4B"
 
 
-def _recommend(name: str, configs: Configs, distilled_lora: str | None) -> Recommendation | None:
+def _recommend(name: str, configs: Configs, distilled_lora: str | None) -> Recommendation:
     """Return what Black Forest Labs recommends; training adds the noise of RTDMD (arXiv 2605.26108), η 0.9."""
-    size = _name_size(configs.denoiser)
-    if _is_distilled(configs.index):
-        return Recommendation(
-            "flow",
-            steps=4,
-            guidance_scale=1.0,
-            training={"sample.steps": 4, "sample.guidance_scale": 1.0, "sampler.eta": 0.9},
-            image_size=(1024, 1024),
-            source=f"https://huggingface.co/black-forest-labs/FLUX.2-klein-{size}",
-        )
-    return Recommendation(
-        "flow",
-        steps=50,
-        guidance_scale=4.0,
-        training={"sample.steps": 50, "sample.guidance_scale": 4.0, "sampler.eta": 0.9},
+    size, distilled = _name_size(configs.denoiser), _is_distilled(configs.index)
+    return flow.recommend(
+        *((4, 1.0) if distilled else (50, 4.0)),
         image_size=(1024, 1024),
-        source=f"https://huggingface.co/black-forest-labs/FLUX.2-klein-base-{size}",
+        source=f"https://huggingface.co/black-forest-labs/FLUX.2-klein-{'' if distilled else 'base-'}{size}",
     )
+
+
+# A pipeline of published size with random weights
+
+
+def _build() -> Any:
+    import diffusers
+
+    return diffusers.Flux2KleinPipeline(
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(**SHIFTED),
+        vae=diffusers.AutoencoderKLFlux2(),
+        text_encoder=None,
+        tokenizer=None,
+        transformer=diffusers.Flux2Transformer2DModel(
+            num_layers=5,
+            num_single_layers=20,
+            num_attention_heads=24,
+            joint_attention_dim=len(LAYERS) * qwen.QWEN3_4B["hidden_size"],
+            guidance_embeds=False,
+        ),
+        is_distilled=True,
+    )
+
+
+def _build_text_encoders() -> dict[str, Any]:
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    return {"text_encoder": Qwen3ForCausalLM(Qwen3Config(**qwen.QWEN3_4B))}
+
+
+def _condition(model: LoadedPipeline) -> dict[str, Tensor]:
+    import torch
+
+    return {"prompt_embeds": torch.randn(TOKENS, model.denoiser.config.joint_attention_dim)}
+
+
+KLEIN_4B = Architecture(
+    _build,
+    _build_text_encoders,
+    _condition,
+    _recommend("", Configs({DISTILLED: True}, {}, None), None),
+)
 
 
 FAMILY = Family(
@@ -280,7 +313,7 @@ FAMILY = Family(
         settings=(DISTILLED,),
     ),
     scheduling=Scheduling(
-        default=(flow.SCHEDULER, {"shift": 3.0, "use_dynamic_shifting": True}),
+        default=(flow.SCHEDULER, SHIFTED),
         check=flow.check_scheduler,
         overrides={},
         read_noise=_read_noise,
@@ -304,4 +337,5 @@ FAMILY = Family(
         stack=partial(names.stack_layers, BFL_NAMES),
         prefixes=("diffusion_model.",),
     ),
+    architectures={"flux2-klein-4b": KLEIN_4B},
 )

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from rlcm_cli.errors import ModelError
 from rlcm_cli.families import (
+    Architecture,
     Autoencoder,
     Configs,
     Family,
@@ -37,6 +38,27 @@ NEGATIVE = " "
 PATCH = 2
 LORA_TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
 """The projections of attention, of images and of texts."""
+SHIFTED = {"use_dynamic_shifting": True, "max_shift": 0.9, "max_image_seq_len": 8192, "shift_terminal": 0.02}
+"""How the noise levels are shifted, by the scheduler's published configuration: by the image's size."""
+QWEN25_VL_7B = {
+    "text_config": {
+        "vocab_size": 152064,
+        "hidden_size": 3584,
+        "intermediate_size": 18944,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 28,
+        "num_key_value_heads": 4,
+        "rope_parameters": {"rope_type": "default", "mrope_section": [16, 24, 24], "rope_theta": 1e6},
+    },
+    "vision_config": {
+        "depth": 32,
+        "hidden_size": 1280,
+        "intermediate_size": 3420,
+        "num_heads": 16,
+        "out_hidden_size": 3584,
+    },
+}
+"""As its published configuration has it."""
 LIGHTNING_SHIFT = 3.0
 """Of the noise levels at every size, by the card of the Lightning LoRA."""
 
@@ -48,7 +70,9 @@ def _recognise(index: Mapping[str, Any]) -> bool:
 def _find_fault(configs: Configs) -> str | None:
     for key in ("guidance_embeds", "zero_cond_t", "use_additional_t_cond", "use_layer3d_rope"):
         if configs.denoiser.get(key):
-            return f"is another make of Qwen-Image ({key} in transformer/config.json), which edits images or has layers"
+            return (
+                f"is another make of Qwen-Image ({key} in transformer/config.json), which edits images or has layers"
+            )
     return None
 
 
@@ -63,8 +87,8 @@ def _check_fit(name: str, parts: Mapping[str, Any]) -> None:
         )
     if not len(vae.latents_mean) == len(vae.latents_std) == vae.z_dim or min(vae.latents_std) <= 0:
         raise ModelError(
-            f"{name}: latents_mean or latents_std in vae/config.json cannot scale latents of {vae.z_dim} channels; fix "
-            "them"
+            f"{name}: latents_mean or latents_std in vae/config.json cannot scale latents of {vae.z_dim} channels; "
+            "fix them"
         )
 
 
@@ -129,7 +153,7 @@ def _predict(
 
 def _trim(embeds: Tensor, mask: Tensor) -> tuple[Tensor, Tensor | None]:
     """Cut the texts of a batch to the longest, and leave the mask out where all have that length."""
-    lengths = mask.sum(1).tolist()
+    lengths = qwen.read_lengths(mask)
     longest = max(lengths)
     return embeds[:, :longest], None if min(lengths) == longest else mask[:, :longest]
 
@@ -196,33 +220,48 @@ def _encode_images(model: LoadedPipeline, images: Tensor) -> Tensor:
 # What others say of the models
 
 
-def _recommend(name: str, configs: Configs, distilled_lora: str | None) -> Recommendation | None:
+def _recommend(name: str, configs: Configs, distilled_lora: str | None) -> Recommendation:
     """Return what Qwen recommends, or lightx2v for its Lightning LoRA, whose file names say the number of steps."""
+    size = (1328, 1328)
     if distilled_lora is None:
-        return Recommendation(
-            "flow",
-            steps=50,
-            guidance_scale=4.0,
-            training={"sample.steps": 50, "sample.guidance_scale": 4.0, "sampler.eta": 0.9},
-            image_size=(1328, 1328),
-            source="https://huggingface.co/Qwen/Qwen-Image",
-        )
-    stated = re.search(r"(\d+)-?steps?\b", distilled_lora.lower())
-    steps = int(stated[1]) if stated else 8
-    return Recommendation(
-        "flow",
-        steps=steps,
-        guidance_scale=1.0,
-        drawing={"shift": LIGHTNING_SHIFT},
-        training={
-            "sample.steps": steps,
-            "sample.guidance_scale": 1.0,
-            "sampler.eta": 0.9,
-            "sampler.shift": LIGHTNING_SHIFT,
-        },
-        image_size=(1328, 1328),
+        return flow.recommend(50, 4.0, image_size=size, source="https://huggingface.co/Qwen/Qwen-Image")
+    stated = re.search(r"(\d+)-?step", distilled_lora.lower())
+    return flow.recommend(
+        int(stated[1]) if stated else 8,
+        1.0,
+        image_size=size,
         source="https://huggingface.co/lightx2v/Qwen-Image-Lightning",
+        shift=LIGHTNING_SHIFT,
     )
+
+
+# A pipeline of published size with random weights
+
+
+def _build() -> Any:
+    import diffusers
+
+    return diffusers.QwenImagePipeline(
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(**SHIFTED),
+        vae=diffusers.AutoencoderKLQwenImage(),
+        text_encoder=None,
+        tokenizer=None,
+        transformer=diffusers.QwenImageTransformer2DModel(),
+    )
+
+
+def _build_text_encoders() -> dict[str, Any]:
+    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+
+    return {"text_encoder": Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(**QWEN25_VL_7B))}
+
+
+WITH_LIGHTNING = Architecture(
+    _build,
+    _build_text_encoders,
+    lambda model: qwen.condition_freely(model.denoiser.config.joint_attention_dim),
+    _recommend("", Configs({}, {}, None), "8steps"),
+)
 
 
 FAMILY = Family(
@@ -243,7 +282,7 @@ FAMILY = Family(
         check_fit=_check_fit,
     ),
     scheduling=Scheduling(
-        default=(flow.SCHEDULER, {"use_dynamic_shifting": True, "max_shift": 0.9, "max_image_seq_len": 8192}),
+        default=(flow.SCHEDULER, SHIFTED),
         check=flow.check_scheduler,
         overrides={},
         read_noise=_read_noise,
@@ -268,4 +307,5 @@ FAMILY = Family(
         lambda pipeline: ("Qwen-Image", {}),
         prefixes=("diffusion_model.", ""),
     ),
+    architectures={"qwen-image": WITH_LIGHTNING},
 )

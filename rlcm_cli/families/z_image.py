@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from rlcm_cli.errors import ModelError
 from rlcm_cli.families import (
+    Architecture,
     Autoencoder,
     Configs,
     Family,
@@ -39,6 +40,19 @@ OWN_SIZE = 1024
 PATCH = 2
 LORA_TARGETS = ("to_q", "to_k", "to_v", "to_out.0")
 """The projections of attention, those of the two refiners too."""
+AUTOENCODER = {
+    "block_out_channels": (128, 256, 512, 512),
+    "down_block_types": ("DownEncoderBlock2D",) * 4,
+    "up_block_types": ("UpDecoderBlock2D",) * 4,
+    "layers_per_block": 2,
+    "latent_channels": 16,
+    "sample_size": 1024,
+    "scaling_factor": 0.3611,
+    "shift_factor": 0.1159,
+    "use_quant_conv": False,
+    "use_post_quant_conv": False,
+}
+"""As its published configuration has it: that of FLUX.1."""
 BLOCKS = r"((?:layers|noise_refiner|context_refiner)\.\d+)"
 NATIVE_NAMES = (
     *((rf"{BLOCKS}\.attention\.to_{one}", r"\1.attention.qkv") for one in "qkv"),
@@ -120,7 +134,7 @@ def _predict(
 
 def _split(conditioning: Mapping[str, Tensor], prefix: str) -> list[Tensor]:
     """Return the texts of a batch, each as long as it is."""
-    lengths = conditioning[f"{prefix}prompt_mask"].sum(1).tolist()
+    lengths = qwen.read_lengths(conditioning[f"{prefix}prompt_mask"])
     return [row[:length] for row, length in zip(conditioning[f"{prefix}prompt_embeds"], lengths, strict=True)]
 
 
@@ -178,18 +192,43 @@ def _encode_images(model: LoadedPipeline, images: Tensor) -> Tensor:
 # What others say of the models
 
 
-def _recommend(name: str, configs: Configs, distilled_lora: str | None) -> Recommendation | None:
+def _recommend(name: str, configs: Configs, distilled_lora: str | None) -> Recommendation:
     """Return what Tongyi-MAI recommends; its "9 steps" of Turbo made 8 model calls in diffusers before 0.42."""
     turbo = (configs.scheduler or {}).get("shift") == TURBO_SHIFT
-    steps, guidance = (8, 0.0) if turbo or distilled_lora else (50, 4.0)
-    return Recommendation(
-        "flow",
-        steps=steps,
-        guidance_scale=guidance,
-        training={"sample.steps": steps, "sample.guidance_scale": guidance, "sampler.eta": 0.9},
+    return flow.recommend(
+        *((8, 0.0) if turbo or distilled_lora else (50, 4.0)),
         image_size=(OWN_SIZE, OWN_SIZE),
         source=f"https://huggingface.co/Tongyi-MAI/Z-Image{'-Turbo' * turbo}",
     )
+
+
+# A pipeline of published size with random weights
+
+
+def _build() -> Any:
+    import diffusers
+
+    return diffusers.ZImagePipeline(
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=TURBO_SHIFT),
+        vae=diffusers.AutoencoderKL(**AUTOENCODER),
+        text_encoder=None,
+        tokenizer=None,
+        transformer=diffusers.ZImageTransformer2DModel(),
+    )
+
+
+def _build_text_encoders() -> dict[str, Any]:
+    from transformers import Qwen3Config, Qwen3Model
+
+    return {"text_encoder": Qwen3Model(Qwen3Config(**qwen.QWEN3_4B))}
+
+
+TURBO = Architecture(
+    _build,
+    _build_text_encoders,
+    lambda model: qwen.condition_freely(model.denoiser.config.cap_feat_dim),
+    _recommend("", Configs({}, {}, {"shift": TURBO_SHIFT}), None),
+)
 
 
 FAMILY = Family(
@@ -232,4 +271,5 @@ FAMILY = Family(
         stack=partial(names.stack_layers, NATIVE_NAMES),
         prefixes=("diffusion_model.", ""),
     ),
+    architectures={"z-image-turbo": TURBO},
 )

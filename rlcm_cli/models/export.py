@@ -50,9 +50,9 @@ def write_kohya(model: LatentModel, file: Path, dtype: torch.dtype, *, title: st
     """Write the attached adapter under kohya's keys, which ComfyUI, A1111 and others read; return the file.
 
     Each module has `<prefix>_<module>.lora_down.weight` (A), `.lora_up.weight` (B) and its `.alpha`, with the family's
-    prefix; the strength is alpha / rank. Module names are those of `ForeignNames.stack`, with underscores. The metadata
-    are the ones that those tools show, and name no place. Raises `ModelError` for a DoRA or biases, and for modules
-    that have no name there.
+    prefix; the strength is alpha / rank. Module names are those of `ForeignNames.stack`, with underscores. The
+    metadata are the ones that those tools show, and name no place. Raises `ModelError` for a DoRA or biases, and for
+    modules that have no name there.
     """
     layers = dict(adapted_layers(model.denoiser, ADAPTER))
     if any(layer.lora_variant or layer.lora_bias[ADAPTER] for layer in layers.values()):
@@ -105,14 +105,20 @@ def _stack_adapted(model: LatentModel, adapted: Set[str]) -> dict[str, tuple[str
     return stacked
 
 
-def _stack_matrices(adapters: Sequence[Any], model: LatentModel, members: Sequence[str]) -> tuple[Tensor, Tensor, float]:
+def _stack_matrices(
+    adapters: Sequence[Any], model: LatentModel, members: Sequence[str]
+) -> tuple[Tensor, Tensor, float]:
     """Return A, B and alpha of a layer of kohya's files, of the adapters of its parts; None: a part has none.
 
     Several are [A; …] and a matrix with the B along its diagonal, each at its strength.
     """
     if len(adapters) == 1:
         (layer,) = adapters
-        return layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight, float(layer.scaling[ADAPTER] * layer.r[ADAPTER])
+        return (
+            layer.lora_A[ADAPTER].weight,
+            layer.lora_B[ADAPTER].weight,
+            float(layer.scaling[ADAPTER] * layer.r[ADAPTER]),
+        )
     rank = next(layer.r[ADAPTER] for layer in adapters if layer is not None)
     downs, ups = [], []
     for layer, name in zip(adapters, members, strict=True):
@@ -124,7 +130,7 @@ def _stack_matrices(adapters: Sequence[Any], model: LatentModel, members: Sequen
             downs.append(layer.lora_A[ADAPTER].weight.detach().cpu())
             ups.append(layer.scaling[ADAPTER] * layer.lora_B[ADAPTER].weight.detach().cpu())
     down = torch.cat(downs)
-    return down, torch.block_diag(*ups), float(len(down))
+    return down, torch.block_diag(*ups), float(len(down))  # type: ignore[no-untyped-call]
 
 
 def _name_prediction(model: LatentModel) -> dict[str, str]:

@@ -132,6 +132,12 @@ def _find_class(folder: PipelineFolder, parts: Parts, part: str, library: Any, b
     """Return the class of a component. Raises `ModelError` for any but a class of the library's own."""
     stated = parts.configs.index.get(part) or [None, None]
     kind = getattr(library, str(stated[1]), None) if stated[0] == library.__name__ else None
+    if kind is None and stated[0] == library.__name__ and part in parts.family.modules:
+        saved = parts.configs.index.get("_diffusers_version", "(unknown)")
+        raise ModelError(
+            f"{folder.name}: its {part} is a {stated[1]}, which {library.__name__} {library.__version__} here does "
+            f"not know; it was saved by diffusers {saved}: install a newer {library.__name__}"
+        )
     if not (isinstance(kind, type) and issubclass(kind, base)):
         raise ModelError(
             f"{folder.name}: its {part} is {'.'.join(map(str, stated))} by {INDEX}, and should be a class of "

@@ -206,8 +206,10 @@ def adapted_layers(component: nn.Module, adapter: str) -> Iterator[tuple[str, An
 
 
 def _find_spellings(component: Any, family: Family, part: str) -> dict[str, tuple[str, ...]]:
-    """Return the names of a component's layers by their normalised spellings in LoRA files, some of which have several
-    in one."""
+    """Return the names of a component's layers by their normalised spellings in LoRA files.
+
+    Some have one spelling for several layers.
+    """
     layers = dict(list_layers(component)) if component is not None else {}
     if part != family.denoiser:
         return {normalise(name): (name,) for name in layers}
@@ -235,7 +237,8 @@ def _take_apart(
             f"{place}: is not a LoRA for this model: its {module.name} is for {len(module.up)} outputs, the model's "
             f"{', '.join(names)} have {sum(rows)}; name the base model that it was made for"
         )
-    pieces = {name: replace(module, up=up) for name, up in zip(names, module.up.split(rows), strict=True)}
+    ups = torch.split(module.up, rows)
+    pieces = {name: replace(module, up=up) for name, up in zip(names, ups, strict=True)}
     for name, piece in pieces.items():
         _check_size(piece, name, layers[name].weight, place)
     return pieces
@@ -277,7 +280,9 @@ def _check_loaded_effect(layer: Any, adapter: str, module: LoraModule, where: st
     """
     down, up = layer.lora_A[adapter].weight, layer.lora_B[adapter].weight
     if module.is_plain and not down.is_meta and not up.is_meta:
-        found = effect(replace(module, down=down.detach().cpu(), up=up.detach().cpu(), strength=layer.scaling[adapter]))
+        found = effect(
+            replace(module, down=down.detach().cpu(), up=up.detach().cpu(), strength=layer.scaling[adapter])
+        )
         wanted = effect(module)
         largest = wanted.abs().max().item()
         tolerance = TOLERANCE.get(module.down.dtype, 0.0)

@@ -11,7 +11,7 @@ import math
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, Any, Union
+from typing import TYPE_CHECKING, Annotated, Any, Protocol, Union
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
@@ -54,6 +54,22 @@ class SamplerSettings(Section):
     """Name of the sampler."""
 
 
+class ListSigmas(Protocol):
+    """Lists noise levels as a model's pipeline has them for its image size."""
+
+    def __call__(self, steps: int, asked: Sequence[float] | None, shift: float | None = None, /) -> Tensor:
+        """Return σ of the H = `steps` calls, shifted, and of the end, float64 [H + 1], falling.
+
+        Args:
+            steps: H.
+            asked: The levels before the shift; None: the pipeline's own.
+            shift: In place of the pipeline's own shift; None: that.
+
+        Raises:
+            ConfigError: If the pipeline has none for this H.
+        """
+
+
 @dataclass(frozen=True)
 class Noise:
     """The noise that a model was trained with, as its pipeline's scheduler states it."""
@@ -63,10 +79,8 @@ class Noise:
     alpha_bar: Tensor | None = None
     """ᾱ, float32 [train steps], on the CPU; None where noised latents are not √ᾱ · x + √(1 − ᾱ) · ε, as in flow
     matching."""
-    sigmas: Callable[[int, Sequence[float] | None], Tensor] | None = None
-    """Of flow matching, where noised latents are (1 − σ) · x + σ · ε: (H, the σ that are asked for or None for the
-    pipeline's own) → σ of the H calls as the pipeline has them for its image size, shifts included, and of the end,
-    float64 [H + 1], falling."""
+    sigmas: ListSigmas | None = None
+    """Of flow matching, where noised latents are (1 − σ) · x + σ · ε."""
 
     @property
     def alphas_cumprod(self) -> Tensor:

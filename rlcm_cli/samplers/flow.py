@@ -7,7 +7,7 @@ every kind is Euler's step, x + (σ' − σ) v.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Annotated, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -36,6 +36,9 @@ class FlowSettings(WindowSettings):
     sigmas: Levels | None = None
     """Noise levels of the calls before the model's shift, falling from at most 1, such as [1.0, 0.75, 0.5, 0.25].
     None: those of the model's pipeline."""
+    shift: Annotated[float, Field(gt=0)] | None = None
+    """Shift of the noise levels at every image size, σ to shift · σ / (1 + (shift − 1) σ), in place of the model's
+    own, such as the 3 of a LoRA that was distilled at it. None: the model's."""
 
     @model_validator(mode="after")
     def _check_eta(self) -> Self:
@@ -103,7 +106,12 @@ def choose_sigmas(settings: FlowSettings, noise: Noise, steps: int) -> Tensor:
             f"sampler.sigmas are {list(asked)}, and sample.steps is {steps}: they are one for each model call, each "
             "below the one before; change one of them"
         )
-    return noise.sigmas(steps, asked)
+    return noise.sigmas(steps, asked, *(() if settings.shift is None else (settings.shift,)))
+
+
+def fix_shift(shift: float) -> dict[str, Any]:
+    """Return the scheduler's settings for one shift at every image size."""
+    return {"shift": shift, "use_dynamic_shifting": False, "shift_terminal": None}
 
 
 def _schedule(settings: FlowSettings, noise: Noise, steps: int, last_std: float) -> Schedule:
@@ -117,7 +125,8 @@ def _in_diffusers(settings: FlowSettings, noise: Noise, steps: int) -> PipelineC
     if settings.eta > 0 and settings.window != ():
         return None
     sigmas = {} if settings.sigmas is None else {"sigmas": list(settings.sigmas)}
-    return PipelineCall("FlowMatchEulerDiscreteScheduler", {"num_inference_steps": steps, **sigmas})
+    shift = {} if settings.shift is None else fix_shift(settings.shift)
+    return PipelineCall("FlowMatchEulerDiscreteScheduler", {"num_inference_steps": steps, **sigmas}, shift)
 
 
 SAMPLER = Sampler(

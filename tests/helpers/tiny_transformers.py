@@ -92,8 +92,11 @@ def build_z_image(folder: Path, *, shift: float = 3.0) -> Path:
     return folder
 
 
-def build_qwen_image(folder: Path) -> Path:
-    """Save Qwen-Image's make: an autoencoder of videos with statistics, texts with a mask."""
+def build_qwen_image(folder: Path, *, terminal: float | None = None) -> Path:
+    """Save Qwen-Image's make: an autoencoder of videos with statistics, texts with a mask.
+
+    With `terminal`, the published one's is 0.02, the last of its noise levels is that.
+    """
     torch.manual_seed(6)
     vae = AutoencoderKLQwenImage(
         base_dim=8,
@@ -114,7 +117,7 @@ def build_qwen_image(folder: Path) -> Path:
         axes_dims_rope=(4, 4, 4),
     )
     scheduler = FlowMatchEulerDiscreteScheduler(
-        use_dynamic_shifting=True, max_shift=0.9, max_image_seq_len=8192, shift_terminal=0.02
+        use_dynamic_shifting=True, max_shift=0.9, max_image_seq_len=8192, shift_terminal=terminal
     )
     QwenImagePipeline(
         scheduler=scheduler,

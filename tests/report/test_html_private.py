@@ -135,6 +135,8 @@ def subject_of(distilled_lora: str) -> CardSubject:
         licence_name=None,
         licence_link=None,
         pipeline="LatentConsistencyModelPipeline",
+        scheduler="LCMScheduler",
+        scheduler_settings={},
         arguments={},
         prompt="cat",
         checkpoint=2,

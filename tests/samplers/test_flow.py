@@ -122,6 +122,28 @@ def test_levels_can_be_given():
         choose_sigmas(FlowSettings(), Noise({}), 4)
 
 
+def test_the_shift_can_be_given():
+    asked = []
+
+    def sigmas(steps, levels, shift=None):
+        asked.append((steps, levels, shift))
+        return SIGMAS
+
+    noise = Noise({"num_train_timesteps": 1000}, sigmas=sigmas)
+    for settings in (FlowSettings(), FlowSettings(shift=3.0)):
+        assert choose_sigmas(settings, noise, 4) is SIGMAS
+    assert asked == [(4, None, None), (4, None, 3.0)]
+    call = SAMPLER.in_diffusers(FlowSettings(shift=3.0, eta=0.0), noise, 4)
+    shifted = diffusers.FlowMatchEulerDiscreteScheduler.from_config(
+        diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, shift_terminal=0.02).config,
+        **call.settings,
+    )
+    shifted.set_timesteps(sigmas=[1.0, 0.75, 0.5, 0.25], mu=7.0)
+    assert shifted.sigmas.tolist() == pytest.approx(SIGMAS.tolist())
+    with pytest.raises(ValidationError, match="shift"):
+        FlowSettings(shift=0)
+
+
 def test_settings_that_cannot_be_are_refused():
     for wrong in ({"eta": 1.5}, {"window": (1,), "random_calls": 1}, {"window": (2, 1)}, {"window": (-1,)}):
         with pytest.raises(ValidationError):

@@ -114,7 +114,10 @@ def render_card(subject: CardSubject, data: RunData | None, pictures: Mapping[st
         header=_compose_header(subject),
         distilled_lora=subject.distilled_lora and withhold_text(subject.distilled_lora),
         call=", ".join(
-            [json.dumps(subject.prompt), *(f"{name}={value}" for name, value in subject.arguments.items())]
+            [
+                f"prompt={json.dumps(subject.prompt)}",  # which not all pipelines take first
+                *(f"{name}={value!r}" for name, value in subject.arguments.items()),
+            ]
         ),
         scheduler_settings="".join(f", {name}={value!r}" for name, value in subject.scheduler_settings.items()),
         place=json.dumps(subject.repository or "."),
