@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ from rlcm_cli.models.single_files import explain_single_file
 INDEX = "model_index.json"
 WEIGHT_STEMS = {"diffusers": "diffusion_pytorch_model", "transformers": "model"}
 """Name of a weights file before its variant and its ending, by library."""
+LORA_NAME = r"^[^/]*lora[^/]*\.safetensors$"
+"""Of a file at the top of a repository."""
 EMBEDDED_ADVICE = "use the embedded model: --model emoji-lcm"
 
 
@@ -107,7 +110,7 @@ def find_pipeline(name: str, revision: str | None, *, weights: bool = True) -> P
         raise ModelError(explain_single_file(name, path))
     if path.is_dir():
         if not (path / INDEX).exists():
-            raise ModelError(_explain_no_index(name, path))
+            raise ModelError(_explain_no_index(name, [file.name for file in path.iterdir()]))
         return PipelineFolder(name, path)
     missing = f"model '{name}' is not a folder here{suggest_path(name)}"
     if not is_hub_id(name):
@@ -123,13 +126,18 @@ def find_pipeline(name: str, revision: str | None, *, weights: bool = True) -> P
             f"{EMBEDDED_ADVICE}"
         ) from fault
     if not (folder / INDEX).exists():
-        raise ModelError(_explain_no_index(name, folder))
+        raise ModelError(_explain_no_index(name, [file.name for file in folder.iterdir()]))
     return PipelineFolder(name, folder, folder.name)
 
 
 def _choose_downloads(name: str, revision: str | None, *, weights: bool) -> tuple[str | None, list[str]]:
-    """Return the commit, and the files of a hub repository that are needed: of weights in several kinds, one."""
+    """Return the commit, and the files of a hub repository that are needed: of weights in several kinds, one.
+
+    Raises `ModelError` where the repository holds something else than a pipeline.
+    """
     commit, files = list_files(name, revision=revision)
+    if files and INDEX not in files:
+        raise ModelError(_explain_no_index(name, files))
     chosen = [INDEX, "*/*.json"] + ["tokenizer*/*.txt", "tokenizer*/*.jinja"] * weights
     if not weights:
         denoisers = sorted({family.denoiser for family in FAMILIES.values()})
@@ -148,10 +156,18 @@ def _is_class(value: list[Any]) -> bool:
     return len(value) == 2 and all(item is None or isinstance(item, str) for item in value)
 
 
-def _explain_no_index(name: str, folder: Path) -> str:
-    if (folder / "adapter_config.json").exists() or any(folder.glob("*lora*.safetensors")):
+def _explain_no_index(name: str, files: Sequence[str]) -> str:
+    """Return the line that says why a folder or repository with these files is no pipeline, and what to do."""
+    loras = sorted(file for file in files if re.search(LORA_NAME, file, re.IGNORECASE))
+    if len(loras) > 1:
+        return (
+            f"{name}: holds {len(loras)} LoRAs, not a pipeline; name the pipeline that they were made for as --model, "
+            f"and one of them, such as --set model.distilled_lora={name}/{loras[0]} where few steps were distilled "
+            "into it, else by `generate --lora`"
+        )
+    if loras or "adapter_config.json" in files:
         return f"{name}: holds a LoRA, not a pipeline; use it with `generate --lora`, and a pipeline as --model"
-    if (folder / "config.json").exists():
+    if "config.json" in files:
         return (
             f"{name}: is one component or another kind of model, not a pipeline of diffusers (no {INDEX}); name the "
             "folder of the whole pipeline"

@@ -17,6 +17,7 @@ from rlcm_cli.errors import NotFiniteError
 from rlcm_cli.families import Family
 from rlcm_cli.models.libraries import quiet_libraries
 from rlcm_cli.models.trained import TrainedWeights
+from rlcm_cli.recommendation import Recommendation
 from rlcm_cli.samplers import Noise, Sampler
 
 KEPT_PROMPTS = 2000
@@ -45,6 +46,8 @@ class LatentModel:
     """Digest of the file whose weights are in the denoiser: a LoRA's, or its own."""
     commit: str | None = None
     """Of a model of the hub: the commit that its revision named when it was loaded."""
+    recommended: Recommendation | None = None
+    """How it is drawn with its sampler unless asked otherwise; None of a model with random weights."""
     attached: TrainedWeights | None = None
     """What is trained; None before something was attached."""
     base_weights: Mapping[str, Tensor] | None = None

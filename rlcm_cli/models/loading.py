@@ -59,6 +59,7 @@ def load_model(
         digest = digest_json([digest, fuse_lora(pipeline, parts.family, distilled_lora)])
     freeze_pipeline(pipeline, parts.family, place)
     model = LatentModel(pipeline, parts.family, chosen, place, DTYPES[dtype], digest, commit=folder.commit)
+    model.recommended = parts.recommend(name, sampler, distilled_lora)
     if image_size is not None:
         model.set_image_size(*image_size)
     return model

@@ -70,6 +70,19 @@ class Parts:
         wanted = None if asked is None else find_sampler(asked)
         return self.family.scheduling.choose_sampler(name, self.configs, wanted, distilled_lora)
 
+    def recommend(self, name: str, asked: str | None, distilled_lora: str | None) -> Recommendation:
+        """Return how the pipeline is drawn unless asked otherwise; arguments and errors as in `choose_sampler`."""
+        natural = self.choose_sampler(name, None, None)
+        chosen = self.choose_sampler(name, asked, distilled_lora)
+        known = self.family.scheduling.recommend(name, self.configs, distilled_lora)
+        if known is not None and known.sampler == chosen.kind:
+            return known
+        guidance = RECOMMENDED_GUIDANCE.get(name, self.family.guidance.recommend(self.settings))
+        if chosen.distilled and not self.guided_by_embedding:
+            guidance = 1.0
+        steps = RECOMMENDED_STEPS.get(name, chosen.steps) if chosen == natural else chosen.steps
+        return Recommendation(chosen.kind, steps, guidance)
+
 
 def recommend(
     name: str, *, revision: str | None, sampler: str | None = None, distilled_lora: str | None = None
@@ -81,16 +94,7 @@ def recommend(
     configurations; raises as `load_model`.
     """
     parts = read_parts(find_pipeline(name, revision, weights=False))
-    natural = parts.choose_sampler(name, None, None)
-    chosen = parts.choose_sampler(name, sampler, distilled_lora)
-    known = parts.family.scheduling.recommend(name, parts.configs, distilled_lora)
-    if known is not None and known.sampler == chosen.kind:
-        return known
-    guidance = RECOMMENDED_GUIDANCE.get(name, parts.family.guidance.recommend(parts.settings))
-    if chosen.distilled and not parts.guided_by_embedding:
-        guidance = 1.0
-    steps = RECOMMENDED_STEPS.get(name, chosen.steps) if chosen == natural else chosen.steps
-    return Recommendation(chosen.kind, steps, guidance)
+    return parts.recommend(name, sampler, distilled_lora)
 
 
 def read_parts(folder: PipelineFolder) -> Parts:

@@ -9,11 +9,24 @@ from safetensors import SafetensorError, safe_open
 from rlcm_cli.families import FAMILIES
 
 DENOISER_PREFIX = "model.diffusion_model."
+LONE_DENOISER = ("conv_in.", "transformer_blocks.", "down_blocks.")
+"""Prefixes by which diffusers' own names show that a file is a denoiser only."""
+DISTILLED_ADVICE = (
+    "use the LoRA of the same release, with the pipeline that it was made for as --model: --set "
+    "model.distilled_lora=OWNER/NAME/FILE.safetensors, or put the file into a folder of a whole pipeline "
+    "(docs/models.md)"
+)
 LORA_MARKS = ("lora_down", "lora_up", "lora_A", "lora_B", ".hada_", ".lokr_")
 
 
 def explain_single_file(name: str, file: Path) -> str:
     """Return the line that says why a file is not loaded as a model, and what to do with it."""
+    if not file.exists() and len(file.parts) == 3 and not file.is_absolute():
+        return (
+            f"model '{name}': there is no such file here, and a file of a repository of the hub is not a pipeline; "
+            f"check the path, or, of a LoRA that few steps were distilled into, use --set model.distilled_lora={name} "
+            "with the pipeline that it was made for as --model"
+        )
     if not file.exists():
         return f"model '{name}': there is no such file; check the path, or use the embedded model: --model emoji-lcm"
     if file.suffix != ".safetensors":
@@ -39,6 +52,6 @@ def explain_single_file(name: str, file: Path) -> str:
                 f"make one by `python -c \"from diffusers import {pipeline} as P; P.from_single_file('{file}')"
                 f".save_pretrained('{file.stem}')\"`, then use --model {file.stem}"
             )
-    if has_denoiser:
-        return f"{name}: holds a denoiser without its text encoders; use a checkpoint of the whole model"
+    if has_denoiser or any(key.startswith(LONE_DENOISER) for key in keys):
+        return f"{name}: holds a denoiser without its text encoders; {DISTILLED_ADVICE}"
     return f"{name}: is not a model of a known family in one file; name a pipeline folder or a hub id"

@@ -40,6 +40,8 @@ from rlcm_cli.store.rollouts import RolloutShard, missing_shards, publish_shard
 from rlcm_cli.store.timings import timing
 
 REDUCTION: Reduction = "mean"
+FEWEST_OF_USUAL = 4
+"""Below a fourth of the steps that a model was made for, images are blurred."""
 
 
 def sample(
@@ -65,12 +67,9 @@ def sample(
     if not mine:
         yield PhaseSkipped("sample", iteration, "all shards are there")
         return
-    if iteration == 0 and 0 in mine and is_guided_twice(model, manifest.schedule.guidance_scale):
-        yield Warned(
-            f"sample.guidance_scale is {manifest.schedule.guidance_scale:g}, and the sampler {model.sampler.kind} "
-            "draws with weights that few steps were distilled into, guidance mostly among them: more than 2 is too "
-            "much for most, and takes twice the model calls; 1 is none"
-        )
+    if iteration == 0 and 0 in mine:
+        yield from tell_few_steps(model, run.config.model.name, run.config.sample.steps)
+        yield from tell_double_guidance(model, manifest.schedule.guidance_scale)
     total = sum(manifest.shards[number][1] - manifest.shards[number][0] for number in mine)
     yield PhaseStarted("sample", iteration, total, "images")
     with writing_behind() as writer:
@@ -86,9 +85,26 @@ def sample(
                     writer.wait()
 
 
-def is_guided_twice(model: LatentModel, guidance_scale: float) -> bool:
-    """Return whether weights that were distilled for few steps are guided by two predictions, and strongly."""
-    return model.sampler.distilled and not model.guided_by_embedding and guidance_scale > 2
+def tell_few_steps(model: LatentModel, name: str, steps: int) -> Iterator[Event]:
+    """Yield a warning where a model that was made for many steps is asked for few; `name` is the model's."""
+    usual = None if model.recommended is None else model.recommended.steps
+    if usual is not None and FEWEST_OF_USUAL * steps < usual:
+        yield Warned(
+            f"{name} is made for {usual} steps of the sampler {model.sampler.kind}, and {steps} give blurred images; "
+            f"use --steps {usual}, or a model or LoRA that few steps were distilled into (docs/models.md)"
+        )
+
+
+def tell_double_guidance(model: LatentModel, guidance_scale: float) -> Iterator[Event]:
+    """Yield a warning where weights that guidance was distilled into are guided by two predictions, and strongly."""
+    known = model.recommended
+    doubled = guidance_scale > 2 and model.count_predictions(guidance_scale) > 1
+    if doubled and known is not None and known.guidance_scale <= 1:
+        yield Warned(
+            f"sample.guidance_scale is {guidance_scale:g}, and the sampler {model.sampler.kind} "
+            "draws with weights that few steps were distilled into, guidance mostly among them: more than 2 is too "
+            "much for most, and takes twice the model calls; 1 is none"
+        )
 
 
 def plan_rollout(

@@ -15,9 +15,9 @@ from torch import Tensor
 from rlcm_cli.errors import ConfigError
 from rlcm_cli.events import Advanced, Event, FileWritten, PhaseStarted, Warned
 from rlcm_cli.models.latent_model import LatentModel
-from rlcm_cli.phases.sample import REDUCTION, draw_batch, tell_cut_prompts
+from rlcm_cli.phases.sample import REDUCTION, draw_batch, tell_cut_prompts, tell_few_steps
 from rlcm_cli.pictures.contact_sheet import arrange_sheet, to_picture, write_png
-from rlcm_cli.pictures.drawing import Drawing, ImageSpec, ModelCache
+from rlcm_cli.pictures.drawing import Drawing, ImageSpec, ModelCache, show_name
 from rlcm_cli.pictures.png_metadata import describe, describe_sheet
 from rlcm_cli.runs.schedules import drawing_schedule
 from rlcm_cli.wording import count, slug
@@ -120,10 +120,12 @@ def _generate(plan: Plan, set_up: Callable[[Drawing], LatentModel], folder: Path
     _spare_sources(plan, folder)
     for warning in plan.warnings:
         yield Warned(warning)
-    model = set_up(plan.drawings[0])
+    first = plan.drawings[0]
+    model = set_up(first)
     for drawing in plan.drawings:  # what cannot be is found before anything is drawn
-        if (drawing.model, drawing.sampler.kind) == (plan.drawings[0].model, plan.drawings[0].sampler.kind):
+        if (drawing.model, drawing.sampler.kind) == (first.model, first.sampler.kind):
             drawing_schedule(drawing.sampler, drawing.sample.steps, model)
+    yield from tell_few_steps(model, show_name(first.model.name), max(one.sample.steps for one in plan.drawings))
     if plan.model_digest not in (None, model.digest):
         yield Warned("the model's files are others than those that the picture was drawn with, by their digests")
     yield from tell_cut_prompts(model, (spec.prompt for drawing in plan.drawings for spec in drawing.specs))

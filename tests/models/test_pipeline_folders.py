@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from fake_hub import reached
 
 from rlcm_cli.errors import ModelError
 from rlcm_cli.models.folders import INDEX, PipelineFolder, find_pipeline
@@ -28,6 +29,17 @@ def test_a_folder_that_is_no_pipeline_is_refused_in_a_line(tmp_path, files, word
         (tmp_path / name).write_text(json.dumps(values))
     with pytest.raises(ModelError, match=words) as caught:
         find_pipeline(str(tmp_path), None)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_repository_of_loras_names_its_files(monkeypatch, tmp_path):
+    loras = {f"few_{steps}step_lora.safetensors": b"0" for steps in (4, 2)}
+    with reached(monkeypatch, tmp_path / "cache") as hub:
+        hub.add("ann/few", files={**loras, "README.md": b"0"})
+        with pytest.raises(ModelError) as caught:
+            find_pipeline("ann/few", None)
+    assert str(caught.value).startswith("ann/few: holds 2 LoRAs, not a pipeline; name the pipeline")
+    assert "--set model.distilled_lora=ann/few/few_2step_lora.safetensors" in str(caught.value)
     assert "\n" not in str(caught.value)
 
 

@@ -1,4 +1,4 @@
-"""Strong guidance of weights that were distilled for few steps is told, once a run."""
+"""Steps and guidance that a model was not made for are told, once a run."""
 
 from pathlib import Path
 
@@ -14,6 +14,9 @@ from rlcm_cli.processes.worker import Worker
 from rlcm_cli.runs.policy import load_policy_model
 from rlcm_cli.runs.run import create_run
 
+GUIDED = "sample.guidance_scale is 8, and the sampler"
+FEW = "sd is made for 50 steps of the sampler ddim, and 12 give blurred images; use --steps 50"
+
 
 @pytest.fixture(scope="module")
 def plain(tiny_lcm, tmp_path_factory) -> Path:
@@ -21,16 +24,25 @@ def plain(tiny_lcm, tmp_path_factory) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("sampler", "guidance_scale", "told"),
-    [("lcm", 8.0, True), ("tcd", 8.0, True), ("lcm", 2.0, False), ("ddim", 8.0, False), ("own", 8.0, False)],
+    ("sampler", "steps", "guidance_scale", "told"),
+    [
+        ("lcm", 2, 8.0, [GUIDED]),
+        ("tcd", 2, 8.0, [GUIDED]),
+        ("lcm", 2, 2.0, []),
+        ("ddim", 12, 8.0, [FEW]),
+        ("ddim", 13, 8.0, []),
+        ("own", 2, 8.0, []),
+    ],
 )
-def test_it_is_told_where_guidance_takes_two_predictions(plain, tiny_lcm, tmp_path, sampler, guidance_scale, told):
+def test_what_a_model_was_not_made_for_is_told_once(
+    plain, tiny_lcm, tmp_path, sampler, steps, guidance_scale, told, monkeypatch
+):
     # A latent consistency model takes its guidance as an embedding, which it was trained with.
     folder, kind = (tiny_lcm, "lcm") if sampler == "own" else (plain, sampler)
-    settings = {"guidance_scale": guidance_scale, "steps": 2}
-    config = parse_config(tiny_values(folder, sample=settings, sampler={"kind": kind}))
+    monkeypatch.chdir(folder.parent)
+    settings = {"guidance_scale": guidance_scale, "steps": steps, "samples": 2}
+    config = parse_config(tiny_values(folder.name, sample=settings, sampler={"kind": kind}))
     run, loaded = create_run(tmp_path / "run", config), load_policy_model(config)
     events = [event for number in (0, 1) for event in finish(sample(run, loaded, Worker(number, 2)))]
     found = [event.message for event in events if isinstance(event, Warned)]
-    assert len(found) == told
-    assert all(message.startswith("sample.guidance_scale is 8, and the sampler") for message in found)
+    assert [message.startswith(start) for message, start in zip(found, told, strict=True)] == [True] * len(told)
