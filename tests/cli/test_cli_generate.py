@@ -75,6 +75,7 @@ def test_each_picture_says_how_it_was_made(capsys, run, tiny_lcm, tmp_path):
         "sampler": "lcm",
         "steps": "2",
         "guidance_scale": "3.0",
+        "eta": "1.0",
         "spacing": "diffusers",
         "original_steps": "50",
         "model": tiny_lcm.name,

@@ -22,6 +22,8 @@ from rlcm_cli.pictures.png_metadata import (
     read_provenance,
     settle_model,
 )
+from rlcm_cli.samplers import SAMPLERS
+from rlcm_cli.samplers.lcm import LcmSettings
 
 LORA = Adapter("owner/lora", "", 0.7, "owner/lora", "owner/lora")
 
@@ -46,6 +48,7 @@ class TestWriting:
             "prompt": "a cat",
             "seed": "4",
             "sampler": "lcm",
+            "eta": "1.0",
             "spacing": "diffusers",
             "original_steps": "50",
             "steps": "2",
@@ -83,10 +86,10 @@ class TestReading:
         assert (recorded.file, recorded.spec, recorded.place_in_batch) == (picture, ImageSpec("a cat", 4), (1, 3))
         assert recorded.model == {"name": "emoji-lcm", "dtype": "float32"}
         assert (recorded.model_digest, recorded.steps, recorded.sample) == (MODEL_DIGEST, 2, {"guidance_scale": 3.3})
-        assert recorded.sampler == {"kind": "lcm", "spacing": "diffusers", "original_steps": 50}
+        assert recorded.sampler == LcmSettings().model_dump()
         assert (recorded.lora, recorded.lora_digest, recorded.scale) == ("owner/lora", "", 0.7)
 
-    @pytest.mark.parametrize("sampler", ["lcm", "ddim", "tcd"])
+    @pytest.mark.parametrize("sampler", SAMPLERS)
     def test_every_sampler_and_what_a_model_may_have(self, tmp_path, sampler):
         model = {"name": "owner/m", "revision": "v2", "dtype": "float16", "distilled_lora": "a/b"}
         drawing = make_drawing("ein Bär", sampler=sampler, **model, image_size="64x96")
@@ -114,7 +117,7 @@ class TestReading:
             ({"steps": "1e9"}, "'1e9'"),
             ({"guidance_scale": "nan"}, "(guidance_scale nan); give the settings as options"),
             ({"lora_scale": "inf"}, "(lora_scale inf)"),
-            ({"sampler": "euler"}, "no sampler 'euler'"),
+            ({"sampler": "heun"}, "no sampler 'heun'"),
             ({"original_steps": "-3"}, "'original_steps' is -3"),
             ({"model": "/etc"}, "(model '/etc' is neither a name nor a hub id)"),
             ({"model": "../home"}, "'../home'"),
