@@ -111,7 +111,7 @@ class Guidance:
     argument: str = "guidance_scale"
     """What the `__call__` of the pipelines calls the scale."""
     others: Mapping[str, Any] = field(default_factory=dict)
-    """Other arguments of `__call__` without which the pipelines do not guide."""
+    """Other arguments of `__call__` without which the pipelines do not guide by two predictions."""
 
 
 @dataclass(frozen=True)

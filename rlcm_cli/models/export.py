@@ -243,7 +243,8 @@ def describe_call(
     if found is None:
         return None
     family, own = model.family, model.pipeline.scheduler.config
-    guidance = {family.guidance.argument: guidance_scale, **family.guidance.others}
+    guided_twice = model.count_predictions(guidance_scale) > 1
+    guidance = {family.guidance.argument: guidance_scale, **(family.guidance.others if guided_twice else {})}
     return replace(
         found,
         arguments={**found.arguments, **guidance, **family.latents.arguments(model)},
