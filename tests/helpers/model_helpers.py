@@ -44,7 +44,7 @@ def shake_lora(model: LatentModel, seed: int = 1) -> None:
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in lora_parameters(model).values():
-            parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
+            parameter += 0.1 * torch.randn(parameter.shape, generator=generator).to(parameter.device)
 
 
 def draw(
