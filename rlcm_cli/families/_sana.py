@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, cast
 from rlcm_cli.errors import ModelError
 from rlcm_cli.families import Autoencoder, ForeignNames, Latents, LoadedPipeline, class_of
 from rlcm_cli.families import _autoencoder as vae
+from rlcm_cli.families import _flow as flow
+from rlcm_cli.families import _language_models as language_models
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -134,24 +136,14 @@ def condition(model: LoadedPipeline) -> dict[str, Tensor]:
 
 def check_fit(name: str, parts: Mapping[str, Any]) -> None:
     """Raise `ModelError` where components do not fit each other, by their configurations."""
-    transformer, encoder, tokenizer = parts[DENOISER].config, parts["text_encoder"], parts["tokenizer"]
+    transformer, encoder = parts[DENOISER].config, parts["text_encoder"]
     if hasattr(encoder, "lm_head"):
         raise ModelError(
             f"{name}: its text encoder, {type(encoder).__name__}, gives tokens and not what they mean; use the model "
             "without a head (Gemma2Model in model_index.json)"
         )
-    if len(tokenizer) > encoder.config.vocab_size:
-        raise ModelError(
-            f"{name}: its tokenizer has {len(tokenizer):,} tokens, and its text encoder knows "
-            f"{encoder.config.vocab_size:,}; use the tokenizer that belongs to it"
-        )
-    if tokenizer.pad_token_id is None:
-        raise ModelError(f"{name}: its tokenizer has no pad_token, which prompts are filled up with; set one")
-    if encoder.config.hidden_size != transformer.caption_channels:
-        raise ModelError(
-            f"{name}: its text encoder gives vectors of {encoder.config.hidden_size} numbers, and its transformer "
-            f"takes {transformer.caption_channels}; use the text encoder that belongs to it"
-        )
+    language_models.check_tokenizer(name, parts["tokenizer"], encoder, framed=False)
+    language_models.check_width(name, encoder.config.hidden_size, transformer.caption_channels)
     vae.check_autoencoder(name, parts["vae"].config, DENOISER, transformer.in_channels)
     if transformer.out_channels not in (None, transformer.in_channels):
         raise ModelError(
@@ -190,11 +182,10 @@ def count_tokens(mask: Tensor) -> int:
 def count_cut_prompts(pipeline: Any, prompts: list[str]) -> tuple[int, int]:
     """Return how many prompts are longer than the transformer is conditioned on, and how many tokens that is."""
     instruction = "\n".join(read_instruction(type(pipeline)))
-    around, longest = len(pipeline.tokenizer.encode(instruction)), TOKENS - 2
-    # A token is a byte at least.
-    suspects = [prompt for prompt in prompts if len(prompt.encode()) > longest]
-    lengths = [len(pipeline.tokenizer(instruction + prompt.lower().strip()).input_ids) for prompt in suspects]
-    return sum(length > around + longest for length in lengths), longest
+    longest = len(pipeline.tokenizer(instruction).input_ids) + TOKENS - 2
+    return language_models.count_cut_prompts(
+        pipeline.tokenizer, lambda prompt: instruction + prompt.lower().strip(), prompts, longest
+    )
 
 
 # Prediction
@@ -225,9 +216,7 @@ def _own_size(pipeline: Any) -> tuple[int, int]:
 
 def _set_size(pipeline: Any, height: int, width: int) -> None:
     unit = math.lcm(UNIT, int(pipeline.vae_scale_factor * pipeline.transformer.config.patch_size))
-    if any(side < unit or side % unit for side in (height, width)):
-        asked = str(height) if height == width else f"{width} x {height}"
-        raise ModelError(f"images of {asked} pixels: this model's are multiples of {unit} pixels; choose one")
+    flow.check_size(height, width, unit)
 
 
 def _latent_shape(pipeline: Any, height: int, width: int) -> tuple[int, int, int]:

@@ -21,6 +21,7 @@ from rlcm_cli.families import (
     class_of,
 )
 from rlcm_cli.families import _flow as flow
+from rlcm_cli.families import _language_models as language_models
 from rlcm_cli.families import _names as names
 from rlcm_cli.families import _qwen as qwen
 from rlcm_cli.recommendation import Recommendation
@@ -88,8 +89,8 @@ def _assemble(configs: Configs) -> tuple[str, dict[str, Any]]:
 
 def _check_fit(name: str, parts: Mapping[str, Any]) -> None:
     encoder, transformer, vae = parts["text_encoder"].config, parts[DENOISER].config, parts["vae"].config
-    qwen.check_tokenizer(name, parts["tokenizer"], parts["text_encoder"], framed=True)
-    qwen.check_width(name, len(LAYERS) * encoder.hidden_size, transformer.joint_attention_dim)
+    language_models.check_tokenizer(name, parts["tokenizer"], parts["text_encoder"], framed=True)
+    language_models.check_width(name, len(LAYERS) * encoder.hidden_size, transformer.joint_attention_dim)
     if encoder.num_hidden_layers < LAYERS[-1]:
         raise ModelError(
             f"{name}: its text encoder has {encoder.num_hidden_layers} layers, and the outputs of layers "
@@ -188,7 +189,7 @@ def _count_cut(pipeline: Any, prompts: list[str]) -> tuple[int, int]:
         )
         return text
 
-    return qwen.count_cut_prompts(pipeline.tokenizer, frame, prompts, TOKENS)
+    return language_models.count_cut_prompts(pipeline.tokenizer, frame, prompts, TOKENS)
 
 
 # Sizes, and images

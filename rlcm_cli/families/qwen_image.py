@@ -21,6 +21,7 @@ from rlcm_cli.families import (
     class_of,
 )
 from rlcm_cli.families import _flow as flow
+from rlcm_cli.families import _language_models as language_models
 from rlcm_cli.families import _qwen as qwen
 from rlcm_cli.recommendation import Recommendation
 from rlcm_cli.samplers import Noise
@@ -78,8 +79,8 @@ def _find_fault(configs: Configs) -> str | None:
 
 def _check_fit(name: str, parts: Mapping[str, Any]) -> None:
     encoder, transformer, vae = parts["text_encoder"], parts[DENOISER].config, parts["vae"].config
-    qwen.check_tokenizer(name, parts["tokenizer"], encoder, framed=False)
-    qwen.check_width(name, encoder.config.get_text_config().hidden_size, transformer.joint_attention_dim)
+    language_models.check_tokenizer(name, parts["tokenizer"], encoder, framed=False)
+    language_models.check_width(name, encoder.config.get_text_config().hidden_size, transformer.joint_attention_dim)
     if vae.z_dim * PATCH**2 != transformer.in_channels:
         raise ModelError(
             f"{name}: its vae makes latents of {vae.z_dim} channels, and its transformer takes "
@@ -173,7 +174,7 @@ def _encode(model: LoadedPipeline, prompt: str) -> dict[str, Tensor]:
 
 def _count_cut(pipeline: Any, prompts: list[str]) -> tuple[int, int]:
     frame, dropped = pipeline.prompt_template_encode.format, pipeline.prompt_template_encode_start_idx
-    return qwen.count_cut_prompts(pipeline.tokenizer, frame, prompts, TOKENS + dropped)
+    return language_models.count_cut_prompts(pipeline.tokenizer, frame, prompts, TOKENS + dropped)
 
 
 # Sizes, and images

@@ -7,13 +7,11 @@ from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from rlcm_cli.errors import ModelError
 from rlcm_cli.families import Architecture, Configs, Family, Guidance, Loading, Scheduling, TextEncoding
 from rlcm_cli.families import _flow as flow
 from rlcm_cli.families import _sana as sana
 from rlcm_cli.families._clip import with_negative
 from rlcm_cli.recommendation import Recommendation
-from rlcm_cli.samplers import Sampler
 from rlcm_cli.samplers.flow import SAMPLER as FLOW
 
 if TYPE_CHECKING:
@@ -28,9 +26,10 @@ RECOMMENDED = Recommendation(
     FLOW.kind,
     steps=20,
     guidance_scale=sana.GUIDANCE,
+    training={"sampler.noise": "flow-sde", "sampler.eta": 0.7},
     source=f"{sana.HUB}Sana_1600M_1024px_BF16_diffusers",
 )
-"""As the model card has it."""
+"""As the model card has it; the noise of training is that of Flow-GRPO (arXiv 2505.05470)."""
 
 _log = logging.getLogger(__name__)
 
@@ -64,15 +63,6 @@ def _translate(scheduler: Mapping[str, Any]) -> Mapping[str, Any]:
     if not _is_solver(scheduler):
         return scheduler
     return {"num_train_timesteps": scheduler["num_train_timesteps"], "shift": scheduler["flow_shift"]}
-
-
-def _choose_sampler(name: str, configs: Configs, wanted: Sampler | None, distilled_lora: str | None) -> Sampler:
-    if wanted not in (None, FLOW):
-        raise ModelError(
-            f"{name}: is a SANA, a model of flow matching, and cannot be drawn with the sampler '{wanted.kind}'; use "
-            f"--sampler {FLOW.kind}, or leave the option out"
-        )
-    return FLOW
 
 
 def _recommend(name: str, configs: Configs, distilled_lora: str | None) -> Recommendation:
@@ -132,7 +122,7 @@ FAMILY = Family(
         check=_check_scheduler,
         overrides={},
         read_noise=lambda model: flow.read_noise(model, lambda steps: {"num_inference_steps": steps}),
-        choose_sampler=_choose_sampler,
+        choose_sampler=flow.choose_sampler,
         recommend=_recommend,
         translate=_translate,
         stated=("shift",),

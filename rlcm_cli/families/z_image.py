@@ -22,6 +22,7 @@ from rlcm_cli.families import (
 )
 from rlcm_cli.families import _autoencoder as vae
 from rlcm_cli.families import _flow as flow
+from rlcm_cli.families import _language_models as language_models
 from rlcm_cli.families import _names as names
 from rlcm_cli.families import _qwen as qwen
 from rlcm_cli.recommendation import Recommendation
@@ -77,8 +78,8 @@ def _find_fault(configs: Configs) -> str | None:
 
 def _check_fit(name: str, parts: Mapping[str, Any]) -> None:
     encoder, transformer = parts["text_encoder"].config, parts[DENOISER].config
-    qwen.check_tokenizer(name, parts["tokenizer"], parts["text_encoder"], framed=True)
-    qwen.check_width(name, encoder.hidden_size, transformer.cap_feat_dim)
+    language_models.check_tokenizer(name, parts["tokenizer"], parts["text_encoder"], framed=True)
+    language_models.check_width(name, encoder.hidden_size, transformer.cap_feat_dim)
     vae.check_autoencoder(name, parts["vae"].config, DENOISER, transformer.in_channels)
     if PATCH not in transformer.all_patch_size or 1 not in transformer.all_f_patch_size:
         raise ModelError(
@@ -159,7 +160,7 @@ def _count_cut(pipeline: Any, prompts: list[str]) -> tuple[int, int]:
         )
         return text
 
-    return qwen.count_cut_prompts(pipeline.tokenizer, frame, prompts, TOKENS)
+    return language_models.count_cut_prompts(pipeline.tokenizer, frame, prompts, TOKENS)
 
 
 # Sizes, and images

@@ -5,14 +5,8 @@ import torch
 from tiny_language_models import build_qwen3, build_qwen25_vl, build_tokenizer
 
 from rlcm_cli.errors import ModelError
-from rlcm_cli.families._qwen import (
-    check_tokenizer,
-    check_width,
-    condition_freely,
-    count_cut_prompts,
-    name_text,
-    read_lengths,
-)
+from rlcm_cli.families._language_models import check_tokenizer, check_width, count_cut_prompts
+from rlcm_cli.families._qwen import condition_freely, name_text, read_lengths
 
 
 def test_what_does_not_belong_together_is_one_line():

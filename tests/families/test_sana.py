@@ -11,16 +11,20 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from conftest import tiny_values
 from diffusers import AutoencoderDC, DiffusionPipeline, FlowMatchEulerDiscreteScheduler
 from diffusers.configuration_utils import FrozenDict
 from model_helpers import attach_tiny, draw, edit_json, load_tiny
+from phase_runs import finish
 from safetensors.torch import load_file, save_file
 from tiny_pipelines import build_sd
 from tiny_sana import build_gemma_tokenizer, build_sana, build_sana_sprint
 from transformers import Gemma2ForCausalLM
 
+from rlcm_cli.config import parse_config
 from rlcm_cli.core.noise import seed_generator
 from rlcm_cli.errors import ConfigError, ModelError
+from rlcm_cli.events import Warned
 from rlcm_cli.families._sana import TOKENS, read_instruction
 from rlcm_cli.families.sana import FAMILY as SANA
 from rlcm_cli.families.sana_sprint import FAMILY as SPRINT
@@ -30,7 +34,13 @@ from rlcm_cli.models.loading import load_model
 from rlcm_cli.models.lora import load_foreign_lora
 from rlcm_cli.models.parts import recommend
 from rlcm_cli.models.schedules import build_schedule
+from rlcm_cli.phases.sample import sample
+from rlcm_cli.pictures.generate import generate_plan
+from rlcm_cli.pictures.generate_request import Request, plan_request
+from rlcm_cli.processes.worker import Worker
 from rlcm_cli.recommendation import Recommendation
+from rlcm_cli.runs.policy import load_policy_model
+from rlcm_cli.runs.run import create_run
 from rlcm_cli.samplers.scm import ScmSettings
 
 HUB = "https://huggingface.co/Efficient-Large-Model/"
@@ -197,7 +207,8 @@ def test_makers_recommendations_are_known(sprint, base, tmp_path):
     )
     assert recommend(str(sprint), revision=None).source == f"{HUB}Sana_Sprint_1.6B_1024px_diffusers"
     plain = recommend(str(base), revision=None)
-    assert plain == Recommendation("flow", 20, 4.5, source=f"{HUB}Sana_1600M_1024px_BF16_diffusers")
+    noise = {"sampler.noise": "flow-sde", "sampler.eta": 0.7}
+    assert plain == Recommendation("flow", 20, 4.5, training=noise, source=f"{HUB}Sana_1600M_1024px_BF16_diffusers")
     assert recommend(str(base), revision=None, distilled_lora="me/mine").guidance_scale == 1.0
 
 
@@ -222,7 +233,11 @@ def test_a_size_between_the_patches(folder, size):
     [
         ("sprint", {"sampler": "flow"}, "is a SANA-Sprint, .* the sampler 'flow'; use --sampler scm, or leave"),
         ("sprint", {"distilled_lora": "me/mine"}, "is distilled to a few steps already; leave the distilled LoRA"),
-        ("base", {"sampler": "scm"}, "is a SANA, a model of flow matching, .* 'scm'; use --sampler flow, or leave"),
+        (
+            "base",
+            {"sampler": "scm"},
+            "is a model of flow matching, which .* 'scm' cannot draw; use --sampler flow",
+        ),
     ],
 )
 def test_what_it_cannot_be_drawn_with(request, name, settings, words):
@@ -278,10 +293,12 @@ def test_a_scheduler_that_is_not_of_flow_matching(base, tmp_path):
 def test_components_that_do_not_fit(folder, file, changes, words):
     parts = dict(load_tiny(folder).pipeline.components)
     config = parts[file].config
-    stated = config.to_dict() if hasattr(config, "to_dict") else dict(config)
-    changed = SimpleNamespace(config=FrozenDict({**stated, **changes}))
+    if file == "text_encoder":
+        changed = type(config)(**{**config.to_dict(), **changes})
+    else:
+        changed = FrozenDict({**config, **changes})
     with pytest.raises(ModelError, match=f"^it: .*{words}"):
-        SANA.loading.check_fit("it", {**parts, file: changed})
+        SANA.loading.check_fit("it", {**parts, file: SimpleNamespace(config=changed)})
 
 
 def test_a_text_encoder_with_a_head_and_a_tokenizer_that_cannot_pad(sprint, tmp_path):
@@ -360,3 +377,24 @@ def test_a_window_of_sana_sprint_is_drawn_but_not_by_diffusers(sprint):
     assert describe_call(model, ScmSettings(window=(0,)), steps=4, guidance_scale=4.5) is None
     with pytest.raises(ConfigError, match=r"sampler.angles are \[1.5, 1.2\], and sample.steps is 4"):
         build_schedule(model, ScmSettings(angles=(1.5, 1.2)), 4)
+
+
+# Few steps
+
+
+def list_warnings(events):
+    return [event.message for event in finish(events) if isinstance(event, Warned)]
+
+
+@pytest.mark.parametrize(("name", "steps", "told"), [("base", 2, True), ("base", 5, False), ("sprint", 2, False)])
+def test_a_base_model_that_is_asked_for_few_steps_is_told(request, tmp_path, name, steps, told):
+    folder = request.getfixturevalue(name)
+    kind = "flow" if name == "base" else "scm"
+    said = rf" is made for 20 steps of the sampler flow, and {steps} give blurred images; use --steps 20, or a model"
+    config = parse_config(tiny_values(folder, sample={"steps": steps}, sampler={"kind": kind}))
+    run, model = create_run(tmp_path / "run", config), load_policy_model(config)
+    found = [message for number in (0, 1) for message in list_warnings(sample(run, model, Worker(number, 2)))]
+    assert [bool(re.search(said, message)) for message in found] == [True] * told
+    plan = plan_request(Request(["a cat"], steps=[steps], model={"name": str(folder)}))
+    found = list_warnings(generate_plan(plan, "cpu", tmp_path / "pictures"))
+    assert [bool(re.search(said, message)) for message in found] == [True] * told
