@@ -103,6 +103,7 @@ def test_its_tensors_have_values_and_gradients():
         assert weight.grad.cpu().tolist() == [2.0, 4.0]
         weight.data = torch.zeros(2, device=device)
         assert weight.sum().item() == 0
+        assert made[[1, -2]].cpu().tolist() == [2.0, 1.0]
 
 
 def test_it_refuses_what_a_gpu_refuses_and_nothing_else():

@@ -78,7 +78,7 @@ class _Operations(TorchDispatchMode):
 
 
 class _Constructors(TorchFunctionMode):
-    """What is no operation to torch, and would drop values: tensors made of Python's numbers, and `x.data = y`."""
+    """What is no operation to torch, and would drop values: tensors and indices of numbers of Python, `x.data = y`."""
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Sequence[type], args: Any = (), kwargs: Mapping[str, Any] | None = None
@@ -92,6 +92,10 @@ class _Constructors(TorchFunctionMode):
             beside, numbers = args
             device = given.pop("device", beside.device)
             return torch.tensor(numbers, **{"dtype": beside.dtype, **given}).to(device)
+        if func is torch.Tensor.__getitem__ and isinstance(args[0], OtherTensor):
+            tensor, index = args
+            parts = index if isinstance(index, tuple) else (index,)
+            return func(tensor, tuple(torch.tensor(part) if isinstance(part, list) else part for part in parts))
         if func == torch.Tensor.data.__set__ and isinstance(args[0], OtherTensor):
             args[0].values = args[1].values
             return None
