@@ -20,6 +20,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
+from rlcm_cli.measuring.attention import fused_attention
+
 DEVICE = torch.device("meta")
 HERE = torch.device("cpu")
 ATEN = torch.ops.aten
@@ -27,6 +29,8 @@ CROSSING = {ATEN._to_copy.default, ATEN.copy_.default}
 INDEXING = {ATEN.index.Tensor, ATEN.index_put_.default, ATEN.index_put.default}
 JOINING = {ATEN.cat.default, ATEN.stack.default}
 """Operations that take no tensor of another device, not even one without dimensions."""
+LAZY = {ATEN._conj.default: ATEN.conj_physical.default, ATEN._neg_view.default: ATEN.neg.default}
+"""Operations that only mark a tensor, which its kernels here would not see → what computes it."""
 
 
 class OtherDeviceError(RuntimeError):
@@ -36,7 +40,7 @@ class OtherDeviceError(RuntimeError):
 @contextlib.contextmanager
 def other_device() -> Iterator[torch.device]:
     """Let the device have values within the block, and be watched."""
-    with _Constructors(), _Operations():
+    with _Constructors(), fused_attention(), _Operations():  # for `meta`, torch's attention is slow products
         yield DEVICE
 
 
@@ -78,7 +82,7 @@ class _Operations(TorchDispatchMode):
 
 
 class _Constructors(TorchFunctionMode):
-    """What is no operation to torch, and would drop values: tensors and indices of numbers of Python, `x.data = y`."""
+    """What reaches no operation of torch's with its values: tensors made of Python's numbers, and `x.data = y`."""
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Sequence[type], args: Any = (), kwargs: Mapping[str, Any] | None = None
@@ -92,10 +96,12 @@ class _Constructors(TorchFunctionMode):
             beside, numbers = args
             device = given.pop("device", beside.device)
             return torch.tensor(numbers, **{"dtype": beside.dtype, **given}).to(device)
-        if func is torch.Tensor.__getitem__ and isinstance(args[0], OtherTensor):
-            tensor, index = args
+        if func in (torch.Tensor.__getitem__, torch.Tensor.__setitem__) and isinstance(args[0], OtherTensor):
+            own, index, *value = args
             parts = index if isinstance(index, tuple) else (index,)
-            return func(tensor, tuple(torch.tensor(part) if isinstance(part, list) else part for part in parts))
+            return func(own, tuple(torch.tensor(x) if isinstance(x, list) else x for x in parts), *value)
+        if func is torch.Tensor.tolist and isinstance(args[0], OtherTensor):
+            return args[0].values.tolist()
         if func == torch.Tensor.data.__set__ and isinstance(args[0], OtherTensor):
             args[0].values = args[1].values
             return None
@@ -117,7 +123,7 @@ def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         raise OtherDeviceError(f"{func}: a generator of the CPU's draws nothing on another device")
     if named is not None:
         kwargs["device"] = HERE
-    results = func(*tree_map(_unwrap, args), **tree_map(_unwrap, kwargs))
+    results = LAZY.get(func, func)(*tree_map(_unwrap, args), **tree_map(_unwrap, kwargs))
     if not to_there:
         return results
     known = {id(tensor.values): tensor for tensor in there}  # what an operation in place returns
