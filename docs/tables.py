@@ -11,7 +11,10 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter
+
 import rlcm_cli
+from rlcm_cli.measuring.footprint import ADAPTER_BYTES, Footprint
 from rlcm_cli.objectives import OBJECTIVES, Need
 from rlcm_cli.rewards import REWARDS
 from rlcm_cli.samplers import SAMPLERS
@@ -19,6 +22,10 @@ from rlcm_cli.store import shards
 
 FOLDER = Path(__file__).parent
 PRESETS = Path(rlcm_cli.__file__).with_name("tasks")
+CARDS = (8, 12, 16, 24, 48, 80)
+"""GPU memory in GB."""
+RESERVE = 1e9
+"""Bytes of a card that stay free, for all that is not counted."""
 BLOCK = re.compile(r"(<!-- generated: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -108,6 +115,80 @@ def list_presets() -> str:
     )
 
 
+def list_sizes() -> str:
+    """List what architectures consist of, and what their work costs."""
+    rows = []
+    for name, found in read_footprints().items():
+        height, width = found.image_size
+        weights = [found.text_encoders.count_bytes(), *(found.denoiser.count_bytes(bits) for bits in (16, 8, 4))]
+        flops = (found.flops.call, found.flops.decode, found.flops.transition)
+        rows.append(
+            [
+                code(name),
+                f"{width} × {height}",
+                *(gigabytes(count) for count in [*weights, found.autoencoder.count_bytes()]),
+                *(f"{count / 1e12:.3g}" for count in flops),
+            ]
+        )
+    head = ["architecture", "pixels", "text encoders", "denoiser", "8 bits", "4 bits", "autoencoder"]
+    return table([*head, "TFLOP per call", "decoding", "transition"], rows)
+
+
+def list_activations() -> str:
+    """List what work takes beside the weights."""
+    rows = []
+    for name, found in read_footprints().items():
+        taken = found.activations
+        counts = (taken.call, taken.decode, taken.transition, taken.checkpointed, ADAPTER_BYTES * found.adapter)
+        rows.append([code(name), *(gigabytes(count) for count in counts)])
+    head = ["architecture", "model call", "decoding", "training on a transition", "with checkpointing"]
+    return table([*head, "LoRA and Adam"], rows)
+
+
+def list_drawing_fits() -> str:
+    """List the cards that architectures can be drawn on."""
+    ways = {
+        "text kept": {"bits": 16, "keeps_text": True},
+        "text dropped": {"bits": 16, "keeps_text": False},
+        "4 bits, text kept": {"bits": 4, "keeps_text": True},
+        "4 bits, text dropped": {"bits": 4, "keeps_text": False},
+    }
+    return list_fits(lambda found: {way: found.drawing_bytes(**asked) for way, asked in ways.items()})
+
+
+def list_training_fits() -> str:
+    """List the cards that a LoRA can be trained on."""
+    ways = {
+        "text kept": {"bits": 16, "checkpointing": False, "keeps_text": True},
+        "16 bits": {"bits": 16, "checkpointing": False, "keeps_text": False},
+        "checkpointing": {"bits": 16, "checkpointing": True, "keeps_text": False},
+        "4 bits, checkpointing": {"bits": 4, "checkpointing": True, "keeps_text": False},
+    }
+    return list_fits(lambda found: {way: found.training_bytes(**asked) for way, asked in ways.items()})
+
+
+def list_fits(count_ways: Callable[[Footprint], Mapping[str, int]]) -> str:
+    """List cards, and the first of some ways that fits each with what it takes."""
+    rows = []
+    for name, found in read_footprints().items():
+        cells = []
+        for card in CARDS:
+            fitting = [(way, need) for way, need in count_ways(found).items() if need + RESERVE <= card * 1e9]
+            cells.append(f"{fitting[0][0]}: {gigabytes(fitting[0][1])}" if fitting else "—")
+        rows.append([code(name), *cells])
+    return table(["architecture", *(f"{card} GB" for card in CARDS)], rows)
+
+
+def read_footprints() -> dict[str, Footprint]:
+    """Read what docs/footprints.py computed."""
+    return TypeAdapter(dict[str, Footprint]).validate_json((FOLDER / "footprints.json").read_bytes())
+
+
+def gigabytes(count: int) -> str:
+    """Write bytes as gigabytes of 10⁹."""
+    return f"{count / 1e9:.1f}" if count >= 1e9 else f"{count / 1e9:.2f}"
+
+
 def quote_specification() -> str:
     """Quote the specification of the file format."""
     return f"```text\n{(shards.__doc__ or '').strip()}\n```\n"
@@ -152,6 +233,10 @@ TABLES: Mapping[str, Callable[[], str]] = {
     "objectives": list_all_objectives,
     "presets": list_presets,
     "specification": quote_specification,
+    "sizes": list_sizes,
+    "activations": list_activations,
+    "drawing_fits": list_drawing_fits,
+    "training_fits": list_training_fits,
 }
 
 if __name__ == "__main__":

@@ -11,11 +11,9 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from rlcm_cli.config import Config
 from rlcm_cli.core.device import allow_tf32
@@ -32,6 +30,7 @@ from rlcm_cli.core.throughput import (
 from rlcm_cli.errors import ConfigError
 from rlcm_cli.learning.costs import count_work
 from rlcm_cli.measuring.dry_step import Probe
+from rlcm_cli.measuring.flops import count_flops
 from rlcm_cli.measuring.memory import TrainingFit, fit_training, release_memory, training_peaks
 from rlcm_cli.models.latent_model import LatentModel
 from rlcm_cli.models.memory import cap_memory
@@ -302,11 +301,11 @@ class _Bencher:
 
     def count_flops(self, probe: Probe) -> Flops:
         """Count the floating-point operations of one unit of each kind, by running it once."""
-        decode = _count(lambda: self.decode(1))
+        decode = count_flops(lambda: self.decode(1))
         return Flops(
-            call=(_count(lambda: self.draw(1)) - decode) // self.schedule.steps,
+            call=(count_flops(lambda: self.draw(1)) - decode) // self.schedule.steps,
             decode=decode,
-            transition=_count(lambda: probe.take_step(1)) // probe.transitions_of(1),
+            transition=count_flops(lambda: probe.take_step(1)) // probe.transitions_of(1),
         )
 
     def measure_sampling(self, flops: Flops) -> tuple[list[Measured], list[Measured]]:
@@ -390,29 +389,6 @@ def _largest_micro_batch(probe: Probe, fit: TrainingFit | None, tell: Callable[[
     tell("the largest micro-batch")
     peak = training_peaks(probe)
     return largest_that_fits(lambda size: peak(size) is not None, MOST_PROBED)
-
-
-def _count(work: Callable[[], object]) -> int:
-    with FlopCounterMode(display=False, custom_mapping=_CPU_ATTENTION) as counter:
-        work()
-    return int(counter.get_total_flops())
-
-
-def _attention(query: Sequence[int], key: Sequence[int], value: Sequence[int], *_: Any, **__: Any) -> int:
-    return int(sdpa_flop_count(query, key, value))  # type: ignore[no-untyped-call]
-
-
-def _attention_backward(
-    gradient: Sequence[int], query: Sequence[int], key: Sequence[int], value: Sequence[int], *_: Any, **__: Any
-) -> int:
-    return int(sdpa_backward_flop_count(gradient, query, key, value))  # type: ignore[no-untyped-call]
-
-
-_CPU_ATTENTION = {
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
-}
-"""What torch's counter knows only on GPUs."""
 
 
 def _rate_at(rows: Sequence[Measured], batch: int) -> float:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 import torch
@@ -59,6 +59,16 @@ def build_architecture(
     if size := image_size or found.image_size:
         model.set_image_size(*size)
     return model
+
+
+def build_text_encoders(name: str, *, dtype: str, device: str) -> Mapping[str, torch.nn.Module]:
+    """Build the text encoders of an architecture with random weights, by the names of their components.
+
+    Raises `ModelError` for an unknown name.
+    """
+    _, architecture = find_architecture(name)
+    with quiet_libraries(), made_there(select_device(device), DTYPES[dtype]):
+        return architecture.build_text_encoders()
 
 
 @contextlib.contextmanager

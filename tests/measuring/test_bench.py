@@ -11,6 +11,7 @@ from rlcm_cli.errors import ConfigError
 from rlcm_cli.learning.log_probs import RATIO_TOLERANCE
 from rlcm_cli.measuring import bench as bench_module
 from rlcm_cli.measuring.bench import bench, time_work
+from rlcm_cli.measuring.flops import count_flops
 from rlcm_cli.rewards import RewardSpec, load_reward
 from rlcm_cli.runs.policy import load_configured_model
 
@@ -64,7 +65,7 @@ def test_flops_are_those_of_the_model(found, tiny_lcm):
     conditioning = model.encode_prompts(["a cat"])
     latents = torch.zeros(1, *model.latent_shape)
     with torch.no_grad():
-        call = bench_module._count(lambda: model.predict(latents, torch.tensor([999]), conditioning, 4.0))
+        call = count_flops(lambda: model.predict(latents, torch.tensor([999]), conditioning, 4.0))
     assert call <= found.flops.call <= 1.005 * call  # the adapter is folded into the weights once an image
     assert 1.5 * call < found.flops.transition < 3 * call
 
@@ -73,8 +74,8 @@ def test_flops_of_attention_are_counted_on_a_cpu():
     query, key = torch.zeros(2, 4, 8, 16, requires_grad=True), torch.zeros(2, 4, 6, 16, requires_grad=True)
     attend = torch.nn.functional.scaled_dot_product_attention
     forward = 2 * (2 * 2 * 4 * 8 * 6 * 16)  # two products of 2 × 4 matrices, two operations each
-    assert bench_module._count(lambda: attend(query, key, key)) == forward
-    both = bench_module._count(lambda: attend(query, key, key).sum().backward())
+    assert count_flops(lambda: attend(query, key, key)) == forward
+    both = count_flops(lambda: attend(query, key, key).sum().backward())
     assert both == pytest.approx(3.5 * forward)  # five products backward, as the scores are computed again
 
 
