@@ -185,6 +185,8 @@ def describe_with(hub: str | None) -> Callable[[Exported, Path], None]:
             average=source.average,
             verification=str(exported.verification),
             guided_by_embedding=exported.guided_by_embedding,
+            loads_in_diffusers=exported.loads_in_diffusers,
+            absent=exported.absent,
             comfyui=exported.comfyui,
         )
         evidence = None

@@ -71,6 +71,8 @@ class Loading:
     """(model's name, component → loaded) → None. Raises `ModelError` where components do not fit each other."""
     settings: tuple[str, ...] = ()
     """Entries of the pipeline's own configuration that change an image."""
+    optional: tuple[str, ...] = ()
+    """Components that pipelines may be without, by model_index.json, and draw nevertheless."""
 
 
 @dataclass(frozen=True)
@@ -153,6 +155,8 @@ class TextEncoding:
     """(pipeline, prompts) → how many are longer than the encoder reads, and how many tokens that is."""
     overflows_float16: bool = False
     """Whether the encoders' activations overflow float16; they compute in bfloat16 then."""
+    arguments: Callable[[LoadedPipeline], Mapping[str, Any]] = lambda model: {}
+    """Model → arguments of a pipeline's `__call__` without which it reads prompts in another way."""
 
 
 @dataclass(frozen=True)
@@ -176,6 +180,10 @@ class ForeignNames:
     prefixes: tuple[str, ...] = ()
     """Other beginnings of the denoiser's keys in LoRA files, which diffusers reads: `diffusion_model.`, or the empty
     one, of keys that begin with a layer's name."""
+    kohya_in_diffusers: bool = True
+    """Whether the pipelines of diffusers read kohya's keys."""
+    comfyui: Callable[[Any, float], Mapping[str, str]] = lambda pipeline, guidance_scale: {}
+    """(pipeline, guidance scale) → ComfyUI's nodes or fields that are particular to the family → their values."""
     single_file: tuple[str, ...] = ()
     """Prefixes by which a text encoder shows, in one file with all the weights, that the file is of this family."""
 

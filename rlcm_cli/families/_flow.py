@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from rlcm_cli.errors import ConfigError, ModelError
@@ -115,3 +116,11 @@ def recommend(
     return Recommendation(
         FLOW.kind, steps, guidance_scale, drawing=fixed, training=training, image_size=image_size, source=source
     )
+
+
+def train_base(found: Recommendation, training: Mapping[str, Any]) -> Recommendation:
+    """Return the recommendation of a base model, which is trained with fewer steps and other noise.
+
+    `training`: settings by their dotted keys.
+    """
+    return replace(found, training={**found.training, **training})

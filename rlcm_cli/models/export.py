@@ -228,8 +228,11 @@ def read_back_pipeline(folder: Path, device: torch.device) -> Any:
     """Load a pipeline's folder by diffusers' public loader, in float32."""
     from diffusers import DiffusionPipeline
 
+    index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+    # Those that it may be without have to be named.
+    absent = {part: None for part, stated in index.items() if stated == [None, None]}
     with quiet_libraries():
-        pipeline = DiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32, use_safetensors=True)
+        pipeline = DiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32, use_safetensors=True, **absent)
         pipeline.to(device)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
@@ -247,7 +250,7 @@ def describe_call(
     guidance = {family.guidance.argument: guidance_scale, **(family.guidance.others if guided_twice else {})}
     return replace(
         found,
-        arguments={**found.arguments, **guidance, **family.latents.arguments(model)},
+        arguments={**found.arguments, **guidance, **family.latents.arguments(model), **family.text.arguments(model)},
         settings={**{name: own[name] for name in family.scheduling.stated}, **found.settings},
     )
 

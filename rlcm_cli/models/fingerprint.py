@@ -58,7 +58,8 @@ def digest_pipeline(pipeline: Any, family: Family) -> str:
     settings |= {name: getattr(pipeline.config, name) for name in family.loading.settings}
     tokenizers = [name for name in family.loading.components if name.startswith("tokenizer")]
     settings["components"] = {part: _settings_of(module) for part, module in modules.items()}
-    settings["tokenizers"] = [_digest_tokenizer(getattr(pipeline, name)) for name in tokenizers]
+    there = [tokenizer for name in tokenizers if (tokenizer := getattr(pipeline, name)) is not None]
+    settings["tokenizers"] = [_digest_tokenizer(tokenizer) for tokenizer in there]
     return digest_tensors(weights, settings)
 
 
@@ -86,15 +87,22 @@ def _finite(value: Any) -> Any:
 
 
 def _digest_tokenizer(tokenizer: Any) -> str:
-    """Return the SHA-256 of a vocabulary, its merges, how some texts are cut, where a prompt ends, and its frame."""
+    """Return the SHA-256 of a vocabulary, its merges or scores, how texts are cut, where a prompt ends, and its frame."""
     vocabulary = dict(sorted(tokenizer.get_vocab().items()))
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    merges = json.loads(backend.to_str())["model"].get("merges", []) if backend is not None else []
+    merges = _list_merges(json.loads(backend.to_str())["model"]) if backend is not None else []
     with quiet_libraries():
         cut = tokenizer(list(PROBES))["input_ids"]
     # Files of other ages have a merge as a text or as a pair.
-    pairs = [merge if isinstance(merge, str) else " ".join(merge) for merge in merges]
+    pairs = [merge if isinstance(merge, str) else " ".join(map(str, merge)) for merge in merges]
     # Of those that a language model reads prompts in.
     template = [tokenizer.chat_template] if getattr(tokenizer, "chat_template", None) else []
     ends = [tokenizer.model_max_length, tokenizer.padding_side, tokenizer.pad_token_id]
     return digest_json([vocabulary, pairs, cut, *ends, *template])
+
+
+def _list_merges(model: Mapping[str, Any]) -> list[Any]:
+    """Return the merges of a BPE, or of a unigram model, such as T5's, its tokens with their scores."""
+    scored = model["vocab"] if isinstance(model.get("vocab"), list) else []
+    merges: list[Any] = model.get("merges", scored)
+    return merges

@@ -138,7 +138,7 @@ def _choose_downloads(name: str, revision: str | None, *, weights: bool) -> tupl
     commit, files = list_files(name, revision=revision)
     if files and INDEX not in files:
         raise ModelError(_explain_no_index(name, files))
-    chosen = [INDEX, "*/*.json"] + ["tokenizer*/*.txt", "tokenizer*/*.jinja"] * weights
+    chosen = [INDEX, "*/*.json"] + ["tokenizer*/*.txt", "tokenizer*/*.jinja", "tokenizer*/*.model"] * weights
     if not weights:
         denoisers = sorted({family.denoiser for family in FAMILIES.values()})
         return commit, [INDEX, *(f"{part}/config.json" for part in denoisers), "scheduler/scheduler_config.json"]

@@ -11,7 +11,7 @@ import torch
 from rlcm_cli.core.device import select_device
 from rlcm_cli.core.digests import digest_json
 from rlcm_cli.errors import ModelError
-from rlcm_cli.families import Family
+from rlcm_cli.families import Family, class_of
 from rlcm_cli.models.components import load_module, load_scheduler, load_tokenizer
 from rlcm_cli.models.fingerprint import digest_pipeline, modules_of
 from rlcm_cli.models.folders import INDEX, PipelineFolder, find_pipeline
@@ -99,6 +99,7 @@ def _load_pipeline(folder: PipelineFolder, dtype: torch.dtype, parts: Parts) -> 
         for part, kind in kinds.items()
         if part != "scheduler"
     }
+    components = {**dict.fromkeys(loading.optional), **components}
     loading.check_fit(folder.name, components)
     kind, settings = loading.assemble(parts.configs)
     with quiet_libraries():
@@ -117,7 +118,10 @@ def _find_classes(folder: PipelineFolder, parts: Parts) -> dict[str, Any]:
 
     find = functools.partial(_find_class, folder, parts)
     kinds: dict[str, Any] = {}
-    for part, library in parts.family.loading.components.items():
+    loading, index = parts.family.loading, parts.configs.index
+    for part, library in loading.components.items():
+        if part in loading.optional and class_of(index, part) is None:
+            continue
         if library == "diffusers":
             kinds[part] = find(part, diffusers, diffusers.ModelMixin)
         elif part.startswith("tokenizer"):

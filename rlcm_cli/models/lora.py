@@ -22,7 +22,7 @@ from rlcm_cli.foreign.folders import suggest_path
 from rlcm_cli.foreign.hub import HubError, fetch_file, is_cached, list_files
 from rlcm_cli.models.latent_model import LatentModel
 from rlcm_cli.models.libraries import first_line, quiet_libraries
-from rlcm_cli.models.lora_binding import bind_modules, check_loaded
+from rlcm_cli.models.lora_binding import Binding, bind_modules, check_loaded
 from rlcm_cli.models.trained import TrainedWeights
 from rlcm_cli.models.weights import copy_weights, exchanged_weights
 
@@ -239,9 +239,12 @@ def _read_lora(pipeline: Any, family: Family, place: str, adapter: str) -> LoraF
     binding = bind_modules(lora, pipeline, family, place)
     try:
         with quiet_libraries(), faults_of_libraries():
-            pipeline.load_lora_weights(
-                str(file.parent), weight_name=file.name, adapter_name=adapter, use_safetensors=True
-            )
+            if lora.kohya and not family.names.kohya_in_diffusers:
+                pipeline.load_lora_weights(_name_for_diffusers(binding), adapter_name=adapter)
+            else:
+                pipeline.load_lora_weights(
+                    str(file.parent), weight_name=file.name, adapter_name=adapter, use_safetensors=True
+                )
     except ForeignError as error:
         raise ModelError(
             f"{place}: is not a LoRA for this model ({error}); name a run, a checkpoint, a LoRA file or a hub id"
@@ -256,6 +259,16 @@ def _read_lora(pipeline: Any, family: Family, place: str, adapter: str) -> LoraF
     if remark:
         _log.warning("%s", remark)
     return lora
+
+
+def _name_for_diffusers(binding: Binding) -> dict[str, Tensor]:
+    """Return the matrices of a LoRA under the keys of diffusers, whose pipelines give each the strength 1."""
+    tensors = {}
+    for part, modules in binding.bound.items():
+        for name, module in modules.items():
+            tensors[f"{part}.{name}.lora_A.weight"] = module.down
+            tensors[f"{part}.{name}.lora_B.weight"] = module.up
+    return tensors
 
 
 def read_lora_file(file: Path, place: str, family: Family) -> LoraFile:

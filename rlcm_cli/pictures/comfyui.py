@@ -18,10 +18,11 @@ def describe_use(model: LatentModel, settings: ModelSettings, sample: SampleSett
     architecture = name_architecture(model)
     if architecture is None:
         return {}
+    texts = [part for part in model.family.modules if model.family.loading.components[part] == "transformers"]
     file = DENOISER_FILES.get(settings.name, f"{model.family.denoiser}/diffusion_pytorch_model.safetensors")
     use = {
         "Load Diffusion Model": f"{file} of {_name(settings.name)} ({architecture})",
-        "CLIP and VAE": "those of the same model, from its folders text_encoder and vae",
+        "CLIP and VAE": f"those of the same model, from its folders {', '.join(texts)} and vae",
     }
     if settings.distilled_lora is not None:
         use["LoRA before this one"] = f"{_name(settings.distilled_lora)}, at strength 1"
@@ -31,8 +32,14 @@ def describe_use(model: LatentModel, settings: ModelSettings, sample: SampleSett
         height, width = settings.image_sides
         use["Empty Latent Image"] = f"width {width}, height {height}"
     use["steps"] = str(sample.steps)
-    use["cfg"] = "1" if model.guided_by_embedding else f"{sample.guidance_scale:g}"
-    return use
+    guided_twice = model.count_predictions(sample.guidance_scale) > 1
+    use["cfg"] = f"{sample.guidance_scale:g}" if guided_twice else "1"
+    return use | name_guidance(model, sample)
+
+
+def name_guidance(model: LatentModel, sample: SampleSettings) -> Mapping[str, str]:
+    """Return the nodes of ComfyUI that are particular to the model's family → what they are set to."""
+    return model.family.names.comfyui(model.pipeline, sample.guidance_scale)
 
 
 def _name(place: str) -> str:

@@ -39,7 +39,7 @@ from rlcm_cli.models.lora import ADAPTER, attach_lora, load_foreign_lora, load_l
 from rlcm_cli.models.lora_binding import adapted_layers, bind_modules, compare_files, compare_fused
 from rlcm_cli.models.parts import recommend
 from rlcm_cli.phases.sample import REDUCTION, draw_batch
-from rlcm_cli.pictures.comfyui import describe_use
+from rlcm_cli.pictures.comfyui import describe_use, name_guidance
 from rlcm_cli.runs.policy import load_configured_model
 from rlcm_cli.runs.run import Run, open_run
 from rlcm_cli.runs.schedules import drawing_schedule
@@ -144,7 +144,11 @@ class Exported:
     licence: Licence | None
     """Of the base model."""
     guided_by_embedding: bool
-    """Whether the base's denoiser takes the guidance scale as an embedding."""
+    """Whether the base's denoiser takes the guidance scale as an embedding that ComfyUI has no input for."""
+    loads_in_diffusers: bool
+    """Whether diffusers reads the file of the weights."""
+    absent: tuple[str, ...]
+    """Components that the pipeline is without, which diffusers has to be told."""
     comfyui: Mapping[str, str]
     """Settings with which ComfyUI draws with it; empty where it does not know the architecture."""
 
@@ -280,7 +284,9 @@ def export(
             type(pipeline).__name__,
             call,
             read_licence(source.model.name, source.model.pinned_revision),
-            model.guided_by_embedding,
+            model.guided_by_embedding and not name_guidance(model, source.sample),
+            form != "kohya" or model.family.names.kohya_in_diffusers,
+            tuple(part for part in model.family.loading.optional if getattr(model.pipeline, part) is None),
             describe_use(model, source.model, source.sample),
         )
         (folder / RECORD_FILE).write_text(_record(exported), encoding="utf-8")
@@ -402,6 +408,9 @@ def _read_back(source: Source, form: Format, weights: Path, device: torch.device
         return read_back_pipeline(weights, device)
     base = load_configured_model(source.model, source.sampler.kind, str(device))
     use_float32(base)
+    if form == "kohya" and not base.family.names.kohya_in_diffusers:
+        load_foreign_lora(base, str(weights), 1.0)
+        return base.pipeline
     return read_back_lora(base, weights)
 
 

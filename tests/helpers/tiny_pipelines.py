@@ -20,6 +20,7 @@ from diffusers.utils import convert_state_dict_to_kohya
 from peft import LoraConfig, get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from tiny_sana import build_sana, build_sana_sprint
+from tiny_t5_pipelines import build_flux, build_sd3
 from tiny_transformers import build_flux2_klein, build_qwen_image, build_z_image
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
@@ -109,9 +110,19 @@ BUILDERS: Mapping[str, Mapping[str, Callable[[Path], Path]]] = {
     },
     "z-image": {"z-image-turbo": build_z_image},
     "qwen-image": {"qwen-image": build_qwen_image},
+    "stable-diffusion-3": {
+        "sd35-medium": build_sd3,
+        "sd3-without-t5": functools.partial(build_sd3, t5=False, new=False),
+    },
+    "flux": {"schnell": build_flux, "dev": functools.partial(build_flux, guided=True)},
 }
 """Family → name → what saves a pipeline of it, for the tests that every family passes."""
-SIZES: Mapping[str, tuple[int, int]] = {"flux2-klein": (16, 24), "z-image": (16, 24), "qwen-image": (16, 24)}
+SIZES: Mapping[str, tuple[int, int]] = {
+    "flux2-klein": (16, 24),
+    "z-image": (16, 24),
+    "qwen-image": (16, 24),
+    "flux": (16, 24),
+}
 """Family → (height, width) in pixels to draw, where its pipelines draw none that is tiny unless they are asked."""
 
 

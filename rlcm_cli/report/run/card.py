@@ -86,7 +86,11 @@ class CardSubject:
     average: bool
     verification: str
     guided_by_embedding: bool
-    """The base's denoiser takes the guidance scale as an embedding."""
+    """The base's denoiser takes the guidance scale as an embedding that ComfyUI has no input for."""
+    loads_in_diffusers: bool
+    """Whether diffusers reads the file of the weights."""
+    absent: tuple[str, ...]
+    """Components that the pipeline is without, which diffusers has to be told."""
     comfyui: Mapping[str, str]
     """What to set in ComfyUI → to which value; empty where it does not know the architecture."""
 
@@ -120,6 +124,7 @@ def render_card(subject: CardSubject, data: RunData | None, pictures: Mapping[st
             ]
         ),
         scheduler_settings="".join(f", {name}={value!r}" for name, value in subject.scheduler_settings.items()),
+        absent="".join(f", {part}=None" for part in subject.absent),
         place=json.dumps(subject.repository or "."),
         pictures=pictures,
         trained=describe_training(data) if data else "",
