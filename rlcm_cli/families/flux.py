@@ -47,7 +47,7 @@ DEV_GUIDANCE = 3.5
 
 AUTOENCODER = {**SD3_AUTOENCODER, "scaling_factor": 0.3611, "shift_factor": 0.1159}
 SCHNELL_SCHEDULER = {"shift": 1.0}
-TRANSFORMER = {"joint_attention_dim": 4096, "pooled_projection_dim": 768}
+TRANSFORMER: Mapping[str, Any] = {"joint_attention_dim": 4096, "pooled_projection_dim": 768}
 
 
 def _recognise(index: Mapping[str, Any]) -> bool:

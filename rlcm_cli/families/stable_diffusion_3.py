@@ -58,7 +58,7 @@ AUTOENCODER = {
     "use_post_quant_conv": False,
 }
 LARGE_LAYERS = 38
-LARGE = {
+LARGE: Mapping[str, Any] = {
     "sample_size": 128,
     "num_layers": LARGE_LAYERS,
     "num_attention_heads": 38,

@@ -143,6 +143,7 @@ _ask_once = functools.cache(ask)
 def explained(repository: str, revision: str | None = None) -> Iterator[None]:
     """Turn what huggingface_hub raises within the block into a `HubError`."""
     import httpx2
+    from huggingface_hub import constants
     from huggingface_hub.errors import (
         EntryNotFoundError,
         GatedRepoError,
@@ -175,7 +176,8 @@ def explained(repository: str, revision: str | None = None) -> Iterator[None]:
         raise HubError(f"{found}; no local copy of {repository} in the cache") from None
     except GatedRepoError:
         raise HubError(
-            f"{repository} is gated; accept its terms on its page of the hub, and log in with `hf auth login`"
+            f"{repository} is gated; accept its terms on its page ({constants.ENDPOINT}/{repository}), and log in "
+            "with `hf auth login` or set HF_TOKEN"
         ) from None
     except RepositoryNotFoundError:
         raise HubError(f"the hub has no repository {repository}, or it is private and needs `hf auth login`") from None

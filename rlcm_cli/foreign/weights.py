@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from rlcm_cli.foreign.folders import check_index, check_regular
 PLAIN = {"F64", "F32", "F16", "BF16", "I64", "I32", "BOOL"}
 """Types of weights and of buffers such as positions and counters; others are quantised."""
 PREFERRED_VARIANTS = ("fp16", "bf16", "fp32")
+SHARD = re.compile(r"-\d{5}-of-\d{5}\.safetensors$")
 PICKLES = (".bin", ".ckpt", ".pt", ".pth")
 
 
@@ -32,6 +34,8 @@ def find_weights(folder: Path, stem: str) -> tuple[str | None, list[Path]]:
         if not file.name.startswith(f"{stem}."):
             continue
         variant = variant_of(file.name, stem)
+        if SHARD.search(file.name):  # of a variant: its index names it
+            continue
         if file.name.endswith(".safetensors"):
             check_regular(file)
             found[variant] = [file]
@@ -40,7 +44,7 @@ def find_weights(folder: Path, stem: str) -> tuple[str | None, list[Path]]:
     if found:
         variant = choose_variant(list(found), f"{folder.name}/{stem}")
         return variant, found[variant]
-    shards = sorted(file.name for file in folder.glob(f"{stem}-*.safetensors"))
+    shards = sorted(file.name for file in folder.glob(f"{stem}*.safetensors") if SHARD.search(file.name))
     if shards:
         raise ForeignError(f"{folder.name} holds {shards[0]} without its index, {stem}.safetensors.index.json")
     pickles = sorted(file.name for file in folder.iterdir() if file.suffix in PICKLES)

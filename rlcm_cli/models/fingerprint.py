@@ -87,7 +87,7 @@ def _finite(value: Any) -> Any:
 
 
 def _digest_tokenizer(tokenizer: Any) -> str:
-    """Return the SHA-256 of a vocabulary, its merges or scores, how texts are cut, where a prompt ends, and its frame."""
+    """Return the SHA-256 of a vocabulary with merges or scores, how texts are cut, where a prompt ends, its frame."""
     vocabulary = dict(sorted(tokenizer.get_vocab().items()))
     backend = getattr(tokenizer, "backend_tokenizer", None)
     merges = _list_merges(json.loads(backend.to_str())["model"]) if backend is not None else []

@@ -18,7 +18,11 @@ def describe_use(model: LatentModel, settings: ModelSettings, sample: SampleSett
     architecture = name_architecture(model)
     if architecture is None:
         return {}
-    texts = [part for part in model.family.modules if model.family.loading.components[part] == "transformers"]
+    texts = [
+        part
+        for part in model.family.modules
+        if model.family.loading.components[part] == "transformers" and getattr(model.pipeline, part) is not None
+    ]
     file = DENOISER_FILES.get(settings.name, f"{model.family.denoiser}/diffusion_pytorch_model.safetensors")
     use = {
         "Load Diffusion Model": f"{file} of {_name(settings.name)} ({architecture})",
@@ -34,7 +38,7 @@ def describe_use(model: LatentModel, settings: ModelSettings, sample: SampleSett
     use["steps"] = str(sample.steps)
     guided_twice = model.count_predictions(sample.guidance_scale) > 1
     use["cfg"] = f"{sample.guidance_scale:g}" if guided_twice else "1"
-    return use | name_guidance(model, sample)
+    return {**use, **name_guidance(model, sample)}
 
 
 def name_guidance(model: LatentModel, sample: SampleSettings) -> Mapping[str, str]:

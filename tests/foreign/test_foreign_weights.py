@@ -58,6 +58,13 @@ class TestFind:
         add_index(folder, "model.safetensors.index.fp16.json", shards[0].name)
         assert find_weights(folder, "model") == ("fp16", shards)
 
+    def test_all_shards_of_a_variant_are_its_files(self, folder):
+        shards = add(folder, *(f"model.fp16-0000{number}-of-00002.safetensors" for number in (1, 2)))
+        with pytest.raises(ForeignError, match="without its index"):
+            find_weights(folder, "model")
+        add_index(folder, "model.safetensors.index.fp16.json", *(shard.name for shard in shards))
+        assert find_weights(folder, "model") == ("fp16", shards)
+
     @pytest.mark.parametrize(
         ("names", "said"),
         [

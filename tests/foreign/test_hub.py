@@ -56,7 +56,7 @@ def test_the_copy_of_an_earlier_call_is_used_where_the_hub_is_away(hub, monkeypa
     [
         (401, "RepoNotFound", "the hub has no repository ann/x, or it is private"),
         (404, "RepoNotFound", "the hub has no repository ann/x, or it is private"),
-        (403, "GatedRepo", "ann/x is gated; accept its terms"),
+        (403, "GatedRepo", r"ann/x is gated; accept its terms on its page .*/ann/x.*hf auth login` or set HF_TOKEN"),
         (403, "Other", "does not show ann/x to you .status 403.*hf auth login"),
         (404, "RevisionNotFound", "has no revision 'v2'"),
         (500, "Other", "answers with status 500"),

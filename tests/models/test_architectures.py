@@ -11,7 +11,8 @@ from rlcm_cli.models.parts import RANDOM, find_architecture, recommend_architect
 
 META = torch.device("meta")
 CLIP_L, CLIP_BIG_G = 123_060_480, 694_659_840
-KL_VAE = 83_653_863
+KL_VAE, FLUX_VAE = 83_653_863, 83_819_683
+T5_XXL = 4_762_310_656
 GEMMA_2_2B, DC_AE = 2_614_341_888, 312_250_275
 QWEN3_4B = 4_022_468_096
 PUBLISHED = {
@@ -27,7 +28,20 @@ PUBLISHED = {
     "sana-sprint-1.6b": {"transformer": 1_610_237_472, "vae": DC_AE, "text_encoder": GEMMA_2_2B},
     "sana-1.6b": {"transformer": 1_604_462_752, "vae": DC_AE, "text_encoder": GEMMA_2_2B},
     "flux2-klein-4b": {"transformer": 3_875_544_576, "vae": 84_046_115, "text_encoder": QWEN3_4B},
-    "z-image-turbo": {"transformer": 6_154_908_736, "vae": 83_819_683, "text_encoder": QWEN3_4B},
+    "z-image-turbo": {"transformer": 6_154_908_736, "vae": FLUX_VAE, "text_encoder": QWEN3_4B},
+    "sd35-large-turbo": {
+        "transformer": 8_056_627_520,
+        "vae": FLUX_VAE,
+        "text_encoder": CLIP_L + 768 * 768,
+        "text_encoder_2": CLIP_BIG_G,
+        "text_encoder_3": T5_XXL,
+    },
+    "flux-schnell": {
+        "transformer": 11_891_178_560,
+        "vae": FLUX_VAE,
+        "text_encoder": CLIP_L,
+        "text_encoder_2": T5_XXL,
+    },
     "qwen-image": {"transformer": 20_430_401_088, "vae": 126_892_531, "text_encoder": 8_292_166_656},
 }
 """Parameters of the published weights; an LCM's U-Net has a projection of the guidance embedding more."""

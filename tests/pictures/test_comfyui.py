@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import pytest
 
 from rlcm_cli.config import ModelSettings, SampleSettings
+from rlcm_cli.families import FAMILIES
 from rlcm_cli.pictures import comfyui
 from rlcm_cli.samplers import SAMPLERS
 
@@ -19,8 +20,12 @@ def use(
     **model,
 ):
     monkeypatch.setattr(comfyui, "name_architecture", lambda model: architecture)
-    family = SimpleNamespace(denoiser="unet")
-    stand_in = SimpleNamespace(sampler=SAMPLERS[sampler], family=family, guided_by_embedding=embedding)
+    stand_in = SimpleNamespace(
+        sampler=SAMPLERS[sampler],
+        family=FAMILIES["stable-diffusion"],
+        pipeline=SimpleNamespace(text_encoder=object()),
+        count_predictions=lambda guidance_scale: 1 if embedding else 2,
+    )
     sample = SampleSettings(steps=4, guidance_scale=8.0)
     return comfyui.describe_use(stand_in, ModelSettings(name=name, **model), sample)
 

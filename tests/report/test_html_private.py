@@ -143,6 +143,8 @@ def subject_of(distilled_lora: str) -> CardSubject:
         average=False,
         verification="equal",
         guided_by_embedding=True,
+        loads_in_diffusers=True,
+        absent=(),
         comfyui={},
     )
 
