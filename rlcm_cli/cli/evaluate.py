@@ -45,7 +45,7 @@ def evaluate_command(
 
     from rlcm_cli.cli.consent import Given, named_texts, permit
     from rlcm_cli.cli.display import Display
-    from rlcm_cli.phases.evaluate import evaluate
+    from rlcm_cli.phases.evaluate import evaluate, plan_evaluation
     from rlcm_cli.phases.score import load_scorers
     from rlcm_cli.processes.join import check_shares, join_processes
     from rlcm_cli.runs.policy import load_policy_model
@@ -65,7 +65,8 @@ def evaluate_command(
         )  # all processes generate, even if there are fewer shards
         with open_cache(wanted=not no_cache) as cache:
             scorers = load_scorers(run, cache=cache, allow_changed=allow_changed)
-            model = load_policy_model(run.config)
+            prompts = [planned.prompt for planned in plan_evaluation(run.config, run.prompts)]
+            model = load_policy_model(run.config, prompts)
             for checkpoint in chosen:
                 display.follow(location.follow(evaluate(run, model, scorers, checkpoint, processes)))
         processes.leave()

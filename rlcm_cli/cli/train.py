@@ -47,7 +47,7 @@ def train_command(
     from rlcm_cli.phases.score import load_scorers
     from rlcm_cli.phases.train import train
     from rlcm_cli.processes.join import check_shares, join_processes
-    from rlcm_cli.runs.policy import load_policy_model
+    from rlcm_cli.runs.policy import EMPTY_PROMPT, load_policy_model
     from rlcm_cli.runs.staging import stage_training
 
     with open_location(named, stage_training, publishes=True) as location:
@@ -61,7 +61,8 @@ def train_command(
         display = Display(quiet=quiet, as_json=as_json, silent=not processes.leads)
         display.say_all(trusted)
         display.follow(check_shares(processes, processes.size))  # all processes train, even if there are fewer shards
-        model = load_policy_model(run.config)
+        # The shards have the prompts' embeddings; only a memory budget has something drawn, of no prompt.
+        model = load_policy_model(run.config, [EMPTY_PROMPT] if run.config.runtime.memory_budget else [])
         run = fit_memory(display, "train")(run, model)
         trained = train(run, model, scorers, processes, off_policy=off_policy)
         display.follow(location.follow(track(trained, trackers)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -31,16 +31,16 @@ def digest_tensors(tensors: Mapping[str, Tensor], metadata: Any = None) -> str:
 
     For files whose bytes are not canonical: safetensors writes several metadata keys in random order.
     """
+    return digest_contents(view_tensors(tensors), metadata)
+
+
+def view_tensors(tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, str, Sequence[int], memoryview]]:
+    """Yield tensors as `digest_contents` takes them, in the order of their names, one copied to the CPU at a time."""
     import torch  # here: whoever reads only plans and metrics does not wait for it
 
-    ordered = ((name, tensors[name].detach().cpu().contiguous()) for name in sorted(tensors))
-    return digest_contents(
-        (
-            (name, str(tensor.dtype), tensor.shape, tensor.reshape(-1).view(torch.uint8).numpy().data)
-            for name, tensor in ordered
-        ),
-        metadata,
-    )
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        yield name, str(tensor.dtype), tensor.shape, tensor.reshape(-1).view(torch.uint8).numpy().data
 
 
 def digest_contents(contents: Iterable[tuple[str, str, Sequence[int], memoryview]], metadata: Any = None) -> str:

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
+from accelerate import init_empty_weights
 
 from rlcm_cli.errors import ModelError
 from rlcm_cli.foreign.faults import ForeignError, faults_of_libraries
@@ -58,6 +59,23 @@ def load_module(folder: PipelineFolder, part: str, kind: Any, dtype: torch.dtype
     if library == "diffusers":
         _tell_ignored(folder, part, module, config)
     return module  # type: ignore[no-any-return]
+
+
+def describe_module(folder: PipelineFolder, part: str, kind: Any, dtype: torch.dtype) -> torch.nn.Module:
+    """Make a component without its weights, on the meta device, as its configuration says.
+
+    Raises `ModelError` where no such component can be made.
+    """
+    folder.read_config(part)
+    with folder.explained(), quiet_libraries(), _named(part):
+        if kind.__module__.startswith("diffusers."):
+            with init_empty_weights():
+                module = kind.from_config(kind.load_config(folder.path / part, local_files_only=True))
+        else:
+            config = kind.config_class.from_pretrained(folder.path / part, local_files_only=True)
+            with torch.device("meta"):
+                module = kind(config)
+        return module.to(dtype)  # type: ignore[no-any-return]
 
 
 def load_tokenizer(folder: PipelineFolder, part: str, kind: Any) -> Any:

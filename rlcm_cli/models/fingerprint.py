@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 
-from rlcm_cli.core.digests import digest_json, digest_tensors
+from rlcm_cli.core.digests import digest_contents, digest_json, view_tensors
 from rlcm_cli.families import Family
 from rlcm_cli.models.libraries import quiet_libraries
 
@@ -43,30 +44,41 @@ def modules_of(pipeline: Any, family: Family) -> dict[str, torch.nn.Module]:
     return {name: module for name in family.modules if (module := getattr(pipeline, name)) is not None}
 
 
-def digest_pipeline(pipeline: Any, family: Family) -> str:
+def digest_modules(modules: Iterable[tuple[str, torch.nn.Module]], settings: Mapping[str, Any]) -> str:
     """Return the SHA-256 over all that makes an image of a prompt and noise.
 
-    That is every weight as loaded, the settings of each component that differ from its class's defaults, so that a
-    newer library with new settings gives the same digest, and how the tokenizers cut texts.
+    That is what `settings_of` returns, and every weight as loaded. `modules` come in the order of their names. Each is
+    read to its end before the next is asked for, so that a generator may load one after the other and keep none.
     """
-    modules = modules_of(pipeline, family)
-    weights = {
-        f"{part}.{name}": tensor for part, module in modules.items() for name, tensor in module.state_dict().items()
-    }
+    # No name of a component has a point, so that this order is that of all tensors' names together. In a chain, which
+    # drops a module before it asks for the next: a loop would hold on to it.
+    return digest_contents(itertools.chain.from_iterable(map(_view_module, modules)), settings)
+
+
+def _view_module(named: tuple[str, torch.nn.Module]) -> Iterator[tuple[str, str, Sequence[int], memoryview]]:
+    part, module = named
+    return view_tensors({f"{part}.{name}": tensor for name, tensor in module.state_dict().items()})
+
+
+def settings_of(pipeline: Any, family: Family) -> dict[str, Any]:
+    """Return what beside weights makes an image of a prompt and noise; the modules of the pipeline need none.
+
+    That is the settings of each component that differ from its class's defaults, so that a newer library with new
+    settings gives the same digest, and how the tokenizers cut texts.
+    """
     # Names with an underscore say which diffusers wrote the file.
     settings: dict[str, Any] = {k: _finite(v) for k, v in pipeline.scheduler.config.items() if not k.startswith("_")}
     settings |= {name: getattr(pipeline.config, name) for name in family.loading.settings}
     tokenizers = [name for name in family.loading.components if name.startswith("tokenizer")]
-    settings["components"] = {part: _settings_of(module) for part, module in modules.items()}
+    settings["components"] = {part: _settings_of(module) for part, module in modules_of(pipeline, family).items()}
     there = [tokenizer for name in tokenizers if (tokenizer := getattr(pipeline, name)) is not None]
     settings["tokenizers"] = [_digest_tokenizer(tokenizer) for tokenizer in there]
-    return digest_tensors(weights, settings)
+    return settings
 
 
 def _settings_of(module: Any) -> dict[str, Any]:
     if hasattr(module.config, "to_diff_dict"):
-        stated: Mapping[str, Any] = module.config.to_diff_dict()
-        return {k: v for k, v in stated.items() if k not in WITHOUT_EFFECT and not k.startswith("_")}
+        return _keep_effective(module.config.to_diff_dict())
     defaults = {
         name: parameter.default for name, parameter in inspect.signature(type(module).__init__).parameters.items()
     }
@@ -75,6 +87,12 @@ def _settings_of(module: Any) -> dict[str, Any]:
         for key, value in module.config.items()
         if key in defaults and _plain(value) != _plain(defaults[key])
     }
+
+
+def _keep_effective(stated: Mapping[str, Any]) -> dict[str, Any]:
+    """Leave out what has no effect, in the configurations of a model's parts too."""
+    kept = {key: value for key, value in stated.items() if key not in WITHOUT_EFFECT and not key.startswith("_")}
+    return {key: _keep_effective(value) if isinstance(value, Mapping) else value for key, value in kept.items()}
 
 
 def _plain(value: Any) -> Any:

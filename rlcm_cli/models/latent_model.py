@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -16,12 +16,14 @@ from rlcm_cli.core.schedule import PredictionType
 from rlcm_cli.errors import NotFiniteError
 from rlcm_cli.families import Family
 from rlcm_cli.models.libraries import quiet_libraries
+from rlcm_cli.models.text_encoders import AbsentEncoders
 from rlcm_cli.models.trained import TrainedWeights
 from rlcm_cli.recommendation import Recommendation
 from rlcm_cli.samplers import Noise, Sampler
 
-KEPT_PROMPTS = 2000
-"""Encoded prompts that a model remembers; of Stable Diffusion's each is 0.2 MB."""
+KEPT_BYTES = 4_000_000_000
+"""Of encoded prompts that a model remembers: 20,000 of Stable Diffusion's, 1,000 where a text has 512 tokens of 4,096
+numbers each in 16 bits."""
 FEW_TOKENS = 64
 """Latents of so many places at most, where plain products beat a fused attention kernel (see `attention_kernel`)."""
 
@@ -54,6 +56,8 @@ class LatentModel:
     """The denoiser's weights as loaded, by name; None unless they are themselves trained."""
     kept: dict[Any, Tensor] = field(default_factory=dict)
     """Tensors that the family keeps on the device from one call to the next."""
+    absent_encoders: AbsentEncoders | None = None
+    """What loads the text encoders while prompts are encoded; None: they are in the pipeline."""
     _encoded: dict[str, dict[str, Tensor]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -114,28 +118,57 @@ class LatentModel:
         """What the denoiser predicts, of a model that has ᾱ."""
         return cast("PredictionType", self.pipeline.scheduler.config.prediction_type)
 
-    @torch.no_grad()
     def encode_prompts(self, prompts: Sequence[str]) -> dict[str, Tensor]:
         """Encode U prompts to tables of U rows on the CPU: what `predict` is conditioned on.
 
         The family names the tables; `prompt_embeds` [U, tokens, width] is usual. Where guidance is not an embedding,
         there are also those of the empty prompt, such as `negative_prompt_embeds`. Floats are in the model's dtype;
         masks and numbers keep theirs. Zeros follow the rows of texts that have fewer tokens than the longest.
-
-        One prompt a call, so that an embedding's bytes do not depend on the other prompts.
         """
-        for prompt in prompts:
-            if prompt not in self._encoded:
-                with quiet_libraries():  # which print what they cut off a long prompt: see `count_cut_prompts`
-                    rows = self.family.text.encode(self, prompt)
+        self.read_prompts(prompts)
+        encoded = [self._encoded[prompt] for prompt in prompts]
+        return {name: stack_rows([rows[name] for rows in encoded]) for name in encoded[0]}
+
+    @torch.no_grad()
+    def read_prompts(self, prompts: Sequence[str]) -> None:
+        """Encode the prompts that are not encoded yet, and keep them: absent text encoders are loaded once for all.
+
+        One prompt a call, so that an embedding's bytes do not depend on the other prompts. Raises `ModelError` where
+        text encoders cannot be loaded.
+        """
+        wanted = dict.fromkeys(prompts)
+        missing = [prompt for prompt in wanted if prompt not in self._encoded]
+        if not missing:
+            return
+        with self._present_encoders(), quiet_libraries():  # which print what they cut off: see `count_cut_prompts`
+            for prompt in missing:
+                rows = self.family.text.encode(self, prompt)
                 self._encoded[prompt] = {
                     name: row.to("cpu", self.dtype if row.is_floating_point() else row.dtype)
                     for name, row in rows.items()
                 }
-        encoded = [self._encoded[prompt] for prompt in prompts]
-        for prompt in list(self._encoded)[:-KEPT_PROMPTS]:
-            del self._encoded[prompt]
-        return {name: stack_rows([rows[name] for rows in encoded]) for name in encoded[0]}
+        self._forget_oldest(kept=wanted)
+
+    def can_keep(self, count: int) -> bool:
+        """Return whether as many prompts could be kept, each as long as the longest of those that are."""
+        largest = max(map(_count_bytes, self._encoded.values()), default=0)
+        return count * largest <= KEPT_BYTES
+
+    def keep_encoders(self) -> None:
+        """Have the text encoders in the pipeline from now on. Raises `ModelError` where they cannot be loaded."""
+        if self.absent_encoders is not None:
+            self.absent_encoders.bring_back()
+            self.absent_encoders = None
+
+    def _present_encoders(self) -> AbstractContextManager[None]:
+        return nullcontext() if self.absent_encoders is None else self.absent_encoders.present()
+
+    def _forget_oldest(self, kept: Collection[str]) -> None:
+        total = sum(map(_count_bytes, self._encoded.values()))
+        for prompt in [prompt for prompt in self._encoded if prompt not in kept]:
+            if total <= KEPT_BYTES:
+                return
+            total -= _count_bytes(self._encoded.pop(prompt))
 
     def count_cut_prompts(self, prompts: Sequence[str]) -> tuple[int, int]:
         """Return how many prompts are longer than the text encoder reads, and how many tokens that is."""
@@ -221,3 +254,7 @@ class LatentModel:
         )
         rows = (~whole.all(0)).nonzero().flatten().tolist()
         raise NotFiniteError(f"the model's {part} gives NaN or infinity in {dtype}; {advice}", tuple(rows))
+
+
+def _count_bytes(rows: Mapping[str, Tensor]) -> int:
+    return sum(row.nbytes for row in rows.values())

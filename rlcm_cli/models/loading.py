@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,13 +13,14 @@ from rlcm_cli.core.device import select_device
 from rlcm_cli.core.digests import digest_json
 from rlcm_cli.errors import ModelError
 from rlcm_cli.families import Family, class_of
-from rlcm_cli.models.components import load_module, load_scheduler, load_tokenizer
-from rlcm_cli.models.fingerprint import digest_pipeline, modules_of
+from rlcm_cli.models.components import describe_module, load_module, load_scheduler, load_tokenizer
+from rlcm_cli.models.fingerprint import digest_modules, modules_of, settings_of
 from rlcm_cli.models.folders import INDEX, PipelineFolder, find_pipeline
 from rlcm_cli.models.latent_model import LatentModel
 from rlcm_cli.models.libraries import quiet_libraries
-from rlcm_cli.models.lora import fuse_lora
+from rlcm_cli.models.lora import adapts_encoders, fuse_lora
 from rlcm_cli.models.parts import Parts, read_parts
+from rlcm_cli.models.text_encoders import AbsentEncoders, encoders_of
 from rlcm_cli.samplers import Sampler
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -36,15 +38,24 @@ def load_model(
     sampler: str | None = None,
     distilled_lora: str | None = None,
     image_size: tuple[int, int] | None = None,
+    prompts: list[str] | None = None,
 ) -> LatentModel:
     """Load an embedded model, a local pipeline folder or a hub id; the denoiser comes frozen and in eval mode.
 
-    Pipelines of the families in `rlcm_cli.families`. `distilled_lora` (a file, folder
-    or hub id, such as LCM-LoRA or TCD-LoRA) is fused into the weights. `sampler` is the kind of a sampler, None for
-    the model's own; the pipeline's scheduler becomes the sampler's, with the noise schedule of the
-    folder's own. `image_size`: (height, width) in pixels, None for the pipeline's own.
+    Args:
+        name: A pipeline of one of the families in `rlcm_cli.families`.
+        revision: Branch, tag or commit of a hub id.
+        dtype: Of its weights.
+        device: Where it computes. Its components are loaded one after the other, each moved there before the next.
+        sampler: Kind of a sampler, None for the model's own; the pipeline's scheduler becomes the sampler's, with the
+            noise schedule of the folder's own.
+        distilled_lora: File, folder or hub id, such as LCM-LoRA or TCD-LoRA, that is fused into the weights.
+        image_size: (height, width) in pixels, None for the pipeline's own.
+        prompts: What is encoded before the denoiser is loaded, as far as there is room to keep it. The text encoders
+            are then freed, and loaded again for a while where other prompts are encoded. None: they stay.
 
-    Raises `ModelError` for what is not there, cannot be reached, is not such a pipeline, or does not fit the sampler.
+    Raises:
+        ModelError: For what is not there, cannot be reached, is not such a pipeline, or does not fit the sampler.
     """
     place = select_device(device)
     folder = find_pipeline(name, revision)
@@ -52,31 +63,32 @@ def load_model(
     chosen = parts.choose_sampler(name, sampler, distilled_lora)
     for part in parts.unused:
         _log.warning("%s: its %s is not used", name, part)
-    pipeline = _load_pipeline(folder, DTYPES[dtype], parts)
+    kinds = _find_classes(folder, parts)
+    pipeline = _assemble_pipeline(folder, DTYPES[dtype], parts, kinds)
     _set_scheduler(name, pipeline, parts, chosen)
-    digest = digest_pipeline(pipeline, parts.family)
-    if distilled_lora is not None:
-        digest = digest_json([digest, fuse_lora(pipeline, parts.family, distilled_lora)])
-    freeze_pipeline(pipeline, parts.family, place)
-    model = LatentModel(pipeline, parts.family, chosen, place, DTYPES[dtype], digest, commit=folder.commit)
+    model = LatentModel(pipeline, parts.family, chosen, place, DTYPES[dtype], digest="", commit=folder.commit)
     model.recommended = parts.recommend(name, sampler, distilled_lora)
     if image_size is not None:
         model.set_image_size(*image_size)
+    if distilled_lora is not None and adapts_encoders(distilled_lora, parts.family):
+        prompts = None  # what was fused into them would be lost
+
+    def load(part: str) -> torch.nn.Module:
+        return load_module(folder, part, kinds[part], choose_dtype(parts.family, part, DTYPES[dtype]))
+
+    loaded = _load_modules(model, load, prompts)
+    model.digest = digest_modules(loaded, settings_of(pipeline, parts.family))
+    if distilled_lora is not None:
+        model.digest = digest_json([model.digest, fuse_lora(pipeline, parts.family, distilled_lora)])
+    with quiet_libraries():
+        model.denoiser.to(place)
     return model
 
 
 def freeze_pipeline(pipeline: Any, family: Family, place: torch.device) -> None:
     """Put a pipeline on a device, its modules frozen and in eval mode."""
-    for module in modules_of(pipeline, family).values():
-        module.requires_grad_(False)
-        module.eval()
-    with quiet_libraries():
-        pipeline.to(place)
-        if pipeline.vae.dtype == torch.float16 and family.autoencoder.needs_float32(pipeline.vae.config):
-            pipeline.vae.to(torch.float32)
-        # Decoding is all convolutions, for whose kernels this is the native layout; those of videos have no such.
-        if all(weight.ndim < 5 for weight in pipeline.vae.parameters()):
-            pipeline.vae.to(memory_format=torch.channels_last)
+    for part, module in modules_of(pipeline, family).items():
+        _freeze(part, module, family, place)
     pipeline.set_progress_bar_config(disable=True)
 
 
@@ -86,16 +98,31 @@ def choose_dtype(family: Family, part: str, dtype: torch.dtype) -> torch.dtype:
     return torch.bfloat16 if overflows else dtype
 
 
-def _load_pipeline(folder: PipelineFolder, dtype: torch.dtype, parts: Parts) -> Any:
-    loading = parts.family.loading
+def _freeze(part: str, module: Any, family: Family, place: torch.device) -> torch.nn.Module:
+    """Put a component on a device, frozen and in eval mode, and return it."""
+    module.requires_grad_(False)
+    module.eval()
+    with quiet_libraries():
+        module.to(place)
+        if part == "vae":
+            if module.dtype == torch.float16 and family.autoencoder.needs_float32(module.config):
+                module.to(torch.float32)
+            # Decoding is all convolutions, for whose kernels this is the native layout; those of videos have no such.
+            if all(weight.ndim < 5 for weight in module.parameters()):
+                module.to(memory_format=torch.channels_last)
+    return module  # type: ignore[no-any-return]
+
+
+def _assemble_pipeline(folder: PipelineFolder, dtype: torch.dtype, parts: Parts, kinds: Mapping[str, Any]) -> Any:
+    """Make a pipeline whose modules have no weights yet, once its components were found to fit each other."""
     with quiet_libraries():  # their first import warns of packages that nothing here uses
         import diffusers
 
-        kinds = _find_classes(folder, parts)
+    loading = parts.family.loading
     components = {
         part: load_tokenizer(folder, part, kind)
         if part.startswith("tokenizer")
-        else load_module(folder, part, kind, choose_dtype(parts.family, part, dtype))
+        else describe_module(folder, part, kind, choose_dtype(parts.family, part, dtype))
         for part, kind in kinds.items()
         if part != "scheduler"
     }
@@ -108,7 +135,46 @@ def _load_pipeline(folder: PipelineFolder, dtype: torch.dtype, parts: Parts) -> 
             scheduler = getattr(diffusers, default)(**stated)
         else:
             scheduler = load_scheduler(folder, kinds["scheduler"])
-        return getattr(diffusers, kind)(**components, scheduler=scheduler, **settings)
+        pipeline = getattr(diffusers, kind)(**components, scheduler=scheduler, **settings)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def _load_modules(
+    model: LatentModel, load: Callable[[str], torch.nn.Module], prompts: list[str] | None
+) -> Iterator[tuple[str, torch.nn.Module]]:
+    """Load the modules of a pipeline in the order of their names, and yield each as it was loaded.
+
+    Then it is frozen, in eval mode and, but for the denoiser, which a LoRA may be fused into, on the model's device.
+    With `prompts`, they are encoded once all text encoders are there, of which none is left then; without any
+    prompt there never is more than one.
+    """
+    pipeline, family = model.pipeline, model.family
+    encoders = encoders_of(pipeline, family)
+    waiting = {*encoders}
+
+    def settle(part: str, module: torch.nn.Module) -> torch.nn.Module:
+        return _freeze(part, module, family, torch.device("cpu") if part == family.denoiser else model.device)
+
+    absent = AbsentEncoders(pipeline, family, lambda part: settle(part, load(part)))
+    for part in sorted(modules_of(pipeline, family)):
+        module = load(part)
+        yield part, module
+        if part not in encoders or prompts != []:
+            setattr(pipeline, part, settle(part, module))
+        del module
+        waiting.discard(part)
+        if prompts is not None and not waiting and model.absent_encoders is None:
+            _read_ahead(model, prompts)
+            absent.free()
+            model.absent_encoders = absent
+
+
+def _read_ahead(model: LatentModel, prompts: Sequence[str]) -> None:
+    """Encode prompts, or only the first where there is no room to keep all: then each plan's are, when it is drawn."""
+    model.read_prompts(prompts[:1])
+    if model.can_keep(len(prompts)):
+        model.read_prompts(prompts)
 
 
 def _find_classes(folder: PipelineFolder, parts: Parts) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from rlcm_cli.core.digests import digest_tensors
-from rlcm_cli.core.lora_file import LoraFile, read_lora
+from rlcm_cli.core.lora_file import TEXT_ENCODERS, LoraFile, read_lora
 from rlcm_cli.core.noise import derive_seed
 from rlcm_cli.errors import ModelError
 from rlcm_cli.families import Family
@@ -159,12 +159,20 @@ def _foldable_layers(model: LatentModel) -> dict[str, Any]:
     return layers if plain else {}
 
 
+def adapts_encoders(place: str, family: Family) -> bool:
+    """Return whether a LoRA has layers for a text encoder. Raises `ModelError` where it cannot be read."""
+    lora = read_lora_file(locate_lora(place), place, family)
+    return any(lora.of(part) for part in TEXT_ENCODERS)
+
+
 def load_foreign_lora(model: LatentModel, place: str, scale: float) -> None:
     """Load any LoRA that diffusers reads (its own, kohya's, a hub id) for drawing, at a strength.
 
     Every layer is compared with the file. What this model has no layer for is told. Raises `ModelError` for what is
     not there, is not a LoRA for this model or mostly not, or is not loaded as the file says.
     """
+    if adapts_encoders(place, model.family):
+        model.keep_encoders()
     _read_lora(model.pipeline, model.family, place, ADAPTER)
     scale_foreign_lora(model, scale)
 
@@ -172,13 +180,19 @@ def load_foreign_lora(model: LatentModel, place: str, scale: float) -> None:
 def scale_foreign_lora(model: LatentModel, scale: float) -> None:
     """Set the strength of the LoRA that `load_foreign_lora` has loaded; 0 draws as the base model does."""
     model.pipeline.set_adapters([ADAPTER], [scale])
-    model.forget_prompts()  # it may have layers in the text encoder
+    _forget_prompts(model)
 
 
 def unload_foreign_lora(model: LatentModel) -> None:
     """Take the LoRA that `load_foreign_lora` has loaded out of the model again."""
     model.pipeline.unload_lora_weights()
-    model.forget_prompts()
+    _forget_prompts(model)
+
+
+def _forget_prompts(model: LatentModel) -> None:
+    """Encode prompts again where a LoRA may have layers in the text encoders, which then are there."""
+    if model.absent_encoders is None:
+        model.forget_prompts()
 
 
 def fuse_lora(pipeline: Any, family: Family, place: str) -> str:

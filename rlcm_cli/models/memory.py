@@ -44,7 +44,8 @@ def model_bytes(model: LatentModel) -> int:
     """Return the bytes of all weights and buffers of a pipeline, and of those kept in addition."""
     modules = [part for part in model.pipeline.components.values() if isinstance(part, torch.nn.Module)]
     tensors = [tensor for module in modules for tensor in (*module.parameters(), *module.buffers())]
-    return distinct_bytes([*tensors, *(model.base_weights or {}).values()])
+    there = [tensor for tensor in tensors if not tensor.is_meta]  # freed text encoders are not
+    return distinct_bytes([*there, *(model.base_weights or {}).values()])
 
 
 def cap_memory(device: torch.device, budget: int | None) -> None:

@@ -49,6 +49,7 @@ def evaluate(
         yield PhaseStarted("evaluate", checkpoint, total, "images")
         schedule = drawing_schedule(config.sampler, config.sample.steps, model)
         pictures = torch.zeros(total, 3, *model.image_size, dtype=torch.uint8)
+        model.read_prompts([fixed.prompt for fixed in plan])
         batches = range(0, total, config.sample.batch_size)
         for batch in processes.part(len(batches)):
             part = plan[batches[batch] : batches[batch] + config.sample.batch_size]

@@ -72,6 +72,7 @@ def sample(
         yield from tell_double_guidance(model, manifest.schedule.guidance_scale)
     total = sum(manifest.shards[number][1] - manifest.shards[number][0] for number in mine)
     yield PhaseStarted("sample", iteration, total, "images")
+    model.read_prompts([manifest.prompt_of(sample) for number in mine for sample in range(*manifest.shards[number])])
     with writing_behind() as writer:
         for number in mine:
             batches = []

@@ -189,9 +189,10 @@ class ModelCache:
         model = self._fitting_model(drawing)
         if model is None:
             self._model = None  # two at once may not fit into memory
-            model = load_configured_model(drawing.model, drawing.sampler.kind, self._device)
+            model = load_configured_model(drawing.model, drawing.sampler.kind, self._device, drawing.prompts)
             self._model, self._settings, self._adapter = model, (drawing.model, drawing.sampler.kind), None
         self._exchange(model, drawing)
+        model.read_prompts(drawing.prompts)
         return model
 
     def _fitting_model(self, drawing: Drawing) -> LatentModel | None:

@@ -34,9 +34,17 @@ from rlcm_cli.store.locate import find_adapter
 from rlcm_cli.store.reading import REMEDY
 from rlcm_cli.wording import command
 
+EMPTY_PROMPT = ""
+"""What is drawn to measure time and memory."""
 
-def load_configured_model(settings: ModelSettings, sampler: str, device: str) -> LatentModel:
-    """Load the model of a configuration for a sampler of a kind, with nothing to train attached."""
+
+def load_configured_model(
+    settings: ModelSettings, sampler: str, device: str, prompts: list[str] | None = None
+) -> LatentModel:
+    """Load the model of a configuration for a sampler of a kind, with nothing to train attached.
+
+    `prompts`: as of `load_model`.
+    """
     return load_model(
         settings.name,
         revision=settings.pinned_revision,
@@ -45,13 +53,19 @@ def load_configured_model(settings: ModelSettings, sampler: str, device: str) ->
         sampler=sampler,
         distilled_lora=settings.distilled_lora,
         image_size=settings.image_sides,
+        prompts=prompts,
     )
 
 
-def load_policy_model(config: Config) -> LatentModel:
-    """Load the model of a configuration with what is trained attached, as it is before any training."""
+def load_policy_model(config: Config, prompts: list[str] | None = None) -> LatentModel:
+    """Load the model of a configuration with what is trained attached, as it is before any training.
+
+    `prompts` are those that will be encoded, so that the text encoders need not stay; None: they stay, as they do
+    where captions are read at every step.
+    """
     allow_tf32(config.runtime.tf32)
-    model = load_configured_model(config.model, config.sampler.kind, config.runtime.device)
+    known = prompts if config.pretraining.source is None else None
+    model = load_configured_model(config.model, config.sampler.kind, config.runtime.device, known)
     attach(config, model)
     return model
 
@@ -78,7 +92,7 @@ def start_run(
     """
     run = check_run(root, config)
     find_optimizer(config.train.optimizer)
-    model = load_policy_model(run.config)
+    model = load_policy_model(run.config, [EMPTY_PROMPT, *run.all_prompts()])
     config = pin_commit(run.config, model.commit)
     training_schedule(config, model)
     check_images(run.layout, config)

@@ -23,7 +23,7 @@ from rlcm_cli.models.export import (
     write_lora,
     write_pipeline,
 )
-from rlcm_cli.models.fingerprint import digest_pipeline
+from rlcm_cli.models.fingerprint import digest_modules, modules_of, settings_of
 from rlcm_cli.models.licences import Licence, read_licence
 from rlcm_cli.samplers.lcm import LcmSettings
 from rlcm_cli.store.adapters import read_adapter_settings
@@ -180,7 +180,8 @@ def trained_digest(tiny_lcm, folder):
     """Digest of the base with the exported U-Net in it, so that every other part is compared."""
     base = load_tiny(tiny_lcm)
     base.denoiser.load_state_dict(load_file(folder / "unet/diffusion_pytorch_model.safetensors"))
-    return digest_pipeline(base.pipeline, base.family)
+    modules = sorted(modules_of(base.pipeline, base.family).items())
+    return digest_modules(modules, settings_of(base.pipeline, base.family))
 
 
 def test_both_text_encoders_of_sdxl_have_the_names_that_are_published(tmp_path):
