@@ -337,6 +337,8 @@ FAMILY = Family(
         _describe,
         stack=partial(names.stack_layers, BFL_NAMES),
         prefixes=("diffusion_model.",),
+        # Whose levels are those of the pipeline.
+        comfyui=lambda pipeline, guidance_scale: {"scheduler": "the node Flux2Scheduler, with the size and the steps"},
     ),
     architectures={"flux2-klein-4b": KLEIN_4B},
 )

@@ -236,6 +236,11 @@ def _recommend(name: str, configs: Configs, distilled_lora: str | None) -> Recom
     )
 
 
+def _name_shift(pipeline: Any, guidance_scale: float) -> dict[str, str]:
+    config = pipeline.scheduler.config
+    return {} if config.use_dynamic_shifting else {"ModelSamplingAuraFlow": f"shift {config.shift:g}"}
+
+
 # A pipeline of published size with random weights
 
 
@@ -307,6 +312,7 @@ FAMILY = Family(
         lambda name, config, names: name,
         lambda pipeline: ("Qwen-Image", {}),
         prefixes=("diffusion_model.", ""),
+        comfyui=_name_shift,
     ),
     architectures={"qwen-image": WITH_LIGHTNING},
 )

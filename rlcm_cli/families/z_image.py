@@ -203,6 +203,11 @@ def _recommend(name: str, configs: Configs, distilled_lora: str | None) -> Recom
     )
 
 
+def _name_nodes(pipeline: Any, guidance_scale: float) -> dict[str, str]:
+    """Return ComfyUI's nodes: its guidance is v(∅) + cfg · (v(c) − v(∅))."""
+    return {"ModelSamplingAuraFlow": f"shift {pipeline.scheduler.config.shift:g}", "cfg": f"{1 + guidance_scale:g}"}
+
+
 # A pipeline of published size with random weights
 
 
@@ -271,6 +276,7 @@ FAMILY = Family(
         lambda pipeline: ("Z-Image", {}),
         stack=partial(names.stack_layers, NATIVE_NAMES),
         prefixes=("diffusion_model.", ""),
+        comfyui=_name_nodes,
     ),
     architectures={"z-image-turbo": TURBO},
 )

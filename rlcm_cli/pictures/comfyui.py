@@ -9,7 +9,10 @@ from rlcm_cli.config import ModelSettings, SampleSettings
 from rlcm_cli.models.export import name_architecture
 from rlcm_cli.models.latent_model import LatentModel
 
-DENOISER_FILES = {"SimianLuo/LCM_Dreamshaper_v7": "LCM_Dreamshaper_v7_4k.safetensors"}
+DENOISER_FILES = {
+    "SimianLuo/LCM_Dreamshaper_v7": "LCM_Dreamshaper_v7_4k.safetensors",
+    "black-forest-labs/FLUX.2-klein-4B": "flux-2-klein-4b.safetensors",
+}
 """Base model → the file of its repository that its authors publish for others, where it is its denoiser only."""
 
 

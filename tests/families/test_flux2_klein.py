@@ -170,6 +170,10 @@ def test_what_is_recommended(klein, base):
     assert found.source.endswith("FLUX.2-klein-base-4B")
 
 
+def test_comfyui_has_a_scheduler_of_its_own(klein):
+    assert "Flux2Scheduler" in FAMILY.names.comfyui(load_tiny(klein).pipeline, 1.0)["scheduler"]
+
+
 def test_prompts_that_are_cut_are_counted(klein):
     model = load_tiny(klein)
     count, room = model.count_cut_prompts(["cat", "cat " * 600])

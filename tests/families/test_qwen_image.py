@@ -21,8 +21,10 @@ from transformer_families import (
 
 from rlcm_cli.errors import ConfigError, ModelError
 from rlcm_cli.families.qwen_image import FAMILY, LORA_TARGETS
+from rlcm_cli.models.export import describe_call, use_scheduler
 from rlcm_cli.models.loading import load_model
 from rlcm_cli.models.parts import recommend
+from rlcm_cli.samplers.flow import FlowSettings
 
 NAMES = {
     f"lora_unet_transformer_blocks_{block}_{name.replace('.', '_')}": [f"transformer_blocks.{block}.{name}"]
@@ -150,6 +152,16 @@ def test_what_is_recommended(qwen):
     for lora, steps in (("x/Qwen-Image-Lightning-4steps-V2.0.safetensors", 4), ("lightx2v/Qwen-Image-Lightning", 8)):
         found = recommend(str(qwen), revision=None, distilled_lora=lora)
         assert (found.steps, found.guidance_scale, found.drawing) == (steps, 1.0, {"shift": 3.0})
+
+
+def test_comfyui_is_told_the_shift_of_the_lightning_lora(qwen):
+    model = load_tiny(qwen)
+    assert FAMILY.names.comfyui(model.pipeline, 1.0) == {}
+    call = describe_call(model, FlowSettings(eta=0.0, shift=3.0), steps=4, guidance_scale=1.0)
+    assert "negative_prompt" not in call.arguments
+    assert describe_call(model, FlowSettings(eta=0.0), steps=4, guidance_scale=2.0).arguments["negative_prompt"] == " "
+    use_scheduler(model.pipeline, call)
+    assert FAMILY.names.comfyui(model.pipeline, 1.0) == {"ModelSamplingAuraFlow": "shift 3"}
 
 
 def test_prompts_that_are_cut_are_counted(qwen):

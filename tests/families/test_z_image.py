@@ -141,6 +141,12 @@ def test_what_is_recommended(turbo, tmp_path):
     assert (found.steps, found.guidance_scale, found.source.rpartition("/")[2]) == (50, 4.0, "Z-Image")
 
 
+def test_comfyui_counts_guidance_from_1(turbo):
+    pipeline = load_tiny(turbo).pipeline
+    assert FAMILY.names.comfyui(pipeline, 0.0) == {"ModelSamplingAuraFlow": "shift 3", "cfg": "1"}
+    assert FAMILY.names.comfyui(pipeline, 4.0)["cfg"] == "5"
+
+
 def test_prompts_that_are_cut_are_counted(turbo):
     count, room = load_tiny(turbo).count_cut_prompts(["cat", "cat " * 600])
     assert count == 1
