@@ -104,7 +104,7 @@ TRAINING_NOISE = 0.9
 
 
 def recommend(
-    steps: int, guidance_scale: float, *, image_size: tuple[int, int], source: str, shift: float | None = None
+    steps: int, guidance_scale: float, *, image_size: tuple[int, int] | None, source: str, shift: float | None = None
 ) -> Recommendation:
     """Return what a model of flow matching is drawn with, by its makers, and trained with: the same and noise.
 

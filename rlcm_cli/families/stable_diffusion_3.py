@@ -236,9 +236,9 @@ def _recommend(name: str, configs: Configs, distilled_lora: str | None) -> Recom
     if make == "5-large" and any("turbo" in one.lower() for one in names):
         make = "5-large-turbo"
     steps, guidance_scale, page = CARDS[make]
-    found = flow.recommend(
-        steps, guidance_scale, image_size=(1024, 1024), source=f"https://huggingface.co/stabilityai/{page}"
-    )
+    # That of the published models; what was trained at another size states that.
+    size = (1024, 1024) if configs.denoiser.get("sample_size") == LARGE["sample_size"] else None
+    found = flow.recommend(steps, guidance_scale, image_size=size, source=f"https://huggingface.co/stabilityai/{page}")
     return found if make.endswith("turbo") else flow.train_base(found, TRAINING)
 
 

@@ -169,7 +169,7 @@ def test_comfyui_finds_the_layers(request, name, tmp_path):
     ],
 )
 def test_what_is_recommended(name, transformer, steps, guidance_scale, page):
-    found = FAMILY.scheduling.recommend(name, Configs({}, transformer, None), None)
+    found = FAMILY.scheduling.recommend(name, Configs({}, {"sample_size": 128, **transformer}, None), None)
     assert (found.steps, found.guidance_scale, found.image_size) == (steps, guidance_scale, (1024, 1024))
     assert found.source == f"https://huggingface.co/stabilityai/{page}"
     assert found.training["sample.guidance_scale"] == guidance_scale
@@ -179,6 +179,7 @@ def test_what_is_recommended(name, transformer, steps, guidance_scale, page):
 
 def test_a_folder_is_recognised(medium, without_t5):
     assert recommend(str(medium), revision=None).steps == 40
+    assert recommend(str(medium), revision=None).image_size is None, "its own, which is tiny"
     assert recommend(str(without_t5), revision=None).steps == 28
     named = [FAMILY.names.describe(load_tiny(folder).pipeline) for folder in (medium, without_t5)]
     assert [one[1]["modelspec.architecture"] for one in named] == [
