@@ -42,6 +42,8 @@ TOKENS, DEV_TOKENS = 256, 512
 """That T5 reads of a prompt, by the model cards of schnell and dev; shorter ones are filled up."""
 HUB = "https://huggingface.co/black-forest-labs/"
 DEV_GUIDANCE = 3.5
+TURBO_LORA = "https://huggingface.co/alimama-creative/FLUX.1-Turbo-Alpha"
+"""Card of the usual LoRA that few steps were distilled into, for dev."""
 
 # Configurations, as the models are published with them
 
@@ -198,7 +200,7 @@ def _recommend(name: str, configs: Configs, distilled_lora: str | None) -> Recom
     if not _is_guided(configs.denoiser):
         return flow.recommend(4, 0.0, image_size=size, source=f"{HUB}FLUX.1-schnell")
     if distilled_lora is not None:
-        return flow.recommend(8, DEV_GUIDANCE, image_size=size, source=f"{HUB}FLUX.1-dev")
+        return flow.recommend(8, DEV_GUIDANCE, image_size=size, source=TURBO_LORA)
     base = flow.recommend(50, DEV_GUIDANCE, image_size=size, source=f"{HUB}FLUX.1-dev")
     return flow.train_base(base, {"sample.steps": 6, "sampler.noise": "flow-sde", "sampler.eta": 0.9})
 

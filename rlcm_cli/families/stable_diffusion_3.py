@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
 from rlcm_cli.errors import ModelError
@@ -27,6 +28,7 @@ from rlcm_cli.families import _unet as unet
 from rlcm_cli.families.sdxl import CLIP_BIG_G
 from rlcm_cli.recommendation import Recommendation
 from rlcm_cli.samplers import Noise
+from rlcm_cli.samplers.flow import SAMPLER as FLOW
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -229,11 +231,14 @@ TRAINING = {"sample.steps": 10, "sampler.noise": "flow-sde", "sampler.eta": 0.7}
 def _recommend(name: str, configs: Configs, distilled_lora: str | None) -> Recommendation:
     """Return what Stability AI recommends.
 
-    By its configurations, the turbo model is the large one: only names tell them apart.
+    By its configurations, the turbo model is the large one: only names tell them apart. With a distilled LoRA, nothing
+    is known but that guidance was mostly distilled with it.
     """
+    if distilled_lora is not None:
+        return Recommendation(FLOW.kind, FLOW.steps, guidance_scale=1.0)
     make = _name_make(configs.denoiser)
     names = [name, *(str(config.get("_name_or_path", "")) for config in (configs.index, configs.denoiser))]
-    if make == "5-large" and any("turbo" in one.lower() for one in names):
+    if make == "5-large" and any("turbo" in PurePath(one).name.lower() for one in names):
         make = "5-large-turbo"
     steps, guidance_scale, page = CARDS[make]
     # That of the published models; what was trained at another size states that.

@@ -164,6 +164,7 @@ def test_comfyui_finds_the_layers(request, name, tmp_path):
         ("stabilityai/stable-diffusion-3-medium-diffusers", {}, 28, 7.0, "stable-diffusion-3-medium-diffusers"),
         ("mine", {"qk_norm": "rms_norm", "dual_attention_layers": [0]}, 40, 4.5, "stable-diffusion-3.5-medium"),
         ("mine", LARGE, 28, 3.5, "stable-diffusion-3.5-large"),
+        ("turbo/mine", LARGE, 28, 3.5, "stable-diffusion-3.5-large"),
         ("models/SD3.5-Large-Turbo", LARGE, 4, 0.0, "stable-diffusion-3.5-large-turbo"),
         ("mine", {**LARGE, "_name_or_path": "x/sd35-turbo"}, 4, 0.0, "stable-diffusion-3.5-large-turbo"),
     ],
@@ -175,6 +176,11 @@ def test_what_is_recommended(name, transformer, steps, guidance_scale, page):
     assert found.training["sample.guidance_scale"] == guidance_scale
     trained = {"sample.steps": 4, "sampler.eta": 0.9} if steps == 4 else {"sample.steps": 10, "sampler.eta": 0.7}
     assert found.training.items() >= trained.items()
+
+
+def test_guidance_is_distilled_with_a_lora():
+    found = FAMILY.scheduling.recommend("mine", Configs({}, LARGE, None), "lora")
+    assert (found.sampler, found.steps, found.guidance_scale) == ("flow", 4, 1.0)
 
 
 def test_a_folder_is_recognised(medium, without_t5):
