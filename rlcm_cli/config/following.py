@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from rlcm_cli.config.settings import ModelSettings
+from rlcm_cli.config.settings import ModelSettings, write_size
 from rlcm_cli.recommendation import Recommendation
 from rlcm_cli.samplers import DEFAULT
 
@@ -26,7 +26,8 @@ def find_following(
     `train.minibatch_size` follows `sample.samples`, so that an iteration keeps its number of optimizer steps if
     possible. A LoRA that was distilled for few steps is sampled without guidance, which was distilled with it; the
     preset's guidance is for the preset's model. `[sampler]` follows the model, if that is not the preset's and uses
-    another sampler. A new objective or sampler drops the settings of the one it replaces.
+    another sampler; so do steps, guidance, image size and settings of the sampler, if its makers recommend some.
+    A new objective or sampler drops the settings of the one it replaces.
 
     Args:
         preset: What holds unless the user says otherwise.
@@ -35,12 +36,13 @@ def find_following(
         own_model: The preset's table [model].
         recommend: Asks a model; None: no model is asked, and the preset's sampler stays.
     """
+    found, model = _ask(file, line, own_model, recommend)
     return [
         *_follow_samples(preset, file, line),
-        *_follow_distilled_lora(preset, file, line),
+        *(_follow_distilled_lora(preset, file, line) if found is None or not found.source else []),
         *_follow_choice("objective", preset, file, line),
         *_follow_choice("sampler", preset, file, line),
-        *_follow_model(preset, file, line, own_model, recommend),
+        *_follow_model(preset, file, line, found, model),
     ]
 
 
@@ -106,29 +108,68 @@ def _follow_choice(name: str, preset: Values, file: Values, line: Values) -> lis
 
 
 def _follow_model(
-    preset: Values, file: Values, line: Values, own_model: Values, recommend: Recommend | None
+    preset: Values, file: Values, line: Values, found: Recommendation | None, model: ModelSettings | None
 ) -> list[tuple[str, Any, str]]:
+    asked = _first([line, file], "sampler", "kind")
     before = _look_up(preset, "sampler", "kind") or DEFAULT
-    if recommend is None or _first([line, file], "sampler", "kind") is not None:
+    if found is None or model is None or asked not in (None, found.sampler):
         return []
+    table = {
+        key.removeprefix("sampler."): value for key, value in found.training.items() if key.startswith("sampler.")
+    }
+    followed: list[tuple[str, Any, str]] = []
+    if asked is None and found.sampler != before:
+        followed.append(
+            (
+                "sampler",
+                {"kind": found.sampler, **table, **_table(file, "sampler"), **_table(line, "sampler")},
+                f"sampler.kind is {found.sampler}, not the preset's {before}: it follows model.name {model.name} "
+                f"(--sampler {before} overrides)",
+            )
+        )
+    return [*followed, *_follow_makers(preset, file, line, found, model, chosen=bool(followed))]
+
+
+def _follow_makers(
+    preset: Values, file: Values, line: Values, found: Recommendation, model: ModelSettings, *, chosen: bool
+) -> list[tuple[str, Any, str]]:
+    """Return what the makers of a model recommend, if anything is known of it, with one line on the first of all.
+
+    `chosen`: the table [sampler] is the recommended one already.
+    """
+    if not found.source:
+        return []
+    size = {} if found.image_size is None else {"model.image_size": write_size(*found.image_size)}
+    own = {"sample.steps": found.steps, "sample.guidance_scale": found.guidance_scale, **size, **found.training}
+    followed = {}
+    for key, value in own.items():
+        table, _, name = key.partition(".")
+        if _first([line, file], table, name) is not None or (chosen and table == "sampler"):
+            continue
+        if _look_up(preset, table, name) != value:
+            followed[key] = value
+    told = {**followed, **({key: own[key] for key in own if key.startswith("sampler.")} if chosen else {})}
+    note = (
+        ", ".join(f"{key} is {value}" for key, value in told.items())
+        + f": recommended for {model.distilled_lora or model.name} ({found.source}); --set overrides"
+    )
+    return [(key, value, note if not number else "") for number, (key, value) in enumerate(followed.items())]
+
+
+def _ask(
+    file: Values, line: Values, own_model: Values, recommend: Recommend | None
+) -> tuple[Recommendation | None, ModelSettings | None]:
+    """Ask the model that is chosen, if it is not the preset's; return what it recommends, and its settings."""
+    if recommend is None:
+        return None, None
     try:
         own = ModelSettings.model_validate(own_model)
         chosen = ModelSettings.model_validate({**own_model, **_table(file, "model"), **_table(line, "model")})
     except ValidationError:  # which the validation of the whole reports
-        return []
+        return None, None
     if all(getattr(own, key) == getattr(chosen, key) for key in ("name", "revision", "distilled_lora")):
-        return []
-    found = recommend(chosen)
-    if found is None or found.sampler == before:
-        return []
-    return [
-        (
-            "sampler",
-            {"kind": found.sampler, **_table(file, "sampler"), **_table(line, "sampler")},
-            f"sampler.kind is {found.sampler}, not the preset's {before}: it follows model.name {chosen.name} "
-            f"(--sampler {before} overrides)",
-        )
-    ]
+        return None, None
+    return recommend(chosen), chosen
 
 
 def _table(layer: Values, name: str) -> Values:

@@ -124,7 +124,7 @@ def _follow(values: dict[str, Any], following: Sequence[tuple[str, Any, str]]) -
     """Set what follows from a user's own settings; return the lines that say so."""
     for key, value, _ in following:
         _assign(values, key, value)
-    return [note for _, _, note in following]
+    return [note for _, _, note in following if note]
 
 
 def _model_of(layer: Mapping[str, Any]) -> Mapping[str, Any]:

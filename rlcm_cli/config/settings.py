@@ -41,6 +41,11 @@ def _read_image_size(value: object) -> object:
             "WIDTHxHEIGHT, such as 768x1024"
         )
     width, height = int(found[1]), int(found[2] or found[1])
+    return write_size(height, width)
+
+
+def write_size(height: int, width: int) -> int | str:
+    """Write a size in pixels as `model.image_size` has it."""
     return width if width == height else f"{width}x{height}"
 
 

@@ -11,9 +11,11 @@ from rlcm_cli.errors import ModelError
 from rlcm_cli.families import Architecture, Configs, LoadedPipeline, Scheduling, class_of
 from rlcm_cli.families._betas import STABLE_DIFFUSION_SCHEDULE, UNCLIPPED, check_scheduler, read_noise
 from rlcm_cli.families._clip import with_negative
+from rlcm_cli.families._few_step import CHECKPOINTS, recommend
 from rlcm_cli.recommendation import Recommendation
 from rlcm_cli.samplers import SAMPLERS, Sampler
 from rlcm_cli.samplers.ddim import SAMPLER as DDIM
+from rlcm_cli.samplers.euler import SAMPLER as EULER
 from rlcm_cli.samplers.lcm import SAMPLER as LCM
 
 if TYPE_CHECKING:
@@ -88,6 +90,9 @@ def choose_sampler(name: str, configs: Configs, wanted: Sampler | None, distille
         return LCM
     if wanted is not None:
         return wanted
+    known = recommend(name, configs, distilled_lora)
+    if known is not None:
+        return SAMPLERS[known.sampler]
     own = (configs.scheduler or {}).get("_class_name")
     distilled = next((one for one in SAMPLERS.values() if one.distilled and one.scheduler == own), None)
     return distilled or (LCM if distilled_lora is not None else DDIM)
@@ -99,6 +104,7 @@ SCHEDULING = Scheduling(
     overrides=UNCLIPPED,
     read_noise=read_noise,
     choose_sampler=choose_sampler,
+    recommend=recommend,
 )
 
 
@@ -279,7 +285,7 @@ def list_architectures(
     build_text_encoders: Callable[[], Mapping[str, Any]],
     condition: Callable[[LoadedPipeline], dict[str, Tensor]],
 ) -> dict[str, Architecture]:
-    """Return architectures by name, one that ends in `lcm` with a guidance embedding.
+    """Return architectures by name: one that ends in `lcm` has a guidance embedding.
 
     `builders`: name → what makes a pipeline of a sampler and the width of the guidance embedding, if any. The others
     are those of `Architecture`.
@@ -287,20 +293,25 @@ def list_architectures(
     found = {}
     for name, build in builders.items():
         sampler, embedding, guidance = (LCM, GUIDANCE_EMBEDDING, 8.5) if name.endswith("lcm") else (DDIM, None, 7.5)
+        usual = CHECKPOINTS.get(f"stabilityai/{name}") or Recommendation(sampler.kind, sampler.steps, guidance)
         found[name] = Architecture(
-            partial(build, sampler, embedding),
+            partial(build, SAMPLERS[usual.sampler], embedding),
             build_text_encoders,
             condition,
-            Recommendation(sampler.kind, sampler.steps, guidance),
+            usual,
         )
     return found
 
 
 def build_scheduler(sampler: Sampler) -> Any:
-    """Make the scheduler of a sampler, with Stable Diffusion's noise."""
+    """Make the scheduler of a sampler, with Stable Diffusion's noise; Euler's has the timesteps of few-step models."""
     import diffusers
+    import torch
 
-    return getattr(diffusers, sampler.scheduler)(**STABLE_DIFFUSION_SCHEDULE, clip_sample=False)
+    spacing = {"timestep_spacing": "trailing"} if sampler == EULER else {}
+    # Not all of them know all of these settings, and some compute with numpy, wherever the pipeline is made.
+    with torch.device("cpu"):
+        return getattr(diffusers, sampler.scheduler).from_config({**STABLE_DIFFUSION_SCHEDULE, **UNCLIPPED, **spacing})
 
 
 def build_text_config(settings: Mapping[str, Any]) -> Any:

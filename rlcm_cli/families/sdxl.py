@@ -209,5 +209,7 @@ FAMILY = Family(
     names=ForeignNames(
         unet.KOHYA, unet.spell_as_sgm, _describe, single_file=("conditioner.embedders.1.", "conditioner.embedders.0.")
     ),
-    architectures=unet.list_architectures({"sdxl-lcm": _build_sdxl}, _build_text_encoders, _condition),
+    architectures=unet.list_architectures(
+        {"sdxl-lcm": _build_sdxl, "sdxl-turbo": _build_sdxl}, _build_text_encoders, _condition
+    ),
 )

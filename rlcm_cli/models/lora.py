@@ -19,7 +19,7 @@ from rlcm_cli.errors import ModelError
 from rlcm_cli.families import Family
 from rlcm_cli.foreign.faults import ForeignError, faults_of_libraries
 from rlcm_cli.foreign.folders import suggest_path
-from rlcm_cli.foreign.hub import HubError, fetch_file, is_cached, list_files
+from rlcm_cli.foreign.hub import HubError, fetch_file, is_cached, is_hub_id, list_files
 from rlcm_cli.models.latent_model import LatentModel
 from rlcm_cli.models.libraries import first_line, quiet_libraries
 from rlcm_cli.models.lora_binding import Binding, bind_modules, check_loaded
@@ -301,7 +301,7 @@ def read_lora_file(file: Path, place: str, family: Family) -> LoraFile:
 
 
 def locate_lora(place: str) -> Path:
-    """Find the LoRA file that a path or a hub id names; from the hub it is fetched.
+    """Find the LoRA file that a path, a hub id or a file of one (OWNER/NAME/FILE) names; from the hub it is fetched.
 
     Of a folder or a repository, it is `pytorch_lora_weights.safetensors`, or else the only safetensors file. Raises
     `ModelError` where there is none, or no telling which.
@@ -323,13 +323,26 @@ def _choose_file(names: Sequence[str], place: str) -> str:
     if not weights:
         raise ModelError(f"{place}: holds no safetensors file; name a run, a checkpoint, a LoRA file or a hub id")
     raise ModelError(
-        f"{place}: holds {len(weights)} safetensors files, {', '.join(weights[:3])}{', …' * (len(weights) > 3)}; get "
-        "the one that you want, and name it"
+        f"{place}: holds {len(weights)} safetensors files, {', '.join(weights[:3])}{', …' * (len(weights) > 3)}; "
+        f"name the one that you want, such as {place}/{weights[0]}"
     )
 
 
+def split_file(place: str) -> tuple[str, str | None]:
+    """Return the repository of the hub and the file in it that a name means, OWNER/NAME/FILE.safetensors.
+
+    The file is None where only a repository is named.
+    """
+    owner, _, rest = place.partition("/")
+    name, _, file = rest.partition("/")
+    return (f"{owner}/{name}", file) if file.endswith(".safetensors") else (place, None)
+
+
 def _fetch_from_hub(place: str) -> Path:
+    repository, file = split_file(place)
     try:
+        if file is not None and is_hub_id(repository):
+            return fetch_file(repository, file)
         # Known by this name, it is found where the hub, which lists the files, is out of reach.
         name = LORA_FILE if is_cached(place, LORA_FILE) else _choose_file(list_files(place)[1], place)
         return fetch_file(place, name)

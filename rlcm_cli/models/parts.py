@@ -24,7 +24,7 @@ from rlcm_cli.families import (
 from rlcm_cli.models.embedded import RECOMMENDED_GUIDANCE, RECOMMENDED_STEPS
 from rlcm_cli.models.folders import PipelineFolder, find_pipeline
 from rlcm_cli.recommendation import Recommendation
-from rlcm_cli.samplers import Sampler, find_sampler
+from rlcm_cli.samplers import SAMPLERS, Sampler, find_sampler
 from rlcm_cli.wording import nearest
 
 RANDOM: Mapping[str, tuple[Family, Architecture]] = {
@@ -68,6 +68,14 @@ class Parts:
         Raises `ModelError` for what draws no image with this model, and `ConfigError` for an unknown sampler.
         """
         wanted = None if asked is None else find_sampler(asked)
+        if wanted is not None:
+            usual = self.family.scheduling.choose_sampler(name, self.configs, None, distilled_lora)
+            if wanted.levels != usual.levels:
+                fitting = [kind for kind, sampler in SAMPLERS.items() if sampler.levels == usual.levels]
+                raise ModelError(
+                    f"{name}: cannot be drawn with the sampler '{wanted.kind}', which is for models with other noise "
+                    f"levels; use --sampler {' or '.join(fitting)}"
+                )
         return self.family.scheduling.choose_sampler(name, self.configs, wanted, distilled_lora)
 
     def recommend(self, name: str, asked: str | None, distilled_lora: str | None) -> Recommendation:

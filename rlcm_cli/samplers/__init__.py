@@ -11,7 +11,7 @@ import math
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, Any, Protocol, Union
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, Union
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
@@ -43,7 +43,7 @@ Calls = Annotated[
 """Model calls of an image by their numbers, rising from 0."""
 Timesteps = Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1), BeforeValidator(read_several)]
 """Times of the model calls, one each."""
-Levels = Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1), BeforeValidator(read_several)]
+Sigmas = Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1), BeforeValidator(read_several)]
 """Noise levels of the model calls, one each."""
 
 
@@ -93,6 +93,11 @@ class Noise:
         return self.alpha_bar
 
 
+Levels = Literal["alpha_bar", "sigma", "angle"]
+"""Noise levels of diffusion (ᾱ), of flow matching (σ), and of consistency models on the circle (the angle whose
+tangent is the ratio of noise to image)."""
+
+
 @dataclass(frozen=True)
 class PipelineCall:
     """How a pipeline of diffusers draws the same images."""
@@ -111,6 +116,8 @@ class Sampler:
 
     settings: type[SamplerSettings]
     """Settings of the table [sampler]; their `kind` is a literal, with itself as its default."""
+    levels: Levels
+    """Of what models it can draw: those whose noise levels are stated so."""
     scheduler: str
     """Class of diffusers that a loaded pipeline's scheduler is made to be: what its noise is read from."""
     schedule: Callable[[Any, Noise, int, float], Schedule]

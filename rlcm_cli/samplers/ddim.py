@@ -131,6 +131,7 @@ def _find_no_actions(settings: DdimSettings, steps: int) -> tuple[str, str] | No
 
 SAMPLER = Sampler(
     settings=DdimSettings,
+    levels="alpha_bar",
     scheduler="DDIMScheduler",
     schedule=_schedule,
     in_diffusers=_in_diffusers,

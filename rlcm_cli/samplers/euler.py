@@ -124,6 +124,7 @@ def _in_diffusers(settings: EulerSettings, noise: Noise, steps: int) -> Pipeline
 
 SAMPLER = Sampler(
     settings=EulerSettings,
+    levels="alpha_bar",
     scheduler=ANCESTRAL,
     schedule=_schedule,
     in_diffusers=_in_diffusers,
@@ -132,7 +133,8 @@ SAMPLER = Sampler(
     # With a small η the noise is so small that the rounding of folded products would show in the ratio.
     folds_lora=False,
     fits_pretraining=True,
-    distilled=True,
-    steps=4,
+    # Base models are drawn so too; what is distilled is told by its recommendation.
+    distilled=False,
+    steps=30,
     comfyui={"sampler_name": "euler_ancestral", "scheduler": "sgm_uniform"},
 )

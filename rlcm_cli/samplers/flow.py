@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from rlcm_cli.errors import ConfigError
-from rlcm_cli.samplers import Levels, Noise, PipelineCall, Sampler
+from rlcm_cli.samplers import Noise, PipelineCall, Sampler, Sigmas
 from rlcm_cli.samplers._window import WindowSettings, find_no_noise, spread_eta
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ class FlowSettings(WindowSettings):
     noise: NoiseKind = "cps"
     """How it is added: `cps` (arXiv 2509.05952), `flow-sde` (Flow-GRPO, arXiv 2505.05470) or `dance-sde` (DanceGRPO,
     arXiv 2505.07818)."""
-    sigmas: Levels | None = None
+    sigmas: Sigmas | None = None
     """Noise levels of the calls before the model's shift, falling from at most 1, such as [1.0, 0.75, 0.5, 0.25].
     None: those of the model's pipeline."""
     shift: Annotated[float, Field(gt=0)] | None = None
@@ -131,6 +131,7 @@ def _in_diffusers(settings: FlowSettings, noise: Noise, steps: int) -> PipelineC
 
 SAMPLER = Sampler(
     settings=FlowSettings,
+    levels="sigma",
     scheduler="FlowMatchEulerDiscreteScheduler",
     schedule=_schedule,
     in_diffusers=_in_diffusers,

@@ -99,6 +99,7 @@ def _in_diffusers(settings: LcmSettings, noise: Noise, steps: int) -> PipelineCa
 
 SAMPLER = Sampler(
     settings=LcmSettings,
+    levels="alpha_bar",
     scheduler="LCMScheduler",
     schedule=_schedule,
     in_diffusers=_in_diffusers,

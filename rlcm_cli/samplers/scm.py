@@ -108,6 +108,7 @@ def _in_diffusers(settings: ScmSettings, noise: Noise, steps: int) -> PipelineCa
 
 SAMPLER = Sampler(
     settings=ScmSettings,
+    levels="angle",
     scheduler="SCMScheduler",
     schedule=_schedule,
     in_diffusers=_in_diffusers,

@@ -79,6 +79,7 @@ def _find_no_actions(settings: TcdSettings, steps: int) -> tuple[str, str] | Non
 
 SAMPLER = Sampler(
     settings=TcdSettings,
+    levels="alpha_bar",
     scheduler="TCDScheduler",
     schedule=_schedule,
     in_diffusers=_in_diffusers,

@@ -15,6 +15,8 @@ from rlcm_cli.config.settings import Config, ModelSettings
 from rlcm_cli.config.text import write_config
 from rlcm_cli.errors import ConfigError, ModelError
 from rlcm_cli.recommendation import Recommendation
+from rlcm_cli.samplers.ddim import DdimSettings
+from rlcm_cli.samplers.tcd import TcdSettings
 
 LORA = "model.distilled_lora=owner/lcm-lora"
 PRESET = {"sample": {"samples": 60, "guidance_scale": 8.0}, "train": {"minibatch_size": 20}}
@@ -252,7 +254,7 @@ class TestSampler:
 
     def test_another_model_that_is_drawn_otherwise_has_the_defaults_and_a_line_tells(self, ask):
         config, told, _ = ask("compression", model="my-ddim")
-        assert config.sampler.model_dump() == {"kind": "ddim", "eta": 1.0}
+        assert config.sampler == DdimSettings()
         assert told == [
             "sampler.kind is ddim, not the preset's lcm: it follows model.name my-ddim (--sampler lcm overrides)"
         ]
@@ -261,22 +263,43 @@ class TestSampler:
         file = tmp_path / "mine.toml"
         file.write_text('[model]\nname = "my-tcd"\n[sampler]\ngamma = 0.5\n')
         config, _, _ = ask("compression", file=file, given=["sampler.original_steps=20"])
-        assert config.sampler.model_dump() == {
-            "kind": "tcd",
-            "spacing": "diffusers",
-            "original_steps": 20,
-            "gamma": 0.5,
-        }
+        assert config.sampler == TcdSettings(original_steps=20, gamma=0.5)
 
     @pytest.mark.parametrize("where", ["file", "line"])
     def test_a_sampler_that_is_named_is_taken(self, ask, tmp_path, where):
         file = tmp_path / "mine.toml"
         file.write_text('[model]\nname = "my-ddim"\n' + '[sampler]\nkind = "tcd"\n' * (where == "file"))
         config, told, asked = ask("compression", file=file, given=["sampler.kind=tcd"] if where == "line" else [])
-        assert (config.sampler.kind, asked) == ("tcd", [])
+        assert (config.sampler.kind, asked) == ("tcd", ["my-ddim"])
         assert told == [
             "sampler.kind is tcd, not lcm, so sampler.spacing strided, sampler.original_steps 50 are left out"
         ]
+
+    def test_what_its_makers_recommend_stands_in_the_preset_s_place(self, tmp_path):
+        found = Recommendation(
+            "flow", 4, 1.0, training={"sampler.eta": 0.9}, image_size=(768, 512), source="example.org/card"
+        )
+
+        def resolve(*given: str) -> tuple[Config, list[str]]:
+            flags = {"model.name": "a/turbo"}
+            return resolve_settings(["compression"], assignments=given, flags=flags, recommend=lambda model: found)
+
+        config, told = resolve()
+        assert (config.sampler.kind, config.sampler.eta) == ("flow", 0.9)
+        assert (config.sample.steps, config.sample.guidance_scale, config.model.image_size) == (4, 1.0, "512x768")
+        assert told[1:] == [
+            "sample.steps is 4, sample.guidance_scale is 1.0, model.image_size is 512x768, sampler.eta is 0.9: "
+            "recommended for a/turbo (example.org/card); --set overrides"
+        ]
+        # What the user says stands.
+        config, told = resolve("sample.steps=2", "sampler.eta=0.5", "model.image_size=256")
+        assert (config.sampler.eta, config.sample.steps, config.model.image_size) == (0.5, 2, 256)
+        assert "sample.steps" not in told[1]
+        # Another sampler than theirs is not what they speak of.
+        config, told = resolve("sampler.kind=euler")
+        assert (config.sample.steps, config.sample.guidance_scale) == (8, 8.0)
+        config, told = resolve("sampler.kind=flow")
+        assert (config.sampler.eta, config.sample.steps) == (0.9, 4)
 
     def test_a_distilled_lora_makes_another_model(self, ask):
         config, told, _ = ask("ddpo-compression", given=[LORA])
@@ -287,7 +310,7 @@ class TestSampler:
         file = tmp_path / "whole.toml"
         file.write_text(write_config(ask("compression")[0]))
         assert ask(file=file)[0].sampler.kind == "lcm"
-        assert ask(file=file, model="my-ddim")[0].sampler.model_dump() == {"kind": "ddim", "eta": 1.0}
+        assert ask(file=file, model="my-ddim")[0].sampler == DdimSettings()
 
     def test_joint_tasks_follow_as_one_does(self, ask):
         config, told, asked = ask("compression", "aesthetic", model="my-ddim")

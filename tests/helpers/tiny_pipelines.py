@@ -15,7 +15,14 @@ from diffusers import (
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
-from diffusers.schedulers import DDIMScheduler, EulerDiscreteScheduler, LCMScheduler, PNDMScheduler, TCDScheduler
+from diffusers.schedulers import (
+    DDIMScheduler,
+    EulerAncestralDiscreteScheduler,
+    EulerDiscreteScheduler,
+    LCMScheduler,
+    PNDMScheduler,
+    TCDScheduler,
+)
 from diffusers.utils import convert_state_dict_to_kohya
 from peft import LoraConfig, get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
@@ -35,6 +42,8 @@ SCHEDULERS = {
         **BETAS, clip_sample=False, set_alpha_to_one=False, steps_offset=1, prediction_type="v_prediction"
     ),
     "euler": lambda: EulerDiscreteScheduler(**BETAS, steps_offset=1, timestep_spacing="leading"),
+    "turbo": lambda: EulerAncestralDiscreteScheduler(**BETAS, steps_offset=1, timestep_spacing="trailing"),
+    "lightning": lambda: EulerDiscreteScheduler(**BETAS, steps_offset=1, timestep_spacing="trailing"),
     "lcm": lambda: LCMScheduler(**BETAS),
     "tcd": lambda: TCDScheduler(**BETAS),
 }
@@ -97,9 +106,12 @@ BUILDERS: Mapping[str, Mapping[str, Callable[[Path], Path]]] = {
     "stable-diffusion": {
         "sd1": build_sd,
         "sd2": functools.partial(build_sd, scheduler="v_prediction"),
+        "sd-turbo": functools.partial(build_sd, scheduler="turbo"),
     },
     "sdxl": {
         "sdxl": build_sdxl,
+        "sdxl-turbo": functools.partial(build_sdxl, scheduler="turbo"),
+        "sdxl-lightning": functools.partial(build_sdxl, scheduler="lightning"),
         "sdxl-lcm": functools.partial(build_sdxl, scheduler="lcm", guided_by_embedding=True),
     },
     "sana-sprint": {"sana-sprint": build_sana_sprint},

@@ -329,7 +329,7 @@ def test_nothing_of_diffusers_is_printed_before_a_refusal(model, big_model, tmp_
 def test_a_folder_of_several_files_is_refused_rather_than_one_chosen(model, tmp_path):
     for name in ("a", "b"):
         save_diffusers(make_modules(model.pipeline), tmp_path / f"{name}.safetensors")
-    refuse(model, tmp_path, "holds 2 safetensors files, a.safetensors, b.safetensors")
+    refuse(model, tmp_path, "holds 2 safetensors files, a.safetensors, b.safetensors; name the one")
 
 
 @pytest.mark.parametrize("offline", [True, False])

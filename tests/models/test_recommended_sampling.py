@@ -7,8 +7,10 @@ import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline
 from tiny_pipelines import build_sd, build_sdxl
 
+from rlcm_cli.config import override_section
 from rlcm_cli.core.schedule import sample_trajectories
 from rlcm_cli.errors import ModelError
+from rlcm_cli.families import FAMILIES, Configs
 from rlcm_cli.models.embedded import embedded_folder
 from rlcm_cli.models.loading import load_model
 from rlcm_cli.models.parts import recommend
@@ -22,7 +24,7 @@ def test_embedded_models_are_drawn_as_their_cards_say(name, steps, guidance_scal
     found = recommend(name, revision=None)
     assert (found.steps, found.guidance_scale) == (steps, guidance_scale)
     settings = SAMPLERS[found.sampler].drawing_settings().model_dump()
-    assert settings.get("eta") == (0.0 if name == "emoji-diffusion" else None)
+    assert settings["eta"] == (0.0 if name == "emoji-diffusion" else 1.0)
 
 
 @pytest.mark.parametrize(
@@ -36,6 +38,74 @@ def test_embedded_models_are_drawn_as_their_cards_say(name, steps, guidance_scal
 )
 def test_other_models_are_drawn_as_in_diffusers(tmp_path, build, sampler, expected):
     assert recommend(str(build(tmp_path / "model")), revision=None, sampler=sampler) == expected
+
+
+HYPER_SD, HUB = "ByteDance/Hyper-SD", "huggingface.co/"
+
+
+@pytest.mark.parametrize(
+    ("lora", "sampler", "steps", "guidance_scale", "training"),
+    [
+        ("latent-consistency/lcm-lora-sdxl", "lcm", 4, 1.0, {}),
+        ("h1t/TCD-SDXL-LoRA", "tcd", 4, 1.0, {}),
+        (f"{HYPER_SD}/Hyper-SDXL-1step-lora.safetensors", "tcd", 4, 1.0, {"sampler.gamma": 1.0}),
+        (
+            f"{HYPER_SD}/Hyper-SD15-8steps-lora.safetensors",
+            "ddim",
+            8,
+            1.0,
+            {"sampler.timestep_spacing": "trailing", "sampler.eta": 0.5},
+        ),
+        (
+            f"{HYPER_SD}/Hyper-SDXL-8steps-CFG-lora.safetensors",
+            "ddim",
+            8,
+            5.0,
+            {"sampler.timestep_spacing": "trailing", "sampler.eta": 0.5},
+        ),
+        (
+            "ByteDance/SDXL-Lightning/sdxl_lightning_4step_lora.safetensors",
+            "euler",
+            4,
+            1.0,
+            {"sampler.eta": 0.5},
+        ),
+        (
+            "tianweiy/DMD2/dmd2_sdxl_4step_lora_fp16.safetensors",
+            "lcm",
+            4,
+            1.0,
+            {"sampler.timesteps": [999, 749, 499, 249]},
+        ),
+    ],
+)
+def test_a_distilled_lora_is_drawn_as_its_makers_say(tmp_path, lora, sampler, steps, guidance_scale, training):
+    found = recommend(str(build_sdxl(tmp_path / "model")), revision=None, distilled_lora=lora)
+    assert (found.sampler, found.steps, found.guidance_scale) == (sampler, steps, guidance_scale)
+    assert found.training == training
+    assert found.source.startswith(HUB)
+    drawing = override_section(SAMPLERS[sampler].drawing_settings(), found.drawing)
+    assert getattr(drawing, "eta", 1.0) == (0.0 if sampler in ("ddim", "euler") else 1.0)
+
+
+def test_a_lora_of_nobody_s_is_drawn_as_an_lcm(tmp_path):
+    found = recommend(str(build_sdxl(tmp_path / "model")), revision=None, distilled_lora="me/mine")
+    assert found == Recommendation("lcm", 4, 1.0)
+
+
+def test_few_step_models_are_known_by_name_and_by_scheduler(tmp_path):
+    sdxl, turbo = (
+        FAMILIES["sdxl"].scheduling.recommend(f"stabilityai/{name}", Configs({}, {}, None), None)
+        for name in ("sdxl-turbo", "sd-turbo")
+    )
+    assert sdxl == Recommendation("euler", 4, 1.0, image_size=(512, 512), source=f"{HUB}stabilityai/sdxl-turbo")
+    # Its pipeline adds no noise, its makers' own program does.
+    assert (turbo.sampler, turbo.drawing, turbo.training) == ("euler", {"eta": 0.0}, {"sampler.eta": 1.0})
+    turbo = recommend(str(build_sdxl(tmp_path / "a", scheduler="turbo")), revision=None)
+    assert (turbo.sampler, turbo.steps, turbo.guidance_scale, turbo.training) == ("euler", 4, 1.0, {})
+    lightning = recommend(str(build_sdxl(tmp_path / "b", scheduler="lightning")), revision=None)
+    assert (lightning.drawing, lightning.training) == ({"eta": 0.0}, {"sampler.eta": 0.5})
+    assert recommend(str(tmp_path / "b"), revision=None, sampler="ddim") == Recommendation("ddim", 50, 5.0)
 
 
 def test_a_latent_consistency_model_is_drawn_as_in_diffusers(tiny_lcm):

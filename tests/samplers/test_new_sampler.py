@@ -61,6 +61,7 @@ def _find_no_actions(settings: FreshNoiseSettings, steps: int) -> tuple[str, str
 
 SAMPLER = Sampler(
     settings=FreshNoiseSettings,
+    levels="alpha_bar",
     scheduler="DDIMScheduler",
     schedule=_schedule,
     in_diffusers=_in_diffusers,

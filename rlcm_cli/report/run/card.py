@@ -116,7 +116,7 @@ def render_card(subject: CardSubject, data: RunData | None, pictures: Mapping[st
     return environment.get_template("card.md").render(
         subject=subject,
         header=_compose_header(subject),
-        distilled_lora=subject.distilled_lora and withhold_text(subject.distilled_lora),
+        distilled_lora=subject.distilled_lora and _name_lora(subject.distilled_lora),
         call=", ".join(
             [
                 f"prompt={json.dumps(subject.prompt)}",  # which not all pipelines take first
@@ -135,6 +135,14 @@ def render_card(subject: CardSubject, data: RunData | None, pictures: Mapping[st
         diffusers=metadata.version("diffusers"),
         transformers=metadata.version("transformers"),
     )
+
+
+def _name_lora(place: str) -> str:
+    """Return the arguments by which `load_lora_weights` is told a LoRA, a file of a repository of the hub by two."""
+    repository, _, file = withhold_text(place).rpartition("/")
+    if repository.count("/") == 1 and file.endswith(".safetensors") and not Path(place).exists():
+        return f'"{repository}", weight_name="{file}"'
+    return json.dumps(withhold_text(place), ensure_ascii=False)
 
 
 def _compose_header(subject: CardSubject) -> str:

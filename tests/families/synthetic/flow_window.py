@@ -48,6 +48,7 @@ def _find_no_actions(settings: FlowWindowSettings, steps: int) -> tuple[str, str
 
 SAMPLER = Sampler(
     settings=FlowWindowSettings,
+    levels="sigma",
     scheduler="FlowMatchEulerDiscreteScheduler",
     schedule=_schedule,
     in_diffusers=_in_diffusers,
