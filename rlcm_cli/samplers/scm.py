@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 from itertools import pairwise
-from typing import TYPE_CHECKING, Annotated, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 FIRST_ANGLE = 1.57080
 """π/2, rounded as the makers have it."""
+TRAIN_STEPS = 1000
+"""Of an SCMScheduler that states none."""
 SECOND_ANGLE = 1.3
 """The second of two."""
 
@@ -69,7 +71,7 @@ def scm_schedule(angles: Tensor, eta: Tensor, *, last_std: float = 0.0) -> Sched
     return dataclasses.replace(schedule, initial_scale=scale)
 
 
-def choose_arguments(settings: ScmSettings, steps: int) -> dict[str, float | list[float] | None]:
+def choose_arguments(settings: ScmSettings, steps: int) -> dict[str, Any]:
     """Return what `SCMScheduler.set_timesteps` takes for H calls.
 
     Raises `ConfigError` where the angles are not one for each call.
@@ -88,14 +90,21 @@ def choose_arguments(settings: ScmSettings, steps: int) -> dict[str, float | lis
 
 
 def _schedule(settings: ScmSettings, noise: Noise, steps: int, last_std: float) -> Schedule:
-    import diffusers
+    import torch
 
-    scheduler = diffusers.SCMScheduler.from_config(noise.scheduler)
-    trained = scheduler.config["num_train_timesteps"]
+    trained = noise.scheduler.get("num_train_timesteps", TRAIN_STEPS)
     if steps > trained:
         raise ConfigError(f"sample.steps is {steps}, more than the {trained} timesteps of the model's training")
-    scheduler.set_timesteps(steps, **choose_arguments(settings, steps))
-    return scm_schedule(scheduler.timesteps.double(), spread_eta(settings, steps), last_std=last_std)
+    arguments = choose_arguments(settings, steps)
+    first, second = arguments["max_timesteps"], arguments["intermediate_timesteps"]
+    # In float32, as SCMScheduler has them.
+    if "timesteps" in arguments:
+        angles = torch.tensor(arguments["timesteps"])
+    elif second is not None:
+        angles = torch.tensor([first, second, 0.0])
+    else:
+        angles = torch.linspace(first, 0, steps + 1)
+    return scm_schedule(angles.double(), spread_eta(settings, steps), last_std=last_std)
 
 
 def _in_diffusers(settings: ScmSettings, noise: Noise, steps: int) -> PipelineCall | None:

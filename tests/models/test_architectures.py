@@ -24,6 +24,7 @@ PUBLISHED = {
         "text_encoder": CLIP_L,
         "text_encoder_2": CLIP_BIG_G,
     },
+    "sdxl-turbo": {"unet": 2_567_463_684, "vae": KL_VAE, "text_encoder": CLIP_L, "text_encoder_2": CLIP_BIG_G},
     "sana-sprint-0.6b": {"transformer": 593_501_216, "vae": DC_AE, "text_encoder": GEMMA_2_2B},
     "sana-sprint-1.6b": {"transformer": 1_610_237_472, "vae": DC_AE, "text_encoder": GEMMA_2_2B},
     "sana-1.6b": {"transformer": 1_604_462_752, "vae": DC_AE, "text_encoder": GEMMA_2_2B},
