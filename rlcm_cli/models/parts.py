@@ -68,6 +68,7 @@ class Parts:
         Raises `ModelError` for what draws no image with this model, and `ConfigError` for an unknown sampler.
         """
         wanted = None if asked is None else find_sampler(asked)
+        chosen = self.family.scheduling.choose_sampler(name, self.configs, wanted, distilled_lora)
         if wanted is not None:
             usual = self.family.scheduling.choose_sampler(name, self.configs, None, distilled_lora)
             if wanted.levels != usual.levels:
@@ -76,7 +77,7 @@ class Parts:
                     f"{name}: cannot be drawn with the sampler '{wanted.kind}', which is for models with other noise "
                     f"levels; use --sampler {' or '.join(fitting)}"
                 )
-        return self.family.scheduling.choose_sampler(name, self.configs, wanted, distilled_lora)
+        return chosen
 
     def recommend(self, name: str, asked: str | None, distilled_lora: str | None) -> Recommendation:
         """Return how the pipeline is drawn unless asked otherwise; arguments and errors as in `choose_sampler`."""

@@ -224,9 +224,9 @@ def test_the_refiner_of_sdxl(sdxl, tmp_path):
 
 
 def test_a_pipeline_without_unet(tmp_path):
-    index = {"_class_name": "FluxPipeline", "transformer": ["diffusers", "FluxTransformer2DModel"]}
+    index = {"_class_name": "HunyuanDiTPipeline", "transformer": ["diffusers", "HunyuanDiT2DModel"]}
     (tmp_path / "model_index.json").write_text(json.dumps(index))
-    assert_refused(tmp_path, "is a FluxPipeline, which is of no family that is known here")
+    assert_refused(tmp_path, "is a HunyuanDiTPipeline, which is of no family that is known here")
 
 
 def test_a_part_of_sdxl_that_lacks_weights(sdxl, tmp_path):
