@@ -11,6 +11,7 @@ from rlcm_cli.config import override_section
 from rlcm_cli.core.schedule import sample_trajectories
 from rlcm_cli.errors import ModelError
 from rlcm_cli.families import FAMILIES, Configs
+from rlcm_cli.families._few_step import recommend_lora
 from rlcm_cli.models.embedded import embedded_folder
 from rlcm_cli.models.loading import load_model
 from rlcm_cli.models.parts import recommend
@@ -138,3 +139,8 @@ def test_ddim_without_noise_equals_diffusers():
     ).images
     assert trajectories.actions == 0
     assert torch.allclose(drawn, expected, atol=1e-4)
+
+
+def test_a_lora_is_known_by_its_name_alone():
+    assert recommend_lora("h1t/TCD-SD15-LoRA").sampler == "tcd"
+    assert recommend_lora("me/mine") is None
