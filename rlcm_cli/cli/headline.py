@@ -6,10 +6,12 @@ from collections.abc import Iterable, Mapping
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
+from rlcm_cli.samplers import write_setting
 from rlcm_cli.wording import count
 
 if TYPE_CHECKING:
     from rlcm_cli.config import Config
+    from rlcm_cli.models.latent_model import LatentModel
 
 
 def describe_goal(config: Config) -> str:
@@ -21,6 +23,21 @@ def describe_goal(config: Config) -> str:
     monitored = ", ".join(shorten_names(config.monitor.rewards).values())
     end = f"; monitoring {monitored}" if monitored else ""
     return f"trained for {', '.join(goals)}; objective {config.objective.kind}; {images} × {cycles}{end}"
+
+
+def describe_sampling(config: Config, model: LatentModel | None) -> str:
+    """Describe how images are sampled and what is trained; `model`: as loaded, None where it is not loaded here."""
+    chosen = config.sampler.model_dump(exclude_defaults=True, exclude_none=True, exclude={"kind"})
+    settings = ", ".join(f"{name} {write_setting(value)}" for name, value in chosen.items())
+    sampler = config.sampler.kind + (f" ({settings})" if settings else "")
+    sides = model.image_size if model else config.model.image_sides
+    size = f", {sides[1]}×{sides[0]} pixels" if sides else ""
+    targets = config.lora.target_modules or (model.family.lora_targets if model else ())
+    where = f" on {', '.join(targets)}" if targets else ""
+    whole = config.train.parameters == "full"
+    trained = "all weights of the denoiser" if whole else f"a LoRA of rank {config.lora.rank}{where}"
+    steps = count(config.sample.steps, "step")
+    return f"sampler {sampler}, {steps}, guidance {config.sample.guidance_scale:g}{size}; trained: {trained}"
 
 
 def describe_sum(rewards: Mapping[str, float]) -> str:

@@ -9,7 +9,7 @@ import typer
 
 from rlcm_cli.cli import options as o
 from rlcm_cli.cli.asked import Asked, parse_rewards, resolve_run, settle_sources
-from rlcm_cli.cli.headline import describe_dropped, describe_goal
+from rlcm_cli.cli.headline import describe_dropped, describe_goal, describe_sampling
 from rlcm_cli.cli.location import Location, open_location
 from rlcm_cli.cli.setting_options import chosen_settings, command_with
 from rlcm_cli.cli.streams import announce
@@ -150,6 +150,7 @@ def describe_start(started: StartedLoop, named: str, *, names_rewards: bool) -> 
     config = started.run.config
     yield f"run {named}: task {config.task}, model {config.model.name}, seed {config.seed}"
     yield describe_goal(config)
+    yield describe_sampling(config, started.model)
     dropped = describe_dropped(config) if names_rewards else None
     if dropped:
         yield dropped

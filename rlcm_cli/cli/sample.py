@@ -6,7 +6,7 @@ import typer
 
 from rlcm_cli.cli import options as o
 from rlcm_cli.cli.asked import Asked, parse_rewards, resolve_run, settle_sources
-from rlcm_cli.cli.headline import describe_dropped, describe_goal
+from rlcm_cli.cli.headline import describe_dropped, describe_goal, describe_sampling
 from rlcm_cli.cli.location import open_location
 from rlcm_cli.cli.setting_options import chosen_settings, command_with
 from rlcm_cli.cli.shares import follow_sampling
@@ -67,6 +67,7 @@ def sample_command(
         run, model = start_run(path, config, fit_memory(display, "sample"))
         location.confirm(config)
         display.say(describe_goal(config))
+        display.say(describe_sampling(config, model))
         dropped = describe_dropped(config) if rewards else None
         if dropped:
             display.say(dropped)

@@ -38,6 +38,8 @@ class StartedLoop:
     """What does the work, as shown."""
     events: Iterator[Event]
     """The work itself, done as they are taken."""
+    model: LatentModel | None = None
+    """As loaded; None where only others load it."""
 
 
 def start_loop(
@@ -55,7 +57,7 @@ def start_loop(
     """
     scorers = load_scorers(check_run(root, config), cache=cache, allow_changed=allow_changed)
     run, model = start_run(root, config, fit)
-    return StartedLoop(run, str(model.device), loop(run, model, scorers, processes))
+    return StartedLoop(run, str(model.device), loop(run, model, scorers, processes), model)
 
 
 def loop(

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rlcm_cli.config import Config, ModelSettings, SampleSettings, keep_commit, override_section
+from rlcm_cli.config.settings import write_size
 from rlcm_cli.errors import ConfigError, CorruptFileError, ModelError
 from rlcm_cli.models.full import load_denoiser
 from rlcm_cli.models.latent_model import LatentModel
@@ -29,6 +30,8 @@ from rlcm_cli.store.locate import find_adapter, find_run
 
 MAX_SEED = 2**63 - 1
 HUB_ID = r"[\w-][\w.-]*/[\w-][\w.-]*"
+HUB_LORA = HUB_ID + r"(?:/[\w-][\w.-]*\.safetensors)?"
+"""A repository, or a file of one."""
 
 _log = logging.getLogger(__name__)
 
@@ -89,14 +92,17 @@ def plan_images(prompts: Sequence[str], *, count: int, seed: int) -> tuple[Image
 
 
 def find_lora(place: str, scale: float = 1.0) -> Adapter:
-    """Find the LoRA that a run, checkpoint, file or hub id names. Raises `ModelError` or `ConfigError`."""
+    """Find the LoRA that a run, checkpoint, file, hub id or file of one names.
+
+    Raises `ModelError` or `ConfigError`.
+    """
     file = find_adapter(place)
     if file is not None:
         try:
             return Adapter(str(file), digest_safetensors(file), scale, *_name_file(place, file.resolve()))
         except CorruptFileError as error:
             raise ModelError(f"--lora {error}; name a run, a checkpoint, a LoRA file or a hub id") from None
-    if re.fullmatch(HUB_ID, place):
+    if re.fullmatch(HUB_LORA, place):
         locate_lora(place)  # before a model is loaded for it
         return Adapter(place, "", scale, place, place)
     raise ConfigError(f"--lora {place}: no such run, checkpoint or file, and no hub id (OWNER/NAME)")
@@ -146,12 +152,22 @@ def choose_settings(
         if kind not in (None, settings.kind):
             settings = find_sampler(kind).drawing_settings()
     else:
-        found = recommend(
-            chosen.name, revision=chosen.pinned_revision, sampler=kind, distilled_lora=chosen.distilled_lora
-        )
-        sampling = override_section(SampleSettings(), {"steps": found.steps, "guidance_scale": found.guidance_scale})
-        settings = override_section(SAMPLERS[found.sampler].drawing_settings(), found.drawing)
+        chosen, sampling, settings = follow_model(chosen, kind)
     return chosen, override_section(sampling, sample), override_section(settings, sampler)
+
+
+def follow_model(
+    model: ModelSettings, sampler: str | None = None
+) -> tuple[ModelSettings, SampleSettings, SamplerSettings]:
+    """Return how a model recommends to be drawn, by a sampler of a kind or its own: its size, steps and sampler.
+
+    The size is left as it is where the model's settings have one. Raises `ModelError`.
+    """
+    found = recommend(model.name, revision=model.pinned_revision, sampler=sampler, distilled_lora=model.distilled_lora)
+    if model.image_size is None and found.image_size is not None:
+        model = model.model_copy(update={"image_size": write_size(*found.image_size)})
+    sampling = override_section(SampleSettings(), {"steps": found.steps, "guidance_scale": found.guidance_scale})
+    return model, sampling, override_section(SAMPLERS[found.sampler].drawing_settings(), found.drawing)
 
 
 def settings_of_lora(adapter: Adapter | None) -> Config | None:

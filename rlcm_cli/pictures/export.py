@@ -37,13 +37,13 @@ from rlcm_cli.models.licences import Licence, read_licence
 from rlcm_cli.models.loading import DTYPES
 from rlcm_cli.models.lora import ADAPTER, attach_lora, load_foreign_lora, load_lora, read_lora_file
 from rlcm_cli.models.lora_binding import adapted_layers, bind_modules, compare_files, compare_fused
-from rlcm_cli.models.parts import recommend
 from rlcm_cli.phases.sample import REDUCTION, draw_batch
 from rlcm_cli.pictures.comfyui import describe_use, name_guidance
+from rlcm_cli.pictures.drawing import follow_model
 from rlcm_cli.runs.policy import load_configured_model
 from rlcm_cli.runs.run import Run, open_run
 from rlcm_cli.runs.schedules import drawing_schedule
-from rlcm_cli.samplers import SAMPLERS, PipelineCall, SamplerSettings
+from rlcm_cli.samplers import PipelineCall, SamplerSettings
 from rlcm_cli.store.atomic import explain_safetensors, publish_folder, remove_folder
 from rlcm_cli.store.checkpoint import (
     AVERAGE_FOLDER,
@@ -203,14 +203,11 @@ def _find_lone_lora(file: Path, *, average: bool, model: Mapping[str, Any]) -> S
         raise ConfigError(f"{file}: is not in a run, and only a run has a moving average; leave --ema out")
     if model.get("name") is None:
         raise ConfigError(f"{file}: lies in no run; name the base model that the LoRA is for by --model NAME")
-    chosen = override_section(ModelSettings(), model)
-    found = recommend(chosen.name, revision=chosen.pinned_revision)
-    sample = override_section(SampleSettings(), {"steps": found.steps, "guidance_scale": found.guidance_scale})
+    chosen, sample, settings = follow_model(override_section(ModelSettings(), model))
     try:
         digest = digest_safetensors(file)
     except CorruptFileError as error:
         raise ModelError(f"{error}; name a run, a checkpoint or a LoRA file") from None
-    settings = override_section(SAMPLERS[found.sampler].drawing_settings(), found.drawing)
     return Source(file, digest, chosen, sample, settings, is_whole_denoiser(file))
 
 

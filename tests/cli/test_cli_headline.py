@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from command_line import refuse, succeed, write_settings
 
-from rlcm_cli.cli.headline import describe_dropped, describe_goal, describe_sum, shorten_names
+from rlcm_cli.cli.headline import describe_dropped, describe_goal, describe_sampling, describe_sum, shorten_names
 from rlcm_cli.config import parse_config, resolve_config
 from rlcm_cli.errors import ConfigError
 
@@ -34,6 +34,19 @@ def test_the_goal_of_a_run():
     assert describe_goal(joint).startswith(
         "trained for compression (compressibility + 2 × recognition), incompression ("
     )
+
+
+def test_how_images_are_sampled_and_what_is_trained():
+    few = {"sampler.kind": "euler", "sampler.eta": 0.5, "sample.steps": 1, "model.image_size": "512x768"}
+    config = resolve_config(["compression"], flags=few)
+    rank = config.lora.rank
+    assert describe_sampling(config, None) == (
+        f"sampler euler (eta 0.5), 1 step, guidance 4, 512×768 pixels; trained: a LoRA of rank {rank}"
+    )
+    config = resolve_config(["compression"], flags={"lora.target_modules": ["to_q", "to_v"]})
+    assert describe_sampling(config, None).endswith(f"guidance 4; trained: a LoRA of rank {rank} on to_q, to_v")
+    config = resolve_config(["compression"], flags={"train.parameters": "full"})
+    assert describe_sampling(config, None).endswith("trained: all weights of the denoiser")
 
 
 def test_rewards_of_the_preset_that_are_left_out_are_told():

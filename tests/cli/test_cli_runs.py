@@ -107,6 +107,7 @@ def test_a_loop_tells_people_what_it_does(capsys, settings, tmp_path):
     for words in (
         f"run {run}: task compression",
         "seed 0",
+        "guidance 4, 16×16 pixels; trained: a LoRA of rank 2 on to_q, to_k, to_v, to_out.0",
         "device cpu",
         "2 iterations will take about",
         "of disk",

@@ -9,10 +9,14 @@ import pytest
 from recorded_pictures import MODEL_DIGEST, make_drawing, write_picture
 from store_samples import write_lora
 
+from rlcm_cli.config import ModelSettings
 from rlcm_cli.errors import ConfigError, ModelError
-from rlcm_cli.pictures.drawing import ImageSpec, find_lora
+from rlcm_cli.pictures import drawing as drawings
+from rlcm_cli.pictures.drawing import ImageSpec, choose_settings, find_lora, follow_model
 from rlcm_cli.pictures.generate_request import Request, check_prompts, plan_request
+from rlcm_cli.recommendation import Recommendation
 from rlcm_cli.samplers import find_sampler
+from rlcm_cli.samplers.euler import EulerSettings
 
 WEIGHTS = "pytorch_lora_weights.safetensors"
 
@@ -32,6 +36,31 @@ def picture(home):
     """A picture of two, drawn in two steps with the LoRA `mine` at scale 0.7."""
     drawing = make_drawing("a cat", adapter=find_lora(f"mine/{WEIGHTS}", 0.7))
     return write_picture(home / "a.png", drawing, (1, 2))
+
+
+def test_a_model_is_drawn_as_its_makers_say(monkeypatch):
+    found = Recommendation("euler", 4, 1.0, drawing={"eta": 0.0}, image_size=(768, 512), source="example.org/card")
+    asked = []
+    monkeypatch.setattr(drawings, "recommend", lambda name, **chosen: asked.append((name, chosen)) or found)
+    name, lora = "ann/turbo", "ann/few/few_4step_lora.safetensors"
+    model, sample, sampler = choose_settings(None, model={"name": name}, sample={}, sampler={})
+    assert (model.image_size, sample.steps, sample.guidance_scale) == ("512x768", 4, 1.0)
+    assert sampler == EulerSettings(eta=0.0)
+    # What is asked for stands.
+    model, sample, sampler = choose_settings(
+        None, model={"name": name, "image_size": 256}, sample={"steps": 2}, sampler={"eta": 0.5}
+    )
+    assert (model.image_size, sample.steps, sampler) == (256, 2, EulerSettings(eta=0.5))
+    follow_model(ModelSettings(name=name, distilled_lora=lora))
+    assert asked[-1] == (name, {"revision": None, "sampler": None, "distilled_lora": lora})
+
+
+def test_a_lora_is_a_file_of_a_repository(monkeypatch):
+    asked = []
+    monkeypatch.setattr(drawings, "locate_lora", asked.append)
+    place = "ann/few/few_4step_lora.safetensors"
+    assert find_lora(place).place == place
+    assert asked == [place]
 
 
 class TestPrompts:
