@@ -56,7 +56,7 @@ def recommend_lora(name: str) -> Recommendation | None:
     low = name.lower().replace("_", "-")
     stated = re.search(r"(\d+)-?steps?", low)
     steps = int(stated[1]) if stated else 4
-    if "hyper-sd" in low or "hyper-flux" in low:
+    if "hyper-sd" in low:
         if "cfg" in low:
             found = _trained_with_noise("ddim", steps, "ByteDance/Hyper-SD", timestep_spacing="trailing")
             return replace(found, guidance_scale=5.0)
