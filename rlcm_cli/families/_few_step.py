@@ -70,7 +70,7 @@ def recommend_lora(name: str) -> Recommendation | None:
         return _with_settings("lcm", len(timesteps), "tianweiy/DMD2", timesteps=list(timesteps))
     if "lcm-lora" in low:
         return Recommendation("lcm", 4, 1.0, source=f"{HUB}latent-consistency")
-    if "tcd" in low:
+    if "tcd-" in low:
         return Recommendation("tcd", 4, 1.0, source=f"{HUB}h1t")
     return None
 
