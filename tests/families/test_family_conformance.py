@@ -251,11 +251,13 @@ def test_a_run_is_stopped_resumed_and_exported(case, tmp_path, capsys):
     model = tiny()
     settings = tmp_path / "settings.toml"
     settings.write_text(SETTINGS.replace("KIND", model.sampler.kind))
+    prompts = tmp_path / "prompts.txt"  # a preset's hundreds are all encoded first, which takes a minute with some
+    prompts.write_text("a cat\na dog\na hen\na cow\n")
     # Its own: what is recommended for a published model is larger.
     size = ("--size", "{1}x{0}".format(*model.image_size))
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     for run, iterations in ((whole, 2), (stopped, 1), (stopped, 2)):
-        given = ("--config", settings, "--model", tiny.folder, *size) if not run.exists() else ()
+        given = ("--config", settings, "--model", tiny.folder, "--prompts", prompts, *size) if not run.exists() else ()
         succeed(capsys, "loop", *given, "--run", run, "--iterations", iterations, "-q")
     for name in (LORA_FILE, "optimizer.safetensors"):
         one, other = (root / "checkpoints" / "000002" / name for root in (whole, stopped))
