@@ -32,7 +32,7 @@ from examples.benchmarks.costs import COLUMNS, Cost, describe_machine, print_tab
 from examples.benchmarks.rlcm_side import RlcmSide
 from rlcm_cli.config import Config, resolve_config
 from rlcm_cli.models.embedded import embedded_folder
-from rlcm_cli.runs.run import prompt_sets
+from rlcm_cli.runs.inputs import read_prompts
 
 MODEL = "emoji-diffusion"
 RANK = 4
@@ -119,7 +119,7 @@ def compare(
 ) -> list[dict[str, dict[str, Cost]]]:
     """Let both sides take turns; give the costs of each round, by side and phase, without the first."""
     config = configure(images, steps, ours)
-    training, _ = prompt_sets(config.prompts)
+    (training,) = (own.training for own in read_prompts(config).values())
     asked = {
         "model": str(embedded_folder(MODEL)),
         "prompts": training,

@@ -30,7 +30,7 @@ from examples.benchmarks.rlcm_side import RlcmSide
 from rlcm_cli.config import Config, resolve_config
 from rlcm_cli.models.embedded import embedded_folder
 from rlcm_cli.models.loading import DTYPES
-from rlcm_cli.runs.run import prompt_sets
+from rlcm_cli.runs.inputs import read_prompts
 
 PUBLISHED = (4, 2)
 """Images a batch in sampling, samples a micro-step in training: of RLCM's compression task on one GPU."""
@@ -72,7 +72,7 @@ def compare(arguments: argparse.Namespace, setting: str) -> list[dict[str, dict[
         guidance_scale=config.sample.guidance_scale,
     )
     folder = embedded_folder(arguments.model) or Path(arguments.model)
-    training, _ = prompt_sets(config.prompts)
+    (training,) = (own.training for own in read_prompts(config).values())
     loop = ReferenceLoop(
         folder,
         replace(settings, last_call=setting == "own"),

@@ -92,7 +92,7 @@ def draw_average(layout: RunLayout) -> tuple[Tensor, list[str]]:
         average = average_weights(average, read_weights(layout, number), DECAY)
     model = load_policy_model(run.config)
     load_lora(model, average, "average")
-    plan = plan_evaluation(run.config)
+    plan = plan_evaluation(run.config, run.prompts)
     images = draw(run, model, plan, run.config.sample.steps)
     return images, [fixed.prompt for fixed in plan]
 

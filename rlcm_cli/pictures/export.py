@@ -250,7 +250,7 @@ def export(
             "differ); name the same by --model, or pin its revision"
         )
     use_float32(model)
-    source, call = _settle_call(source, model)
+    source, call = settle_call(source, model)
     use_scheduler(model.pipeline, call)
     base = yield from _draw(source, model)
     modules = _load_weights(source, model)
@@ -353,13 +353,15 @@ def _draw(source: Source, model: LatentModel) -> Generator[Event, None, Tensor]:
     return torch.stack(images)
 
 
-def _settle_call(source: Source, model: LatentModel) -> tuple[Source, PipelineCall]:
+def settle_call(source: Source, model: LatentModel) -> tuple[Source, PipelineCall]:
     """Return the source with settings that a pipeline of diffusers can draw with, and how it does.
 
     Noise that none of its schedulers adds is left out: the images are then those of the sampler outside of training.
     """
-    sample, usual = source.sample, model.sampler.drawing_settings()
-    for settings in (source.sampler, override_section(source.sampler, model.sampler.drawing), usual):
+    sample, usual, known = source.sample, model.sampler.drawing_settings(), model.recommended
+    drawing = known.drawing if known is not None and known.sampler == model.sampler.kind else {}
+    quiet = override_section(source.sampler, {**model.sampler.drawing, **drawing})
+    for settings in (source.sampler, quiet, usual):
         call = describe_call(model, settings, steps=sample.steps, guidance_scale=sample.guidance_scale)
         if call is not None:
             break

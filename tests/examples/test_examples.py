@@ -36,6 +36,7 @@ SMALL = {
 }
 ASSIGNMENTS = [f"{key}={value}" for key, value in SMALL.items()]
 OPTIONS = [word for assignment in ASSIGNMENTS for word in ("--set", assignment)]
+MODULES = sorted(EXAMPLES.glob("*/*.py"))
 POSIX = pytest.mark.skipif(os.name != "posix", reason="the example is a shell script")
 
 
@@ -145,8 +146,21 @@ def test_what_the_notebook_imports_is_there():
     imported = [node for cell in cells for node in cell.body if isinstance(node, ast.ImportFrom)]
     assert any(node.module == "rlcm_cli.phases.loop" for node in imported)
     for node in imported:
-        module = importlib.import_module(str(node.module))
-        assert all(hasattr(module, alias.name) for alias in node.names), ast.unparse(node)
+        check_import(node)
+
+
+def check_import(node: ast.ImportFrom) -> None:
+    module = importlib.import_module(str(node.module))
+    assert all(hasattr(module, alias.name) for alias in node.names), ast.unparse(node)
+
+
+@pytest.mark.parametrize("file", MODULES, ids=lambda file: f"{file.parent.name}/{file.stem}")
+def test_what_a_module_takes_of_the_package_is_there(file):
+    """Also of those whose own packages may be absent, such as the one that draws emoji."""
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and str(node.module).startswith("rlcm_cli"):
+            check_import(node)
 
 
 @pytest.mark.slow

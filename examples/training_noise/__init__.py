@@ -1,0 +1,1 @@
+"""What noise in training costs, measured."""
