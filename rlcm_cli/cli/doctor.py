@@ -2,28 +2,76 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from rlcm_cli.cli import options as o
+from rlcm_cli.cli.asked import ask_model
+from rlcm_cli.cli.setting_options import FLAGS, chosen_settings, command_with
+from rlcm_cli.errors import ConfigError
+
+if TYPE_CHECKING:
+    from rlcm_cli.config import Config
+    from rlcm_cli.measuring.doctor import Finding
 
 STYLES = {"ok": "green", "note": "yellow", "problem": "red"}
+TASK = "compression"
+"""Preset whose settings a model is looked at with; its reward is never asked."""
+SETTINGS = ("model.name", "model.revision", "model.dtype", "model.image_size", "runtime.device", "sample.steps")
+"""Settings that are options of the command."""
 
 
 def register(app: typer.Typer) -> None:
     """Add the command to the program."""
-    app.command("doctor", epilog="Example: rlcm doctor")(doctor_command)
+    app.command("doctor", cls=command_with(*SETTINGS), epilog="Example: rlcm doctor --model stabilityai/sdxl-turbo")(
+        doctor_command
+    )
 
 
 def doctor_command(
+    context: typer.Context,
     runs: Annotated[
         Path, typer.Option("--runs", metavar="DIR", help="Parent folder for runs.", file_okay=False)
     ] = Path("runs"),
+    assignments: o.SetOfModelOption = [],
     as_json: o.JsonOption = False,
 ) -> None:
-    """Check this machine: what works, what is missing, how to fix it; exits with 1 if something needed is broken."""
+    """Check this machine: what works, what is missing, how to fix it; exits with 1 if something needed is broken.
+
+    With --model, also say what a model is and what it takes here, from its configurations only.
+    """
+    from rlcm_cli.measuring import doctor
+
+    resolve = settle(chosen_settings(context), assignments)
+    if resolve is None:
+        show(doctor.examine(runs), as_json=as_json)
+    else:
+        show(doctor.examine_model(runs, resolve), as_json=as_json)
+
+
+def settle(flags: Mapping[str, Any], assignments: Sequence[str]) -> Callable[[], Config] | None:
+    """Return what resolves the configuration that names a model; None where no model is named.
+
+    Raises `ConfigError` for settings that cannot be, before anything is looked at.
+    """
+    from rlcm_cli.config import resolve_settings
+
+    given = [FLAGS[key].name for key, value in flags.items() if value is not None] + ["--set"] * bool(assignments)
+    if flags["model.name"] is not None:
+        resolve = functools.partial(resolve_settings, [TASK], assignments=assignments, flags=flags)
+        resolve()
+        return lambda: resolve(recommend=ask_model)[0]
+    if given:
+        raise ConfigError(f"{given[0]} is about a model; name one by --model NAME")
+    return None
+
+
+def show(findings: Iterable[Finding], *, as_json: bool) -> None:
+    """Print a line for each finding as it comes, or all as JSON; exit with 1 where one is a problem."""
     from dataclasses import asdict
 
     from rich.text import Text
@@ -31,12 +79,11 @@ def doctor_command(
     from rlcm_cli.cli.display import print_json
     from rlcm_cli.cli.tables import print_rows
     from rlcm_cli.cli.terminal import open_console
-    from rlcm_cli.measuring.doctor import examine
 
     console = open_console(highlight=False)
-    findings = []
-    for finding in examine(runs):
-        findings.append(finding)
+    shown = []
+    for finding in findings:
+        shown.append(finding)
         if not as_json:
             advice = f" → {finding.advice}" if finding.advice else ""
             row = (
@@ -48,8 +95,8 @@ def doctor_command(
                 print_rows(console, [row])
             else:  # one line each, however long
                 console.print(Text(" ").join([row[0], Text(row[1]), Text(row[2])]), soft_wrap=True)
-    healthy = all(finding.status != "problem" for finding in findings)
+    healthy = all(finding.status != "problem" for finding in shown)
     if as_json:
-        print_json({"healthy": healthy, "findings": [asdict(finding) for finding in findings]})
+        print_json({"healthy": healthy, "findings": [asdict(finding) for finding in shown]})
     if not healthy:
         raise typer.Exit(1)

@@ -90,6 +90,9 @@ SetOption = Annotated[
 SetOfRunOption = Annotated[
     list[str], _set_option("A setting that may change when resuming, such as runtime.tf32=true; repeatable.")
 ]
+SetOfModelOption = Annotated[
+    list[str], _set_option("Any other setting, such as model.distilled_lora=OWNER/NAME; repeatable.")
+]
 SetOfPresetOption = Annotated[
     list[str],
     _set_option("A setting that overrides the preset, such as train.learning_rate=3e-4; repeatable."),

@@ -47,6 +47,7 @@ FLAGS = {
         "the preset's",
     ),
     "model.name": Flag("--model", "NAME", complete=completion.complete_model),
+    "model.revision": Flag("--revision", "COMMIT"),
     "model.dtype": Flag("--dtype", "TYPE", "float32, float16 or bfloat16."),
     "model.image_size": Flag(
         "--size", "WIDTHxHEIGHT", "Pixels of an image, such as 768x1024, or 512 for a square.", "the model's"

@@ -153,6 +153,9 @@ class TextEncoding:
     for `X` where the prompt is left out for classifier-free guidance is named `negative_X`."""
     count_cut: Callable[[Any, list[str]], tuple[int, int]]
     """(pipeline, prompts) → how many are longer than the encoder reads, and how many tokens that is."""
+    stand_in: Callable[[LoadedPipeline], dict[str, Tensor]]
+    """Model → what `encode` gives of a prompt of usual length, with random numbers: names, shapes, dtypes, as the
+    denoiser's configuration has them. Called with torch's seed set by the prompt; the tensors lie on the CPU."""
     overflows_float16: bool = False
     """Whether the encoders' activations overflow float16; they compute in bfloat16 then."""
     arguments: Callable[[LoadedPipeline], Mapping[str, Any]] = lambda model: {}
@@ -197,17 +200,14 @@ class Architecture:
     shapes and takes no memory. So they make every tensor by torch's own factories, and read no value of one.
 
     Text encoders may be larger than the denoiser, and no measurement runs them. The pipeline is therefore built
-    without, `condition` stands in for them, and they are built by themselves where only their size is asked for. No
-    tokenizer is needed.
+    without, `TextEncoding.stand_in` stands in for them, and they are built by themselves where only their size is
+    asked for. No tokenizer is needed.
     """
 
     build: Callable[[], Any]
     """Make the pipeline: its text encoders and tokenizers are None, its scheduler is of the class of the sampler."""
     build_text_encoders: Callable[[], Mapping[str, Any]]
     """Make the text encoders, by the names of their components."""
-    condition: Callable[[LoadedPipeline], dict[str, Tensor]]
-    """Return what `TextEncoding.encode` gives of a prompt of usual length, with random numbers: names, shapes, dtypes.
-    Called with torch's seed set by the prompt; the tensors lie on the CPU."""
     recommendation: Recommendation
     """How the published model is drawn: sampler, steps, guidance, and what else its makers say."""
 

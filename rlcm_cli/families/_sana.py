@@ -119,12 +119,12 @@ def build_text_encoders() -> dict[str, Any]:
     return {"text_encoder": Gemma2Model(Gemma2Config(**GEMMA_2_2B))}
 
 
-def condition(model: LoadedPipeline) -> dict[str, Tensor]:
+def stand_in(model: LoadedPipeline) -> dict[str, Tensor]:
     """Return random tensors in the place of an encoded prompt, and where guidance needs it of the empty prompt."""
     import torch
 
     prefixes = ("",) if is_guided_by_embedding(model.denoiser.config) else ("", "negative_")
-    width = GEMMA_2_2B["hidden_size"]
+    width = model.denoiser.config.caption_channels
     return {
         **{f"{prefix}prompt_embeds": torch.randn(PROMPT_TOKENS, width) for prefix in prefixes},
         **{f"{prefix}prompt_attention_mask": torch.ones(PROMPT_TOKENS, dtype=torch.int64) for prefix in prefixes},

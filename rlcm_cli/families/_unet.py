@@ -283,7 +283,6 @@ def spell_as_sgm(name: str, unet: Mapping[str, Any], names: Mapping[str, object]
 def list_architectures(
     builders: Mapping[str, Callable[[Sampler, int | None], Any]],
     build_text_encoders: Callable[[], Mapping[str, Any]],
-    condition: Callable[[LoadedPipeline], dict[str, Tensor]],
 ) -> dict[str, Architecture]:
     """Return architectures by name: one that ends in `lcm` has a guidance embedding.
 
@@ -297,7 +296,6 @@ def list_architectures(
         found[name] = Architecture(
             partial(build, SAMPLERS[usual.sampler], embedding),
             build_text_encoders,
-            condition,
             usual,
         )
     return found

@@ -240,16 +240,17 @@ def _build_text_encoders() -> dict[str, Any]:
     }
 
 
-def _condition(model: LoadedPipeline) -> dict[str, Tensor]:
+def _stand_in(model: LoadedPipeline) -> dict[str, Tensor]:
     import torch
 
+    config = model.denoiser.config
     return {
-        "prompt_embeds": torch.randn(TOKENS, TRANSFORMER["joint_attention_dim"]),
-        "pooled_prompt_embeds": torch.randn(TRANSFORMER["pooled_projection_dim"]),
+        "prompt_embeds": torch.randn(_count_tokens(model.pipeline), config.joint_attention_dim),
+        "pooled_prompt_embeds": torch.randn(config.pooled_projection_dim),
     }
 
 
-SCHNELL = Architecture(_build, _build_text_encoders, _condition, _recommend("", Configs({}, {}, None), None))
+SCHNELL = Architecture(_build, _build_text_encoders, _recommend("", Configs({}, {}, None), None))
 
 
 FAMILY = Family(
@@ -288,6 +289,7 @@ FAMILY = Family(
     text=TextEncoding(
         _encode,
         _count_cut,
+        _stand_in,
         overflows_float16=True,
         arguments=lambda model: {"max_sequence_length": _count_tokens(model.pipeline)},
     ),

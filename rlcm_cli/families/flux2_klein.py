@@ -281,16 +281,17 @@ def _build_text_encoders() -> dict[str, Any]:
     return {"text_encoder": Qwen3ForCausalLM(Qwen3Config(**qwen.QWEN3_4B))}
 
 
-def _condition(model: LoadedPipeline) -> dict[str, Tensor]:
+def _stand_in(model: LoadedPipeline) -> dict[str, Tensor]:
     import torch
 
-    return {"prompt_embeds": torch.randn(TOKENS, model.denoiser.config.joint_attention_dim)}
+    prefixes = ("",) if _is_distilled(model.pipeline.config) else ("", "negative_")
+    width = model.denoiser.config.joint_attention_dim
+    return {f"{prefix}prompt_embeds": torch.randn(TOKENS, width) for prefix in prefixes}
 
 
 KLEIN_4B = Architecture(
     _build,
     _build_text_encoders,
-    _condition,
     _recommend("", Configs({DISTILLED: True}, {}, None), None),
 )
 
@@ -327,7 +328,7 @@ FAMILY = Family(
         recommend=lambda settings: 1.0 if _is_distilled(settings) else 4.0,
     ),
     latents=Latents(_own_size, _set_size, _latent_shape),
-    text=TextEncoding(_encode, _count_cut),
+    text=TextEncoding(_encode, _count_cut, _stand_in),
     autoencoder=Autoencoder(_decode, _encode_images, needs_float32=lambda config: False),
     predict=_predict,
     lora_targets=LORA_TARGETS,

@@ -241,6 +241,10 @@ def _name_shift(pipeline: Any, guidance_scale: float) -> dict[str, str]:
     return {} if config.use_dynamic_shifting else {"ModelSamplingAuraFlow": f"shift {config.shift:g}"}
 
 
+def _stand_in(model: LoadedPipeline) -> dict[str, Tensor]:
+    return qwen.condition_freely(model.denoiser.config.joint_attention_dim)
+
+
 # A pipeline of published size with random weights
 
 
@@ -265,7 +269,6 @@ def _build_text_encoders() -> dict[str, Any]:
 WITH_LIGHTNING = Architecture(
     _build,
     _build_text_encoders,
-    lambda model: qwen.condition_freely(model.denoiser.config.joint_attention_dim),
     _recommend("", Configs({}, {}, None), "8steps"),
 )
 
@@ -303,7 +306,7 @@ FAMILY = Family(
         others={"negative_prompt": NEGATIVE},
     ),
     latents=Latents(_own_size, _set_size, _latent_shape),
-    text=TextEncoding(_encode, _count_cut),
+    text=TextEncoding(_encode, _count_cut, _stand_in),
     autoencoder=Autoencoder(_decode, _encode_images, needs_float32=lambda config: False),
     predict=_predict,
     lora_targets=LORA_TARGETS,

@@ -133,7 +133,7 @@ FAMILY = Family(
         recommend=lambda config: sana.GUIDANCE,
     ),
     latents=sana.LATENTS,
-    text=TextEncoding(_encode, sana.count_cut_prompts, overflows_float16=True),
+    text=TextEncoding(_encode, sana.count_cut_prompts, sana.stand_in, overflows_float16=True),
     autoencoder=sana.AUTOENCODER,
     predict=_predict,
     lora_targets=sana.LORA_TARGETS,
@@ -142,7 +142,6 @@ FAMILY = Family(
         "sana-1.6b": Architecture(
             partial(sana.build_pipeline, PIPELINE, (FLOW.scheduler, {"shift": SHIFT}), sana.SIZE_16B),
             sana.build_text_encoders,
-            sana.condition,
             RECOMMENDED,
         )
     },

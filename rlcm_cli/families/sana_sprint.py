@@ -124,7 +124,7 @@ FAMILY = Family(
         recommend=lambda config: sana.GUIDANCE,
     ),
     latents=sana.LATENTS,
-    text=TextEncoding(_encode, sana.count_cut_prompts, overflows_float16=True),
+    text=TextEncoding(_encode, sana.count_cut_prompts, sana.stand_in, overflows_float16=True),
     autoencoder=sana.AUTOENCODER,
     predict=_predict,
     lora_targets=sana.LORA_TARGETS,
@@ -138,7 +138,6 @@ FAMILY = Family(
                 {**settings, "guidance_embeds": True, "qk_norm": "rms_norm_across_heads"},
             ),
             sana.build_text_encoders,
-            sana.condition,
             RECOMMENDED[size],
         )
         for size, settings in (("0.6b", sana.SIZE_06B), ("1.6b", sana.SIZE_16B))

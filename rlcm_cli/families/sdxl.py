@@ -52,6 +52,8 @@ SDXL_UNET: Mapping[str, Any] = {
     "projection_class_embeddings_input_dim": 2816,
 }
 """As the configurations of SDXL base 1.0 have it."""
+SIZES = 6
+"""Numbers that tell the size of an image, each embedded by itself."""
 
 
 def _recognise(index: Mapping[str, Any]) -> bool:
@@ -76,7 +78,7 @@ def _check_fit(name: str, parts: Mapping[str, Any]) -> None:
     unet.check_unet(name, config, encoders, added="text_time")
     vae.check_autoencoder(name, parts["vae"].config, unet.DENOISER, config.in_channels)
     unet.check_width(name, config, encoders)
-    added = encoders[-1].projection_dim + 6 * config.addition_time_embed_dim
+    added = encoders[-1].projection_dim + SIZES * config.addition_time_embed_dim
     if added != config.projection_class_embeddings_input_dim:
         raise ModelError(
             f"{name}: its text_encoder_2 and sizes give {added} numbers, and its unet takes "
@@ -169,11 +171,11 @@ def _build_text_encoders() -> dict[str, Any]:
     }
 
 
-def _condition(model: LoadedPipeline) -> dict[str, Tensor]:
+def _stand_in(model: LoadedPipeline) -> dict[str, Tensor]:
+    config = model.denoiser.config
+    pooled = config.projection_class_embeddings_input_dim - SIZES * config.addition_time_embed_dim
     embeddings = unet.make_embeddings(
-        model,
-        prompt_embeds=(unet.TOKENS, SDXL_UNET["cross_attention_dim"]),
-        pooled_prompt_embeds=(CLIP_BIG_G["projection_dim"],),
+        model, prompt_embeds=(unet.TOKENS, config.cross_attention_dim), pooled_prompt_embeds=(pooled,)
     )
     return {**embeddings, "time_ids": _list_sizes(model)}
 
@@ -201,7 +203,7 @@ FAMILY = Family(
     scheduling=unet.SCHEDULING,
     guidance=Guidance(unet.is_guided_by_embedding, unet.count_predictions, _recommend_guidance),
     latents=Latents(unet.own_size, _set_size, unet.latent_shape),
-    text=TextEncoding(_encode, clip.count_cut_prompts),
+    text=TextEncoding(_encode, clip.count_cut_prompts, _stand_in),
     # diffusers casts it there and back at each image.
     autoencoder=Autoencoder(_decode, _encode_images, needs_float32=lambda config: bool(config.get("force_upcast"))),
     predict=partial(unet.predict, _name_arguments),
@@ -209,7 +211,5 @@ FAMILY = Family(
     names=ForeignNames(
         unet.KOHYA, unet.spell_as_sgm, _describe, single_file=("conditioner.embedders.1.", "conditioner.embedders.0.")
     ),
-    architectures=unet.list_architectures(
-        {"sdxl-lcm": _build_sdxl, "sdxl-turbo": _build_sdxl}, _build_text_encoders, _condition
-    ),
+    architectures=unet.list_architectures({"sdxl-lcm": _build_sdxl, "sdxl-turbo": _build_sdxl}, _build_text_encoders),
 )

@@ -104,8 +104,8 @@ def _build_text_encoders() -> dict[str, Any]:
     return {"text_encoder": CLIPTextModel(unet.build_text_config(unet.CLIP_L))}
 
 
-def _condition(model: LoadedPipeline) -> dict[str, Tensor]:
-    return unet.make_embeddings(model, prompt_embeds=(unet.TOKENS, unet.CLIP_L["hidden_size"]))
+def _stand_in(model: LoadedPipeline) -> dict[str, Tensor]:
+    return unet.make_embeddings(model, prompt_embeds=(unet.TOKENS, model.denoiser.config.cross_attention_dim))
 
 
 FAMILY = Family(
@@ -128,12 +128,10 @@ FAMILY = Family(
     scheduling=unet.SCHEDULING,
     guidance=Guidance(unet.is_guided_by_embedding, unet.count_predictions, _recommend_guidance),
     latents=Latents(unet.own_size, unet.set_size, unet.latent_shape),
-    text=TextEncoding(_encode, clip.count_cut_prompts),
+    text=TextEncoding(_encode, clip.count_cut_prompts, _stand_in),
     autoencoder=Autoencoder(_decode, _encode_images, needs_float32=lambda config: False),
     predict=partial(unet.predict, _name_arguments),
     lora_targets=unet.LORA_TARGETS,
     names=ForeignNames(unet.KOHYA, unet.spell_as_sgm, _describe, single_file=("cond_stage_model.",)),
-    architectures=unet.list_architectures(
-        {"sd15-lcm": _build_sd15, "sd15": _build_sd15}, _build_text_encoders, _condition
-    ),
+    architectures=unet.list_architectures({"sd15-lcm": _build_sd15, "sd15": _build_sd15}, _build_text_encoders),
 )

@@ -278,23 +278,21 @@ def _build_text_encoders() -> dict[str, Any]:
     }
 
 
-def _condition(model: LoadedPipeline) -> dict[str, Tensor]:
+def _stand_in(model: LoadedPipeline) -> dict[str, Tensor]:
     import torch
 
-    tokens, width = unet.TOKENS + TOKENS, LARGE["joint_attention_dim"]
+    config = model.denoiser.config
     return {
         f"{prefix}{name}": torch.randn(shape)
         for prefix in ("", "negative_")
         for name, shape in (
-            ("prompt_embeds", (tokens, width)),
-            ("pooled_prompt_embeds", (LARGE["pooled_projection_dim"],)),
+            ("prompt_embeds", (unet.TOKENS + TOKENS, config.joint_attention_dim)),
+            ("pooled_prompt_embeds", (config.pooled_projection_dim,)),
         )
     }
 
 
-LARGE_TURBO = Architecture(
-    _build, _build_text_encoders, _condition, _recommend("turbo", Configs({}, LARGE, None), None)
-)
+LARGE_TURBO = Architecture(_build, _build_text_encoders, _recommend("turbo", Configs({}, LARGE, None), None))
 
 
 FAMILY = Family(
@@ -331,7 +329,7 @@ FAMILY = Family(
         is_embedded=lambda settings: False, count_predictions=_count_predictions, recommend=lambda settings: 7.0
     ),
     latents=Latents(_own_size, _set_size, _latent_shape),
-    text=TextEncoding(_encode, _count_cut, overflows_float16=True),
+    text=TextEncoding(_encode, _count_cut, _stand_in, overflows_float16=True),
     # Unlike SDXL's, diffusers decodes it in float16 whatever its force_upcast says.
     autoencoder=Autoencoder(_decode, _encode_images, needs_float32=lambda config: False),
     predict=_predict,

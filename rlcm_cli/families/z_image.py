@@ -208,6 +208,10 @@ def _name_nodes(pipeline: Any, guidance_scale: float) -> dict[str, str]:
     return {"ModelSamplingAuraFlow": f"shift {pipeline.scheduler.config.shift:g}", "cfg": f"{1 + guidance_scale:g}"}
 
 
+def _stand_in(model: LoadedPipeline) -> dict[str, Tensor]:
+    return qwen.condition_freely(model.denoiser.config.cap_feat_dim)
+
+
 # A pipeline of published size with random weights
 
 
@@ -232,7 +236,6 @@ def _build_text_encoders() -> dict[str, Any]:
 TURBO = Architecture(
     _build,
     _build_text_encoders,
-    lambda model: qwen.condition_freely(model.denoiser.config.cap_feat_dim),
     _recommend("", Configs({}, {}, {"shift": TURBO_SHIFT}), None),
 )
 
@@ -266,7 +269,7 @@ FAMILY = Family(
         is_embedded=lambda settings: False, count_predictions=_count_predictions, recommend=lambda settings: 0.0
     ),
     latents=Latents(lambda pipeline: (OWN_SIZE, OWN_SIZE), _set_size, _latent_shape),
-    text=TextEncoding(_encode, _count_cut),
+    text=TextEncoding(_encode, _count_cut, _stand_in),
     autoencoder=Autoencoder(_decode, _encode_images, needs_float32=lambda config: False),
     predict=_predict,
     lora_targets=LORA_TARGETS,

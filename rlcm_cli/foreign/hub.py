@@ -6,7 +6,7 @@ import contextlib
 import functools
 import re
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
@@ -69,6 +69,32 @@ def list_files(repository: str, *, revision: str | None = None) -> tuple[str, li
             return folder.name, [file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()]
         found = HfApi().model_info(repository, revision=revision)
         return str(found.sha), [file.rfilename for file in found.siblings or []]
+
+
+def measure_files(repository: str, *, revision: str | None = None) -> dict[str, int]:
+    """Return the bytes of each file of a model repository by its name; raises as `fetch_snapshot`.
+
+    Out of reach of the hub, those of the copy in the cache.
+    """
+    from huggingface_hub import HfApi, snapshot_download
+
+    with explained(repository, revision), reachable_or_offline() as reachable:
+        if not reachable:
+            folder = Path(snapshot_download(repository, revision=revision, allow_patterns=["model_index.json"]))
+            return {
+                file.relative_to(folder).as_posix(): file.stat().st_size
+                for file in folder.rglob("*")
+                if file.is_file()
+            }
+        found = HfApi().model_info(repository, revision=revision, files_metadata=True)
+        return {file.rfilename: file.size or 0 for file in found.siblings or []}
+
+
+def list_cached(repository: str, names: Iterable[str], *, revision: str) -> list[str]:
+    """Return those of some files of a commit that were downloaded before; the hub is not asked."""
+    from huggingface_hub import try_to_load_from_cache
+
+    return [name for name in names if isinstance(try_to_load_from_cache(repository, name, revision=revision), str)]
 
 
 def is_cached(repository: str, name: str | None = None, *, patterns: Sequence[str] = ()) -> bool:

@@ -117,11 +117,17 @@ def weigh(modules: Iterable[torch.nn.Module]) -> WeightCounts:
 def measure_architecture(name: str) -> Footprint:
     """Measure an architecture in bfloat16 at its own size, drawn as recommended. Raises `ModelError`."""
     model = build_architecture(name, dtype="bfloat16", device=META)
+    encoders = build_text_encoders(name, dtype="bfloat16", device=META).values()
+    return measure_model(model, encoders, recommend_architecture(name).guidance_scale)
+
+
+def measure_model(model: LatentModel, encoders: Iterable[torch.nn.Module], guidance_scale: float) -> Footprint:
+    """Measure a model on the meta device in bfloat16, with its text encoders. The model keeps the LoRA."""
     denoiser = weigh([model.denoiser])
-    flops, activations, adapter = measure_work(model, recommend_architecture(name).guidance_scale)
+    flops, activations, adapter = measure_work(model, guidance_scale)
     return Footprint(
         model.image_size,
-        weigh(build_text_encoders(name, dtype="bfloat16", device=META).values()),
+        weigh(encoders),
         denoiser,
         weigh([model.pipeline.vae]),
         adapter,

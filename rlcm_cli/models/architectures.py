@@ -16,7 +16,7 @@ from torch import Tensor
 
 from rlcm_cli.core.device import select_device
 from rlcm_cli.core.digests import digest_json
-from rlcm_cli.families import Architecture, Family, LoadedPipeline, TextEncoding
+from rlcm_cli.families import Family, LoadedPipeline
 from rlcm_cli.models.latent_model import LatentModel
 from rlcm_cli.models.libraries import quiet_libraries
 from rlcm_cli.models.loading import DTYPES, freeze_pipeline, load_model
@@ -50,7 +50,7 @@ def build_architecture(
     found = architecture.recommendation
     model = LatentModel(
         pipeline,
-        _without_text(family, architecture),
+        without_text(family),
         find_sampler(found.sampler),
         place,
         DTYPES[dtype],
@@ -84,12 +84,12 @@ def made_there(place: torch.device, dtype: torch.dtype) -> Iterator[None]:
         torch.set_default_dtype(previous)
 
 
-def _without_text(family: Family, architecture: Architecture) -> Family:
+def without_text(family: Family) -> Family:
     """Return the family with random numbers in the place of what its text encoders give."""
 
     def encode(model: LoadedPipeline, prompt: str) -> dict[str, Tensor]:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(int.from_bytes(hashlib.sha256(prompt.encode()).digest()[:4]))
-            return architecture.condition(model)
+            return family.text.stand_in(model)
 
-    return replace(family, text=TextEncoding(encode, lambda pipeline, prompts: (0, 0)))
+    return replace(family, text=replace(family.text, encode=encode, count_cut=lambda pipeline, prompts: (0, 0)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import fnmatch
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -11,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from rlcm_cli.errors import ModelError
-from rlcm_cli.families import FAMILIES, list_components
+from rlcm_cli.families import list_components
 from rlcm_cli.foreign.faults import ForeignError
 from rlcm_cli.foreign.folders import check_configuration, read_json_object, suggest_path
-from rlcm_cli.foreign.hub import HubError, fetch_snapshot, is_hub_id, list_files
+from rlcm_cli.foreign.hub import HubError, fetch_snapshot, is_hub_id, list_cached, list_files, measure_files
 from rlcm_cli.foreign.weights import PICKLES, check_tensors, choose_variant, find_weights, variant_of
 from rlcm_cli.models.embedded import EMBEDDED, embedded_folder
 from rlcm_cli.models.single_files import explain_single_file
@@ -130,6 +131,32 @@ def find_pipeline(name: str, revision: str | None, *, weights: bool = True) -> P
     return PipelineFolder(name, folder, folder.name)
 
 
+@dataclass(frozen=True)
+class Download:
+    """The files of a pipeline that are loaded, of a hub id those that are downloaded for it."""
+
+    files: int
+    size: int
+    """Bytes."""
+    here: int
+    """Bytes of those that lie on this machine."""
+
+
+def measure_download(folder: PipelineFolder) -> Download:
+    """Measure the files of a pipeline that was found; the hub is asked for their sizes. Raises `ModelError`."""
+    if folder.commit is None:
+        sizes = [file.stat().st_size for file in folder.path.rglob("*") if file.is_file()]
+        return Download(len(sizes), sum(sizes), sum(sizes))
+    try:
+        commit, patterns = _choose_downloads(folder.name, folder.commit, weights=True)
+        sizes_of = measure_files(folder.name, revision=commit)
+    except HubError as fault:
+        raise ModelError(f"{folder.name}: {fault}") from fault
+    wanted = [name for name in sizes_of if any(fnmatch.fnmatch(name, pattern) for pattern in patterns)]
+    here = list_cached(folder.name, wanted, revision=folder.commit)
+    return Download(len(wanted), sum(sizes_of[name] for name in wanted), sum(sizes_of[name] for name in here))
+
+
 def _choose_downloads(name: str, revision: str | None, *, weights: bool) -> tuple[str | None, list[str]]:
     """Return the commit, and the files of a hub repository that are needed: of weights in several kinds, one.
 
@@ -140,8 +167,8 @@ def _choose_downloads(name: str, revision: str | None, *, weights: bool) -> tupl
         raise ModelError(_explain_no_index(name, files))
     chosen = [INDEX, "*/*.json"] + ["tokenizer*/*.txt", "tokenizer*/*.jinja", "tokenizer*/*.model"] * weights
     if not weights:
-        denoisers = sorted({family.denoiser for family in FAMILIES.values()})
-        return commit, [INDEX, *(f"{part}/config.json" for part in denoisers), "scheduler/scheduler_config.json"]
+        modules = [part for part in list_components() if not part.startswith("tokenizer")]
+        return commit, [INDEX, *(f"{part}/config.json" for part in modules), "scheduler/scheduler_config.json"]
     for part, library in list_components().items():
         stem = WEIGHT_STEMS[library]
         names = [file.removeprefix(f"{part}/") for file in files if file.startswith(f"{part}/{stem}")]

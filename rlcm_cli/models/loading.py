@@ -63,9 +63,9 @@ def load_model(
     chosen = parts.choose_sampler(name, sampler, distilled_lora)
     for part in parts.unused:
         _log.warning("%s: its %s is not used", name, part)
-    kinds = _find_classes(folder, parts)
+    kinds = find_classes(folder, parts)
     pipeline = _assemble_pipeline(folder, DTYPES[dtype], parts, kinds)
-    _set_scheduler(name, pipeline, parts, chosen)
+    set_scheduler(name, pipeline, parts, chosen)
     model = LatentModel(pipeline, parts.family, chosen, place, DTYPES[dtype], digest="", commit=folder.commit)
     model.recommended = parts.recommend(name, sampler, distilled_lora)
     if image_size is not None:
@@ -115,9 +115,6 @@ def _freeze(part: str, module: Any, family: Family, place: torch.device) -> torc
 
 def _assemble_pipeline(folder: PipelineFolder, dtype: torch.dtype, parts: Parts, kinds: Mapping[str, Any]) -> Any:
     """Make a pipeline whose modules have no weights yet, once its components were found to fit each other."""
-    with quiet_libraries():  # their first import warns of packages that nothing here uses
-        import diffusers
-
     loading = parts.family.loading
     components = {
         part: load_tokenizer(folder, part, kind)
@@ -126,8 +123,18 @@ def _assemble_pipeline(folder: PipelineFolder, dtype: torch.dtype, parts: Parts,
         for part, kind in kinds.items()
         if part != "scheduler"
     }
-    components = {**dict.fromkeys(loading.optional), **components}
-    loading.check_fit(folder.name, components)
+    loading.check_fit(folder.name, {**dict.fromkeys(loading.optional), **components})
+    return join_components(folder, parts, kinds, components)
+
+
+def join_components(
+    folder: PipelineFolder, parts: Parts, kinds: Mapping[str, Any], components: Mapping[str, Any]
+) -> Any:
+    """Make a pipeline of its components, with the scheduler that its folder states."""
+    with quiet_libraries():  # their first import warns of packages that nothing here uses
+        import diffusers
+
+    loading = parts.family.loading
     kind, settings = loading.assemble(parts.configs)
     with quiet_libraries():
         if "scheduler" not in kinds:
@@ -135,7 +142,8 @@ def _assemble_pipeline(folder: PipelineFolder, dtype: torch.dtype, parts: Parts,
             scheduler = getattr(diffusers, default)(**stated)
         else:
             scheduler = load_scheduler(folder, kinds["scheduler"])
-        pipeline = getattr(diffusers, kind)(**components, scheduler=scheduler, **settings)
+        absent = dict.fromkeys(loading.optional)
+        pipeline = getattr(diffusers, kind)(**{**absent, **components}, scheduler=scheduler, **settings)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
@@ -177,8 +185,8 @@ def _read_ahead(model: LatentModel, prompts: Sequence[str]) -> None:
         model.read_prompts(prompts)
 
 
-def _find_classes(folder: PipelineFolder, parts: Parts) -> dict[str, Any]:
-    """Return the class of each component. Raises `ModelError`."""
+def find_classes(folder: PipelineFolder, parts: Parts) -> dict[str, Any]:
+    """Return the class of each component of a pipeline. Raises `ModelError`."""
     import diffusers
     import transformers
 
@@ -217,7 +225,7 @@ def _find_class(folder: PipelineFolder, parts: Parts, part: str, library: Any, b
     return kind
 
 
-def _set_scheduler(name: str, pipeline: Any, parts: Parts, sampler: Sampler) -> None:
+def set_scheduler(name: str, pipeline: Any, parts: Parts, sampler: Sampler) -> None:
     """Set the pipeline's scheduler to its sampler's, with the noise schedule that its own has."""
     import diffusers
 

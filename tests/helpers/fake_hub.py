@@ -77,7 +77,7 @@ class FakeHub:
         if "/tree/" in path:
             sizes = {file: len(data) for file, data in held.items()}
             return 200, [{"type": "file", "path": f, "size": size, "oid": f"{hash(f):x}"} for f, size in sizes.items()]
-        siblings = [{"rfilename": file} for file in held]
+        siblings = [{"rfilename": file, "size": len(data)} for file, data in held.items()]
         return 200, {
             "id": name,
             "private": self.repositories[name]["private"],

@@ -1,13 +1,14 @@
-"""Whether a machine can run rlcm, and what to do where it cannot."""
+"""Whether a machine can run rlcm, and a model; what to do where it cannot."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from rlcm_cli.config import Config
 from rlcm_cli.measuring.doctor.finding import Finding
 
-__all__ = ["Finding", "examine"]
+__all__ = ["Finding", "examine", "examine_model"]
 
 
 def examine(runs: Path) -> Iterator[Finding]:
@@ -23,3 +24,20 @@ def examine(runs: Path) -> Iterator[Finding]:
     yield from places.check_caches()
     yield places.check_hub()
     yield from packages.check_extras()
+
+
+def examine_model(runs: Path, resolve: Callable[[], Config]) -> Iterator[Finding]:
+    """Look at the machine, then at a model, of which only configurations are downloaded.
+
+    `resolve` returns the configuration that names the model, for which it may ask the model how it is drawn.
+    """
+    sound = True
+    for finding in examine(runs):
+        sound = sound and finding.status != "problem"
+        yield finding
+    if not sound:
+        yield Finding("model", "problem", "not looked at, since something above does not work", "fix that first")
+        return
+    from rlcm_cli.measuring.doctor.model import describe_model
+
+    yield from describe_model(resolve)

@@ -73,6 +73,13 @@ def _choose_sampler(name: str, configs: Configs, wanted: Sampler | None, distill
     return wanted or SAMPLERS["flow-window"]
 
 
+def _stand_in(model: LoadedPipeline) -> dict[str, Tensor]:
+    import torch
+
+    width = model.denoiser.config.caption_channels
+    return {"prompt_embeds": torch.randn(8, width), "prompt_mask": torch.ones(8, dtype=torch.bool)}
+
+
 def _spell(name: str, config: Mapping[str, Any], names: Mapping[str, object]) -> str:
     return name
 
@@ -103,7 +110,7 @@ FAMILY = Family(
     ),
     guidance=Guidance(lambda config: False, lambda config, scale: 1, lambda config: 1.0),
     latents=Latents(_own_size, _set_size, _shape),
-    text=TextEncoding(_encode, lambda pipeline, prompts: (0, 77)),
+    text=TextEncoding(_encode, lambda pipeline, prompts: (0, 77), _stand_in),
     autoencoder=Autoencoder(
         lambda model, latents: vae.decode(model.pipeline.vae, latents),
         lambda model, images: vae.encode(model.pipeline.vae, images),
