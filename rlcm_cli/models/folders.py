@@ -15,7 +15,15 @@ from rlcm_cli.errors import ModelError
 from rlcm_cli.families import list_components
 from rlcm_cli.foreign.faults import ForeignError
 from rlcm_cli.foreign.folders import check_configuration, read_json_object, suggest_path
-from rlcm_cli.foreign.hub import HubError, fetch_snapshot, is_hub_id, list_cached, list_files, measure_files
+from rlcm_cli.foreign.hub import (
+    HubError,
+    fetch_file,
+    fetch_snapshot,
+    is_hub_id,
+    list_cached,
+    list_files,
+    measure_files,
+)
 from rlcm_cli.foreign.weights import PICKLES, check_tensors, choose_variant, find_weights, variant_of
 from rlcm_cli.models.embedded import EMBEDDED, embedded_folder
 from rlcm_cli.models.single_files import explain_single_file
@@ -121,6 +129,8 @@ def find_pipeline(name: str, revision: str | None, *, weights: bool = True) -> P
     try:
         commit, patterns = _choose_downloads(name, revision, weights=weights)
         folder = fetch_snapshot(name, revision=commit, patterns=patterns)
+        if weights and revision != commit and (folder / INDEX).exists():
+            fetch_file(name, INDEX, revision=revision)  # so that the cache knows the branch, where the hub is away
     except HubError as fault:
         raise ModelError(
             f"{missing}, and could not be loaded from the hub: {fault}; {meant} the name and the network, or "

@@ -115,6 +115,13 @@ def test_a_model_is_loaded_with_one_kind_of_weights_and_tells_its_commit(hub, ti
     assert not {name for name in fetched if "fp16" in name or name.endswith(".bin")}
 
 
+def test_a_model_that_was_loaded_is_loaded_again_where_the_hub_is_away(hub, tiny_lcm, monkeypatch):
+    hub.add("ann/lcm", files=files_of(tiny_lcm))
+    digest = load_model("ann/lcm", revision=None, dtype="float32", device="cpu").digest
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert load_model("ann/lcm", revision=None, dtype="float32", device="cpu").digest == digest
+
+
 def test_a_commit_stays_when_the_branch_moves_on(hub, tiny_lcm):
     hub.add("ann/lcm", files=files_of(tiny_lcm))
     digest = load_model("ann/lcm", revision=None, dtype="float32", device="cpu").digest
