@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 
 DEFAULT_TASK = "compression"
 SETTINGS = (
-    "model.name", "model.dtype", "model.image_size", "runtime.device", "runtime.memory_budget", "sample.steps",
+    "model.name", "model.dtype", "model.quantize", "model.image_size", "runtime.device", "runtime.memory_budget",
+    "sample.steps",
 )  # fmt: skip
 """Settings that are options of the command."""
 
@@ -139,7 +140,14 @@ def load(config: Config, architecture: str | None) -> LatentModel:
 
     settings, device = config.model, config.runtime.device
     if architecture is not None:
-        return build_architecture(architecture, dtype=settings.dtype, device=device, image_size=settings.image_sides)
+        return build_architecture(
+            architecture,
+            dtype=settings.dtype,
+            device=device,
+            image_size=settings.image_sides,
+            quantize=settings.quantize,
+            tiled_decoding=settings.tiled_decoding,
+        )
     return load_configured_model(settings, config.sampler.kind, device)
 
 

@@ -17,13 +17,14 @@ from rlcm_cli.cli.streams import announce
 NumberT = TypeVar("NumberT", int, float)
 OUT = "outputs"
 OUT_AGAIN = "outputs/again"
+MODEL_SETTINGS = ("model.dtype", "model.quantize", "model.tiled_decoding", "model.image_size")
 
 
 def register(app: typer.Typer) -> None:
     """Add the command to the program."""
     app.command(
         "generate",
-        cls=command_with("model.dtype", "model.image_size", base=SamplerCommand),
+        cls=command_with(*MODEL_SETTINGS, base=SamplerCommand),
         epilog="Example: rlcm generate --lora runs/compression --prompt 'a cat' --steps 1,2,4",
     )(generate_command)
 
@@ -161,7 +162,10 @@ def generate_command(
             compare_base=compare_base,
             count=count,
             seed=seed,
-            model={"name": model, "dtype": chosen["model.dtype"], "image_size": chosen["model.image_size"]},
+            model={
+                "name": model,
+                **{key.removeprefix("model."): value for key, value in chosen.items() if key in MODEL_SETTINGS},
+            },
             sample={"guidance_scale": guidance},
             sampler={"kind": sampler, **chosen_sampler_settings(context)},
             from_image=from_image,

@@ -32,12 +32,13 @@ def describe_sampling(config: Config, model: LatentModel | None) -> str:
     sampler = config.sampler.kind + (f" ({settings})" if settings else "")
     sides = model.image_size if model else config.model.image_sides
     size = f", {sides[1]}×{sides[0]} pixels" if sides else ""
+    bits = f", denoiser in {config.model.quantize[0]} bits" if config.model.quantize else ""
     targets = config.lora.target_modules or (model.family.lora_targets if model else ())
     where = f" on {', '.join(targets)}" if targets else ""
     whole = config.train.parameters == "full"
     trained = "all weights of the denoiser" if whole else f"a LoRA of rank {config.lora.rank}{where}"
     steps = count(config.sample.steps, "step")
-    return f"sampler {sampler}, {steps}, guidance {config.sample.guidance_scale:g}{size}; trained: {trained}"
+    return f"sampler {sampler}, {steps}, guidance {config.sample.guidance_scale:g}{size}{bits}; trained: {trained}"
 
 
 def describe_sum(rewards: Mapping[str, float]) -> str:

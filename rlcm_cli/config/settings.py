@@ -16,7 +16,7 @@ from rlcm_cli.errors import ConfigError
 from rlcm_cli.objectives import DEFAULT, OBJECTIVES, Need, find_objective
 from rlcm_cli.samplers import DEFAULT as DEFAULT_SAMPLER
 from rlcm_cli.samplers import SAMPLERS, AnySamplerSettings, explain_no_actions
-from rlcm_cli.sections import NonNegativeFloat, PositiveFloat, PositiveInt, Section
+from rlcm_cli.sections import NonNegativeFloat, PositiveFloat, PositiveInt, Quantization, Section
 from rlcm_cli.wording import shorten
 
 EMBEDDED_MODEL = "emoji-lcm"
@@ -65,6 +65,11 @@ class ModelSettings(Section):
     """Data type of the frozen weights and the latents; LoRA weights and log-probabilities are float32."""
     distilled_lora: str | None = None
     """File, folder or hub id of an LCM-LoRA or TCD-LoRA to fuse into a plain Stable Diffusion pipeline."""
+    quantize: Quantization | None = None
+    """Bits of the weights of the frozen denoiser's linear layers, in sampling as in training; needs the package
+    bitsandbytes. None: those of model.dtype."""
+    tiled_decoding: bool = False
+    """Decode images larger than 512 pixels in overlapping tiles: less memory, and slightly different images."""
     image_size: ImageSize | None = None
     """Pixels of an image: along each side, such as 512, or "WIDTHxHEIGHT", such as "768x1024" for a portrait. None:
     the pipeline's default."""
@@ -408,6 +413,11 @@ class Config(Section):
             raise ValueError(
                 f"train.parameters full changes the denoiser's weights by less than {self.model.dtype} can resolve; "
                 "set model.dtype to float32, or train a LoRA"
+            )
+        if self.train.parameters == "full" and self.model.quantize is not None:
+            raise ValueError(
+                f"train.parameters full changes the denoiser's weights, which model.quantize {self.model.quantize} "
+                "freezes; remove model.quantize, or train a LoRA"
             )
         if self.train.parameters == "full" and self.lora.start is not None:
             raise ValueError(

@@ -27,7 +27,9 @@ RATIO_TOLERANCE = {"float32": 2e-6, "tf32": 2e-3, "float16": 2e-3, "bfloat16": 2
 
 
 def numerics(config: Config) -> str:
-    """Name how a run rounds: the dtype of its model, or tf32."""
+    """Name how a run rounds: the dtype of its model, tf32, or as bfloat16 where inputs of layers have 8 bits."""
+    if config.model.quantize == "8bit":
+        return "bfloat16"
     return "tf32" if config.runtime.tf32 and config.model.dtype == "float32" else config.model.dtype
 
 

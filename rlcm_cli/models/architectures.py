@@ -20,12 +20,21 @@ from rlcm_cli.families import Family, LoadedPipeline
 from rlcm_cli.models.latent_model import LatentModel
 from rlcm_cli.models.libraries import quiet_libraries
 from rlcm_cli.models.loading import DTYPES, freeze_pipeline, load_model
+from rlcm_cli.models.memory import tile_decoding
 from rlcm_cli.models.parts import MEASURED, find_architecture
+from rlcm_cli.models.quantised import quantise_denoiser
 from rlcm_cli.samplers import find_sampler
+from rlcm_cli.sections import Quantization
 
 
 def build_architecture(
-    name: str, *, dtype: str, device: str, image_size: tuple[int, int] | None = None
+    name: str,
+    *,
+    dtype: str,
+    device: str,
+    image_size: tuple[int, int] | None = None,
+    quantize: Quantization | None = None,
+    tiled_decoding: bool = False,
 ) -> LatentModel:
     """Build a model of a known architecture, frozen and in eval mode, like those of `load_model`.
 
@@ -36,12 +45,22 @@ def build_architecture(
         dtype: Of the weights.
         device: As `select_device` takes it, or `meta` for a model that has shapes and no memory.
         image_size: (height, width) in pixels; None for the recommended one, or what it was published with.
+        quantize: As of `load_model`.
+        tiled_decoding: As of `load_model`.
 
     Raises:
         ModelError: For an unknown name, or a size that the model cannot have.
     """
     if name == MEASURED:
-        return load_model(name, revision=None, dtype=dtype, device=device, image_size=image_size)
+        return load_model(
+            name,
+            revision=None,
+            dtype=dtype,
+            device=device,
+            image_size=image_size,
+            quantize=quantize,
+            tiled_decoding=tiled_decoding,
+        )
     family, architecture = find_architecture(name)
     place = select_device(device)
     with quiet_libraries(), made_there(place, DTYPES[dtype]):
@@ -58,6 +77,10 @@ def build_architecture(
     )
     if size := image_size or found.image_size:
         model.set_image_size(*size)
+    if quantize is not None:
+        quantise_denoiser(model, quantize)
+    if tiled_decoding:
+        tile_decoding(model)
     return model
 
 

@@ -72,6 +72,11 @@ def load_denoiser(model: LatentModel, tensors: Mapping[str, Tensor], digest: str
     """
     if model.adapter_digest == digest:
         return
+    if model.quantized:
+        raise ModelError(
+            f"is a whole {model.family.denoiser_title}, which has no place in a model in {model.quantized[0]} bits; "
+            "leave --quantize out"
+        )
     kept = model.base_weights if digest == model.digest else None
     copy_weights(denoiser_parameters(model), bind_denoiser(model, tensors) if kept is None else kept)
     model.adapter_digest = digest

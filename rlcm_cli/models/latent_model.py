@@ -20,6 +20,7 @@ from rlcm_cli.models.text_encoders import AbsentEncoders
 from rlcm_cli.models.trained import TrainedWeights
 from rlcm_cli.recommendation import Recommendation
 from rlcm_cli.samplers import Noise, Sampler
+from rlcm_cli.sections import Quantization
 
 KEPT_BYTES = 4_000_000_000
 """Of encoded prompts that a model remembers: 20,000 of Stable Diffusion's, 1,000 where a text has 512 tokens of 4,096
@@ -44,6 +45,8 @@ class LatentModel:
     digest: str
     """SHA-256 over all that makes an image of a prompt and noise: weights as loaded, a distilled LoRA's, the settings
     of every component, and the tokenizers."""
+    quantized: Quantization | None = None
+    """How many bits the weights of the denoiser's linear layers have; None: those of the dtype."""
     adapter_digest: str | None = None
     """Digest of the file whose weights are in the denoiser: a LoRA's, or its own."""
     commit: str | None = None

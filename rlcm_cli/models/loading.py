@@ -19,9 +19,12 @@ from rlcm_cli.models.folders import INDEX, PipelineFolder, find_pipeline
 from rlcm_cli.models.latent_model import LatentModel
 from rlcm_cli.models.libraries import quiet_libraries
 from rlcm_cli.models.lora import adapts_encoders, fuse_lora
+from rlcm_cli.models.memory import tile_decoding
 from rlcm_cli.models.parts import Parts, read_parts
+from rlcm_cli.models.quantised import check_quantisation, quantise_denoiser
 from rlcm_cli.models.text_encoders import AbsentEncoders, encoders_of
 from rlcm_cli.samplers import Sampler
+from rlcm_cli.sections import Quantization
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -38,6 +41,8 @@ def load_model(
     sampler: str | None = None,
     distilled_lora: str | None = None,
     image_size: tuple[int, int] | None = None,
+    quantize: Quantization | None = None,
+    tiled_decoding: bool = False,
     prompts: list[str] | None = None,
 ) -> LatentModel:
     """Load an embedded model, a local pipeline folder or a hub id; the denoiser comes frozen and in eval mode.
@@ -51,6 +56,9 @@ def load_model(
             noise schedule of the folder's own.
         distilled_lora: File, folder or hub id, such as LCM-LoRA or TCD-LoRA, that is fused into the weights.
         image_size: (height, width) in pixels, None for the pipeline's own.
+        quantize: How many bits the weights of the denoiser's linear layers have, a fused LoRA among them; None: those
+            of the dtype.
+        tiled_decoding: Decode large images in tiles.
         prompts: What is encoded before the denoiser is loaded, as far as there is room to keep it. The text encoders
             are then freed, and loaded again for a while where other prompts are encoded. None: they stay.
 
@@ -58,6 +66,8 @@ def load_model(
         ModelError: For what is not there, cannot be reached, is not such a pipeline, or does not fit the sampler.
     """
     place = select_device(device)
+    if quantize is not None:
+        check_quantisation(quantize, place)
     folder = find_pipeline(name, revision)
     parts = read_parts(folder)
     chosen = parts.choose_sampler(name, sampler, distilled_lora)
@@ -80,8 +90,13 @@ def load_model(
     model.digest = digest_modules(loaded, settings_of(pipeline, parts.family))
     if distilled_lora is not None:
         model.digest = digest_json([model.digest, fuse_lora(pipeline, parts.family, distilled_lora)])
-    with quiet_libraries():
-        model.denoiser.to(place)
+    if quantize is not None:
+        quantise_denoiser(model, quantize)
+    else:
+        with quiet_libraries():
+            model.denoiser.to(place)
+    if tiled_decoding:
+        tile_decoding(model)
     return model
 
 

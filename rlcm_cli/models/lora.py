@@ -147,7 +147,7 @@ def _foldable_layers(model: LatentModel) -> dict[str, Any]:
     from peft.tuners.lora import LoraLayer
 
     tf32 = model.device.type == "cuda" and torch.backends.cuda.matmul.allow_tf32
-    if model.dtype != torch.float32 or tf32 or not model.sampler.folds_lora:
+    if model.dtype != torch.float32 or tf32 or model.quantized or not model.sampler.folds_lora:
         return {}
     layers = {
         name: module

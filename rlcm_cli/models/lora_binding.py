@@ -229,9 +229,9 @@ def _take_apart(
     """
     if len(names) == 1:
         if names[0] in layers:
-            _check_size(module, names[0], layers[names[0]].weight, place)
+            _check_size(module, names[0], weight_shape(layers[names[0]]), place)
         return {names[0]: module}
-    rows = [len(layers[name].weight) for name in names]
+    rows = [weight_shape(layers[name])[0] for name in names]
     if not module.is_plain or sum(rows) != len(module.up):
         raise ModelError(
             f"{place}: is not a LoRA for this model: its {module.name} is for {len(module.up)} outputs, the model's "
@@ -240,17 +240,22 @@ def _take_apart(
     ups = torch.split(module.up, rows)
     pieces = {name: replace(module, up=up) for name, up in zip(names, ups, strict=True)}
     for name, piece in pieces.items():
-        _check_size(piece, name, layers[name].weight, place)
+        _check_size(piece, name, weight_shape(layers[name]), place)
     return pieces
 
 
-def _check_size(module: LoraModule, name: str, weight: Tensor, place: str) -> None:
+def weight_shape(layer: Any) -> tuple[int, ...]:
+    """Return the shape of a layer's weight, which in 4 bits is not that of the tensor."""
+    return (layer.out_features, layer.in_features) if isinstance(layer, nn.Linear) else tuple(layer.weight.shape)
+
+
+def _check_size(module: LoraModule, name: str, shape: tuple[int, ...], place: str) -> None:
     made_for = (module.up.shape[0], *module.down.shape[1:])
     # A convolution of one pixel is a linear layer; files have either for the other.
-    if tuple(weight.shape) != made_for and [n for n in weight.shape if n != 1] != [n for n in made_for if n != 1]:
+    if shape != made_for and [n for n in shape if n != 1] != [n for n in made_for if n != 1]:
         raise ModelError(
             f"{place}: is not a LoRA for this model: its {module.name} is for weights of {_show(made_for)}, "
-            f"the model's {name} has {_show(weight.shape)}; name the base model that it was made for"
+            f"the model's {name} has {_show(shape)}; name the base model that it was made for"
         )
 
 

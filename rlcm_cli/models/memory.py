@@ -10,7 +10,13 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 from rlcm_cli.core.allocations import distinct_bytes
+from rlcm_cli.core.digests import digest_json
+from rlcm_cli.errors import ModelError
 from rlcm_cli.models.latent_model import LatentModel
+from rlcm_cli.models.quantised import quantised_tensors
+
+TILE = 512
+"""Pixels along a side of a tile that is decoded at once."""
 
 
 def checkpoint_activations(model: LatentModel, wanted: bool) -> None:
@@ -23,10 +29,10 @@ def checkpoint_activations(model: LatentModel, wanted: bool) -> None:
         model.denoiser.disable_gradient_checkpointing()
         return
 
-    def run_block(block: Callable[..., Any], *inputs: Any) -> Any:
+    def run_block(block: Callable[..., Any], *inputs: Any, **named: Any) -> Any:
         # The backward pass is not within `predict`, and what it computes again must come from the same kernels.
         return checkpoint(
-            block, *inputs, use_reentrant=False, context_fn=lambda: (nullcontext(), model.attention_kernel())
+            block, *inputs, use_reentrant=False, context_fn=lambda: (nullcontext(), model.attention_kernel()), **named
         )
 
     model.denoiser.enable_gradient_checkpointing(run_block)
@@ -35,15 +41,37 @@ def checkpoint_activations(model: LatentModel, wanted: bool) -> None:
 def slice_decoding(model: LatentModel, wanted: bool) -> None:
     """Decode the images of a batch one after the other, or together.
 
-    Tiles, which diffusers has too, are no choice here: their seams change the images, and with them the rewards.
+    Tiles (`tile_decoding`) are no choice here: their seams change the images.
     """
     model.pipeline.vae.use_slicing = wanted
+
+
+def tile_decoding(model: LatentModel) -> None:
+    """Decode images that are larger than 512 pixels in tiles of that size, which overlap and are blended.
+
+    The seams change the images, and with them the rewards, so that it is part of what a model is. Raises `ModelError`
+    where the autoencoder cannot.
+    """
+    vae = model.pipeline.vae
+    if not hasattr(vae, "use_tiling"):
+        raise ModelError(f"model.tiled_decoding: diffusers decodes no tiles with a {type(vae).__name__}; leave it out")
+    vae.enable_tiling()
+    if hasattr(vae, "tile_latent_min_size") and vae.tile_sample_min_size > TILE:
+        vae.tile_latent_min_size = vae.tile_latent_min_size * TILE // vae.tile_sample_min_size
+        vae.tile_sample_min_size = TILE
+    model.digest = digest_tiled(model.digest, True)
+
+
+def digest_tiled(digest: str, tiled: bool) -> str:
+    """Return the digest of a model that decodes in tiles, of the one that it has without; or the same."""
+    return digest_json([digest, "tiled_decoding"]) if tiled else digest
 
 
 def model_bytes(model: LatentModel) -> int:
     """Return the bytes of all weights and buffers of a pipeline, and of those kept in addition."""
     modules = [part for part in model.pipeline.components.values() if isinstance(part, torch.nn.Module)]
     tensors = [tensor for module in modules for tensor in (*module.parameters(), *module.buffers())]
+    tensors += quantised_tensors(model.denoiser)
     there = [tensor for tensor in tensors if not tensor.is_meta]  # freed text encoders are not
     return distinct_bytes([*there, *(model.base_weights or {}).values()])
 

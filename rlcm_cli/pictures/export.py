@@ -37,6 +37,8 @@ from rlcm_cli.models.licences import Licence, read_licence
 from rlcm_cli.models.loading import DTYPES
 from rlcm_cli.models.lora import ADAPTER, attach_lora, load_foreign_lora, load_lora, read_lora_file
 from rlcm_cli.models.lora_binding import adapted_layers, bind_modules, compare_files, compare_fused
+from rlcm_cli.models.memory import digest_tiled
+from rlcm_cli.models.quantised import digest_quantised
 from rlcm_cli.phases.sample import REDUCTION, draw_batch
 from rlcm_cli.pictures.comfyui import describe_use, name_guidance
 from rlcm_cli.pictures.drawing import follow_model
@@ -243,8 +245,8 @@ def export(
     """
     prompts = source.prompts
     yield PhaseStarted("export", source.checkpoint or 0, 3 * len(prompts), "images")
-    model = load_configured_model(source.model, source.sampler.kind, device)
-    if source.model_digest not in (None, model.digest):
+    model = load_unreduced(source, device)
+    if source.model_digest not in (None, digest_reduced(model.digest, source.model)):
         raise ForeignFileError(
             f"{source.file}: was trained on another base model than '{source.model.name}' is here (weights or dtype "
             "differ); name the same by --model, or pin its revision"
@@ -292,6 +294,17 @@ def export(
             remove_folder(out)
     yield FileWritten(out, f"{_name_format(form)}; {verification}")
     return exported
+
+
+def load_unreduced(source: Source, device: str) -> LatentModel:
+    """Load the base model with all bits of its weights, decoding whole images: what other tools load."""
+    whole = source.model.model_copy(update={"quantize": None, "tiled_decoding": False})
+    return load_configured_model(whole, source.sampler.kind, device)
+
+
+def digest_reduced(digest: str, settings: ModelSettings) -> str:
+    """Return the digest that the base model has as it was trained, of the one that it has with all bits."""
+    return digest_tiled(digest_quantised(digest, settings.quantize), settings.tiled_decoding)
 
 
 def compare_images(drawn: Tensor, wanted: Tensor, base: Tensor) -> Verification:
@@ -405,7 +418,7 @@ def _write(model: LatentModel, form: Format, folder: Path, dtype: torch.dtype, t
 def _read_back(source: Source, form: Format, weights: Path, device: torch.device) -> Any:
     if form == "pipeline":
         return read_back_pipeline(weights, device)
-    base = load_configured_model(source.model, source.sampler.kind, str(device))
+    base = load_unreduced(source, str(device))
     use_float32(base)
     if form == "kohya" and not base.family.names.kohya_in_diffusers:
         load_foreign_lora(base, str(weights), 1.0)

@@ -29,7 +29,7 @@ from rlcm_cli.pictures.drawing import (
 from rlcm_cli.pictures.png_texts import read_png_texts
 from rlcm_cli.samplers import find_sampler, read_setting, write_setting
 
-_MODEL_KEYS = ("revision", "dtype", "distilled_lora", "image_size")
+_MODEL_KEYS = ("revision", "dtype", "distilled_lora", "image_size", "quantize")
 SOFTWARE = "rlcm "
 LARGEST_BATCH = 4096
 LOOKED_IN = (Path(), Path("runs"))
@@ -73,6 +73,8 @@ def describe(drawing: Drawing, model: LatentModel, spec: ImageSpec, place_in_bat
         "dtype": settings.dtype,
         "distilled_lora": settings.distilled_lora and show_name(settings.distilled_lora),
         "image_size": settings.image_size,
+        "quantize": settings.quantize,
+        "tiled_decoding": settings.tiled_decoding or None,
         "model_digest": model.digest,
         "batch": f"{row + 1}/{size}",
     }
@@ -113,6 +115,7 @@ def read_provenance(file: Path) -> Provenance:
             model={
                 "name": _check_model(recorded["model"]),
                 **{key: recorded[key] for key in _MODEL_KEYS if key in recorded},
+                **({"tiled_decoding": True} if "tiled_decoding" in recorded else {}),
             },
             model_digest=recorded["model_digest"],
             steps=int(recorded["steps"]),

@@ -53,6 +53,8 @@ def load_configured_model(
         sampler=sampler,
         distilled_lora=settings.distilled_lora,
         image_size=settings.image_sides,
+        quantize=settings.quantize,
+        tiled_decoding=settings.tiled_decoding,
         prompts=prompts,
     )
 
