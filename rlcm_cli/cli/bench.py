@@ -136,7 +136,7 @@ def ask_architecture(model: ModelSettings) -> Recommendation:
 def load(config: Config, architecture: str | None) -> LatentModel:
     """Build the architecture or load the model of the configuration."""
     from rlcm_cli.models.architectures import build_architecture
-    from rlcm_cli.runs.policy import load_configured_model
+    from rlcm_cli.runs.policy import choose_variant, load_configured_model
 
     settings, device = config.model, config.runtime.device
     if architecture is not None:
@@ -144,9 +144,7 @@ def load(config: Config, architecture: str | None) -> LatentModel:
             architecture,
             dtype=settings.dtype,
             device=device,
-            image_size=settings.image_sides,
-            quantize=settings.quantize,
-            tiled_decoding=settings.tiled_decoding,
+            variant=choose_variant(settings),
         )
     return load_configured_model(settings, config.sampler.kind, device)
 

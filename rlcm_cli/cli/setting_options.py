@@ -49,7 +49,9 @@ FLAGS = {
     "model.name": Flag("--model", "NAME", complete=completion.complete_model),
     "model.revision": Flag("--revision", "COMMIT"),
     "model.dtype": Flag("--dtype", "TYPE", "float32, float16 or bfloat16."),
-    "model.quantize": Flag("--quantize", "4bit|8bit", "Store the frozen denoiser's weights in 4 or 8 bits: less memory.", "no"),
+    "model.quantize": Flag(
+        "--quantize", "4bit|8bit", "Store the frozen denoiser's weights in 4 or 8 bits: less memory.", "no"
+    ),
     "model.tiled_decoding": Flag("--tiled-decoding", default="no"),
     "model.image_size": Flag(
         "--size", "WIDTHxHEIGHT", "Pixels of an image, such as 768x1024, or 512 for a square.", "the model's"

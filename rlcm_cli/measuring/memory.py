@@ -101,7 +101,7 @@ def fit_sampling(config: Config, model: LatentModel, budget: int) -> SamplingFit
     if not fitting:
         raise ConfigError(
             f"runtime.memory_budget {format_gb(budget)}: drawing one image at a time takes {_need(model, config)}; "
-            "give at least that, or use --dtype bfloat16"
+            f"give at least that{advise_smaller(config)}"
         )
     raise ConfigError(
         f"runtime.memory_budget {format_gb(budget)}: drawing {batch} images at once does not fit, {fitting} do; "
@@ -158,9 +158,17 @@ def fit_training(config: Config, model: LatentModel, budget: int) -> TrainingFit
         cap_memory(model.device, budget)
     raise ConfigError(
         f"runtime.memory_budget {format_gb(budget)}: training on one transition at a time, activations computed "
-        f"twice, takes {'more than this device has' if need is None else format_gb(need)}; give at least that, or "
-        "use --dtype bfloat16"
+        f"twice, takes {'more than this device has' if need is None else format_gb(need)}; give at least that"
+        f"{advise_smaller(config)}"
     )
+
+
+def advise_smaller(config: Config) -> str:
+    """Say what else would make a model smaller; nothing where all of it is done."""
+    ways = [] if config.model.dtype != "float32" else ["--dtype bfloat16"]
+    if config.model.quantize != "4bit" and config.train.parameters == "lora":
+        ways.append("--quantize 4bit")
+    return f", or use {' and '.join(ways)}" if ways else ""
 
 
 def training_peaks(probe: Probe) -> Callable[[int], int | None]:

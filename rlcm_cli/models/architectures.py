@@ -20,11 +20,9 @@ from rlcm_cli.families import Family, LoadedPipeline
 from rlcm_cli.models.latent_model import LatentModel
 from rlcm_cli.models.libraries import quiet_libraries
 from rlcm_cli.models.loading import DTYPES, freeze_pipeline, load_model
-from rlcm_cli.models.memory import tile_decoding
 from rlcm_cli.models.parts import MEASURED, find_architecture
-from rlcm_cli.models.quantised import quantise_denoiser
+from rlcm_cli.models.variant import Variant, place_denoiser
 from rlcm_cli.samplers import find_sampler
-from rlcm_cli.sections import Quantization
 
 
 def build_architecture(
@@ -32,9 +30,7 @@ def build_architecture(
     *,
     dtype: str,
     device: str,
-    image_size: tuple[int, int] | None = None,
-    quantize: Quantization | None = None,
-    tiled_decoding: bool = False,
+    variant: Variant = Variant(),
 ) -> LatentModel:
     """Build a model of a known architecture, frozen and in eval mode, like those of `load_model`.
 
@@ -44,9 +40,8 @@ def build_architecture(
         name: Of an architecture of a family, or the embedded model's.
         dtype: Of the weights.
         device: As `select_device` takes it, or `meta` for a model that has shapes and no memory.
-        image_size: (height, width) in pixels; None for the recommended one, or what it was published with.
-        quantize: As of `load_model`.
-        tiled_decoding: As of `load_model`.
+        variant: The size of its images, None for the recommended one, or what it was published with; and what makes it
+            smaller.
 
     Raises:
         ModelError: For an unknown name, or a size that the model cannot have.
@@ -57,9 +52,7 @@ def build_architecture(
             revision=None,
             dtype=dtype,
             device=device,
-            image_size=image_size,
-            quantize=quantize,
-            tiled_decoding=tiled_decoding,
+            variant=variant,
         )
     family, architecture = find_architecture(name)
     place = select_device(device)
@@ -75,12 +68,9 @@ def build_architecture(
         DTYPES[dtype],
         digest_json(["architecture", name, dtype]),
     )
-    if size := image_size or found.image_size:
+    if size := variant.image_size or found.image_size:
         model.set_image_size(*size)
-    if quantize is not None:
-        quantise_denoiser(model, quantize)
-    if tiled_decoding:
-        tile_decoding(model)
+    place_denoiser(model, variant)
     return model
 
 

@@ -19,12 +19,10 @@ from rlcm_cli.models.folders import INDEX, PipelineFolder, find_pipeline
 from rlcm_cli.models.latent_model import LatentModel
 from rlcm_cli.models.libraries import quiet_libraries
 from rlcm_cli.models.lora import adapts_encoders, fuse_lora
-from rlcm_cli.models.memory import tile_decoding
 from rlcm_cli.models.parts import Parts, read_parts
-from rlcm_cli.models.quantised import check_quantisation, quantise_denoiser
 from rlcm_cli.models.text_encoders import AbsentEncoders, encoders_of
+from rlcm_cli.models.variant import Variant, place_denoiser
 from rlcm_cli.samplers import Sampler
-from rlcm_cli.sections import Quantization
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -40,9 +38,7 @@ def load_model(
     device: str,
     sampler: str | None = None,
     distilled_lora: str | None = None,
-    image_size: tuple[int, int] | None = None,
-    quantize: Quantization | None = None,
-    tiled_decoding: bool = False,
+    variant: Variant = Variant(),
     prompts: list[str] | None = None,
 ) -> LatentModel:
     """Load an embedded model, a local pipeline folder or a hub id; the denoiser comes frozen and in eval mode.
@@ -55,10 +51,7 @@ def load_model(
         sampler: Kind of a sampler, None for the model's own; the pipeline's scheduler becomes the sampler's, with the
             noise schedule of the folder's own.
         distilled_lora: File, folder or hub id, such as LCM-LoRA or TCD-LoRA, that is fused into the weights.
-        image_size: (height, width) in pixels, None for the pipeline's own.
-        quantize: How many bits the weights of the denoiser's linear layers have, a fused LoRA among them; None: those
-            of the dtype.
-        tiled_decoding: Decode large images in tiles.
+        variant: The size of its images, and what makes it smaller.
         prompts: What is encoded before the denoiser is loaded, as far as there is room to keep it. The text encoders
             are then freed, and loaded again for a while where other prompts are encoded. None: they stay.
 
@@ -66,8 +59,7 @@ def load_model(
         ModelError: For what is not there, cannot be reached, is not such a pipeline, or does not fit the sampler.
     """
     place = select_device(device)
-    if quantize is not None:
-        check_quantisation(quantize, place)
+    variant.check(place)
     folder = find_pipeline(name, revision)
     parts = read_parts(folder)
     chosen = parts.choose_sampler(name, sampler, distilled_lora)
@@ -78,25 +70,18 @@ def load_model(
     set_scheduler(name, pipeline, parts, chosen)
     model = LatentModel(pipeline, parts.family, chosen, place, DTYPES[dtype], digest="", commit=folder.commit)
     model.recommended = parts.recommend(name, sampler, distilled_lora)
-    if image_size is not None:
-        model.set_image_size(*image_size)
+    if variant.image_size is not None:
+        model.set_image_size(*variant.image_size)
     if distilled_lora is not None and adapts_encoders(distilled_lora, parts.family):
         prompts = None  # what was fused into them would be lost
 
     def load(part: str) -> torch.nn.Module:
         return load_module(folder, part, kinds[part], choose_dtype(parts.family, part, DTYPES[dtype]))
 
-    loaded = _load_modules(model, load, prompts)
-    model.digest = digest_modules(loaded, settings_of(pipeline, parts.family))
+    model.digest = digest_modules(_load_modules(model, load, prompts), settings_of(pipeline, parts.family))
     if distilled_lora is not None:
         model.digest = digest_json([model.digest, fuse_lora(pipeline, parts.family, distilled_lora)])
-    if quantize is not None:
-        quantise_denoiser(model, quantize)
-    else:
-        with quiet_libraries():
-            model.denoiser.to(place)
-    if tiled_decoding:
-        tile_decoding(model)
+    place_denoiser(model, variant)
     return model
 
 

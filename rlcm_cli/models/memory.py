@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
@@ -17,6 +18,8 @@ from rlcm_cli.models.quantised import quantised_tensors
 
 TILE = 512
 """Pixels along a side of a tile that is decoded at once."""
+UNTILED = "AutoencoderTiny"
+"""A small autoencoder whose tiles diffusers 0.42 puts together wrongly where an image is smaller than one."""
 
 
 def checkpoint_activations(model: LatentModel, wanted: bool) -> None:
@@ -46,19 +49,24 @@ def slice_decoding(model: LatentModel, wanted: bool) -> None:
     model.pipeline.vae.use_slicing = wanted
 
 
-def tile_decoding(model: LatentModel) -> None:
-    """Decode images that are larger than 512 pixels in tiles of that size, which overlap and are blended.
+def tile_decoding(model: LatentModel, tile: int = TILE) -> None:
+    """Decode images that are larger than a tile, in pixels, in tiles of that size, which overlap and are blended.
 
     The seams change the images, and with them the rewards, so that it is part of what a model is. Raises `ModelError`
     where the autoencoder cannot.
     """
     vae = model.pipeline.vae
-    if not hasattr(vae, "use_tiling"):
-        raise ModelError(f"model.tiled_decoding: diffusers decodes no tiles with a {type(vae).__name__}; leave it out")
-    vae.enable_tiling()
-    if hasattr(vae, "tile_latent_min_size") and vae.tile_sample_min_size > TILE:
-        vae.tile_latent_min_size = vae.tile_latent_min_size * TILE // vae.tile_sample_min_size
-        vae.tile_sample_min_size = TILE
+    if not hasattr(vae, "use_tiling") or type(vae).__name__ == UNTILED:
+        raise ModelError(
+            f"model.tiled_decoding: diffusers decodes no tiles with the autoencoder {type(vae).__name__}; leave it out"
+        )
+    if "tile_sample_min_height" in inspect.signature(vae.enable_tiling).parameters:
+        stride = tile * 3 // 4
+        vae.enable_tiling(tile, tile, stride, stride)
+    else:
+        vae.enable_tiling()
+        vae.tile_latent_min_size = vae.tile_latent_min_size * tile // vae.tile_sample_min_size
+        vae.tile_sample_min_size = tile
     model.digest = digest_tiled(model.digest, True)
 
 

@@ -37,12 +37,10 @@ from rlcm_cli.models.licences import Licence, read_licence
 from rlcm_cli.models.loading import DTYPES
 from rlcm_cli.models.lora import ADAPTER, attach_lora, load_foreign_lora, load_lora, read_lora_file
 from rlcm_cli.models.lora_binding import adapted_layers, bind_modules, compare_files, compare_fused
-from rlcm_cli.models.memory import digest_tiled
-from rlcm_cli.models.quantised import digest_quantised
 from rlcm_cli.phases.sample import REDUCTION, draw_batch
 from rlcm_cli.pictures.comfyui import describe_use, name_guidance
 from rlcm_cli.pictures.drawing import follow_model
-from rlcm_cli.runs.policy import load_configured_model
+from rlcm_cli.runs.policy import choose_variant, load_configured_model
 from rlcm_cli.runs.run import Run, open_run
 from rlcm_cli.runs.schedules import drawing_schedule
 from rlcm_cli.samplers import PipelineCall, SamplerSettings
@@ -246,7 +244,7 @@ def export(
     prompts = source.prompts
     yield PhaseStarted("export", source.checkpoint or 0, 3 * len(prompts), "images")
     model = load_unreduced(source, device)
-    if source.model_digest not in (None, digest_reduced(model.digest, source.model)):
+    if source.model_digest not in (None, choose_variant(source.model).digest(model.digest)):
         raise ForeignFileError(
             f"{source.file}: was trained on another base model than '{source.model.name}' is here (weights or dtype "
             "differ); name the same by --model, or pin its revision"
@@ -300,11 +298,6 @@ def load_unreduced(source: Source, device: str) -> LatentModel:
     """Load the base model with all bits of its weights, decoding whole images: what other tools load."""
     whole = source.model.model_copy(update={"quantize": None, "tiled_decoding": False})
     return load_configured_model(whole, source.sampler.kind, device)
-
-
-def digest_reduced(digest: str, settings: ModelSettings) -> str:
-    """Return the digest that the base model has as it was trained, of the one that it has with all bits."""
-    return digest_tiled(digest_quantised(digest, settings.quantize), settings.tiled_decoding)
 
 
 def compare_images(drawn: Tensor, wanted: Tensor, base: Tensor) -> Verification:

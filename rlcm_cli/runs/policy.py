@@ -18,6 +18,7 @@ from rlcm_cli.models.latent_model import LatentModel
 from rlcm_cli.models.loading import load_model
 from rlcm_cli.models.lora import attach_lora, load_lora
 from rlcm_cli.models.memory import checkpoint_activations
+from rlcm_cli.models.variant import Variant
 from rlcm_cli.runs.inputs import check_images, find_pairs
 from rlcm_cli.runs.run import Run, check_run, create_run, pin_commit
 from rlcm_cli.runs.schedules import training_schedule
@@ -52,11 +53,14 @@ def load_configured_model(
         device=device,
         sampler=sampler,
         distilled_lora=settings.distilled_lora,
-        image_size=settings.image_sides,
-        quantize=settings.quantize,
-        tiled_decoding=settings.tiled_decoding,
+        variant=choose_variant(settings),
         prompts=prompts,
     )
+
+
+def choose_variant(settings: ModelSettings) -> Variant:
+    """Return how the model of a configuration is loaded."""
+    return Variant(settings.image_sides, settings.quantize, settings.tiled_decoding)
 
 
 def load_policy_model(config: Config, prompts: list[str] | None = None) -> LatentModel:

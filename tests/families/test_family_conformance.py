@@ -30,6 +30,7 @@ from rlcm_cli.models.loading import load_model
 from rlcm_cli.models.lora import ADAPTER, LORA_FILE, load_foreign_lora, lora_parameters
 from rlcm_cli.models.lora_binding import adapted_layers
 from rlcm_cli.models.schedules import build_schedule
+from rlcm_cli.models.variant import Variant
 from rlcm_cli.samplers import SAMPLERS
 from rlcm_cli.store.checkpoint import digest_safetensors
 
@@ -87,7 +88,12 @@ class Tiny:
     def __call__(self, dtype: str = "float32", sampler: str | None = None) -> LatentModel:
         with quiet_libraries():
             return load_model(
-                str(self.folder), revision=None, dtype=dtype, device="cpu", sampler=sampler, image_size=self.size
+                str(self.folder),
+                revision=None,
+                dtype=dtype,
+                device="cpu",
+                sampler=sampler,
+                variant=Variant(self.size),
             )
 
 

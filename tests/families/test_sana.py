@@ -34,6 +34,7 @@ from rlcm_cli.models.loading import load_model
 from rlcm_cli.models.lora import load_foreign_lora
 from rlcm_cli.models.parts import recommend
 from rlcm_cli.models.schedules import build_schedule
+from rlcm_cli.models.variant import Variant
 from rlcm_cli.phases.sample import sample
 from rlcm_cli.pictures.generate import generate_plan
 from rlcm_cli.pictures.generate_request import Request, plan_request
@@ -225,7 +226,7 @@ def test_a_size_between_the_patches(folder, size):
     with pytest.raises(
         ModelError, match=r"^images of [\dx ]+ pixels: this model's are multiples of 32 pixels; choose"
     ):
-        load_model(str(folder), revision=None, dtype="float32", device="cpu", image_size=size)
+        load_model(str(folder), revision=None, dtype="float32", device="cpu", variant=Variant(size))
 
 
 @pytest.mark.parametrize(

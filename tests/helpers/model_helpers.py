@@ -16,6 +16,7 @@ from rlcm_cli.families import FAMILIES
 from rlcm_cli.models.latent_model import LatentModel
 from rlcm_cli.models.loading import load_model
 from rlcm_cli.models.lora import attach_lora, lora_parameters
+from rlcm_cli.models.variant import Variant
 from rlcm_cli.phases.sample import Drawn, draw_batch
 from rlcm_cli.runs.schedules import drawing_schedule
 from rlcm_cli.samplers import SamplerSettings
@@ -25,7 +26,7 @@ GUIDANCE = 4.0
 
 
 def load_tiny(folder: Path, dtype: str = "float32", image_size: tuple[int, int] | None = None) -> LatentModel:
-    return load_model(str(folder), revision=None, dtype=dtype, device="cpu", image_size=image_size)
+    return load_model(str(folder), revision=None, dtype=dtype, device="cpu", variant=Variant(image_size))
 
 
 def edit_json(file: Path, **changes: Any) -> None:

@@ -8,6 +8,7 @@ from rlcm_cli.errors import ModelError
 from rlcm_cli.families import FAMILIES
 from rlcm_cli.models.architectures import build_architecture, made_there
 from rlcm_cli.models.parts import RANDOM, find_architecture, recommend_architecture
+from rlcm_cli.models.variant import Variant
 
 META = torch.device("meta")
 CLIP_L, CLIP_BIG_G = 123_060_480, 694_659_840
@@ -77,7 +78,7 @@ def test_an_architecture_has_as_many_parameters_as_the_published_weights(name):
 @pytest.mark.parametrize("name", RANDOM)
 def test_prompts_are_encoded_to_random_numbers_of_the_shapes_that_the_denoiser_takes(name):
     """A prediction of the real size, on tensors that have a shape only."""
-    model = build_architecture(name, dtype="bfloat16", device="meta", image_size=(256, 256))
+    model = build_architecture(name, dtype="bfloat16", device="meta", variant=Variant((256, 256)))
     once, again = (model.encode_prompts(["a cat", "a dog"]) for _ in range(2))
     assert not torch.equal(*once["prompt_embeds"])
     model.forget_prompts()
@@ -90,13 +91,13 @@ def test_prompts_are_encoded_to_random_numbers_of_the_shapes_that_the_denoiser_t
 
 
 def test_an_architecture_is_built_at_a_size():
-    model = build_architecture("sd15-lcm", dtype="bfloat16", device="meta", image_size=(768, 768))
+    model = build_architecture("sd15-lcm", dtype="bfloat16", device="meta", variant=Variant((768, 768)))
     assert (model.latent_shape, model.image_size) == ((4, 96, 96), (768, 768))
 
 
 def test_the_embedded_model_is_an_architecture_with_its_own_weights():
     assert recommend_architecture("emoji-lcm").sampler == "lcm"
-    model = build_architecture("emoji-lcm", dtype="float32", device="cpu", image_size=(128, 128))
+    model = build_architecture("emoji-lcm", dtype="float32", device="cpu", variant=Variant((128, 128)))
     assert model.image_size == (128, 128)
     images = draw(model, ["a cat"], [0], steps=2).images
     assert images.shape == (1, 3, 128, 128)

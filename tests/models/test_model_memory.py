@@ -9,7 +9,8 @@ from rlcm_cli.core.allocations import PeakAllocations
 from rlcm_cli.errors import ModelError
 from rlcm_cli.models.loading import load_model
 from rlcm_cli.models.lora import lora_parameters
-from rlcm_cli.models.memory import checkpoint_activations, model_bytes, slice_decoding
+from rlcm_cli.models.memory import checkpoint_activations, model_bytes, slice_decoding, tile_decoding
+from rlcm_cli.models.variant import Variant
 
 GUIDANCE = 4.0
 
@@ -84,6 +85,11 @@ def test_sliced_decoding_gives_the_same_images_in_less_memory(model):
     assert peak < 0.6 * whole_peak
 
 
+def test_an_autoencoder_without_tiles_is_refused(model):
+    with pytest.raises(ModelError, match=r"decodes no tiles with the autoencoder AutoencoderTiny; leave it out"):
+        tile_decoding(model)
+
+
 def test_the_bytes_of_a_model_are_those_of_its_weights(model):
     weights = [
         p for part in (model.denoiser, model.pipeline.vae, model.pipeline.text_encoder) for p in part.parameters()
@@ -103,6 +109,6 @@ def test_a_size_that_the_model_cannot_have_is_refused(tmp_path):
 
 
 def test_a_model_is_loaded_at_an_image_size(tiny_lcm):
-    model = load_model(str(tiny_lcm), revision=None, dtype="float32", device="cpu", image_size=(24, 24))
+    model = load_model(str(tiny_lcm), revision=None, dtype="float32", device="cpu", variant=Variant((24, 24)))
     attach_tiny(model)
     assert draw(model, ["a cat"], [1]).images.shape == (1, 3, 24, 24)
