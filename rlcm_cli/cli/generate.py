@@ -24,7 +24,7 @@ def register(app: typer.Typer) -> None:
     """Add the command to the program."""
     app.command(
         "generate",
-        cls=command_with(*MODEL_SETTINGS, base=SamplerCommand),
+        cls=command_with(*MODEL_SETTINGS, "runtime.offload", base=SamplerCommand),
         epilog="Example: rlcm generate --lora runs/compression --prompt 'a cat' --steps 1,2,4",
     )(generate_command)
 
@@ -174,7 +174,7 @@ def generate_command(
     )
     folder = choose_folder(plan, out, Path(OUT_AGAIN if from_image else OUT), overwrite=overwrite)
     display = Display(quiet=quiet, as_json=as_json)
-    speed = display.run(generate_plan(plan, device, folder))
+    speed = display.run(generate_plan(plan, device, folder, offload=bool(chosen["runtime.offload"])))
     display.finish(
         {
             "out": str(folder),

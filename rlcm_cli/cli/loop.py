@@ -29,7 +29,8 @@ PAPERS_MODELS = {"emoji-lcm": "SimianLuo/LCM_Dreamshaper_v7", "emoji-diffusion":
 SETTINGS = (
     "prompts.source", "monitor.rewards", "monitor.on_hacking", "model.name", "sampler.kind", "objective.kind",
     "train.parameters", "last_step.mode", "runtime.iterations", "sample.samples", "sample.steps", "seed",
-    "runtime.device", "runtime.memory_budget", "model.dtype", "model.quantize", "model.image_size", "train.kl_weight",
+    "runtime.device", "runtime.offload", "runtime.memory_budget", "model.dtype", "model.quantize", "model.image_size",
+    "train.kl_weight",
     "runtime.keep_rollouts", "runtime.keep_checkpoints", "runtime.log_with", "ray.address",
 )  # fmt: skip
 """Settings that are options of the command."""

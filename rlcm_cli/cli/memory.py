@@ -23,6 +23,7 @@ def fit_memory(display: Display, *phases: Literal["sample", "train"]) -> Callabl
         parts = []
         if found.sampling is not None:
             sliced = ", decoded one by one" if found.sampling.decode_slicing else ""
+            sliced += ", parts offloaded" if found.sampling.offload else ""
             parts.append(f"{found.sampling.batch_size} images at once{sliced}: {format_gb(found.sampling.peak_bytes)}")
             display.summary["sampling_fit"] = asdict(found.sampling)
         if found.training is not None:

@@ -15,8 +15,8 @@ from rlcm_cli.wording import command
 
 SETTINGS = (
     "prompts.source", "model.name", "sampler.kind", "objective.kind", "train.parameters", "last_step.mode",
-    "sample.samples", "sample.steps", "seed", "runtime.device", "runtime.memory_budget", "model.dtype",
-    "model.quantize", "model.image_size",
+    "sample.samples", "sample.steps", "seed", "runtime.device", "runtime.offload", "runtime.memory_budget",
+    "model.dtype", "model.quantize", "model.image_size",
 )  # fmt: skip
 """Settings that are options of the command."""
 

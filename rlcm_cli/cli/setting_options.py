@@ -78,6 +78,7 @@ FLAGS = {
     "monitor.on_hacking": Flag("--on-hacking", default="warn"),
     "runtime.device": Flag("--device", "NAME", "auto, cpu, cuda, cuda:1 or mps.", complete=completion.complete_device),
     "runtime.micro_batch_size": Flag("--micro-batch"),
+    "runtime.offload": Flag("--offload", default="no"),
     "runtime.memory_budget": Flag("--memory-budget", "SIZE"),
     "runtime.keep_rollouts": Flag("--keep-rollouts", default="all"),
     "runtime.keep_checkpoints": Flag("--keep-checkpoints", default="all"),

@@ -13,7 +13,9 @@ from rlcm_cli.cli.setting_options import chosen_settings, command_with
 from rlcm_cli.cli.streams import announce
 from rlcm_cli.wording import command
 
-SETTINGS = ("runtime.device", "runtime.micro_batch_size", "runtime.memory_budget", "runtime.log_with")
+SETTINGS = (
+    "runtime.device", "runtime.micro_batch_size", "runtime.offload", "runtime.memory_budget", "runtime.log_with",
+)  # fmt: skip
 """Settings that are options of the command."""
 
 

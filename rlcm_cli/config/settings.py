@@ -279,9 +279,12 @@ class RuntimeSettings(Section):
     """On CUDA, with a float32 model: use TF32 for matrix products and convolutions (faster, 10 bits of mantissa)."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass instead of keeping them: less memory, more time."""
+    offload: bool = False
+    """On a GPU: keep the denoiser there only while it works, and the autoencoder only while that does; less memory,
+    more time."""
     memory_budget: str | None = None
     """Memory for the run's tensors, such as 8GB or 7.5GiB; measured when training starts. Micro-batch size, gradient
-    checkpointing and sliced decoding are chosen to fit; overrides the two settings above."""
+    checkpointing, sliced decoding and offloading are chosen to fit; overrides the settings above."""
     keep_rollouts: PositiveInt | None = None
     """Number of newest rollouts to keep; None: all. Receipts and metrics always stay."""
     keep_checkpoints: PositiveInt | None = None
@@ -423,6 +426,21 @@ class Config(Section):
             raise ValueError(
                 "lora.start is a LoRA to start from, but train.parameters full does not train a LoRA; remove one"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _check_offload(self) -> Config:
+        if not self.runtime.offload:
+            return self
+        hindrances = {
+            "model.quantize 8bit, whose weights stay on their device": self.model.quantize == "8bit",
+            "train.parameters full, whose weights are exchanged while images are drawn": (
+                self.train.parameters == "full"
+            ),
+            "last_step.mode backprop, which goes back through both parts at once": self.last_step.mode == "backprop",
+        }
+        for hindrance in [name for name, there in hindrances.items() if there]:
+            raise ValueError(f"runtime.offload does not go with {hindrance}; remove one of them")
         return self
 
     @model_validator(mode="after")

@@ -17,6 +17,7 @@ from rlcm_cli.learning.optimizer import clip_gradient, make_optimizer, optimizer
 from rlcm_cli.learning.rollout import Rollout, join_conditioning
 from rlcm_cli.learning.update import IterationData, accumulate_update, weigh_samples
 from rlcm_cli.models.latent_model import LatentModel
+from rlcm_cli.models.offloading import bring_denoiser
 from rlcm_cli.models.weights import copy_weights
 from rlcm_cli.objectives import Need, find_objective
 from rlcm_cli.phases.sample import assemble_shard, draw_shard, plan_rollout
@@ -42,6 +43,7 @@ class Probe:
         objective = find_objective(config)
         self.paired = Need.TRAJECTORY_PAIRS in objective.needs
         rollout = _draw(config, model, samples, batch_size, steps, group_size=2 if self.paired else 1)
+        bring_denoiser(model)
         weights = weigh_samples(config, torch.linspace(-1, 1, len(rollout.trajectories)))
         learner = Learner(model, rollout, weights, config, old_weights=copy_policy(model, config))
         self.data = IterationData(objective, learner, [], find_pairs(config, model))

@@ -21,6 +21,7 @@ from rlcm_cli.errors import ConfigError
 from rlcm_cli.measuring.dry_step import Probe
 from rlcm_cli.models.latent_model import LatentModel
 from rlcm_cli.models.memory import cap_memory, checkpoint_activations, model_bytes, slice_decoding
+from rlcm_cli.models.offloading import is_offloaded, offload_parts
 from rlcm_cli.phases.sample import draw_batch
 from rlcm_cli.runs.run import Run
 from rlcm_cli.runs.schedules import training_schedule
@@ -49,6 +50,8 @@ class SamplingFit:
     batch_size: int
     decode_slicing: bool
     """Images of a batch are decoded one after the other."""
+    offload: bool
+    """The denoiser and the autoencoder are on the device only while they work."""
     peak_bytes: int
 
 
@@ -85,16 +88,18 @@ def fit_run(run: Run, model: LatentModel, phases: Collection[Literal["sample", "
 
 
 def fit_sampling(config: Config, model: LatentModel, budget: int) -> SamplingFit:
-    """Find out whether images must be decoded one at a time so that a batch of sampling fits.
+    """Find out whether images must be decoded one at a time, and parts take turns, so that a batch of sampling fits.
 
-    Leaves the model decoding so. Raises `ConfigError` where even then it does not fit.
+    Leaves the model drawing so. Raises `ConfigError` where even then it does not fit.
     """
     batch = config.sample.batch_size
-    for sliced in (False, True):
+    for sliced, offloaded in list_ways(config, model):
         slice_decoding(model, sliced)
+        if offloaded and not is_offloaded(model):
+            offload_parts(model)
         peak = sampling_peak(config, model, batch)
         if peak is not None and peak <= budget:
-            return SamplingFit(batch, sliced, peak)
+            return SamplingFit(batch, sliced, is_offloaded(model), peak)
     fitting = largest_that_fits(
         lambda size: (found := sampling_peak(config, model, size)) is not None and found <= budget, batch - 1
     )
@@ -107,6 +112,13 @@ def fit_sampling(config: Config, model: LatentModel, budget: int) -> SamplingFit
         f"runtime.memory_budget {format_gb(budget)}: drawing {batch} images at once does not fit, {fitting} do; "
         f"start the run with --set sample.batch_size={fitting} (it is part of the plan), or give a larger budget"
     )
+
+
+def list_ways(config: Config, model: LatentModel) -> list[tuple[bool, bool]]:
+    """Return whether to slice decoding and to let the parts take turns, the fastest way first."""
+    ways = [(False, False), (True, False)]
+    stays = model.device.type == "cpu" or model.quantized == "8bit" or config.train.parameters == "full"
+    return ways if stays else [*ways, (False, True), (True, True)]
 
 
 def sampling_peak(config: Config, model: LatentModel, batch: int) -> int | None:

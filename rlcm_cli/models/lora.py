@@ -23,6 +23,7 @@ from rlcm_cli.foreign.hub import HubError, fetch_file, is_cached, is_hub_id, lis
 from rlcm_cli.models.latent_model import LatentModel
 from rlcm_cli.models.libraries import first_line, quiet_libraries
 from rlcm_cli.models.lora_binding import Binding, bind_modules, check_loaded
+from rlcm_cli.models.offloading import is_offloaded
 from rlcm_cli.models.trained import TrainedWeights
 from rlcm_cli.models.weights import copy_weights, exchanged_weights
 
@@ -148,6 +149,8 @@ def _foldable_layers(model: LatentModel) -> dict[str, Any]:
 
     tf32 = model.device.type == "cuda" and torch.backends.cuda.matmul.allow_tf32
     if model.dtype != torch.float32 or tf32 or model.quantized or not model.sampler.folds_lora:
+        return {}
+    if is_offloaded(model):  # weights would be put back that lie on another device by then
         return {}
     layers = {
         name: module

@@ -39,6 +39,7 @@ from rlcm_cli.learning.signal import find_no_signal, starts_to_rest
 from rlcm_cli.learning.student import Student
 from rlcm_cli.learning.update import IterationData, accumulate_own_step, accumulate_update, gather_iteration
 from rlcm_cli.models.latent_model import LatentModel
+from rlcm_cli.models.offloading import bring_denoiser
 from rlcm_cli.models.weights import clone_weights, exchanged_weights
 from rlcm_cli.objectives import Need, find_objective
 from rlcm_cli.phases.read_rollout import read_rollout
@@ -189,6 +190,7 @@ def open_iteration(
     left_out = tell_pathwise(config, data.pathwise) if data.pathwise and iteration == 0 else None
     if left_out:
         yield Warned(left_out)
+    bring_denoiser(model)
     rate, parameters = rate_of(config.train, iteration), model.trained.parameters(model)
     optimizer = make_optimizer(parameters, config.train, rate)
     continue_optimizer(run, optimizer, parameters, iteration)

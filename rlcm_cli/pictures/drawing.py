@@ -15,6 +15,7 @@ from rlcm_cli.errors import ConfigError, CorruptFileError, ModelError
 from rlcm_cli.models.full import load_denoiser
 from rlcm_cli.models.latent_model import LatentModel
 from rlcm_cli.models.lora import load_foreign_lora, locate_lora, scale_foreign_lora, unload_foreign_lora
+from rlcm_cli.models.offloading import keep_parts, offload_parts
 from rlcm_cli.models.parts import recommend
 from rlcm_cli.runs.policy import load_configured_model
 from rlcm_cli.runs.run import open_run
@@ -192,8 +193,9 @@ def load_drawing_model(drawing: Drawing, device: str) -> LatentModel:
 class ModelCache:
     """The model of one drawing after another, which is loaded again only where more than the LoRA differs."""
 
-    def __init__(self, device: str) -> None:
-        self._device = device
+    def __init__(self, device: str, *, offload: bool = False) -> None:
+        """Load to a device, where parts of a model that are offloaded are only while they work."""
+        self._device, self._offload = device, offload
         self._settings: tuple[ModelSettings, str] | None = None
         self._model: LatentModel | None = None
         self._adapter: Adapter | None = None
@@ -207,7 +209,10 @@ class ModelCache:
             self._model = None  # two at once may not fit into memory
             model = load_configured_model(drawing.model, drawing.sampler.kind, self._device, drawing.prompts)
             self._model, self._settings, self._adapter = model, (drawing.model, drawing.sampler.kind), None
+        keep_parts(model)  # diffusers sets hooks of its own where it finds some when it loads a LoRA
         self._exchange(model, drawing)
+        if self._offload:
+            offload_parts(model)
         model.read_prompts(drawing.prompts)
         return model
 

@@ -111,9 +111,12 @@ def generate(drawing: Drawing, model: LatentModel, folder: Path, count: int = 1)
     return _generate(plan_plainly(drawing, count), lambda _: model, folder)
 
 
-def generate_plan(plan: Plan, device: str, folder: Path) -> Generator[Event, None, Speed]:
-    """Draw the images of a plan into a folder: a PNG each, and `sheet.png`. Raises as `load_drawing_model`."""
-    return _generate(plan, ModelCache(device).set_up, folder)
+def generate_plan(plan: Plan, device: str, folder: Path, *, offload: bool = False) -> Generator[Event, None, Speed]:
+    """Draw the images of a plan into a folder: a PNG each, and `sheet.png`. Raises as `load_drawing_model`.
+
+    `offload`: the parts of the model are on the device only while they work.
+    """
+    return _generate(plan, ModelCache(device, offload=offload).set_up, folder)
 
 
 def _generate(plan: Plan, set_up: Callable[[Drawing], LatentModel], folder: Path) -> Generator[Event, None, Speed]:

@@ -18,6 +18,7 @@ from rlcm_cli.models.latent_model import LatentModel
 from rlcm_cli.models.loading import load_model
 from rlcm_cli.models.lora import attach_lora, load_lora
 from rlcm_cli.models.memory import checkpoint_activations
+from rlcm_cli.models.offloading import offload_parts
 from rlcm_cli.models.variant import Variant
 from rlcm_cli.runs.inputs import check_images, find_pairs
 from rlcm_cli.runs.run import Run, check_run, create_run, pin_commit
@@ -73,6 +74,8 @@ def load_policy_model(config: Config, prompts: list[str] | None = None) -> Laten
     known = prompts if config.pretraining.source is None else None
     model = load_configured_model(config.model, config.sampler.kind, config.runtime.device, known)
     attach(config, model)
+    if config.runtime.offload:
+        offload_parts(model)
     return model
 
 

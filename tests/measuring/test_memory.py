@@ -115,9 +115,9 @@ def test_decoding_one_by_one_is_picked_where_it_is_needed(config, model, monkeyp
         return 1000 + batch * (50 if model.pipeline.vae.use_slicing else 100)
 
     monkeypatch.setattr(memory, "sampling_peak", peak)
-    assert fit_sampling(config, model, 1400) == SamplingFit(4, decode_slicing=False, peak_bytes=1400)
+    assert fit_sampling(config, model, 1400) == SamplingFit(4, decode_slicing=False, offload=False, peak_bytes=1400)
     assert not model.pipeline.vae.use_slicing
-    assert fit_sampling(config, model, 1399) == SamplingFit(4, decode_slicing=True, peak_bytes=1200)
+    assert fit_sampling(config, model, 1399) == SamplingFit(4, decode_slicing=True, offload=False, peak_bytes=1200)
     assert model.pipeline.vae.use_slicing
     with pytest.raises(ConfigError, match="drawing 4 images at once does not fit, 3 do"):
         fit_sampling(config, model, 1199)
