@@ -37,23 +37,31 @@ def doctor_command(
     runs: Annotated[
         Path, typer.Option("--runs", metavar="DIR", help="Parent folder for runs.", file_okay=False)
     ] = Path("runs"),
+    tries: Annotated[
+        bool,
+        typer.Option("--try", help="Also load the model of --model, draw with it, train it one step and export that."),
+    ] = False,
     assignments: o.SetOfModelOption = [],
     as_json: o.JsonOption = False,
 ) -> None:
     """Check this machine: what works, what is missing, how to fix it; exits with 1 if something needed is broken.
 
-    With --model, also say what a model is and what it takes here, from its configurations only.
+    With --model, also say what a model is and what it takes here, from its configurations only; with --try, load it
+    and take every step of a run once.
     """
     from rlcm_cli.measuring import doctor
 
-    resolve = settle(chosen_settings(context), assignments)
+    flags = chosen_settings(context)
+    resolve = settle(flags, assignments, tries=tries)
     if resolve is None:
         show(doctor.examine(runs), as_json=as_json)
+    elif tries:
+        show(doctor.try_model(runs, resolve, flags["sample.steps"]), as_json=as_json)
     else:
         show(doctor.examine_model(runs, resolve), as_json=as_json)
 
 
-def settle(flags: Mapping[str, Any], assignments: Sequence[str]) -> Callable[[], Config] | None:
+def settle(flags: Mapping[str, Any], assignments: Sequence[str], *, tries: bool) -> Callable[[], Config] | None:
     """Return what resolves the configuration that names a model; None where no model is named.
 
     Raises `ConfigError` for settings that cannot be, before anything is looked at.
@@ -61,6 +69,7 @@ def settle(flags: Mapping[str, Any], assignments: Sequence[str]) -> Callable[[],
     from rlcm_cli.config import resolve_settings
 
     given = [FLAGS[key].name for key, value in flags.items() if value is not None] + ["--set"] * bool(assignments)
+    given += ["--try"] * tries
     if flags["model.name"] is not None:
         resolve = functools.partial(resolve_settings, [TASK], assignments=assignments, flags=flags)
         resolve()

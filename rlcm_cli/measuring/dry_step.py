@@ -15,6 +15,7 @@ from rlcm_cli.learning.learner import LARGEST, Learner, copy_policy
 from rlcm_cli.learning.minibatches import Minibatch
 from rlcm_cli.learning.optimizer import clip_gradient, make_optimizer, optimizer_tensors
 from rlcm_cli.learning.rollout import Rollout, join_conditioning
+from rlcm_cli.learning.student import Student
 from rlcm_cli.learning.update import IterationData, accumulate_update, weigh_samples
 from rlcm_cli.models.latent_model import LatentModel
 from rlcm_cli.models.offloading import bring_denoiser
@@ -57,6 +58,21 @@ class Probe:
         drift = self._accumulate(Minibatch(torch.arange(len(trajectories)), steps), micro_batch_size)
         self.optimizer.zero_grad(set_to_none=True)
         return drift
+
+    def train_once(self) -> tuple[float, int]:
+        """Take one optimizer step on all transitions as training does, one at a time.
+
+        Returns the norm of the gradient, and how many of the trained tensors moved. Raises `TrainingError` for a
+        gradient or weights that are not finite, and for weights that all stay as they were.
+        """
+        student = Student(self.model, self.parameters, self.optimizer, None)
+        before = {name: parameter.detach().to("cpu", copy=True) for name, parameter in self.parameters.items()}
+        self.optimizer.zero_grad(set_to_none=True)
+        self._accumulate(self._choose(self._count_all()), 1)
+        norm = student.step(self.config.train, 0)
+        student.check_weights(before, 0, self.config.train.learning_rate)
+        moved = [not torch.equal(before[name], weights.detach().cpu()) for name, weights in self.parameters.items()]
+        return norm, sum(moved)
 
     def take_step(self, micro_batch_size: int) -> None:
         """Take an optimizer step on as many transitions, in one forward and backward pass.
@@ -107,6 +123,10 @@ class Probe:
         if not actions:
             return Minibatch(rows % samples, torch.empty(count, 0, dtype=torch.int64))
         return Minibatch(rows % samples, (rows // samples % actions).unsqueeze(1))
+
+    def _count_all(self) -> int:
+        trajectories = self.data.learner.rollout.trajectories
+        return len(trajectories) * max(1, trajectories.actions)
 
     def _accumulate(self, minibatch: Minibatch, micro_batch_size: int) -> float:
         runtime = self.config.runtime.model_copy(update={"micro_batch_size": micro_batch_size})

@@ -28,10 +28,15 @@ PLACES = ("_name_or_path", "name_or_path")
 
 
 def use_float32(model: LatentModel) -> None:
-    """Compute in float32 from now on: the weights keep their values, as each float16 and bfloat16 is a float32."""
+    """Compute in float32 from now on: the weights keep their values, as each float16 and bfloat16 is a float32.
+
+    What was encoded or kept in the former dtype is made again.
+    """
     with quiet_libraries():
         model.pipeline.to(torch.float32)
     model.dtype = torch.float32
+    model.kept.clear()
+    model.forget_prompts()
 
 
 def write_lora(model: LatentModel, folder: Path, dtype: torch.dtype) -> Path:
@@ -270,9 +275,7 @@ def draw_by_pipeline(pipeline: Any, prompt: str, seed: int, call: PipelineCall) 
     with quiet_libraries():
         drawn = pipeline(prompt=prompt, generator=seed_generator(seed), output_type="pt", **call.arguments)
     if not drawn.images[0].isfinite().all():
-        raise NotFiniteError(
-            f"prompt '{prompt}': diffusers draws NaN with the exported weights; use --dtype float32 or bfloat16"
-        )
+        raise NotFiniteError(f"prompt '{prompt}': diffusers draws NaN; use --dtype float32 or bfloat16")
     return cast("Tensor", drawn.images[0].float().mul(255).round().to(torch.uint8).cpu())
 
 

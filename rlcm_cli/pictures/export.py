@@ -56,6 +56,7 @@ from rlcm_cli.store.checkpoint import (
 )
 from rlcm_cli.store.layout import RunLayout
 from rlcm_cli.store.locate import find_adapter, find_run
+from rlcm_cli.wording import count
 
 Format = Literal["diffusers", "kohya", "pipeline"]
 
@@ -84,12 +85,14 @@ class Source:
     model_digest: str | None = None
     average: bool = False
     """The file is the moving average of the weights."""
+    checked: Sequence[str] = PROMPTS
+    """What is drawn to check the export of a file of no run."""
 
     @property
     def prompts(self) -> Sequence[str]:
         """What is drawn to check the export."""
         if self.config is None or self.layout is None:
-            return PROMPTS
+            return self.checked
         try:
             prompts = Run(self.layout, self.config).prompts
         except MissingFileError:  # a run that keeps none of its own, whose sources only it names
@@ -111,10 +114,11 @@ class Verification:
 
     def __str__(self) -> str:
         """Return it as a line."""
+        drawn = f"the {count(self.images, 'image')} drawn with it by diffusers"
         if not self.largest:
-            return f"the {self.images} images drawn with it by diffusers equal the checkpoint's"
+            return f"{drawn} {'equals' if self.images == 1 else 'equal'} the checkpoint's"
         return (
-            f"the {self.images} images drawn with it by diffusers differ from the checkpoint's by at most "
+            f"{drawn} {'differs' if self.images == 1 else 'differ'} from the checkpoint's by at most "
             f"{self.largest} of 255 levels, in {self.share:.2%} of the values (training changed them by "
             f"{self.trained:.2g} on average)"
         )

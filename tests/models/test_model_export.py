@@ -10,7 +10,7 @@ from diffusers.loaders.lora_conversion_utils import _convert_non_diffusers_lora_
 from model_helpers import attach_tiny, draw, draw_with_diffusers, load_tiny, shake_lora
 from safetensors import safe_open
 from safetensors.torch import load_file
-from tiny_pipelines import build_sdxl
+from tiny_pipelines import build_flux, build_sdxl
 
 from rlcm_cli.models.embedded import EMBEDDED, embedded_folder, integrity
 from rlcm_cli.models.export import (
@@ -95,6 +95,24 @@ def test_each_export_draws_by_diffusers_what_the_policy_draws(trained, tiny_lcm,
     drawn = draw_with_diffusers(pipeline, PROMPTS, SEEDS)
     assert (drawn.int() - wanted.int()).abs().max() <= 1
     assert (wanted.int() - untrained.int()).abs().float().mean() > 3
+
+
+@pytest.mark.parametrize("build", [None, build_flux])
+def test_a_model_that_has_drawn_in_16_bits_draws_in_float32_as_one_that_has_not(tiny_lcm, tmp_path, build):
+    """What it keeps from one call to the next, prompts among it, is of the former dtype."""
+    folder, size = (tiny_lcm, None) if build is None else (build(tmp_path / "model"), (16, 24))
+    images = []
+    for draws_before in (False, True):
+        model = load_tiny(folder, "bfloat16", size)
+        if draws_before:
+            draw(model, PROMPTS, SEEDS)
+            assert {tensor.dtype for tensor in model.kept.values()} == {torch.bfloat16}
+        use_float32(model)
+        encoded = model.encode_prompts(PROMPTS)
+        assert {tensor.dtype for tensor in encoded.values() if tensor.is_floating_point()} == {torch.float32}
+        images.append(draw(model, PROMPTS, SEEDS).images)
+        assert {tensor.dtype for tensor in model.kept.values()} == {torch.float32}
+    assert torch.equal(*images)
 
 
 @pytest.mark.parametrize("form", [write_lora, write_pipeline])

@@ -8,7 +8,7 @@ from pathlib import Path
 from rlcm_cli.config import Config
 from rlcm_cli.measuring.doctor.finding import Finding
 
-__all__ = ["Finding", "examine", "examine_model"]
+__all__ = ["Finding", "examine", "examine_model", "try_model"]
 
 
 def examine(runs: Path) -> Iterator[Finding]:
@@ -41,3 +41,18 @@ def examine_model(runs: Path, resolve: Callable[[], Config]) -> Iterator[Finding
     from rlcm_cli.measuring.doctor.model import describe_model
 
     yield from describe_model(resolve)
+
+
+def try_model(runs: Path, resolve: Callable[[], Config], steps: int | None) -> Iterator[Finding]:
+    """Look at the machine and at a model, then load it and take each step of a run with it once.
+
+    `steps`: model calls an image; None: as many as are recommended.
+    """
+    sound = True
+    for finding in examine_model(runs, resolve):
+        sound = sound and finding.status != "problem"
+        yield finding
+    if sound:
+        from rlcm_cli.measuring.doctor import trial
+
+        yield from trial.try_model(resolve, steps)
