@@ -21,7 +21,10 @@ if TYPE_CHECKING:
 STYLES = {"ok": "green", "note": "yellow", "problem": "red"}
 TASK = "compression"
 """Preset whose settings a model is looked at with; its reward is never asked."""
-SETTINGS = ("model.name", "model.revision", "model.dtype", "model.image_size", "runtime.device", "sample.steps")
+SETTINGS = (
+    "model.name", "model.revision", "model.dtype", "model.quantize", "model.image_size", "runtime.device",
+    "runtime.offload", "sample.steps",
+)  # fmt: skip
 """Settings that are options of the command."""
 
 

@@ -10,7 +10,7 @@ from command_line import rlcm, succeed
 from configurations import write_configurations
 from fake_hub import files_of, reached
 from huggingface_hub import constants
-from model_helpers import edit_json
+from model_helpers import edit_json, load_tiny
 from pydantic import TypeAdapter
 from tiny_pipelines import BUILDERS, SIZES
 
@@ -58,7 +58,7 @@ def test_an_outline_is_what_the_loaded_model_is(kind, name, tmp_path, capsys):
     assert [*found] == TOPICS
     assert "problem" not in {one["status"] for one in found.values()}
 
-    real = load_model(str(folder), revision=None, dtype="bfloat16", device="cpu", image_size=SIZES.get(kind))
+    real = load_tiny(folder, "bfloat16", SIZES.get(kind))
     for file in folder.rglob("*.safetensors"):
         file.unlink()
     parts = read_parts(find_pipeline(str(folder), None, weights=False))
@@ -115,9 +115,30 @@ def test_too_little_memory_is_a_note_with_what_helps(tiny_lcm, monkeypatch, caps
     weights = WeightCounts(total=100, linear=0, rows=0)
     activations = Activations(call=7, decode=9, transition=9000, checkpointed=4000)
     taken = Footprint((8, 8), weights, weights, weights, 0, activations, Arithmetic(1, 1, 1))
-    told = doctor_model._tell_training(taken, 5000, "cuda:0")
-    assert (told.status, told.advice) == ("note", "--set runtime.gradient_checkpointing=true")
+    told = doctor_model._tell_training(taken, 16, 5000, "cuda:0")
+    assert (told.status, told.advice) == ("note", "use --set runtime.gradient_checkpointing=true")
     assert told.found.endswith("; cuda:0 has 5 kB")
+
+
+def test_fewer_bits_are_recommended_where_they_fit_and_told_where_they_are_asked_for(tiny_lcm, capsys):
+    weights, rest = WeightCounts(total=10_000, linear=10_000, rows=100), WeightCounts(total=0, linear=0, rows=0)
+    activations = Activations(call=100, decode=90, transition=9000, checkpointed=4000)
+    taken = Footprint((8, 8), rest, weights, rest, 0, activations, Arithmetic(1, 1, 1))
+    fewer = weights.count_bytes(4)
+    for room, advice in (
+        (10 * fewer, ""),
+        (20_000 + 4000, "use --set runtime.gradient_checkpointing=true"),
+        (fewer + 4000, "use --quantize 4bit and --set runtime.gradient_checkpointing=true"),
+        (fewer + 3999, doctor_model.LARGER),
+    ):
+        assert doctor_model._tell_training(taken, 16, room, "cuda:0").advice == advice
+    for room, advice in ((20_100, ""), (fewer + 100, "use --quantize 4bit"), (fewer, doctor_model.LARGER)):
+        assert doctor_model._tell_drawing(taken, 16, room, "cuda:0").advice == advice
+    drawing = [
+        ask(capsys, "--model", tiny_lcm, "--quantize", bits)["memory to draw"]["found"] for bits in ("8bit", "4bit")
+    ]
+    assert " in 8 bits, one image at a time" in drawing[0]
+    assert " in 4 bits, one image at a time" in drawing[1]
 
 
 @pytest.fixture

@@ -54,12 +54,12 @@ def test_the_embedded_model_takes_every_step(capsys):
 
 
 def test_it_is_drawn_and_trained_as_asked(capsys, tiny_lcm):
-    asked = ("--steps", "3", "--size", "32x16", "--dtype", "bfloat16", "--set", "train.parameters=lora")
+    asked = ("--steps", "3", "--size", "32x16", "--dtype", "bfloat16", "--quantize", "8bit")
     found = {one["topic"]: one for one in attempt(capsys, tiny_lcm, *asked)}
     assert [*found] == TOPICS
     assert {one["status"] for one in found.values()} == {"ok"}
     assert "32 × 16 pixels, 3 calls of the sampler lcm" in found["try: draw"]["found"]
-    assert found["try: load"]["found"].startswith("in bfloat16")
+    assert found["try: load"]["found"].startswith("in bfloat16, the denoiser in 8bit, on cpu")
 
 
 @pytest.mark.slow

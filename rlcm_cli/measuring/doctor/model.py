@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 import psutil
 import torch
@@ -27,8 +27,9 @@ from rlcm_cli.models.text_encoders import encoders_of
 from rlcm_cli.recommendation import Recommendation
 from rlcm_cli.wording import count, format_size
 
-BITS = 16
-"""Of the weights whose memory is told."""
+BITS = {"4bit": 4, "8bit": 8, None: 16}
+"""Of the denoiser's linear layers, by `model.quantize`; what a text tells of 16 holds of both types of 16 bits."""
+FEWER, AGAIN = "--quantize 4bit", "--set runtime.gradient_checkpointing=true"
 LARGER = "use a device with more memory, a smaller --size, or a smaller model"
 
 
@@ -64,8 +65,9 @@ def _describe(config: Config) -> Iterator[Finding]:
             f"{settings.name}: its components do not fit each other ({fault}); use whole files of one model"
         ) from fault
     yield _tell_lora(model, taken)
-    yield _tell_drawing(taken, *room)
-    yield _tell_training(taken, *room)
+    bits = BITS[settings.quantize]
+    yield _tell_drawing(taken, bits, *room)
+    yield _tell_training(taken, bits, *room)
 
 
 def _tell_family(folder: PipelineFolder, parts: Parts, model: LatentModel) -> Finding:
@@ -115,29 +117,35 @@ def _tell_lora(model: LatentModel, taken: Footprint) -> Finding:
     )
 
 
-def _tell_drawing(taken: Footprint, room: int, where: str) -> Finding:
-    dropped, kept = (taken.drawing_bytes(bits=BITS, keeps_text=keeps) for keeps in (False, True))
+def _tell_drawing(taken: Footprint, bits: int, room: int, where: str) -> Finding:
+    dropped, kept = (taken.drawing_bytes(bits=bits, keeps_text=keeps) for keeps in (False, True))
     found = (
-        f"{format_size(dropped)} in {BITS} bits, one image at a time ({format_size(kept)} while the text encoders "
+        f"{format_size(dropped)} in {bits} bits, one image at a time ({format_size(kept)} while the text encoders "
         "stay in memory)"
     )
-    if dropped > room:
-        return Finding("memory to draw", "note", f"{found}; {where} has {format_size(room)}", LARGER)
-    return Finding("memory to draw", "ok", found)
+    ways = {FEWER: taken.drawing_bytes(bits=4, keeps_text=False)}
+    return _compare("memory to draw", found, dropped, ways, room, where)
 
 
-def _tell_training(taken: Footprint, room: int, where: str) -> Finding:
-    plain, checkpointed = (
-        taken.training_bytes(bits=BITS, checkpointing=wanted, keeps_text=False) for wanted in (False, True)
-    )
+def _tell_training(taken: Footprint, bits: int, room: int, where: str) -> Finding:
+    def measure(bits: int, *, again: bool) -> int:
+        return taken.training_bytes(bits=bits, checkpointing=again, keeps_text=False)
+
+    plain, checkpointed = measure(bits, again=False), measure(bits, again=True)
     found = (
-        f"{format_size(plain)} in {BITS} bits, one transition at a time ({format_size(checkpointed)} with gradient "
+        f"{format_size(plain)} in {bits} bits, one transition at a time ({format_size(checkpointed)} with gradient "
         "checkpointing)"
     )
-    if plain <= room:
-        return Finding("memory to train", "ok", found)
-    advice = "--set runtime.gradient_checkpointing=true" if checkpointed <= room else LARGER
-    return Finding("memory to train", "note", f"{found}; {where} has {format_size(room)}", advice)
+    ways = {AGAIN: checkpointed, FEWER: measure(4, again=False), f"{FEWER} and {AGAIN}": measure(4, again=True)}
+    return _compare("memory to train", found, plain, ways, room, where)
+
+
+def _compare(topic: str, found: str, size: int, ways: Mapping[str, int], room: int, where: str) -> Finding:
+    """Say what fits: a note with the first of some ways, each with what it takes, where it does not as it is."""
+    if size <= room:
+        return Finding(topic, "ok", found)
+    fitting = next((f"use {way}" for way, taken in ways.items() if taken <= room), LARGER)
+    return Finding(topic, "note", f"{found}; {where} has {format_size(room)}", fitting)
 
 
 def _measure_room(device: torch.device) -> tuple[int, str]:

@@ -29,6 +29,7 @@ from rlcm_cli.measuring.dry_step import Probe
 from rlcm_cli.measuring.memory import release_memory
 from rlcm_cli.models.export import draw_by_pipeline, use_scheduler
 from rlcm_cli.models.latent_model import LatentModel
+from rlcm_cli.models.offloading import offload_parts
 from rlcm_cli.phases.sample import REDUCTION, draw_batch
 from rlcm_cli.pictures.drawing import follow_model
 from rlcm_cli.pictures.export import Exported, Format, Source, export, settle_call
@@ -111,7 +112,8 @@ def take_steps(config: Config, steps: int | None, folder: Path) -> Iterator[Outc
         sample = sample.model_copy(update={"steps": steps})
     # With the text encoders, which the pipeline's own call needs.
     model = load_configured_model(settings, sampler.kind, config.runtime.device)
-    yield Outcome(f"in {settings.dtype}, on {describe_device(model.device)}, with its text encoders")
+    fewer = f", the denoiser in {settings.quantize}" if settings.quantize else ""
+    yield Outcome(f"in {settings.dtype}{fewer}, on {describe_device(model.device)}, with its text encoders")
     full = config.train.parameters == "full"
     source, call = settle_call(Source(folder, "", settings, sample, sampler, full, checked=(PROMPT,)), model)
     image = _draw(source, model)
@@ -120,6 +122,8 @@ def take_steps(config: Config, steps: int | None, folder: Path) -> Iterator[Outc
     train = config.train.model_copy(update={"learning_rate": RATE, "lr_decay_iterations": 0})
     config = config.model_copy(update={"model": settings, "train": train})
     attach(config, model)
+    if config.runtime.offload:
+        offload_parts(model)
     probe = Probe(config, model, samples=2, batch_size=1, steps=config.sample.steps)
     yield _check_ratio(probe)
     yield _train(probe)
