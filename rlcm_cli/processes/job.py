@@ -14,21 +14,16 @@ from __future__ import annotations
 
 import json
 import signal
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
-from datetime import timedelta
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from rlcm_cli.errors import WorkerLostError
+from rlcm_cli.processes.noticing import noticing_loss
+from rlcm_cli.processes.pace import Pace
 from rlcm_cli.processes.worker import Worker
-
-PATIENCE = timedelta(hours=6)
-"""How long a process waits for another: a slow judge may hold one up for hours. One that died is noticed at once."""
-NOTHING_LOST = "nothing is lost; rerun the same command to resume"
 
 
 @dataclass(frozen=True)
@@ -41,6 +36,8 @@ class Processes:
 
     rank: int = 0
     size: int = 1
+    pace: Pace = field(default_factory=Pace, compare=False, repr=False)
+    """Of the gathers of sharded weights; without any, where each process holds all."""
 
     @property
     def leads(self) -> bool:
@@ -59,6 +56,7 @@ class Processes:
         """Replace a tensor by the sum of those of all processes, of equal shape and dtype; all get the same bytes."""
         if self.size == 1:
             return
+        self.pace.keep_company()
         sent = tensor if tensor.is_cuda else tensor.cpu()  # neither backend knows MPS
         with noticing_loss():
             dist.all_reduce(sent)
@@ -89,18 +87,6 @@ class Processes:
         After an error there is no need to: the process ends, and that is how the others learn of it.
         """
         if self.size > 1:
+            self.pace.keep_company()
             dist.destroy_process_group()
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
-
-
-@contextmanager
-def noticing_loss() -> Iterator[None]:
-    """Raise `WorkerLostError` where an exchange in the block fails, as it does when another process is gone."""
-    try:
-        yield
-    except RuntimeError as error:  # what torch raises for a closed connection, and when its time is up
-        timed_out = "timed out" in str(error).lower()
-        what = f"has not answered for {PATIENCE.seconds // 3600} hours" if timed_out else "is gone"
-        raise WorkerLostError(
-            f"a process of this job {what} (killed, out of memory, or stopped by its own error); {NOTHING_LOST}"
-        ) from error

@@ -19,7 +19,8 @@ from torch.distributed.rendezvous import rendezvous
 
 from rlcm_cli.errors import ConfigError, WorkerLostError
 from rlcm_cli.events import Event, Warned
-from rlcm_cli.processes.job import NOTHING_LOST, PATIENCE, Processes, noticing_loss
+from rlcm_cli.processes.job import Processes
+from rlcm_cli.processes.noticing import NOTHING_LOST, PATIENCE, noticing_loss
 from rlcm_cli.processes.worker import is_launched
 from rlcm_cli.wording import count
 
