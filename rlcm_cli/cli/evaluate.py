@@ -18,7 +18,7 @@ def register(app: typer.Typer) -> None:
     """Add the command to the program."""
     app.command(
         "evaluate",
-        cls=command_with("runtime.device"),
+        cls=command_with("runtime.device", "runtime.shard_weights"),
         epilog="Example: rlcm evaluate --run runs/a --checkpoint 0 --checkpoint 40",
     )(evaluate_command)
 
@@ -66,7 +66,7 @@ def evaluate_command(
         with open_cache(wanted=not no_cache) as cache:
             scorers = load_scorers(run, cache=cache, allow_changed=allow_changed)
             prompts = [planned.prompt for planned in plan_evaluation(run.config, run.prompts)]
-            model = load_policy_model(run.config, prompts)
+            model = load_policy_model(run.config, prompts, processes)
             for checkpoint in chosen:
                 display.follow(location.follow(evaluate(run, model, scorers, checkpoint, processes)))
         processes.leave()

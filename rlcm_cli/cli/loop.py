@@ -29,8 +29,8 @@ PAPERS_MODELS = {"emoji-lcm": "SimianLuo/LCM_Dreamshaper_v7", "emoji-diffusion":
 SETTINGS = (
     "prompts.source", "monitor.rewards", "monitor.on_hacking", "model.name", "sampler.kind", "objective.kind",
     "train.parameters", "last_step.mode", "runtime.iterations", "sample.samples", "sample.steps", "seed",
-    "runtime.device", "runtime.offload", "runtime.memory_budget", "model.dtype", "model.quantize", "model.image_size",
-    "train.kl_weight",
+    "runtime.device", "runtime.offload", "runtime.memory_budget", "runtime.shard_weights", "model.dtype",
+    "model.quantize", "model.image_size", "train.kl_weight",
     "runtime.keep_rollouts", "runtime.keep_checkpoints", "runtime.log_with", "ray.address",
 )  # fmt: skip
 """Settings that are options of the command."""
@@ -113,7 +113,7 @@ def loop_command(
         display.say_all(trusted)
         with open_cache(wanted=not no_cache) as cache:
             if executor == "ray":
-                check_shared(location, processes)
+                check_shared(location, processes, config)
                 from rlcm_cli.ray.loop import start_on_ray
 
                 started = start_on_ray(run, cached=not no_cache, allow_changed=allow_changed)
@@ -221,8 +221,13 @@ def show_result(run: Run, location: Location, display: Display) -> None:
     )
 
 
-def check_shared(location: Location, processes: Processes) -> None:
+def check_shared(location: Location, processes: Processes, config: Config) -> None:
     """Raise `ConfigError` where the nodes of a Ray cluster could not see the run, or others divide the work."""
+    if config.runtime.shard_weights:
+        raise ConfigError(
+            "--executor ray: its tasks hold whole models, and runtime.shard_weights shares one among the processes of "
+            "a launcher; leave one out"
+        )
     if location.url is not None:
         raise ConfigError(
             f"--executor ray: all nodes must see the run directory under the same path, and {location.url} is a URL; "

@@ -16,7 +16,7 @@ from rlcm_cli.wording import command
 SETTINGS = (
     "prompts.source", "model.name", "sampler.kind", "objective.kind", "train.parameters", "last_step.mode",
     "sample.samples", "sample.steps", "seed", "runtime.device", "runtime.offload", "runtime.memory_budget",
-    "model.dtype", "model.quantize", "model.image_size",
+    "runtime.shard_weights", "model.dtype", "model.quantize", "model.image_size",
 )  # fmt: skip
 """Settings that are options of the command."""
 
@@ -64,7 +64,7 @@ def sample_command(
         processes = join_processes(config.runtime.device)
         display = Display(quiet=quiet, as_json=as_json, silent=not processes.leads)
         settle_sources(check_run(path, config), asked)
-        run, model = start_run(path, config, fit_memory(display, "sample"))
+        run, model = start_run(path, config, fit_memory(display, "sample"), processes)
         location.confirm(config)
         display.say(describe_goal(config))
         display.say(describe_sampling(config, model))

@@ -80,6 +80,9 @@ FLAGS = {
     "runtime.micro_batch_size": Flag("--micro-batch"),
     "runtime.offload": Flag("--offload", default="no"),
     "runtime.memory_budget": Flag("--memory-budget", "SIZE"),
+    "runtime.shard_weights": Flag(
+        "--shard-weights", help="With several processes: keep a part of the denoiser's frozen weights in each (FSDP2)."
+    ),
     "runtime.keep_rollouts": Flag("--keep-rollouts", default="all"),
     "runtime.keep_checkpoints": Flag("--keep-checkpoints", default="all"),
     "runtime.log_with": Flag(
@@ -141,12 +144,14 @@ def make_setting_options(keys: tuple[str, ...]) -> Sequence[Any]:
     for key, flag in FLAGS.items():
         if key in keys:
             field, *_ = fields[key]
-            words = [word for one in fields[key] for word in words_of(one.annotation)]
+            # What is on or off is an option without a value.
+            given = [one.annotation for one in fields[key] if one.annotation is not bool]
+            words = [word for annotation in given for word in words_of(annotation)]
             options[_variable(key)] = (
                 _type_of(field.annotation),
                 typer.Option(
                     flag.name,
-                    metavar=flag.metavar or metavar_of(field.annotation),
+                    metavar=flag.metavar or (metavar_of(field.annotation) if given else ""),
                     help=(flag.help or "{help}.").format(help=first_clause(field), words=", ".join(words)),
                     show_default=flag.default,
                     rich_help_panel=PANEL,

@@ -14,7 +14,8 @@ from rlcm_cli.cli.streams import announce
 from rlcm_cli.wording import command
 
 SETTINGS = (
-    "runtime.device", "runtime.micro_batch_size", "runtime.offload", "runtime.memory_budget", "runtime.log_with",
+    "runtime.device", "runtime.micro_batch_size", "runtime.offload", "runtime.memory_budget", "runtime.shard_weights",
+    "runtime.log_with",
 )  # fmt: skip
 """Settings that are options of the command."""
 
@@ -64,7 +65,8 @@ def train_command(
         display.say_all(trusted)
         display.follow(check_shares(processes, processes.size))  # all processes train, even if there are fewer shards
         # The shards have the prompts' embeddings; only a memory budget has something drawn, of no prompt.
-        model = load_policy_model(run.config, [EMPTY_PROMPT] if run.config.runtime.memory_budget else [])
+        prompts = [EMPTY_PROMPT] if run.config.runtime.memory_budget else []
+        model = load_policy_model(run.config, prompts, processes)
         run = fit_memory(display, "train")(run, model)
         trained = train(run, model, scorers, processes, off_policy=off_policy)
         display.follow(location.follow(track(trained, trackers)))

@@ -285,6 +285,9 @@ class RuntimeSettings(Section):
     memory_budget: str | None = None
     """Memory for the run's tensors, such as 8GB or 7.5GiB; measured when training starts. Micro-batch size, gradient
     checkpointing, sliced decoding and offloading are chosen to fit; overrides the settings above."""
+    shard_weights: bool = False
+    """Each process holds a part of the denoiser's frozen weights; they are gathered block by block (FSDP2). For
+    several processes by `accelerate launch` or torchrun, training a LoRA."""
     keep_rollouts: PositiveInt | None = None
     """Number of newest rollouts to keep; None: all. Receipts and metrics always stay."""
     keep_checkpoints: PositiveInt | None = None
@@ -441,6 +444,20 @@ class Config(Section):
         }
         for hindrance in [name for name, there in hindrances.items() if there]:
             raise ValueError(f"runtime.offload does not go with {hindrance}; remove one of them")
+        return self
+
+    @model_validator(mode="after")
+    def _check_sharding(self) -> Config:
+        if not self.runtime.shard_weights:
+            return self
+        hindrances = {
+            "train.parameters full: only frozen weights are shared among processes": self.train.parameters == "full",
+            f"model.quantize {self.model.quantize}, whose weights cannot be cut": self.model.quantize is not None,
+            "runtime.offload, which moves whole weights": self.runtime.offload,
+            "runtime.memory_budget, which is measured with whole weights": self.runtime.memory_budget is not None,
+        }
+        for hindrance in (what for what, there in hindrances.items() if there):
+            raise ValueError(f"runtime.shard_weights does not go with {hindrance}; remove one of them")
         return self
 
     @model_validator(mode="after")

@@ -57,6 +57,8 @@ class LatentModel:
     """What is trained; None before something was attached."""
     base_weights: Mapping[str, Tensor] | None = None
     """The denoiser's weights as loaded, by name; None unless they are themselves trained."""
+    sharded: bool = False
+    """Whether this process has only a part of the denoiser's frozen weights, but for a moment before each use."""
     kept: dict[Any, Tensor] = field(default_factory=dict)
     """Tensors that the family keeps on the device from one call to the next."""
     absent_encoders: AbsentEncoders | None = None

@@ -131,7 +131,7 @@ def folded_lora(model: LatentModel) -> Iterator[None]:
 
     The base weights are put aside and put back, not subtracted from, so that they keep their bits. Only in float32,
     and for samplers that allow it: 16 bits and TF32 have no room for a small B A next to W, so that another policy
-    would draw than the one that is trained.
+    would draw than the one that is trained. Nor where W is sharded: it is not here.
     """
     layers = _foldable_layers(model)
     if not layers:
@@ -148,7 +148,7 @@ def _foldable_layers(model: LatentModel) -> dict[str, Any]:
     from peft.tuners.lora import LoraLayer
 
     tf32 = model.device.type == "cuda" and torch.backends.cuda.matmul.allow_tf32
-    if model.dtype != torch.float32 or tf32 or model.quantized or not model.sampler.folds_lora:
+    if model.dtype != torch.float32 or tf32 or model.quantized or model.sharded or not model.sampler.folds_lora:
         return {}
     if is_offloaded(model):  # weights would be put back that lie on another device by then
         return {}

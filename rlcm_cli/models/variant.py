@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -24,6 +25,8 @@ class Variant:
     dtype."""
     tiled_decoding: bool = False
     """Large images are decoded in tiles."""
+    shard: Callable[[torch.nn.Module, torch.device], None] | None = None
+    """Moves a part of the denoiser's weights to a device, where other processes have the rest; None: all are moved."""
 
     def check(self, place: torch.device) -> None:
         """Raise `ModelError` for what cannot be done on a device."""
@@ -39,6 +42,9 @@ def place_denoiser(model: LatentModel, variant: Variant) -> None:
     """Move the denoiser from the CPU to the model's device, and make the model smaller. Raises `ModelError`."""
     if variant.quantize is not None:
         quantise_denoiser(model, variant.quantize)
+    elif variant.shard is not None:
+        variant.shard(model.denoiser, model.device)
+        model.sharded = True
     else:
         with quiet_libraries():
             model.denoiser.to(model.device)

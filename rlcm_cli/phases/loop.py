@@ -22,7 +22,7 @@ from rlcm_cli.phases.sample import sample, tell_cut_prompts
 from rlcm_cli.phases.score import Scorer, load_scorers, score
 from rlcm_cli.phases.train import train
 from rlcm_cli.processes.job import Processes
-from rlcm_cli.runs.policy import ensure_start, start_run
+from rlcm_cli.runs.policy import choose_sharding, ensure_start, start_run
 from rlcm_cli.runs.run import Run, check_run
 from rlcm_cli.runs.schedules import training_schedule
 from rlcm_cli.store.checkpoint import latest_checkpoint
@@ -55,8 +55,9 @@ def start_loop(
 
     `cache` and `allow_changed` are those of `load_scorers`, `fit` is that of `start_run`; raises as they do.
     """
+    choose_sharding(config, processes)  # rewards may take minutes to load
     scorers = load_scorers(check_run(root, config), cache=cache, allow_changed=allow_changed)
-    run, model = start_run(root, config, fit)
+    run, model = start_run(root, config, fit, processes)
     return StartedLoop(run, str(model.device), loop(run, model, scorers, processes), model)
 
 

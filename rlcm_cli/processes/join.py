@@ -47,6 +47,11 @@ def join_processes(
     variables of a launcher are left over from another job. Raises `ConfigError` where there are fewer GPUs than
     processes on this machine, or one is named for all, and `WorkerLostError`.
     """
+    if environment.get("ACCELERATE_USE_FSDP", "").lower() in ("true", "1"):
+        raise ConfigError(
+            "accelerate is configured for FSDP, which it would do to models that it is given, and it is given none; "
+            "leave --use_fsdp out (or name a configuration without it by --config_file), and use --shard-weights"
+        )
     if not is_launched(environment):
         return Processes()
     own = int(environment["LOCAL_RANK"])

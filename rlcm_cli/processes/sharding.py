@@ -7,6 +7,7 @@ whole in each process, so that optimizer, average, checkpoint and export know no
 from __future__ import annotations
 
 import functools
+import warnings
 from typing import Any
 
 import torch
@@ -19,6 +20,10 @@ from torch.utils._pytree import tree_leaves
 from rlcm_cli.errors import ModelError
 from rlcm_cli.processes.job import Processes
 from rlcm_cli.processes.pace import Pace, ShardedBlock
+
+# A block's output may be a view, and FSDP's hooks on it would be lost if somebody wrote into it: nobody does. Here, as a
+# model is loaded where warnings are put back.
+warnings.filterwarnings("ignore", message="FSDP2-wrapped module", category=UserWarning)
 
 
 def shard_weights(denoiser: nn.Module, device: torch.device, processes: Processes) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from rlcm_cli.config import Config, ModelSettings
-from rlcm_cli.core.device import allow_tf32
+from rlcm_cli.core.device import allow_tf32, select_device
 from rlcm_cli.errors import ConfigError, ForeignFileError, ModelError
 from rlcm_cli.learning.optimizer import find_optimizer
 from rlcm_cli.models.full import attach_full
@@ -20,6 +20,7 @@ from rlcm_cli.models.lora import attach_lora, load_lora
 from rlcm_cli.models.memory import checkpoint_activations
 from rlcm_cli.models.offloading import offload_parts
 from rlcm_cli.models.variant import Variant
+from rlcm_cli.processes.job import Processes
 from rlcm_cli.runs.inputs import check_images, find_pairs
 from rlcm_cli.runs.run import Run, check_run, create_run, pin_commit
 from rlcm_cli.runs.schedules import training_schedule
@@ -41,11 +42,15 @@ EMPTY_PROMPT = ""
 
 
 def load_configured_model(
-    settings: ModelSettings, sampler: str, device: str, prompts: list[str] | None = None
+    settings: ModelSettings,
+    sampler: str,
+    device: str,
+    prompts: list[str] | None = None,
+    shard: Callable[[torch.nn.Module, torch.device], None] | None = None,
 ) -> LatentModel:
     """Load the model of a configuration for a sampler of a kind, with nothing to train attached.
 
-    `prompts`: as of `load_model`.
+    `prompts`: as of `load_model`; `shard`: of `Variant`.
     """
     return load_model(
         settings.name,
@@ -54,7 +59,7 @@ def load_configured_model(
         device=device,
         sampler=sampler,
         distilled_lora=settings.distilled_lora,
-        variant=choose_variant(settings),
+        variant=replace(choose_variant(settings), shard=shard),
         prompts=prompts,
     )
 
@@ -64,19 +69,46 @@ def choose_variant(settings: ModelSettings) -> Variant:
     return Variant(settings.image_sides, settings.quantize, settings.tiled_decoding)
 
 
-def load_policy_model(config: Config, prompts: list[str] | None = None) -> LatentModel:
+def load_policy_model(
+    config: Config, prompts: list[str] | None = None, processes: Processes = Processes()
+) -> LatentModel:
     """Load the model of a configuration with what is trained attached, as it is before any training.
 
     `prompts` are those that will be encoded, so that the text encoders need not stay; None: they stay, as they do
-    where captions are read at every step.
+    where captions are read at every step. `processes` share its weights where the configuration asks for it. Raises
+    as `choose_sharding` and `load_model`.
     """
     allow_tf32(config.runtime.tf32)
     known = prompts if config.pretraining.source is None else None
-    model = load_configured_model(config.model, config.sampler.kind, config.runtime.device, known)
+    shard = choose_sharding(config, processes)
+    model = load_configured_model(config.model, config.sampler.kind, config.runtime.device, known, shard)
     attach(config, model)
     if config.runtime.offload:
         offload_parts(model)
     return model
+
+
+def choose_sharding(config: Config, processes: Processes) -> Callable[[torch.nn.Module, torch.device], None] | None:
+    """Return what leaves each process a part of the denoiser's weights, where the configuration asks for it, or None.
+
+    Raises `ConfigError` where there is nobody to share them with, or no way to exchange them.
+    """
+    if not config.runtime.shard_weights:
+        return None
+    off = "set runtime.shard_weights=false"
+    if processes.size == 1:
+        raise ConfigError(
+            "runtime.shard_weights: this is a single process, without others to share the weights with; start several "
+            f"by `accelerate launch` or torchrun (docs/clusters.md), or {off}"
+        )
+    kind = select_device(config.runtime.device).type
+    if kind not in ("cuda", "cpu"):
+        raise ConfigError(
+            f"runtime.shard_weights: weights are shared by CUDA devices or by processes on the CPU, not by {kind}; {off}"
+        )
+    from rlcm_cli.processes.sharding import shard_weights  # half a second of imports
+
+    return functools.partial(shard_weights, processes=processes)
 
 
 def attach(config: Config, model: LatentModel) -> None:
@@ -91,17 +123,21 @@ def attach(config: Config, model: LatentModel) -> None:
 
 
 def start_run(
-    root: Path, config: Config, fit: Callable[[Run, LatentModel], Run] = lambda run, model: run
+    root: Path,
+    config: Config,
+    fit: Callable[[Run, LatentModel], Run] = lambda run, model: run,
+    processes: Processes = Processes(),
 ) -> tuple[Run, LatentModel]:
     """Open or make a run, and load its model.
 
     A run is made only once all that its configuration names was found good, so that a mistake leaves no
     directory behind that the corrected command would be refused for. `fit`, such as `measuring.memory.fit_run`, may
-    refuse it too, or give the run other runtime settings than it is made with.
+    refuse it too, or give the run other runtime settings than it is made with. `processes` and errors: as of
+    `load_policy_model`.
     """
     run = check_run(root, config)
     find_optimizer(config.train.optimizer)
-    model = load_policy_model(run.config, [EMPTY_PROMPT, *run.all_prompts()])
+    model = load_policy_model(run.config, [EMPTY_PROMPT, *run.all_prompts()], processes)
     config = pin_commit(run.config, model.commit)
     training_schedule(config, model)
     check_images(run.layout, config)

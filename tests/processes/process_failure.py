@@ -1,11 +1,16 @@
-"""The program with an accident in its second process: `process_failure.py killed|broken|spared ARGUMENTS OF RLCM`."""
+"""The program with an accident in its second process.
 
+`process_failure.py killed|broken|stuck|spared ARGUMENTS OF RLCM`
+"""
+
+import itertools
 import os
 import signal
 import sys
 
 from rlcm_cli.cli.app import main
-from rlcm_cli.errors import RewardError
+from rlcm_cli.errors import NotFiniteError, RewardError
+from rlcm_cli.models.latent_model import LatentModel
 from rlcm_cli.phases import sample, score
 
 
@@ -17,6 +22,14 @@ def fail(*_, **__):
     raise RewardError("reward 'compressibility': no longer works")
 
 
+def fail_amid_calls(*arguments, predict=LatentModel.predict, calls=itertools.count()):
+    if next(calls) == 5:  # the first ones measure the time of a call
+        raise NotFiniteError("a picture could not be drawn")
+    return predict(*arguments)
+
+
+if os.environ["RANK"] == "1" and sys.argv[1] == "stuck":
+    LatentModel.predict = fail_amid_calls
 if os.environ["RANK"] == "1" and sys.argv[1] == "killed":
     sample.publish_shard = die
 if os.environ["RANK"] == "1" and sys.argv[1] == "broken":
