@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from torch.utils._pytree import tree_leaves
 
@@ -21,8 +21,8 @@ from rlcm_cli.errors import ModelError
 from rlcm_cli.processes.job import Processes
 from rlcm_cli.processes.pace import Pace, ShardedBlock
 
-# A block's output may be a view, and FSDP's hooks on it would be lost if somebody wrote into it: nobody does. Here, as a
-# model is loaded where warnings are put back.
+# A block's output may be a view, and FSDP's hooks on it would be lost if somebody wrote into it: nobody does. Not where
+# a model is loaded: warnings are put back there.
 warnings.filterwarnings("ignore", message="FSDP2-wrapped module", category=UserWarning)
 
 
@@ -75,7 +75,7 @@ def _ask_before_use(module: nn.Module, pace: Pace, number: int) -> None:
     def ask_backward(_module: nn.Module, _inputs: Any, output: Any) -> None:
         for tensor in tree_leaves(output):
             if isinstance(tensor, torch.Tensor) and tensor.requires_grad:
-                tensor.register_hook(ask)
+                tensor.register_hook(ask)  # type: ignore[no-untyped-call]
 
     module.register_forward_pre_hook(ask, prepend=True)
     module.register_forward_hook(ask_backward, prepend=True)

@@ -104,7 +104,7 @@ def choose_sharding(config: Config, processes: Processes) -> Callable[[torch.nn.
     kind = select_device(config.runtime.device).type
     if kind not in ("cuda", "cpu"):
         raise ConfigError(
-            f"runtime.shard_weights: weights are shared by CUDA devices or by processes on the CPU, not by {kind}; {off}"
+            f"runtime.shard_weights: CUDA devices or processes on the CPU can share weights, {kind} cannot; {off}"
         )
     from rlcm_cli.processes.sharding import shard_weights  # half a second of imports
 

@@ -1,7 +1,6 @@
 """Frozen weights shared by two processes: they compute what whole ones do, whatever each process has to do."""
 
 import json
-import os
 import shutil
 from pathlib import Path
 
@@ -15,8 +14,8 @@ from safetensors.torch import load_file
 from tiny_pipelines import BUILDERS
 from torch import nn
 
-from rlcm_cli.cli.loop import check_shared
 from rlcm_cli.cli.location import Location
+from rlcm_cli.cli.loop import check_shared
 from rlcm_cli.config import parse_config
 from rlcm_cli.core import device as device_module
 from rlcm_cli.errors import ConfigError, ModelError
@@ -143,7 +142,7 @@ class TestRefusals:
         config = make_config(tiny_lcm, runtime={"shard_weights": True, "device": "auto"})
         monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
         assert device_module.select_device("auto").type == "mps"
-        with pytest.raises(ConfigError, match="not by mps"):
+        with pytest.raises(ConfigError, match="mps cannot"):
             choose_sharding(config, Processes(0, 2))
 
     @pytest.mark.parametrize(
