@@ -95,7 +95,7 @@ def choose_sharding(config: Config, processes: Processes) -> Callable[[torch.nn.
     """
     if not config.runtime.shard_weights:
         return None
-    off = "set runtime.shard_weights=false"
+    off = "add --set runtime.shard_weights=false"
     if processes.size == 1:
         raise ConfigError(
             "runtime.shard_weights: this is a single process, without others to share the weights with; start several "

@@ -225,6 +225,11 @@ class TestAlone:
         assert "torchrun" in event.message
         assert not list(check_shares(Processes(), 1, {"ACCELERATE_USE_CPU": "True"}))  # one was asked for
 
+    def test_accelerates_own_sharding_would_shard_nothing(self):
+        with pytest.raises(ConfigError, match=r"leave --use_fsdp out .* and use --shard-weights"):
+            join_processes("cpu", {**LAUNCHED, "ACCELERATE_USE_FSDP": "true"})
+        assert join_processes("cpu", {"ACCELERATE_USE_FSDP": "false"}) == Processes()
+
     def test_gpus_must_be_as_many_as_processes(self, monkeypatch):
         monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
         monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
