@@ -26,7 +26,7 @@ DISCOVERED = {
 }
 """Folder → its records, which are found by being there. The tests of every record are those of each module in it."""
 
-LONG: dict[str, str] = {"models/loading.py:load_model": "each is what a pipeline is loaded as; most calls give few"}
+LONG: dict[str, str] = {}
 """MODULE:FUNCTION that may be longer, or take more → why."""
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef

@@ -21,8 +21,8 @@ from rlcm_cli.errors import ModelError
 from rlcm_cli.processes.job import Processes
 from rlcm_cli.processes.pace import Pace, ShardedBlock
 
-# A block's output may be a view, and FSDP's hooks on it would be lost if somebody wrote into it: nobody does. It is said
-# here because such filters are put back where a model is loaded.
+# A block's output may be a view, and FSDP's hooks on it would be lost if somebody wrote into it: nobody does. It is
+# said here because such filters are put back where a model is loaded.
 warnings.filterwarnings("ignore", message="FSDP2-wrapped module", category=UserWarning)
 
 

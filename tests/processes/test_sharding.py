@@ -16,7 +16,7 @@ from torch import nn
 
 from rlcm_cli.cli.location import Location
 from rlcm_cli.cli.loop import check_shared
-from rlcm_cli.config import parse_config
+from rlcm_cli.config import override_config
 from rlcm_cli.core import device as device_module
 from rlcm_cli.errors import ConfigError, ModelError
 from rlcm_cli.processes.job import Processes
@@ -146,20 +146,18 @@ class TestRefusals:
             choose_sharding(config, Processes(0, 2))
 
     @pytest.mark.parametrize(
-        ("sections", "message"),
+        ("key", "value"),
         [
-            ({"train": {"parameters": "full"}}, "train.parameters full trains all weights"),
-            ({"runtime": {"memory_budget": "8GB"}}, "runtime.memory_budget is measured with whole weights"),
+            ("train.parameters", "full"),
+            ("model.quantize", "8bit"),
+            ("runtime.offload", "true"),
+            ("runtime.memory_budget", "8GB"),
         ],
     )
-    def test_settings_that_need_whole_weights(self, tiny_lcm, sections, message):
-        values = make_config(tiny_lcm).model_dump(mode="json")
-        for name, section in sections.items():
-            values[name] |= section
-        parse_config(values)
-        values["runtime"]["shard_weights"] = True
-        with pytest.raises(ConfigError, match=message):
-            parse_config(values)
+    def test_settings_that_need_whole_weights(self, tiny_lcm, key, value):
+        config = override_config(make_config(tiny_lcm), assignments=[f"{key}={value}"])
+        with pytest.raises(ConfigError, match=f"^runtime.shard_weights does not go with {key}[^;]*; remove one"):
+            override_config(config, assignments=["runtime.shard_weights=true"])
 
     def test_ray(self, tiny_lcm, tmp_path):
         config = make_config(tiny_lcm, runtime={"shard_weights": True})
