@@ -156,6 +156,8 @@ def describe_start(started: StartedLoop, named: str, *, names_rewards: bool) -> 
     if dropped:
         yield dropped
     yield device_line(config.model.name, started.device)
+    if config.runtime.shard_weights:
+        yield "each process holds a part of the denoiser's frozen weights"
     done = (started.run.layout.checkpoints() or [0])[-1]
     if done >= config.runtime.iterations:
         yield f"nothing left to train: {done} iterations are done; extend the run with --iterations {2 * done}"

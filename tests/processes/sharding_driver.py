@@ -14,12 +14,12 @@ torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
 from model_helpers import shake_lora  # noqa: E402
 from phase_runs import finish, make_config  # noqa: E402
+from sharded_calls import compare  # noqa: E402
 from torch.distributed.tensor import DTensor  # noqa: E402
 
 from rlcm_cli.config import override_config  # noqa: E402
 from rlcm_cli.models import lora  # noqa: E402
 from rlcm_cli.models.lora import lora_parameters  # noqa: E402
-from rlcm_cli.models.memory import checkpoint_activations  # noqa: E402
 from rlcm_cli.phases.loop import loop  # noqa: E402
 from rlcm_cli.phases.score import load_scorers  # noqa: E402
 from rlcm_cli.processes.join import join_processes  # noqa: E402
@@ -28,7 +28,6 @@ from rlcm_cli.runs.run import create_run  # noqa: E402
 
 UNET, TRANSFORMER, FOLDER = map(Path, sys.argv[1:])
 PROCESSES = join_processes("cpu")
-CALLS = 3 if PROCESSES.leads else 1
 FLOW = {"sampler": {"kind": "flow"}}
 MODELS = {"unet": (UNET, {}), "transformer": (TRANSFORMER, FLOW)}
 # Three shards and micro-batches of three: the processes have different numbers of calls, forward and backward.
@@ -46,27 +45,7 @@ def load(name, **runtime):
     return config, load_policy_model(config, processes=PROCESSES)
 
 
-def compute(model):
-    """Give predictions without and with a gradient, and the adapter's gradient, of this process's own calls."""
-    generator = torch.Generator().manual_seed(PROCESSES.rank)
-    conditioning, parameters = model.encode_prompts(["cat", "a dog"]), lora_parameters(model).values()
-    times, found = torch.tensor([0.7, 0.3]) if model.sampler.kind == "flow" else torch.tensor([700, 300]), []
-    for parameter in parameters:
-        parameter.grad = None
-    for _ in range(CALLS):
-        latents = torch.randn(2, *model.latent_shape, generator=generator)
-        with torch.no_grad():
-            found.append(model.predict(latents, times, conditioning, 1.0))
-        # Two graphs at once, and another policy's prediction between forward and backward, as some objectives have.
-        ways = [model.predict(latents * scale, times, conditioning, 1.0) for scale in (1.0, 0.5)]
-        with torch.no_grad(), model.trained.base_model(model):
-            found.append(model.predict(latents, times, conditioning, 1.0))
-        sum(way.square().mean() for way in ways).backward()
-        found += [way.detach() for way in ways]
-    return torch.stack(found), torch.cat([parameter.grad.flatten() for parameter in parameters])
-
-
-def compare(name):
+def examine(name):
     (_, whole), (_, sharded) = load(name), load(name, shard_weights=True)
     held = [p for p in sharded.denoiser.parameters() if not p.requires_grad]
     report = {
@@ -75,23 +54,10 @@ def compare(name):
         "all sharded": all(isinstance(p, DTensor) for p in held),
         "trained whole": not any(isinstance(p, DTensor) for p in lora_parameters(sharded).values()),
         "held": sum(p.to_local().untyped_storage().nbytes() for p in held) / sum(p.nbytes for p in held),
-        "predictions": [],
-        "gradients": [],
     }
     for model in (whole, sharded):
         shake_lora(model)
-    for checkpointing, overlaps in ((False, False), (True, True)):
-        PROCESSES.pace.overlaps = overlaps
-        for model in (whole, sharded):
-            checkpoint_activations(model, checkpointing)
-        expected, gradient = compute(whole)
-        found, shared_gradient = compute(sharded)
-        same = torch.tensor([float(torch.equal(found, expected))])
-        difference = ((shared_gradient - gradient).norm() / gradient.norm()).reshape(1)
-        PROCESSES.sum(same)
-        PROCESSES.sum(difference)
-        report["predictions"].append(same.item() / PROCESSES.size)
-        report["gradients"].append(difference.item())
+    report |= compare(whole, sharded, PROCESSES)
     report["dropped"] = not any(block.is_gathered() for block in PROCESSES.pace.blocks)
     PROCESSES.pace.blocks.clear()
     return report
@@ -105,7 +71,7 @@ def make_loop(name, folder, **runtime):
     PROCESSES.pace.blocks.clear()
 
 
-report = {name: compare(name) for name in MODELS}
+report = {name: examine(name) for name in MODELS}
 make_loop("unet", "unet-folded")
 lora._foldable_layers = lambda model: {}  # sharded weights are not folded
 for name in MODELS:

@@ -19,6 +19,7 @@ from rlcm_cli.cli.loop import check_shared
 from rlcm_cli.config import override_config
 from rlcm_cli.core import device as device_module
 from rlcm_cli.errors import ConfigError, ModelError
+from rlcm_cli.families import FAMILIES
 from rlcm_cli.processes.job import Processes
 from rlcm_cli.processes.sharding import shard_weights
 from rlcm_cli.runs.policy import choose_sharding, load_policy_model
@@ -58,7 +59,7 @@ class TestTwoProcesses:
 
     @pytest.mark.parametrize("name", MODELS)
     def test_predict_the_same_bytes_with_different_numbers_of_calls(self, driven, name):
-        assert driven[0][name]["predictions"] == [1.0] * 2
+        assert driven[0][name]["predictions"] == [True, True]
 
     @pytest.mark.parametrize(("name", "rounding"), [("unet", 1e-6), ("transformer", 0.0)])
     def test_have_the_gradient_of_whole_weights(self, driven, name, rounding):
@@ -100,6 +101,21 @@ class TestTwoProcesses:
         assert list((tmp_path / "images").glob("*.png"))
         succeed(capsys, "evaluate", "--run", root, "--checkpoint", "1", "--set", "runtime.shard_weights=false")
         assert open_run(root).layout.evaluation(1).exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", BUILDERS)
+def test_every_familys_models_compute_what_whole_ones_do(kind, tmp_path):
+    for name, build in BUILDERS[kind].items():
+        build(tmp_path / "models" / kind / name)
+    leader, other = launch_together(HERE / "families_driver.py", [tmp_path / "models"], tmp_path / "output")
+    assert (leader.status, other.status) == (0, 0), leader.err + other.err
+    report = json.loads(leader.out)
+    assert len(report) == 2 * len(BUILDERS[kind])
+    for name, found in report.items():
+        assert found["predictions"] == [True, True], name
+        rounding = {"float32": 1e-6, "bfloat16": 2e-2}[name.split()[-1]]
+        assert max(found["gradients"]) <= (rounding if FAMILIES[kind].denoiser == "unet" else 0.0), name
 
 
 class TestAccidents:
