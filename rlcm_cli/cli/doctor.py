@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -13,8 +14,11 @@ from rlcm_cli.cli import options as o
 from rlcm_cli.cli.asked import ask_model
 from rlcm_cli.cli.setting_options import FLAGS, chosen_settings, command_with
 from rlcm_cli.errors import ConfigError
+from rlcm_cli.wording import to_line
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from rlcm_cli.config import Config
     from rlcm_cli.measuring.doctor import Finding
 
@@ -55,13 +59,13 @@ def doctor_command(
     from rlcm_cli.measuring import doctor
 
     flags = chosen_settings(context)
-    resolve = settle(flags, assignments, tries=tries)
+    resolve, name = settle(flags, assignments, tries=tries), flags["model.name"]
     if resolve is None:
         show(doctor.examine(runs), as_json=as_json)
     elif tries:
-        show(doctor.try_model(runs, resolve, flags["sample.steps"]), as_json=as_json)
+        show(doctor.try_model(runs, resolve, flags["sample.steps"]), as_json=as_json, busy=f"trying {name}")
     else:
-        show(doctor.examine_model(runs, resolve), as_json=as_json)
+        show(doctor.examine_model(runs, resolve), as_json=as_json, busy=f"looking at {name}")
 
 
 def settle(flags: Mapping[str, Any], assignments: Sequence[str], *, tries: bool) -> Callable[[], Config] | None:
@@ -82,33 +86,40 @@ def settle(flags: Mapping[str, Any], assignments: Sequence[str], *, tries: bool)
     return None
 
 
-def show(findings: Iterable[Finding], *, as_json: bool) -> None:
-    """Print a line for each finding as it comes, or all as JSON; exit with 1 where one is a problem."""
+def show(findings: Iterable[Finding], *, as_json: bool, busy: str = "") -> None:
+    """Print a line for each finding as it comes, or all as JSON; exit with 1 where one is a problem.
+
+    `busy` says in a terminal what goes on until then.
+    """
     from dataclasses import asdict
 
-    from rich.text import Text
-
     from rlcm_cli.cli.display import print_json
-    from rlcm_cli.cli.tables import print_rows
     from rlcm_cli.cli.terminal import open_console
 
     console = open_console(highlight=False)
     shown = []
-    for finding in findings:
-        shown.append(finding)
-        if not as_json:
-            advice = f" → {finding.advice}" if finding.advice else ""
-            row = (
-                Text(f"{finding.status:<7}", STYLES[finding.status]),
-                f"{finding.topic:<17}",
-                finding.found + advice,
-            )
-            if console.is_terminal:
-                print_rows(console, [row])
-            else:  # one line each, however long
-                console.print(Text(" ").join([row[0], Text(row[1]), Text(row[2])]), soft_wrap=True)
+    waits = bool(busy) and console.is_terminal and not as_json
+    with console.status(to_line(busy), spinner="line") if waits else contextlib.nullcontext():
+        for finding in findings:
+            shown.append(finding)
+            if not as_json:
+                print_finding(console, finding)
     healthy = all(finding.status != "problem" for finding in shown)
     if as_json:
         print_json({"healthy": healthy, "findings": [asdict(finding) for finding in shown]})
     if not healthy:
         raise typer.Exit(1)
+
+
+def print_finding(console: Console, finding: Finding) -> None:
+    """Print a finding: wrapped in a terminal, elsewhere as one line, however long."""
+    from rich.text import Text
+
+    from rlcm_cli.cli.tables import print_rows
+
+    advice = f" → {finding.advice}" if finding.advice else ""
+    row = (Text(f"{finding.status:<7}", STYLES[finding.status]), f"{finding.topic:<17}", finding.found + advice)
+    if console.is_terminal:
+        print_rows(console, [row])
+    else:
+        console.print(Text(" ").join([row[0], Text(row[1]), Text(row[2])]), soft_wrap=True)

@@ -19,7 +19,7 @@ from rlcm_cli.errors import ModelError
 from rlcm_cli.families import Family
 from rlcm_cli.foreign.faults import ForeignError, faults_of_libraries
 from rlcm_cli.foreign.folders import suggest_path
-from rlcm_cli.foreign.hub import HubError, fetch_file, is_cached, is_hub_id, list_files
+from rlcm_cli.foreign.hub import HubError, fetch_file, find_hub_fault, is_cached, is_hub_id, list_files, measure_files
 from rlcm_cli.models.latent_model import LatentModel
 from rlcm_cli.models.libraries import first_line, quiet_libraries
 from rlcm_cli.models.lora_binding import Binding, bind_modules, check_loaded
@@ -317,6 +317,21 @@ def locate_lora(place: str) -> Path:
     return _fetch_from_hub(place)
 
 
+def measure_lora(place: str) -> int:
+    """Return the bytes of the file that `locate_lora` finds, which is not fetched from the hub; raises as it does."""
+    if Path(place).exists() or find_hub_fault():
+        return locate_lora(place).stat().st_size
+    repository, file = split_file(place)
+    try:
+        sizes = measure_files(repository)
+    except HubError as fault:
+        raise _explain_absence(place, fault) from None
+    name = file or _choose_file([*sizes], place)
+    if name not in sizes:
+        raise ModelError(f"LoRA '{place}': {repository} has no file {name}; name one of its safetensors files")
+    return sizes[name]
+
+
 def _choose_file(names: Sequence[str], place: str) -> str:
     if LORA_FILE in names:
         return LORA_FILE
@@ -350,7 +365,11 @@ def _fetch_from_hub(place: str) -> Path:
         name = LORA_FILE if is_cached(place, LORA_FILE) else _choose_file(list_files(place)[1], place)
         return fetch_file(place, name)
     except HubError as fault:
-        raise ModelError(
-            f"LoRA '{place}' is not here and could not be loaded from the hub ({fault}){suggest_path(place)}; name a "
-            "run, a checkpoint, a LoRA file or a hub id"
-        ) from None
+        raise _explain_absence(place, fault) from None
+
+
+def _explain_absence(place: str, fault: HubError) -> ModelError:
+    return ModelError(
+        f"LoRA '{place}' is not here and could not be loaded from the hub ({fault}){suggest_path(place)}; name a "
+        "run, a checkpoint, a LoRA file or a hub id"
+    )

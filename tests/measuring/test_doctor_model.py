@@ -12,7 +12,7 @@ from fake_hub import files_of, reached
 from huggingface_hub import constants
 from model_helpers import edit_json, load_tiny
 from pydantic import TypeAdapter
-from tiny_pipelines import BUILDERS, SIZES
+from tiny_pipelines import BUILDERS, SIZES, build_sd
 
 from rlcm_cli.measuring import doctor
 from rlcm_cli.measuring.doctor import Finding
@@ -93,7 +93,7 @@ def test_a_published_model_takes_what_the_documentation_says(tmp_path, capsys):
         (training, written.training_bytes(bits=16, checkpointing=False, keeps_text=False)),
         (training, written.training_bytes(bits=16, checkpointing=True, keeps_text=False)),
     ):
-        assert doctor_model.format_size(size) in told
+        assert doctor_model.format_memory(size) in told
     assert doctor_model.format_count(written.adapter) in found["lora"]["found"]
 
 
@@ -101,7 +101,7 @@ def test_the_embedded_model_is_told_line_by_line(capsys):
     lines = succeed(capsys, "doctor", "--model", "emoji-lcm").out.splitlines()
     assert [line[8:26].strip() for line in lines] == ["python", *TOPICS]
     assert all(line.startswith("ok ") for line in lines)
-    assert "4 calls an image, guidance 4, 64 × 64 pixels; recommended by its card" in lines[2]
+    assert "4 calls an image, guidance 4, 64 × 64 pixels; source: its card" in lines[2]
     assert "13 MB in 12 files, part of rlcm" in lines[3]
     assert "56 modules (to_q, to_k, to_v, to_out.0); 208 k trained parameters at rank 16" in lines[4]
 
@@ -159,8 +159,8 @@ def test_of_the_hub_only_configurations_are_downloaded(hub, tiny_lcm, capsys, mo
         "model_index.json"
     }
     needed = [file for file in files if file != "README.md"]
-    size = doctor_model.format_size(sum(len(files[file]) for file in needed))
-    here = doctor_model.format_size(sum(len(files[file]) for file in fetched))
+    size = doctor_model.format_memory(sum(len(files[file]) for file in needed))
+    here = doctor_model.format_memory(sum(len(files[file]) for file in fetched))
     told = f"{size} in {len(needed)} files, of which {here} are in the hub cache"
     assert found["download"]["found"] == told
 
@@ -169,6 +169,28 @@ def test_of_the_hub_only_configurations_are_downloaded(hub, tiny_lcm, capsys, mo
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     told = ask(capsys, "--model", "ann/lcm")["download"]
     assert (told["status"], told["found"]) == ("note", f"{size} are in the hub cache, and HF_HUB_OFFLINE is set")
+
+
+def test_a_distilled_lora_is_looked_for_and_measured(hub, tmp_path, capsys):
+    folder = build_sd(tmp_path / "sd")
+    hub.add("ann/lora", files={"pytorch_lora_weights.safetensors": b"0" * 5000, "other.safetensors": b"0" * 7000})
+    (tmp_path / "own.safetensors").write_bytes(b"0" * 3000)
+    for place, size in (
+        ("ann/lora", "5 kB"),
+        ("ann/lora/other.safetensors", "7 kB"),
+        (tmp_path / "own.safetensors", "3 kB"),
+    ):
+        found = ask(capsys, "--model", folder, "--set", f"model.distilled_lora={place}")
+        assert "sampler lcm, 4 calls an image, guidance 1" in found["sampling"]["found"]
+        assert found["distilled LoRA"]["found"] == f"{place}: {size}"
+    assert not any("/resolve/" in path for path in hub.asked)
+    for place, said in (
+        ("ann/none", "the hub has no repository ann/none"),
+        ("ann/lora/gone.safetensors", "ann/lora has no file gone.safetensors"),
+        (tmp_path / "gone.safetensors", "is not here"),
+    ):
+        *_, last = list_findings(capsys, "--model", folder, "--set", f"model.distilled_lora={place}")
+        assert (last["status"], said in last["found"]) == ("problem", True), last
 
 
 def test_each_mistake_is_one_problem_that_says_what_to_do(hub, tiny_lcm, tmp_path, capsys):
@@ -223,3 +245,10 @@ def test_on_a_machine_that_is_broken_no_model_is_looked_at(capsys, monkeypatch):
     found = ask(capsys, "--model", "emoji-lcm")
     assert [*found] == ["torch", "model"]
     assert found["model"]["found"].startswith("not looked at")
+
+
+@pytest.mark.parametrize(
+    ("number", "text"), [(0, "0"), (999, "999"), (5_411_000, "5.41 M"), (11_900_000_000, "11.9 B")]
+)
+def test_parameters_are_told_with_three_digits(number, text):
+    assert doctor_model.format_count(number) == text

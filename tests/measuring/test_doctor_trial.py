@@ -8,6 +8,7 @@ import tempfile
 import pytest
 import torch
 from command_line import rlcm
+from fake_hub import files_of, reached
 from safetensors.torch import load_file, save_file
 from tiny_pipelines import BUILDERS, SIZES
 
@@ -60,6 +61,15 @@ def test_it_is_drawn_and_trained_as_asked(capsys, tiny_lcm):
     assert {one["status"] for one in found.values()} == {"ok"}
     assert "32 × 16 pixels, 3 calls of the sampler lcm" in found["try: draw"]["found"]
     assert found["try: load"]["found"].startswith("in bfloat16, the denoiser in 8bit, on cpu")
+
+
+def test_a_model_of_the_hub_is_downloaded_and_takes_every_step(capsys, tiny_lcm, tmp_path, monkeypatch):
+    with reached(monkeypatch, tmp_path / "cache") as hub:
+        hub.add("ann/lcm", files=files_of(tiny_lcm))
+        found = attempt(capsys, "ann/lcm")
+        asked = [path for path in hub.asked if "/resolve/" in path]
+        assert any(path.endswith("unet/diffusion_pytorch_model.safetensors") for path in asked)
+    assert [(one["topic"], one["status"]) for one in found] == [(topic, "ok") for topic in TOPICS]
 
 
 @pytest.mark.slow

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from rlcm_cli.wording import format_size
+
 
 @dataclass(frozen=True)
 class Finding:
@@ -17,6 +19,15 @@ class Finding:
     found: str
     advice: str = ""
     """What to do; empty where nothing is to be done."""
+
+
+def format_memory(size: float) -> str:
+    """Return a number of bytes, from 1 GB on with one decimal.
+
+    >>> format_memory(2_420_000_000)
+    '2.4 GB'
+    """
+    return format_size(size) if size < 1e9 or size >= 1e12 else f"{size / 1e9:,.1f} GB"
 
 
 def shorten_home(path: Path) -> str:

@@ -13,19 +13,19 @@ from rlcm_cli.core.device import select_device
 from rlcm_cli.errors import ModelError, RlcmError
 from rlcm_cli.foreign.faults import ForeignError, faults_of_libraries
 from rlcm_cli.foreign.hub import find_hub_fault
-from rlcm_cli.measuring.doctor.finding import Finding, shorten_home
+from rlcm_cli.measuring.doctor.finding import Finding, format_memory, shorten_home
 from rlcm_cli.measuring.footprint import Footprint, measure_model
 from rlcm_cli.models.embedded import EMBEDDED
 from rlcm_cli.models.folders import Download, PipelineFolder, find_pipeline, measure_download
 from rlcm_cli.models.latent_model import LatentModel
 from rlcm_cli.models.libraries import quiet_libraries
-from rlcm_cli.models.lora import ADAPTER
+from rlcm_cli.models.lora import ADAPTER, measure_lora
 from rlcm_cli.models.lora_binding import adapted_layers
 from rlcm_cli.models.outlines import outline_model
 from rlcm_cli.models.parts import Parts, read_parts
 from rlcm_cli.models.text_encoders import encoders_of
 from rlcm_cli.recommendation import Recommendation
-from rlcm_cli.wording import count, format_size
+from rlcm_cli.wording import count
 
 BITS = {"4bit": 4, "8bit": 8, None: 16}
 """Of the denoiser's linear layers, by `model.quantize`; what a text tells of 16 holds of both types of 16 bits."""
@@ -56,6 +56,9 @@ def _describe(config: Config) -> Iterator[Finding]:
     own = "its card" if settings.name in EMBEDDED and found.sampler == natural else ""
     yield _tell_sampling(model, found, found.source or own)
     yield _tell_files(folder, measure_download(folder))
+    if settings.distilled_lora is not None:
+        size = format_memory(measure_lora(settings.distilled_lora))
+        yield Finding("distilled LoRA", "ok", f"{settings.distilled_lora}: {size}")
     encoders = [getattr(model.pipeline, part) for part in encoders_of(model.pipeline, model.family)]
     try:
         with faults_of_libraries(), quiet_libraries():
@@ -84,7 +87,7 @@ def _tell_sampling(model: LatentModel, found: Recommendation, source: str) -> Fi
     height, width = model.image_size
     told = (
         f"sampler {found.sampler}, {count(found.steps, 'call')} an image, guidance {found.guidance_scale:g}, "
-        f"{width} × {height} pixels; {f'recommended by {source}' if source else 'the default of its family'}"
+        f"{width} × {height} pixels; {f'source: {source}' if source else 'the default of its family'}"
     )
     if found.training:
         chosen = ", ".join(f"{key} {value}" for key, value in found.training.items())
@@ -93,17 +96,17 @@ def _tell_sampling(model: LatentModel, found: Recommendation, source: str) -> Fi
 
 
 def _tell_files(folder: PipelineFolder, found: Download) -> Finding:
-    files = f"{format_size(found.size)} in {count(found.files, 'file')}"
+    files = f"{format_memory(found.size)} in {count(found.files, 'file')}"
     if folder.commit is None:
         where = "part of rlcm" if folder.name in EMBEDDED else f"in {shorten_home(folder.path.absolute())}"
         return Finding("files", "ok", f"{files}, {where}")
     fault = find_hub_fault()
     if fault:  # what is missing is not known
         advice = "look at the network; what is missing here is not known"
-        return Finding("download", "note", f"{format_size(found.here)} are in the hub cache, and {fault}", advice)
+        return Finding("download", "note", f"{format_memory(found.here)} are in the hub cache, and {fault}", advice)
     if found.here >= found.size:
         return Finding("download", "ok", f"none: all {files} are in the hub cache")
-    return Finding("download", "ok", f"{files}, of which {format_size(found.here)} are in the hub cache")
+    return Finding("download", "ok", f"{files}, of which {format_memory(found.here)} are in the hub cache")
 
 
 def _tell_lora(model: LatentModel, taken: Footprint) -> Finding:
@@ -120,7 +123,7 @@ def _tell_lora(model: LatentModel, taken: Footprint) -> Finding:
 def _tell_drawing(taken: Footprint, bits: int, room: int, where: str) -> Finding:
     dropped, kept = (taken.drawing_bytes(bits=bits, keeps_text=keeps) for keeps in (False, True))
     found = (
-        f"{format_size(dropped)} in {bits} bits, one image at a time ({format_size(kept)} while the text encoders "
+        f"{format_memory(dropped)} in {bits} bits, one image at a time ({format_memory(kept)} while the text encoders "
         "stay in memory)"
     )
     ways = {FEWER: taken.drawing_bytes(bits=4, keeps_text=False)}
@@ -133,8 +136,8 @@ def _tell_training(taken: Footprint, bits: int, room: int, where: str) -> Findin
 
     plain, checkpointed = measure(bits, again=False), measure(bits, again=True)
     found = (
-        f"{format_size(plain)} in {bits} bits, one transition at a time ({format_size(checkpointed)} with gradient "
-        "checkpointing)"
+        f"{format_memory(plain)} in {bits} bits, one transition at a time ({format_memory(checkpointed)} with "
+        "gradient checkpointing)"
     )
     ways = {AGAIN: checkpointed, FEWER: measure(4, again=False), f"{FEWER} and {AGAIN}": measure(4, again=True)}
     return _compare("memory to train", found, plain, ways, room, where)
@@ -145,7 +148,7 @@ def _compare(topic: str, found: str, size: int, ways: Mapping[str, int], room: i
     if size <= room:
         return Finding(topic, "ok", found)
     fitting = next((f"use {way}" for way, taken in ways.items() if taken <= room), LARGER)
-    return Finding(topic, "note", f"{found}; {where} has {format_size(room)}", fitting)
+    return Finding(topic, "note", f"{found}; {where} has {format_memory(room)}", fitting)
 
 
 def _measure_room(device: torch.device) -> tuple[int, str]:
@@ -162,4 +165,4 @@ def format_count(number: int) -> str:
     '5.4 M'
     """
     exponent = min(int(math.log10(number * 1.0005)) // 3, 3) if number else 0
-    return f"{number / 1000**exponent:.3g}{('', ' k', ' M', ' G')[exponent]}"
+    return f"{number / 1000**exponent:.3g}{('', ' k', ' M', ' B')[exponent]}"

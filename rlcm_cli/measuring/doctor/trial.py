@@ -24,7 +24,7 @@ from rlcm_cli.events import Event
 from rlcm_cli.foreign.faults import ForeignError, faults_of_libraries
 from rlcm_cli.learning.log_probs import check_ratio, numerics
 from rlcm_cli.measuring.bench import describe_device, peak_memory
-from rlcm_cli.measuring.doctor.finding import Finding
+from rlcm_cli.measuring.doctor.finding import Finding, format_memory
 from rlcm_cli.measuring.dry_step import Probe
 from rlcm_cli.measuring.memory import release_memory
 from rlcm_cli.models.export import draw_by_pipeline, use_scheduler
@@ -37,7 +37,7 @@ from rlcm_cli.runs.policy import attach, load_configured_model
 from rlcm_cli.runs.schedules import drawing_schedule
 from rlcm_cli.samplers import PipelineCall
 from rlcm_cli.store.checkpoint import digest_safetensors, find_checkpoint_weights
-from rlcm_cli.wording import count, format_size
+from rlcm_cli.wording import count
 
 PROMPT, SEED = "a cat", 0
 RATE = 1e-3
@@ -97,7 +97,7 @@ def _measure(work: Iterator[Outcome], topic: str, device: torch.device) -> Findi
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     seconds = f"{time.perf_counter() - started:.1f} s"
-    found = f"{outcome.found}; {seconds}, peak {format_size(peak_memory(device))}"
+    found = f"{outcome.found}; {seconds}, peak {format_memory(peak_memory(device))}"
     return Finding(topic, "problem" if outcome.fault else "ok", found, outcome.fault)
 
 
@@ -210,7 +210,7 @@ def _export(source: Source, folder: Path, device: str) -> Outcome:
     verification = _finish(work).verification
     size = sum(each.stat().st_size for each in (folder / "export").rglob("*.safetensors"))
     changed = "" if verification.largest else f" (the step changed it by {verification.trained:.2g} levels on average)"
-    return Outcome(f"{format_size(size)}, read back in float32: {verification}{changed}")
+    return Outcome(f"{format_memory(size)}, read back in float32: {verification}{changed}")
 
 
 def _finish(work: Generator[Event, None, Exported]) -> Exported:
