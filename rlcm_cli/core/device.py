@@ -1,6 +1,8 @@
-"""The device that a setting names."""
+"""The device that a setting names, and its memory."""
 
 from __future__ import annotations
+
+import gc
 
 import torch
 
@@ -35,3 +37,10 @@ def allow_tf32(allowed: bool) -> None:
     """
     torch.backends.cuda.matmul.allow_tf32 = allowed
     torch.backends.cudnn.allow_tf32 = allowed
+
+
+def release_memory(device: torch.device) -> None:
+    """Release the memory that nothing uses any more."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from rlcm_cli.config import Config
-from rlcm_cli.core.device import allow_tf32
+from rlcm_cli.core.device import allow_tf32, release_memory
 from rlcm_cli.core.schedule import Schedule
 from rlcm_cli.core.throughput import (
     UnitCosts,
@@ -31,7 +31,7 @@ from rlcm_cli.errors import ConfigError
 from rlcm_cli.learning.costs import count_work
 from rlcm_cli.measuring.dry_step import Probe
 from rlcm_cli.measuring.flops import count_flops
-from rlcm_cli.measuring.memory import TrainingFit, fit_training, release_memory, training_peaks
+from rlcm_cli.measuring.memory import TrainingFit, fit_training, training_peaks
 from rlcm_cli.models.latent_model import LatentModel
 from rlcm_cli.models.memory import cap_memory
 from rlcm_cli.objectives import find_objective

@@ -7,7 +7,6 @@ training at one and two transitions, from which the line is drawn on: activation
 from __future__ import annotations
 
 import functools
-import gc
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Literal
@@ -16,6 +15,7 @@ import torch
 
 from rlcm_cli.config import Config, parse_size
 from rlcm_cli.core.allocations import PeakAllocations, distinct_bytes
+from rlcm_cli.core.device import release_memory
 from rlcm_cli.core.throughput import largest_that_fits
 from rlcm_cli.errors import ConfigError
 from rlcm_cli.measuring.dry_step import Probe
@@ -214,13 +214,6 @@ def measure_peak(model: LatentModel, work: Callable[[], object]) -> int | None:
     # Out here the error no longer holds the frames whose tensors fill the device.
     release_memory(model.device)
     return None
-
-
-def release_memory(device: torch.device) -> None:
-    """Release the memory that nothing uses any more."""
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
 
 
 def _cuda_peak(device: torch.device, work: Callable[[], object]) -> int:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from rlcm_cli import __version__
 from rlcm_cli.config import Config, ModelSettings, SampleSettings, keep_commit, override_section
+from rlcm_cli.core.device import release_memory
 from rlcm_cli.core.lora_file import LoraModule
 from rlcm_cli.core.noise import derive_seed
 from rlcm_cli.errors import ConfigError, CorruptFileError, ForeignFileError, MissingFileError, ModelError
@@ -253,6 +254,7 @@ def export(
             f"{source.file}: was trained on another base model than '{source.model.name}' is here (weights or dtype "
             "differ); name the same by --model, or pin its revision"
         )
+    place = model.device
     use_float32(model)
     source, call = settle_call(source, model)
     use_scheduler(model.pipeline, call)
@@ -262,7 +264,10 @@ def export(
     with publish_folder(out) as folder:
         with explain_safetensors():
             weights = _write_checked(model, form, folder, DTYPES[dtype], title, modules)
-        pipeline = _read_back(source, form, weights, model.device)
+        about = _describe_model(source, form, model)
+        del model  # the export is read back into another: two in float32 may not fit
+        release_memory(place)
+        pipeline = _read_back(source, form, weights, place)
         use_scheduler(pipeline, call)
         drawn = []
         for prompt, seed in zip(prompts, _seeds(prompts), strict=True):
@@ -284,11 +289,7 @@ def export(
             verification,
             type(pipeline).__name__,
             call,
-            read_licence(source.model.name, source.model.pinned_revision),
-            model.guided_by_embedding and not name_guidance(model, source.sample),
-            form != "kohya" or model.family.names.kohya_in_diffusers,
-            tuple(part for part in model.family.loading.optional if getattr(model.pipeline, part) is None),
-            describe_use(model, source.model, source.sample),
+            **about,
         )
         (folder / RECORD_FILE).write_text(_record(exported), encoding="utf-8")
         describe(exported, folder)
@@ -296,6 +297,17 @@ def export(
             remove_folder(out)
     yield FileWritten(out, f"{_name_format(form)}; {verification}")
     return exported
+
+
+def _describe_model(source: Source, form: Format, model: LatentModel) -> dict[str, Any]:
+    """Return what an export says of its base model, by the fields of `Exported`."""
+    return {
+        "licence": read_licence(source.model.name, source.model.pinned_revision),
+        "guided_by_embedding": model.guided_by_embedding and not name_guidance(model, source.sample),
+        "loads_in_diffusers": form != "kohya" or model.family.names.kohya_in_diffusers,
+        "absent": tuple(part for part in model.family.loading.optional if getattr(model.pipeline, part) is None),
+        "comfyui": describe_use(model, source.model, source.sample),
+    }
 
 
 def load_unreduced(source: Source, device: str) -> LatentModel:
