@@ -41,11 +41,13 @@ class Command:
 
 def build_pipeline(folder: Path) -> None:
     """Save a pipeline of the architecture with random weights, as its makers' repository has it."""
-    from transformers import CLIPTokenizer
-
     from rlcm_cli.models.architectures import made_there
     from rlcm_cli.models.embedded import embedded_folder
+    from rlcm_cli.models.libraries import quiet_libraries
     from rlcm_cli.models.parts import find_architecture
+
+    with quiet_libraries():
+        from transformers import CLIPTokenizer
 
     _, architecture = find_architecture(ARCHITECTURE)
     with made_there(torch.device("cpu"), torch.bfloat16):
@@ -55,7 +57,8 @@ def build_pipeline(folder: Path) -> None:
     for encoder in encoders.values():
         encoder.config.bos_token_id, encoder.config.eos_token_id = tokenizer.bos_token_id, tokenizer.eos_token_id
     pipeline.register_modules(**encoders, tokenizer=tokenizer, tokenizer_2=tokenizer)
-    pipeline.save_pretrained(folder, safe_serialization=True)
+    with quiet_libraries():
+        pipeline.save_pretrained(folder, safe_serialization=True)
 
 
 def run_command(*arguments: object) -> Command:
@@ -77,9 +80,14 @@ def rehearse(folder: Path, model: Path, size: int, extra: Sequence[str]) -> list
     prompts = folder / "prompts.txt"
     prompts.write_text("\n".join(PROMPTS) + "\n")
     settings = ["sample.batch_size=4", "train.minibatch_size=4", "runtime.micro_batch_size=1", "lora.rank=16"]
-    settings += ["prompts.held_out_fraction=0.25", "evaluate.prompts=1", "evaluate.images_per_prompt=1"]
+    settings += [
+        "prompts.held_out_fraction=0.25",
+        "evaluate.prompts=1",
+        "evaluate.images_per_prompt=1",
+        "runtime.iterations=1",
+    ]
     given = ["--task", "compression", "--reward", "compressibility", "--model", model, "--dtype", "bfloat16"]
-    given += ["--size", size, "--prompts", prompts, "--samples", 4, "--steps", 2, "--iterations", 1]
+    given += ["--size", size, "--prompts", prompts, "--samples", 4, "--steps", 2]
     given += [word for setting in settings for word in ("--set", setting)]
     commands = [
         run_command("sample", "--run", run, *given, *extra),
