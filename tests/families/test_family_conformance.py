@@ -58,9 +58,9 @@ iterations = 1
 device = "cpu"
 """
 CASES = [
-    pytest.param((kind, name), id=f"{kind} {name}")
+    pytest.param((kind, name), id=f"{kind} {name}", marks=[pytest.mark.slow] if number else [])
     for kind in FAMILIES
-    for name in BUILDERS.get(kind, {"without a builder": None})
+    for number, name in enumerate(BUILDERS.get(kind, {"without a builder": None}))
 ]
 PROMPTS, SEEDS, GUIDANCE = ["cat", "a dog on blue"], [5, 7], 4.0
 
