@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from rlcm_cli.config import Config
-from rlcm_cli.core.device import allow_tf32, select_device
+from rlcm_cli.core.device import allow_tf32, release_memory, select_device
 from rlcm_cli.errors import ModelError, RlcmError
 from rlcm_cli.events import Event
 from rlcm_cli.foreign.faults import ForeignError, faults_of_libraries
@@ -26,7 +26,6 @@ from rlcm_cli.learning.log_probs import check_ratio, numerics
 from rlcm_cli.measuring.bench import describe_device, peak_memory
 from rlcm_cli.measuring.doctor.finding import Finding, format_memory
 from rlcm_cli.measuring.dry_step import Probe
-from rlcm_cli.measuring.memory import release_memory
 from rlcm_cli.models.export import draw_by_pipeline, use_scheduler
 from rlcm_cli.models.latent_model import LatentModel
 from rlcm_cli.models.offloading import offload_parts
