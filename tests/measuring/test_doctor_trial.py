@@ -9,6 +9,7 @@ import pytest
 import torch
 from command_line import rlcm
 from fake_hub import files_of, reached
+from model_helpers import edit_json
 from safetensors.torch import load_file, save_file
 from tiny_pipelines import BUILDERS, SIZES
 
@@ -73,13 +74,16 @@ def test_a_model_of_the_hub_is_downloaded_and_takes_every_step(capsys, tiny_lcm,
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 @pytest.mark.parametrize(("kind", "name"), CASES)
 def test_every_family_takes_every_step(kind, name, dtype, tmp_path, capsys):
     folder = BUILDERS[kind][name](tmp_path / name)
     size = ["--size", "{1}x{0}".format(*SIZES[kind])] if kind in SIZES else []
     found = attempt(capsys, folder, "--dtype", dtype, *size)
-    assert [(one["topic"], one["status"]) for one in found] == [(topic, "ok") for topic in TOPICS]
+    assert [one["topic"] for one in found] == TOPICS
+    # In float16 some have parts of other types, which diffusers' own pipeline does not take.
+    compared = {"ok", "note"} if dtype == "float16" else {"ok"}
+    assert [one["status"] in (compared if number == 2 else {"ok"}) for number, one in enumerate(found)] == [True] * 6
     if dtype == "float32":
         assert "draws the same" in found[2]["found"]
 
@@ -148,6 +152,16 @@ def test_images_that_are_wrong_are_told_and_the_rest_is_tried(capsys, tiny_lcm, 
     assert [*faults] == ["try: draw", "try: diffusers"]
     assert faults["try: draw"].startswith("the image is blank")
     assert faults["try: diffusers"] == "more than rounding in float32 explains; report it, with the model's name"
+
+
+def test_parts_of_several_types_that_diffusers_does_not_take_are_no_fault(capsys, tmp_path):
+    """Such as SDXL's autoencoder, which overflows float16."""
+    folder = BUILDERS["sdxl"]["sdxl-turbo"](tmp_path / "sdxl")
+    edit_json(folder / "vae" / "config.json", force_upcast=True)
+    found = attempt(capsys, folder, "--dtype", "float16")
+    assert [one["topic"] for one in found] == TOPICS
+    assert [one["status"] for one in found] == ["ok", "ok", "note", "ok", "ok", "ok"]
+    assert found[2]["found"].startswith("not compared: what overflows float16 is in another type")
 
 
 def test_what_diffusers_itself_cannot_do_is_one_line(capsys, tiny_lcm, monkeypatch):

@@ -8,13 +8,15 @@ from typing import Literal
 
 from rlcm_cli.wording import format_size
 
+Status = Literal["ok", "note", "problem"]
+
 
 @dataclass(frozen=True)
 class Finding:
     """One line on one thing."""
 
     topic: str
-    status: Literal["ok", "note", "problem"]
+    status: Status
     """`note`: all that is needed works, but something may surprise; `problem`: something needed does not."""
     found: str
     advice: str = ""
