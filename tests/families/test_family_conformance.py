@@ -195,7 +195,9 @@ def compare_with_diffusers(model, plain, settings, *, steps, guidance_scale, siz
     return images
 
 
-@pytest.mark.parametrize("steps", [1, 2, 4, 8])
+@pytest.mark.parametrize(
+    "steps", [1, 2, 4, 8, *(pytest.param(steps, marks=pytest.mark.slow) for steps in (3, 5, 6, 7))]
+)
 def test_images_are_those_of_the_pipeline_of_diffusers(ways, plain, steps):
     model = next(iter(ways.values()))
     compare_with_diffusers(model, plain, model.sampler.drawing_settings(), steps=steps, guidance_scale=1.0)
