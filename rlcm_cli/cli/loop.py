@@ -30,7 +30,7 @@ SETTINGS = (
     "prompts.source", "monitor.rewards", "monitor.on_hacking", "model.name", "sampler.kind", "objective.kind",
     "train.parameters", "last_step.mode", "runtime.iterations", "sample.samples", "sample.steps", "seed",
     "runtime.device", "runtime.offload", "runtime.memory_budget", "runtime.shard_weights", "model.dtype",
-    "model.quantize", "model.image_size", "train.kl_weight",
+    "model.quantize", "model.tiled_decoding", "model.image_size", "train.kl_weight",
     "runtime.keep_rollouts", "runtime.keep_checkpoints", "runtime.log_with", "ray.address",
 )  # fmt: skip
 """Settings that are options of the command."""

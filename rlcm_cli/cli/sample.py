@@ -16,7 +16,7 @@ from rlcm_cli.wording import command
 SETTINGS = (
     "prompts.source", "model.name", "sampler.kind", "objective.kind", "train.parameters", "last_step.mode",
     "sample.samples", "sample.steps", "seed", "runtime.device", "runtime.offload", "runtime.memory_budget",
-    "runtime.shard_weights", "model.dtype", "model.quantize", "model.image_size",
+    "runtime.shard_weights", "model.dtype", "model.quantize", "model.tiled_decoding", "model.image_size",
 )  # fmt: skip
 """Settings that are options of the command."""
 
