@@ -11,6 +11,7 @@ from __future__ import annotations
 import io
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +34,8 @@ from examples.emoji_lcm.training import Log, cosine
 
 OTHER = "other"
 
+Map = Callable[[torch.Tensor], torch.Tensor]
+
 
 def _labels(names: tuple[str, ...]) -> dict[str, dict[int, str] | dict[str, int]]:
     return {"id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}}
@@ -51,36 +54,46 @@ def new_evaluation_classifier() -> ResNetForImageClassification:
     )
 
 
-def new_judge() -> ConvNextV2ForImageClassification:
-    """Build the untrained judge, 0.7 M parameters."""
+def new_judge(size: int = SIZE) -> ConvNextV2ForImageClassification:
+    """Build the untrained judge of pictures of `size` pixels a side, 0.7 M parameters."""
     return ConvNextV2ForImageClassification(
         ConvNextV2Config(
             num_stages=3,
             hidden_sizes=[40, 80, 160],
             depths=[2, 2, 2],
             patch_size=4,
-            image_size=SIZE,
+            image_size=size,
             drop_path_rate=0.05,
             **_labels((*SUBJECTS, OTHER)),
         )
     )
 
 
-@torch.no_grad()
-def reconstructions(vae: AutoencoderTiny, images: torch.Tensor, seed: int, batch: int = 128) -> torch.Tensor:
+def reconstructions(vae: AutoencoderTiny, images: torch.Tensor, seed: int) -> torch.Tensor:
     """Pass uint8 pictures [N, 64, 64, 3] through the autoencoder, noise of std 0–0.3 on the latents."""
+    return through_latents(
+        lambda x: vae.encode(x.to(vae.device)).latents, lambda latents: vae.decode(latents).sample, images, seed
+    )
+
+
+@torch.no_grad()
+def through_latents(encode: Map, decode: Map, images: torch.Tensor, seed: int, batch: int = 128) -> torch.Tensor:
+    """Encode uint8 pictures [N, H, W, 3] to latents of about N(0, 1), add noise of std 0–0.3, and decode them.
+
+    `encode` and `decode` map batches on one device: pictures in −1..1 [B, 3, H, W] to latents [B, C, h, w], and back.
+    """
     generator = torch.Generator().manual_seed(seed)
     parts = []
     for chunk in torch.split(images, batch):
-        latents = vae.encode(to_model_range(chunk).to(vae.device)).latents
+        latents = encode(to_model_range(chunk))
         strength = 0.3 * torch.rand(len(chunk), 1, 1, 1, generator=generator)
-        noise = (strength * torch.randn(latents.shape, generator=generator)).to(vae.device)
-        parts.append(to_uint8(vae.decode(latents + noise).sample).cpu())
+        noise = (strength * torch.randn(latents.shape, generator=generator)).to(latents.device)
+        parts.append(to_uint8(decode(latents + noise)).cpu())
     return torch.cat(parts)
 
 
 def jpeg(images: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
-    """Return uint8 pictures [N, 64, 64, 3] after JPEG at quality 30–95."""
+    """Return uint8 pictures [N, H, W, 3] after JPEG at quality 30–95."""
     done = []
     for image in images.numpy():
         buffer = io.BytesIO()
@@ -106,17 +119,19 @@ def degrade(x: torch.Tensor) -> torch.Tensor:
 def erase(x: torch.Tensor) -> torch.Tensor:
     """Paint over a rectangle in half of the pictures, up to 40 % of each side, in the corner's or any colour."""
     x = x.clone()
+    size = x.shape[-1]
     for i in torch.nonzero(torch.rand(len(x)) < 0.5).flatten().tolist():
-        height, width = torch.randint(6, int(0.4 * SIZE) + 1, (2,)).tolist()
-        top, left = int(torch.randint(SIZE - height, ())), int(torch.randint(SIZE - width, ()))
+        height, width = torch.randint(6, int(0.4 * size) + 1, (2,)).tolist()
+        top, left = int(torch.randint(size - height, ())), int(torch.randint(size - width, ()))
         colour = x[i, :, 0, 0].clone() if torch.rand(()) < 0.5 else 2 * torch.rand(3, device=x.device) - 1
         x[i, :, top : top + height, left : left + width] = colour[:, None, None]
     return x
 
 
 def meaningless(pictures: torch.Tensor) -> torch.Tensor:
-    """Make pictures of nothing [B, 3, 64, 64], by turns plain, noise, blobs, shuffled tiles, drowned in blur."""
+    """Make square pictures of nothing [B, 3, H, H], by turns plain, noise, blobs, shuffled tiles, drowned in blur."""
     made = []
+    size = pictures.shape[-1]
     for i, picture in enumerate(pictures):
         kind = i % 5
         plain = (2 * torch.rand(3, 1, 1, device=picture.device) - 1).expand_as(picture)
@@ -127,14 +142,14 @@ def meaningless(pictures: torch.Tensor) -> torch.Tensor:
             made.append(plain * 0.5 + torch.randn_like(picture) * torch.rand((), device=picture.device))
         elif kind == 2:
             coarse = torch.randn(1, 3, *([int(torch.randint(2, 9, ()))] * 2), device=picture.device)
-            made.append(plain * 0.5 + fn.interpolate(coarse, SIZE, mode="bilinear")[0] * 0.6)
+            made.append(plain * 0.5 + fn.interpolate(coarse, size, mode="bilinear")[0] * 0.6)
         elif kind == 3:
             tile = 8 * int(torch.randint(1, 3, ()))
             tiles = picture.unfold(1, tile, tile).unfold(2, tile, tile).flatten(1, 2)
-            tiles = tiles[:, torch.randperm(tiles.shape[1])].unflatten(1, (SIZE // tile, SIZE // tile))
+            tiles = tiles[:, torch.randperm(tiles.shape[1])].unflatten(1, (size // tile, size // tile))
             made.append(tiles.permute(0, 1, 3, 2, 4).reshape(picture.shape))
         else:
-            made.append(fn.interpolate(fn.avg_pool2d(picture[None], 16), SIZE, mode="bilinear")[0])
+            made.append(fn.interpolate(fn.avg_pool2d(picture[None], 16), size, mode="bilinear")[0])
     return torch.stack(made).clamp(-1, 1)
 
 
@@ -152,7 +167,7 @@ def train_classifier(
     smoothing: float = 0.0,
     other: int | None = None,
 ) -> PreTrainedModel:
-    """Train on uint8 images [N, 64, 64, 3] and labels [N].
+    """Train on uint8 images [N, H, H, 3] and labels [N].
 
     `other`, the index of that class, turns on the judge's hardening: erased parts, and a tenth of the batch
     meaningless pictures.
@@ -192,7 +207,7 @@ def train_classifier(
 
 @torch.no_grad()
 def classify(model: PreTrainedModel, images: torch.Tensor, batch: int = 256) -> torch.Tensor:
-    """Log-probabilities [N, labels] for uint8 pictures [N, 64, 64, 3]."""
+    """Log-probabilities [N, labels] for uint8 pictures [N, H, W, 3]."""
     return torch.cat(
         [
             model(to_model_range(x).to(model.device)).logits.float().log_softmax(1).cpu()
@@ -210,8 +225,8 @@ def features(model: ResNetForImageClassification, images: torch.Tensor, batch: i
     return fn.normalize(torch.cat(parts).float().cpu(), dim=1)
 
 
-def save_classifier(model: PreTrainedModel, folder: Path) -> None:
-    """Write a transformers folder in float16 with the normalisation in preprocessor_config.json."""
+def save_classifier(model: PreTrainedModel, folder: Path, size: int = SIZE) -> None:
+    """Write a transformers folder in float16 with the size and normalisation in preprocessor_config.json."""
 
     def write(fresh: Path) -> None:
         model.half().save_pretrained(fresh)
@@ -223,7 +238,7 @@ def save_classifier(model: PreTrainedModel, folder: Path) -> None:
         processor = {
             "image_processor_type": "ViTImageProcessor",
             "do_resize": True,
-            "size": {"height": SIZE, "width": SIZE},
+            "size": {"height": size, "width": size},
             "resample": 2,
             "do_rescale": True,
             "rescale_factor": 1 / 255,

@@ -1,4 +1,4 @@
-"""Emoji sets → drawings → augmented 64×64 pictures.
+"""Emoji sets → drawings → augmented square pictures, of 64×64 unless told otherwise.
 
     npm pack ─▶ icons.json ─▶ drawings (RGBA, trimmed to the drawn part) ─▶ pictures.safetensors
 
@@ -28,13 +28,17 @@ from examples.emoji_lcm.subjects import COLOURS, ICONS, SUBJECTS, Style, is_held
 
 SIZE = 64
 DRAWING_SIZE = 160
+RASTER = 1.6
+"""Pixels that an icon is drawn with before it is trimmed, for each one of a drawing."""
 SMALLEST, LARGEST = 0.6, 1.0
+REACH = 5
+"""Pixels that a drawing is moved by at most, of SIZE."""
 WHITE_SHARE = 0.4
 
 
 @dataclass(frozen=True)
 class Drawing:
-    """One icon of one style; `image` is RGBa (premultiplied), DRAWING_SIZE square, touching two sides."""
+    """One icon of one style; `image` is RGBa (premultiplied), square, touching two sides."""
 
     subject: int
     style: str
@@ -44,7 +48,7 @@ class Drawing:
 
 @dataclass(frozen=True)
 class Pictures:
-    """Augmented pictures: images uint8 [N, 64, 64, 3]; subject, drawing, colour int64 [N]."""
+    """Augmented pictures: images uint8 [N, size, size, 3]; subject, drawing, colour int64 [N]."""
 
     images: torch.Tensor
     subject: torch.Tensor
@@ -84,18 +88,19 @@ def download(style: Style, folder: Path) -> Path:
     return target
 
 
-def trim(picture: Image.Image) -> Image.Image:
-    """Centre the drawn part of an RGBA picture on a square of DRAWING_SIZE, premultiplied."""
+def trim(picture: Image.Image, size: int = DRAWING_SIZE) -> Image.Image:
+    """Centre the drawn part of an RGBA picture on a square of `size`, premultiplied."""
     box = picture.getchannel("A").point(lambda a: 255 if a > 8 else 0).getbbox()
     cut = picture.crop(box)
     side = max(cut.size)
     square = Image.new("RGBA", (side, side))
     square.paste(cut, ((side - cut.width) // 2, (side - cut.height) // 2))
-    return square.convert("RGBa").resize((DRAWING_SIZE, DRAWING_SIZE), Image.Resampling.LANCZOS)
+    return square.convert("RGBa").resize((size, size), Image.Resampling.LANCZOS)
 
 
-def load_drawings(styles: Sequence[Style], folder: Path) -> list[Drawing]:
-    """Every icon of every subject in the given sets; a set may lack some."""
+def load_drawings(styles: Sequence[Style], folder: Path, size: int = DRAWING_SIZE) -> list[Drawing]:
+    """Every icon of every subject in the given sets, `size` pixels a side; a set may lack some."""
+    raster = round(size * RASTER)
     drawings = []
     for style in styles:
         sheet = json.loads(download(style, folder).read_text(encoding="utf-8"))
@@ -110,9 +115,9 @@ def load_drawings(styles: Sequence[Style], folder: Path) -> list[Drawing]:
                     '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
                     f'viewBox="0 0 {width} {height}" width="{width}" height="{height}">{icon["body"]}</svg>'
                 )
-                png = resvg_py.svg_to_bytes(svg_string=svg, width=256, height=256)
+                png = resvg_py.svg_to_bytes(svg_string=svg, width=raster, height=raster)
                 picture = Image.open(io.BytesIO(bytes(png))).convert("RGBA")
-                drawings.append(Drawing(index, style.name, name, trim(picture)))
+                drawings.append(Drawing(index, style.name, name, trim(picture, size)))
     return drawings
 
 
@@ -123,9 +128,9 @@ def _hue_rotation(angle: float) -> NDArray[np.float32]:
     return (cos * np.eye(3) + sin * cross + (1 - cos) / 3).astype(np.float32)
 
 
-def draw(drawing: Drawing, colour: str, rng: np.random.Generator) -> NDArray[np.uint8]:
-    """One augmented picture, uint8 [64, 64, 3]."""
-    side = round((SIZE - 2) * rng.uniform(SMALLEST, LARGEST))
+def draw(drawing: Drawing, colour: str, rng: np.random.Generator, size: int = SIZE) -> NDArray[np.uint8]:
+    """One augmented picture, uint8 [size, size, 3]."""
+    side = round((size - 2) * rng.uniform(SMALLEST, LARGEST))
     small = drawing.image.resize((side, side), Image.Resampling.LANCZOS, reducing_gap=2.0)
     if rng.random() < 0.5:
         small = small.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
@@ -135,9 +140,9 @@ def draw(drawing: Drawing, colour: str, rng: np.random.Generator) -> NDArray[np.
     ground = np.array(COLOURS[colour], dtype=np.float32)
     if colour != "white":
         ground = ground + rng.uniform(-5, 5, 3).astype(np.float32)
-    canvas = np.broadcast_to(ground, (SIZE, SIZE, 3)).copy()
-    margin = (SIZE - side) // 2
-    reach = min(margin, 5)
+    canvas = np.broadcast_to(ground, (size, size, 3)).copy()
+    margin = (size - side) // 2
+    reach = min(margin, size * REACH // SIZE)
     left, top = (margin + int(rng.integers(-reach, reach + 1)) for _ in range(2))
     part = canvas[top : top + side, left : left + side]
     part[:] = ink + part * (1 - alpha)
@@ -151,6 +156,7 @@ def make_pictures(
     *,
     held_out_pairs: bool,
     white_share: float = WHITE_SHARE,
+    size: int = SIZE,
 ) -> Pictures:
     """`per_subject` pictures of every subject that has a drawing, its drawings taken in turn.
 
@@ -165,7 +171,7 @@ def make_pictures(
         for k in range(per_subject if own else 0):
             colour = 0 if rng.random() < white_share else int(rng.choice(allowed))
             which = own[k % len(own)]
-            images.append(draw(drawings[which], names[colour], rng))
+            images.append(draw(drawings[which], names[colour], rng, size))
             subjects.append(subject)
             chosen.append(which)
             colours.append(colour)

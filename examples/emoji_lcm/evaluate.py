@@ -57,7 +57,7 @@ def sample(
     *,
     latents_only: bool = False,
 ) -> torch.Tensor:
-    """One picture a prompt, uint8 [N, 64, 64, 3]; sample i has its own CPU generator seeded with seed + i."""
+    """One picture a prompt, uint8 [N, H, W, 3]; sample i has its own CPU generator seeded with seed + i."""
     parts = []
     for start in range(0, len(prompts), BATCH):
         chunk = list(prompts[start : start + BATCH])
@@ -92,7 +92,7 @@ def recognised(classifier: Any, images: torch.Tensor, labels: torch.Tensor) -> d
 
 
 def border_colour(images: torch.Tensor) -> torch.Tensor:
-    """Index in COLOUR_NAMES nearest (RGB) to the median of the outermost two pixels, for uint8 [N, 64, 64, 3]."""
+    """Index in COLOUR_NAMES nearest (RGB) to the median of the outermost two pixels, for uint8 [N, H, W, 3]."""
     ring = torch.ones(images.shape[1:3], dtype=torch.bool)
     ring[2:-2, 2:-2] = False
     middle = images[:, ring].float().median(1).values
@@ -207,7 +207,7 @@ def speed(lcm: Pipeline, guidance: float, batch: int = 32, repeats: int = 12) ->
 
 
 def sheet(images: torch.Tensor, columns: int, path: Path) -> None:
-    """Write a PNG of 256 colours: uint8 pictures [N, 64, 64, 3] in rows of `columns`."""
+    """Write a PNG of 256 colours: uint8 pictures [N, H, W, 3] in rows of `columns`."""
     rows = -(-len(images) // columns)
     padded = torch.full((rows * columns, *images.shape[1:]), 255, dtype=torch.uint8)
     padded[: len(images)] = images
