@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import resvg_py
 import torch
 from numpy.typing import NDArray
 from PIL import Image
@@ -100,6 +99,9 @@ def trim(picture: Image.Image, size: int = DRAWING_SIZE) -> Image.Image:
 
 def load_drawings(styles: Sequence[Style], folder: Path, size: int = DRAWING_SIZE) -> list[Drawing]:
     """Every icon of every subject in the given sets, `size` pixels a side; a set may lack some."""
+    # Needed for this alone, and not among what rlcm needs.
+    import resvg_py
+
     raster = round(size * RASTER)
     drawings = []
     for style in styles:

@@ -155,7 +155,9 @@ def styles_drawn(
     return per_prompt
 
 
-def guidance_effect(lcm: Pipeline, teacher: Pipeline, seed: int, count: int = 45) -> dict[str, Any]:
+def guidance_effect(
+    lcm: Pipeline, teacher: Pipeline, seed: int, count: int = 45, guidances: Sequence[float] = GUIDANCES
+) -> dict[str, Any]:
     """How the guidance acts on the final latents, from the same starting noise.
 
     `change`: relative root-mean-square change of the latents against guidance 1. `distance`: relative RMS distance of
@@ -164,7 +166,7 @@ def guidance_effect(lcm: Pipeline, teacher: Pipeline, seed: int, count: int = 45
     """
     prompts = [f"{article(a)} {a}" for a in ANIMALS[:count]]
     one, four, guided = (
-        [sample(pipe, prompts, seed, steps, g, latents_only=True) for g in GUIDANCES]
+        [sample(pipe, prompts, seed, steps, g, latents_only=True) for g in guidances]
         for pipe, steps in ((lcm, 1), (lcm, 4), (teacher, 20))
     )
 
@@ -172,7 +174,7 @@ def guidance_effect(lcm: Pipeline, teacher: Pipeline, seed: int, count: int = 45
         return ((a - b).square().mean().sqrt() / b.square().mean().sqrt()).item()
 
     return {
-        "guidances": list(GUIDANCES),
+        "guidances": list(guidances),
         "change_1_step": [relative(x, one[0]) for x in one],
         "change_4_steps": [relative(x, four[0]) for x in four],
         "change_teacher": [relative(x, guided[0]) for x in guided],
@@ -217,7 +219,12 @@ def sheet(images: torch.Tensor, columns: int, path: Path) -> None:
     picture.quantize(256).save(path, optimize=True)
 
 
-def choose_guidance(pipe: Pipeline, classifier: Any, count: int = 6) -> dict[str, dict[str, float]]:
+def choose_guidance(
+    pipe: Pipeline,
+    classifier: Any,
+    count: int = 6,
+    guidances: Sequence[float] = (2.0, 3.0, 4.0, 5.0, 6.0, 8.0),
+) -> dict[str, dict[str, float]]:
     """Recognised share by guidance and steps on the development seed."""
     prompts, labels = animal_prompts(count)
     return {
@@ -225,7 +232,7 @@ def choose_guidance(pipe: Pipeline, classifier: Any, count: int = 6) -> dict[str
             str(n): recognised(classifier, sample(pipe, prompts, DEV_SEED, n, guidance), labels)["share"]
             for n in (2, 4)
         }
-        for guidance in (2.0, 3.0, 4.0, 5.0, 6.0, 8.0)
+        for guidance in guidances
     }
 
 

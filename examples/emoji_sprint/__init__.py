@@ -1,0 +1,1 @@
+"""How the embedded few-step flow model and its teacher are made, from nothing."""

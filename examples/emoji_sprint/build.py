@@ -1,0 +1,313 @@
+"""The whole recipe: `python -m examples.emoji_sprint.build`. A stage whose output is in the work folder is skipped.
+
+pictures ─▶ autoencoder ─▶ latents ─┬▶ teacher ─▶ student ─▶ folders ─▶ evaluation
+    │       text encoder ─▶ captions ┘                          ▲
+    └─────▶ evaluation classifier ──────────────────────────────┘
+
+The autoencoder and the text encoder of `stages/` are taken where they are there, unless with `--from-nothing`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderDC, SanaTransformer2DModel
+from safetensors.torch import load_file, save_file
+from transformers import Gemma2Model, GemmaTokenizer
+
+from examples.emoji_lcm.classifiers import (
+    jpeg,
+    new_evaluation_classifier,
+    save_classifier,
+    through_latents,
+    train_classifier,
+)
+from examples.emoji_lcm.data import WHITE_SHARE, Drawing, Pictures, load_drawings, make_pictures
+from examples.emoji_lcm.paths import copy_folder, replace_folder
+from examples.emoji_lcm.subjects import ALL_STYLES, ANIMALS, GENERATOR_STYLES
+from examples.emoji_sprint import evaluate, paths
+from examples.emoji_sprint.autoencoder import (
+    SIZE,
+    Shape,
+    decode,
+    encode,
+    encode_pictures,
+    load_autoencoder,
+    measure,
+    train_autoencoder,
+)
+from examples.emoji_sprint.pipelines import edit_json, new_student_pipeline, new_teacher_pipeline, save_pipeline
+from examples.emoji_sprint.student import distil
+from examples.emoji_sprint.teacher import train_teacher
+from examples.emoji_sprint.text import (
+    Captions,
+    embed_captions,
+    load_text_encoder,
+    new_tokenizer,
+    train_text_encoder,
+)
+from examples.emoji_sprint.training import Loop
+
+DRAWING_SIZE = 240
+"""Pixels of a drawing before it is laid on a picture; an icon is drawn with more."""
+
+
+@dataclass(frozen=True)
+class Training:
+    """How long a stage is trained, and how."""
+
+    steps: int
+    batch: int
+    learning_rate: float
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Of all stages; the defaults are those of the embedded models."""
+
+    pictures_per_subject: int = 400
+    shape: Shape = field(default_factory=Shape)
+    width: int = 256
+    depth: int = 8
+    autoencoder: Training = Training(8000, 16, 2e-3)
+    text_encoder: Training = Training(600, 64, 3e-3)
+    teacher: Training = Training(9000, 48, 1e-3)
+    student: Training = Training(3000, 32, 3e-4)
+    classifier: Training = Training(1500, 64, 2e-3)
+
+
+@dataclass(frozen=True)
+class Build:
+    """A work folder and a device; one method a stage, each returning at once where its output exists."""
+
+    work: Path
+    device: torch.device
+    stages: Path | None = paths.STAGES
+    settings: Settings = field(default_factory=Settings)
+    checkpoint_seconds: float = 120.0
+
+    def log(self, line: str) -> None:
+        """Print a line and keep it in log.txt."""
+        with (self.work / "log.txt").open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
+        print(line, flush=True)
+
+    def _loop(self, name: str, training: Training) -> Loop:
+        return Loop(name, training.steps, self.work, self.log, self.checkpoint_seconds)
+
+    def _take(self, name: str) -> bool:
+        """Copy the output of a stage that is finished, and return whether there is one."""
+        if self.stages is None or not (self.stages / name).exists():
+            return False
+        copy_folder(self.stages / name, self.work / name)
+        self.log(f"{name}: taken from {self.stages}")
+        return True
+
+    def pictures(self) -> Pictures:
+        """Draw the training pictures, and fresh ones to measure with: of all pairs, and on white."""
+        count = self.settings.pictures_per_subject
+        drawings: list[Drawing] = []
+        for name, per_subject, seed, held_out_pairs, white_share in (
+            ("fresh", 8, 99, True, WHITE_SHARE),
+            ("real", 24, 7_001, True, 1.0),
+            ("pictures", count, 1, False, WHITE_SHARE),
+        ):
+            path = self.work / f"{name}.safetensors"
+            if not path.exists():
+                drawings = drawings or load_drawings(GENERATOR_STYLES, self.work / "npm", DRAWING_SIZE)
+                make_pictures(
+                    drawings, per_subject, seed, held_out_pairs=held_out_pairs, white_share=white_share, size=SIZE
+                ).save(path)
+        return Pictures.load(path)
+
+    def autoencoder(self) -> AutoencoderDC:
+        """Train the autoencoder."""
+        folder = self.work / "autoencoder"
+        if not folder.exists() and not self._take(folder.name):
+            how = self.settings.autoencoder
+            model = train_autoencoder(
+                self.pictures(),
+                self.settings.shape,
+                self._loop("autoencoder", how),
+                batch=how.batch,
+                learning_rate=how.learning_rate,
+                seed=0,
+                device=self.device,
+            )
+            self.log(f"autoencoder on fresh pictures {measure(model, Pictures.load(self.work / 'fresh.safetensors'))}")
+            replace_folder(folder, lambda fresh: model.half().save_pretrained(fresh))
+            edit_json(folder / "config.json", _name_or_path=None)
+        return load_autoencoder(folder).to(self.device)
+
+    def latents(self) -> dict[str, torch.Tensor]:
+        """Latents float16 [N, C, h, w], subject and colour [N]."""
+        path = self.work / "latents.safetensors"
+        if not path.exists():
+            pictures = self.pictures()
+            latents = encode_pictures(self.autoencoder(), pictures)
+            save_file({"latents": latents, "subject": pictures.subject, "colour": pictures.colour}, path)
+        return load_file(path)
+
+    def tokenizer(self) -> GemmaTokenizer:
+        """Train the tokenizer, once: ties between merges fall differently from one training to the next."""
+        folder = self.work / "tokenizer"
+        if not folder.exists() and not self._take(folder.name):
+            replace_folder(folder, new_tokenizer().save_pretrained)
+        return GemmaTokenizer.from_pretrained(folder)
+
+    def text_encoder(self) -> Gemma2Model:
+        """Train the text encoder."""
+        folder = self.work / "text_encoder"
+        if not folder.exists() and not self._take(folder.name):
+            how = self.settings.text_encoder
+            model = train_text_encoder(
+                self.tokenizer(),
+                self._loop("text_encoder", how),
+                batch=how.batch,
+                learning_rate=how.learning_rate,
+                seed=0,
+                device=self.device,
+            )
+            replace_folder(folder, lambda fresh: model.half().save_pretrained(fresh))
+        return load_text_encoder(folder).to(self.device)
+
+    def captions(self) -> Captions:
+        """Encode every caption once."""
+        path = self.work / "captions.safetensors"
+        if not path.exists():
+            embed_captions(self.tokenizer(), self.text_encoder()).save(path)
+        return Captions.load(path)
+
+    def teacher(self) -> SanaTransformer2DModel:
+        """Train the teacher."""
+        folder = self.work / "teacher"
+        if not folder.exists():
+            how = self.settings.teacher
+            model = train_teacher(
+                **self.latents(),
+                captions=self.captions(),
+                loop=self._loop("teacher", how),
+                width=self.settings.width,
+                depth=self.settings.depth,
+                batch=how.batch,
+                learning_rate=how.learning_rate,
+                seed=0,
+                device=self.device,
+            )
+            replace_folder(folder, lambda fresh: model.save_pretrained(fresh))
+        return SanaTransformer2DModel.from_pretrained(folder).to(self.device)
+
+    def student(self) -> SanaTransformer2DModel:
+        """Distil the student."""
+        folder = self.work / "student"
+        if not folder.exists():
+            how = self.settings.student
+            model = distil(
+                self.teacher(),
+                **self.latents(),
+                captions=self.captions(),
+                loop=self._loop("student", how),
+                batch=how.batch,
+                learning_rate=how.learning_rate,
+                seed=0,
+                device=self.device,
+            )
+            replace_folder(folder, lambda fresh: model.save_pretrained(fresh))
+        return SanaTransformer2DModel.from_pretrained(folder).to(self.device)
+
+    def classifier(self) -> None:
+        """Train the evaluation classifier, of all five styles."""
+        folder = self.work / "classifier"
+        if folder.exists():
+            return
+        images, labels = self._classifier_data(seed=11)
+        how = self.settings.classifier
+        torch.manual_seed(11)
+        model = train_classifier(
+            new_evaluation_classifier(),
+            images,
+            labels,
+            steps=how.steps,
+            batch=how.batch,
+            learning_rate=how.learning_rate,
+            seed=11,
+            device=self.device,
+            log=self.log,
+        )
+        save_classifier(model.cpu(), folder, SIZE)
+
+    def _classifier_data(self, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Fresh pictures: a half as drawn, a quarter through the autoencoder, a quarter through JPEG."""
+        drawings = load_drawings(ALL_STYLES, self.work / "npm", DRAWING_SIZE)
+        drawings = [drawing for drawing in drawings if drawing.subject < len(ANIMALS)]
+        made = make_pictures(drawings, 240, seed, held_out_pairs=True, size=SIZE)
+        kind = torch.randint(4, (len(made),), generator=torch.Generator().manual_seed(seed))
+        images, vae = made.images, self.autoencoder()
+        rebuilt, pressed = kind == 1, kind == 3
+        images[rebuilt] = through_latents(lambda x: encode(vae, x), lambda x: decode(vae, x), images[rebuilt], seed)
+        images[pressed] = jpeg(images[pressed], np.random.default_rng(seed))
+        return images, made.subject
+
+    def folders(self) -> None:
+        """Write the two pipelines."""
+        tokenizer = self.tokenizer()
+        # Saving turns the parts to float16, so each pipeline gets its own.
+        for name, transformer, put_together in (
+            (evaluate.TEACHER, self.teacher(), new_teacher_pipeline),
+            (evaluate.STUDENT, self.student(), new_student_pipeline),
+        ):
+            pipe = put_together(self.autoencoder(), self.text_encoder(), tokenizer, transformer)
+            save_pipeline(pipe, self.work / name)
+
+    def evaluation(self) -> None:
+        """Measure the two pipelines."""
+        evaluate.write(self.work, evaluate.evaluate(self.work, self.device))
+
+    def run(self, stages: Sequence[str]) -> None:
+        """Do stages by name, and log how long each took."""
+        self.work.mkdir(parents=True, exist_ok=True)
+        for name in stages:
+            started = time.monotonic()
+            getattr(self, name)()
+            self.log(f"{name}: {time.monotonic() - started:.0f} s")
+
+
+STAGES = (
+    "pictures",
+    "tokenizer",
+    "text_encoder",
+    "captions",
+    "autoencoder",
+    "latents",
+    "teacher",
+    "student",
+    "classifier",
+    "folders",
+    "evaluation",
+)
+
+
+def main() -> None:
+    """Build from the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, default=paths.WORK, help="folder for downloads and intermediate results")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--from-nothing", action="store_true", help="train the stages in stages/ too")
+    parser.add_argument("--until", choices=STAGES, default=STAGES[-1], help="the last stage to do")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    stages = None if arguments.from_nothing else paths.STAGES
+    build = Build(arguments.work, torch.device(arguments.device), stages)
+    build.run(STAGES[: STAGES.index(arguments.until) + 1])
+
+
+if __name__ == "__main__":
+    main()
