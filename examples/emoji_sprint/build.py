@@ -1,8 +1,8 @@
 """The whole recipe: `python -m examples.emoji_sprint.build`. A stage whose output is in the work folder is skipped.
 
-pictures ─▶ autoencoder ─▶ latents ─┬▶ teacher ─▶ student ─▶ folders ─▶ evaluation
-    │       text encoder ─▶ captions ┘                          ▲
-    └─────▶ evaluation classifier ──────────────────────────────┘
+pictures ─▶ autoencoder ─▶ latents ─┬▶ teacher ─▶ trajectories ─▶ student ─▶ folders ─▶ evaluation
+    │       text encoder ─▶ captions ┘                                   ▲
+    └─────▶ evaluation classifier ───────────────────────────────────────┘
 
 The autoencoder and the text encoder of `stages/` are taken where they are there, unless with `--from-nothing`.
 """
@@ -44,7 +44,7 @@ from examples.emoji_sprint.autoencoder import (
     train_autoencoder,
 )
 from examples.emoji_sprint.pipelines import edit_json, new_student_pipeline, new_teacher_pipeline, save_pipeline
-from examples.emoji_sprint.student import distil
+from examples.emoji_sprint.student import Trajectories, distil, draw_trajectories
 from examples.emoji_sprint.teacher import train_teacher
 from examples.emoji_sprint.text import (
     Captions,
@@ -76,10 +76,11 @@ class Settings:
     shape: Shape = field(default_factory=Shape)
     width: int = 256
     depth: int = 8
-    autoencoder: Training = Training(8000, 16, 2e-3)
+    autoencoder: Training = Training(12_000, 16, 2e-3)
     text_encoder: Training = Training(600, 64, 3e-3)
     teacher: Training = Training(9000, 48, 1e-3)
-    student: Training = Training(3000, 32, 3e-4)
+    trajectories: int = 14_000
+    student: Training = Training(4500, 32, 1e-3)
     classifier: Training = Training(1500, 64, 2e-3)
 
 
@@ -204,6 +205,20 @@ class Build:
             replace_folder(folder, lambda fresh: model.save_pretrained(fresh))
         return SanaTransformer2DModel.from_pretrained(folder).to(self.device)
 
+    def trajectories(self) -> Trajectories:
+        """Draw trajectories of the guided teacher from noise to latents."""
+        latents = self.latents()
+        return draw_trajectories(
+            self.teacher(),
+            latents["subject"],
+            latents["colour"],
+            self.captions(),
+            self.work / "trajectories",
+            count=self.settings.trajectories,
+            seed=0,
+            device=self.device,
+        )
+
     def student(self) -> SanaTransformer2DModel:
         """Distil the student."""
         folder = self.work / "student"
@@ -211,9 +226,9 @@ class Build:
             how = self.settings.student
             model = distil(
                 self.teacher(),
-                **self.latents(),
-                captions=self.captions(),
-                loop=self._loop("student", how),
+                self.trajectories(),
+                self.captions(),
+                self._loop("student", how),
                 batch=how.batch,
                 learning_rate=how.learning_rate,
                 seed=0,
@@ -268,6 +283,8 @@ class Build:
 
     def evaluation(self) -> None:
         """Measure the two pipelines."""
+        if (self.work / "evaluation.json").exists():
+            return
         evaluate.write(self.work, evaluate.evaluate(self.work, self.device))
 
     def run(self, stages: Sequence[str]) -> None:
@@ -287,6 +304,7 @@ STAGES = (
     "autoencoder",
     "latents",
     "teacher",
+    "trajectories",
     "student",
     "classifier",
     "folders",

@@ -15,6 +15,7 @@ from examples.emoji_lcm.data import Pictures
 from examples.emoji_lcm.subjects import COLOUR_NAMES, SUBJECTS, all_captions, captions
 from examples.emoji_lcm.training import per_sample
 from examples.emoji_sprint import evaluate, text
+from examples.emoji_sprint import student as distillation
 from examples.emoji_sprint.autoencoder import SIZE, Shape, new_autoencoder
 from examples.emoji_sprint.build import STAGES, Build, Settings, Training
 from examples.emoji_sprint.pipelines import (
@@ -30,7 +31,9 @@ from examples.emoji_sprint.training import Loop
 
 SHAPE = Shape(4, (8, 8, 8, 8), (1, 1, 1, 1), (1, 1, 1, 1))
 FEW = Training(4, 3, 1e-2)
-TINY = Settings(2, SHAPE, width=32, depth=1, autoencoder=FEW, text_encoder=FEW, teacher=FEW, student=FEW)
+TINY = Settings(
+    2, SHAPE, width=32, depth=1, autoencoder=FEW, text_encoder=FEW, teacher=FEW, trajectories=5, student=FEW
+)
 
 
 @pytest.fixture(scope="module")
@@ -139,6 +142,73 @@ def test_the_student_starts_as_its_teacher():
         wanted = teacher(**fed).sample
         for guidance in (0.1, 0.7):
             torch.testing.assert_close(student(**fed, guidance=torch.full((3,), guidance)).sample, wanted)
+
+
+def test_a_trajectory_is_followed_with_second_order():
+    """Of dy/dτ = y + τ, whose solution is known, at levels that are not evenly spaced."""
+    levels = distillation.draw_levels(3, torch.Generator().manual_seed(1)).double()
+    assert levels.shape == (3, distillation.INTERVALS + 1)
+    assert (levels.diff() < 0).all()
+    torch.testing.assert_close(levels[:, [0, -1]], torch.tensor([[1.0, 0.0]] * 3).double(), atol=1e-6, rtol=0)
+    start = torch.ones(3, 1, 1, 1, dtype=torch.float64)
+    states = distillation.follow(lambda y, level: y + per_sample(level), start, levels)
+    exact = 3 * torch.exp(levels - 1) - levels - 1
+    euler = start[:, 0, 0, 0]
+    for now, after in pairwise(levels.T):
+        euler = euler + (after - now) * (euler + now)
+    off = (states[:, -1, 0, 0, 0] - exact[:, -1]).abs()
+    assert (off < 0.2 * (euler - exact[:, -1]).abs()).all()
+    torch.testing.assert_close(states[:, :, 0, 0, 0], exact, atol=4e-2, rtol=0)
+
+
+def test_trajectories_follow_the_guided_teacher(undisturbed, monkeypatch, tmp_path):
+    made = build(undisturbed)
+    kept = made.trajectories()
+    assert kept.states.shape == (5, distillation.INTERVALS + 1, 4, 6, 6)
+    assert ((kept.guidance >= 1) & (kept.guidance <= 7)).all()
+    teacher, captions = made.teacher(), made.captions()
+    first = kept.states[:, 0].float()
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        conditional = teacher(first, timestep=torch.ones(5), **captions.take(kept.caption)).sample.float()
+        nothing = captions.take(torch.zeros(5, dtype=torch.int64))
+        unconditional = teacher(first, timestep=torch.ones(5), **nothing).sample.float()
+    velocity = unconditional + per_sample(kept.guidance) * (conditional - unconditional)
+    wanted = first + per_sample(kept.levels[:, 1] - 1) * velocity
+    torch.testing.assert_close(kept.states[:, 1].float(), wanted, atol=5e-3, rtol=5e-3)
+
+
+def test_trajectories_are_of_captions_that_training_pictures_carry(undisturbed):
+    made = build(undisturbed)
+    latents, slots = made.latents(), text.caption_slots()
+    carried = set(slots[latents["subject"], latents["colour"]].flatten().tolist())
+    assert set(made.trajectories().caption.tolist()) <= carried
+
+
+def test_of_trajectories_only_missing_files_are_drawn(undisturbed, monkeypatch, tmp_path):
+    monkeypatch.setattr(distillation, "CHUNK", 2)
+    made = build(undisturbed)
+    latents, captions = made.latents(), made.captions()
+
+    def draw():
+        return distillation.draw_trajectories(
+            made.teacher(),
+            latents["subject"],
+            latents["colour"],
+            captions,
+            tmp_path / "drawn",
+            count=5,
+            seed=0,
+            device=torch.device("cpu"),
+        )
+
+    whole = draw()
+    files = sorted((tmp_path / "drawn").iterdir())
+    assert len(files) == 3
+    files[1].unlink()
+    before = files[0].stat().st_mtime_ns
+    again = draw()
+    assert files[0].stat().st_mtime_ns == before
+    assert all(torch.equal(a, b) for a, b in zip(vars(whole).values(), vars(again).values(), strict=True))
 
 
 # Prompts
