@@ -77,7 +77,7 @@ class Settings:
     width: int = 256
     depth: int = 8
     autoencoder: Training = Training(12_000, 16, 2e-3)
-    text_encoder: Training = Training(600, 64, 3e-3)
+    text_encoder: Training = Training(1000, 64, 3e-3)
     teacher: Training = Training(9000, 48, 1e-3)
     trajectories: int = 14_000
     student: Training = Training(4500, 32, 1e-3)

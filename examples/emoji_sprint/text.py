@@ -20,7 +20,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from torch import nn
 from transformers import Gemma2Config, Gemma2Model, GemmaTokenizer
 
-from examples.emoji_lcm.subjects import COLOUR_NAMES, SUBJECTS, all_captions, captions
+from examples.emoji_lcm.subjects import COLOUR_NAMES, SUBJECTS, all_captions, captions, is_held_out
 from examples.emoji_lcm.training import CAPTION_SLOTS, cosine
 from examples.emoji_sprint.training import Loop
 from rlcm_cli.families._sana import read_instruction
@@ -178,7 +178,7 @@ def train_text_encoder(
 ) -> Gemma2Model:
     """Train with two linear heads: the subject and the colour, at every token of the prompt and at its last.
 
-    What is not yet said at a token is learned as its chance, which keeps the tokens that follow apart.
+    The captions of held-out pairs are left out. What a token cannot know yet, it learns the chances of.
     """
     torch.manual_seed(seed)
     encoder = new_text_encoder(tokenizer).to(device).train()
@@ -190,6 +190,7 @@ def train_text_encoder(
         (text, subject, colour)
         for subject, name in enumerate(SUBJECTS)
         for colour, ground in enumerate(COLOUR_NAMES)
+        if not is_held_out(subject, colour)
         for text in dict.fromkeys(captions(name, ground))
     ]
     prefix, ids, mask = (x.to(device) for x in tokenize(tokenizer, [text for text, _, _ in meant]))
