@@ -25,7 +25,7 @@ tags: [{tags}]
 ---
 
 """
-SAFETY = """It knows 65 words and nine background colours, at 64×64 pixels; other prompts are tokenised but give
+SAFETY = """It knows 65 words and nine background colours, at {n}×{n} pixels; other prompts are tokenised but give
 arbitrary pictures. It is a test bed for training code and meant for nothing else. There are no people, flags
 or logos in the training data."""
 
@@ -74,18 +74,18 @@ def styles_table(figures: dict[str, Any]) -> str:
     return _table(["prompt", "nearest training style of 32 samples", "different drawings"], rows)
 
 
-def guidance_tables(effect: dict[str, Any]) -> str:
-    """Show that the guidance acts, and that the LCM tracks its teacher."""
+def guidance_tables(effect: dict[str, Any], name: str = "LCM", teacher_steps: str = "20 DDIM steps") -> str:
+    """Show that the guidance acts, and that the LCM, or the model of another name, tracks its teacher."""
     scales = [f"{g:g}" for g in effect["guidances"]]
-    kinds = {"LCM, 1 step": "change_1_step", "LCM, 4 steps": "change_4_steps", "teacher": "change_teacher"}
-    change = [[name, *(f"{v:.2f}" for v in effect[key])] for name, key in kinds.items()]
+    kinds = {f"{name}, 1 step": "change_1_step", f"{name}, 4 steps": "change_4_steps", "teacher": "change_teacher"}
+    change = [[kind, *(f"{v:.2f}" for v in effect[key])] for kind, key in kinds.items()]
     distance = [
-        [f"LCM {scale}", *(f"{v:.2f}" for v in row)] for scale, row in zip(scales, effect["distance"], strict=True)
+        [f"{name} {scale}", *(f"{v:.2f}" for v in row)] for scale, row in zip(scales, effect["distance"], strict=True)
     ]
     return "\n\n".join(
         [
             _table(["relative change against guidance 1", *scales], change),
-            _table(["distance of one LCM step ↓ to 20 DDIM steps of the teacher →", *scales], distance),
+            _table([f"distance of one {name} step ↓ to {teacher_steps} of the teacher →", *scales], distance),
         ]
     )
 
@@ -174,7 +174,7 @@ for U-Net and decoder, {speed["whole_pipeline_ms"]:.1f} ms for the whole pipelin
 
 ## Limits
 
-{SAFETY}
+{SAFETY.format(n=64)}
 
 Fine parts (eyes, legs, stripes) are soft, more so at one and two steps, and some subjects (whale, fish, turtle, goat)
 are little more than a coloured outline. "Recognised" is a closed choice among 45 animals: the right colours and a
@@ -207,7 +207,7 @@ pipe("a cat on blue", num_inference_steps=20, guidance_scale={guidance:g}).image
 
 ## Limits
 
-{SAFETY}
+{SAFETY.format(n=64)}
 """
 
 

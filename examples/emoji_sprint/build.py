@@ -1,6 +1,6 @@
 """The whole recipe: `python -m examples.emoji_sprint.build`. A stage whose output is in the work folder is skipped.
 
-pictures ─▶ autoencoder ─▶ latents ─┬▶ teacher ─▶ trajectories ─▶ student ─▶ folders ─▶ evaluation
+pictures ─▶ autoencoder ─▶ latents ─┬▶ teacher ─▶ trajectories ─▶ student ─▶ folders ─▶ evaluation ─▶ cards
     │       text encoder ─▶ captions ┘                                   ▲
     └─────▶ evaluation classifier ───────────────────────────────────────┘
 
@@ -32,7 +32,7 @@ from examples.emoji_lcm.classifiers import (
 from examples.emoji_lcm.data import WHITE_SHARE, Drawing, Pictures, load_drawings, make_pictures
 from examples.emoji_lcm.paths import copy_folder, replace_folder
 from examples.emoji_lcm.subjects import ALL_STYLES, ANIMALS, GENERATOR_STYLES
-from examples.emoji_sprint import evaluate, paths
+from examples.emoji_sprint import card, evaluate, paths
 from examples.emoji_sprint.autoencoder import (
     SIZE,
     Shape,
@@ -283,9 +283,12 @@ class Build:
 
     def evaluation(self) -> None:
         """Measure the two pipelines."""
-        if (self.work / "evaluation.json").exists():
-            return
-        evaluate.write(self.work, evaluate.evaluate(self.work, self.device))
+        if not (self.work / "evaluation.json").exists():
+            evaluate.write(self.work, evaluate.evaluate(self.work, self.device))
+
+    def cards(self) -> None:
+        """Write the README of the two pipelines."""
+        card.write_cards(self.work)
 
     def run(self, stages: Sequence[str]) -> None:
         """Do stages by name, and log how long each took."""
@@ -309,6 +312,7 @@ STAGES = (
     "classifier",
     "folders",
     "evaluation",
+    "cards",
 )
 
 

@@ -343,6 +343,14 @@ def test_the_pipelines_are_measured(undisturbed, tmp_path):
     whole = build(tmp_path)
     whole.run(["folders"])
     figures = evaluate.evaluate(tmp_path, torch.device("cpu"), samples=1)
+    evaluate.write(tmp_path, figures)
+    whole.run(["evaluation", "cards"])
+    cards = {
+        name: (tmp_path / name / "README.md").read_text(encoding="utf-8") for name in ("emoji-sprint", "emoji-sana")
+    }
+    assert all("real pictures, fresh augmentations" in card for card in cards.values())
+    assert "student, 4 steps" in cards["emoji-sprint"]
+    assert "student, 4 steps" not in cards["emoji-sana"]
     rows = figures["recognised"]
     assert list(rows)[1:] == ["student, 1 step", "student, 2 steps", "student, 4 steps", "teacher, 20 Euler steps"]
     assert all(0 <= row["share"] <= 1 for row in rows.values())
