@@ -9,6 +9,7 @@ import torch
 from diffusers import (
     AutoencoderTiny,
     DDIMScheduler,
+    DiffusionPipeline,
     LatentConsistencyModelPipeline,
     LCMScheduler,
     StableDiffusionPipeline,
@@ -102,20 +103,25 @@ def save_lcm(
 
 def _save(pipe: StableDiffusionPipeline | LatentConsistencyModelPipeline, folder: Path) -> None:
     def write(fresh: Path) -> None:
-        pipe.to(torch.float16).save_pretrained(fresh, safe_serialization=True)
-        # Without a dtype in the call, transformers would load float16 and diffusers float32: they must agree.
-        _edit_json(fresh / "text_encoder" / "config.json", dtype="float32")
+        write_float16(pipe, fresh, denoiser="unet")
         # AutoencoderTiny derives this key itself and warns where a file has it.
-        _edit_json(fresh / "vae" / "config.json", block_out_channels=None)
-        for part in ("unet", "vae"):
-            _edit_json(fresh / part / "config.json", _name_or_path=None)
-        for path in fresh.rglob("*.safetensors"):
-            path.chmod(0o644)
+        edit_json(fresh / "vae" / "config.json", block_out_channels=None)
 
     replace_folder(folder, write)
 
 
-def _edit_json(path: Path, **changes: str | None) -> None:
+def write_float16(pipe: DiffusionPipeline, folder: Path, *, denoiser: str) -> None:
+    """Write a pipeline in float16, without the places of its parts. The pipeline's own parts become float16."""
+    pipe.to(torch.float16).save_pretrained(folder, safe_serialization=True)
+    # Without a dtype in the call, transformers would load float16 and diffusers float32: they must agree.
+    edit_json(folder / "text_encoder" / "config.json", dtype="float32")
+    for part in (denoiser, "vae"):
+        edit_json(folder / part / "config.json", _name_or_path=None)
+    for path in folder.rglob("*.safetensors"):
+        path.chmod(0o644)
+
+
+def edit_json(path: Path, **changes: str | None) -> None:
     """Set keys of a JSON object; None removes one."""
     content = json.loads(path.read_text(encoding="utf-8")) | changes
     kept = {key: value for key, value in content.items() if key not in changes or value is not None}

@@ -31,6 +31,7 @@ from examples.emoji_lcm.classifiers import (
 )
 from examples.emoji_lcm.data import WHITE_SHARE, Drawing, Pictures, load_drawings, make_pictures
 from examples.emoji_lcm.paths import copy_folder, replace_folder
+from examples.emoji_lcm.pipelines import edit_json
 from examples.emoji_lcm.subjects import ALL_STYLES, ANIMALS, GENERATOR_STYLES
 from examples.emoji_sprint import card, evaluate, paths
 from examples.emoji_sprint.autoencoder import (
@@ -43,7 +44,7 @@ from examples.emoji_sprint.autoencoder import (
     measure,
     train_autoencoder,
 )
-from examples.emoji_sprint.pipelines import edit_json, new_student_pipeline, new_teacher_pipeline, save_pipeline
+from examples.emoji_sprint.pipelines import new_student_pipeline, new_teacher_pipeline, save_pipeline
 from examples.emoji_sprint.student import Trajectories, distil, draw_trajectories
 from examples.emoji_sprint.teacher import train_teacher
 from examples.emoji_sprint.text import (

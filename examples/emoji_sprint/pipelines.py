@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from diffusers import (
 from transformers import Gemma2Model, GemmaTokenizer
 
 from examples.emoji_lcm.paths import replace_folder
+from examples.emoji_lcm.pipelines import write_float16
 from examples.emoji_sprint.text import LONGEST, WIDTH
 
 SECOND_ANGLE = 1.3
@@ -107,21 +107,4 @@ def at_own_size(pipe: Any) -> Callable[..., Any]:
 
 def save_pipeline(pipe: SanaPipeline | SanaSprintPipeline, folder: Path) -> None:
     """Write a pipeline's folder in float16. The pipeline's own parts become float16."""
-
-    def write(fresh: Path) -> None:
-        pipe.to(torch.float16).save_pretrained(fresh, safe_serialization=True)
-        # Without a dtype in the call, transformers would load float16 and diffusers float32: they must agree.
-        edit_json(fresh / "text_encoder" / "config.json", dtype="float32")
-        for part in ("transformer", "vae"):
-            edit_json(fresh / part / "config.json", _name_or_path=None)
-        for path in fresh.rglob("*.safetensors"):
-            path.chmod(0o644)
-
-    replace_folder(folder, write)
-
-
-def edit_json(path: Path, **changes: str | None) -> None:
-    """Set keys of a JSON object; None removes one."""
-    content = json.loads(path.read_text(encoding="utf-8")) | changes
-    kept = {key: value for key, value in content.items() if key not in changes or value is not None}
-    path.write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")
+    replace_folder(folder, lambda fresh: write_float16(pipe, fresh, denoiser="transformer"))

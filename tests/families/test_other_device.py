@@ -5,31 +5,19 @@ import dataclasses
 import pytest
 import torch
 from conftest import tiny_values
-from model_helpers import attach_tiny, load_tiny, shake_lora
+from model_helpers import load_tiny, put_on
 from other_device import HERE, OtherDeviceError, other_device
 from tiny_pipelines import BUILDERS, SIZES, build_sd
 
 from rlcm_cli.config import parse_config
 from rlcm_cli.core.noise import seed_generator
 from rlcm_cli.measuring.dry_step import Probe
-from rlcm_cli.models.loading import freeze_pipeline
 
 CASES = [
     pytest.param(builder, SIZES.get(kind), id=f"{kind} {name}", marks=[pytest.mark.slow] if number else [])
     for kind in BUILDERS
     for number, (name, builder) in enumerate(BUILDERS[kind].items())
 ]
-
-
-def prepare(model, device):
-    """Put a model on a device as `load_model` does, and attach an adapter to it."""
-    freeze_pipeline(model.pipeline, model.family, device)
-    model.device = device
-    model.kept.clear()
-    model.forget_prompts()
-    attach_tiny(model, target_modules=model.family.lora_targets)
-    shake_lora(model)
-    return model
 
 
 def work(model, folder):
@@ -55,9 +43,9 @@ def work(model, folder):
 def test_a_family_computes_on_another_device_what_it_computes_on_the_cpu(builder, size, tmp_path):
     folder = builder(tmp_path / "model")
     model = load_tiny(folder, image_size=size)
-    wanted, _ = work(prepare(model, HERE), folder)
+    wanted, _ = work(put_on(model, HERE), folder)
     with other_device() as device:
-        found, drift = work(prepare(model, device), folder)
+        found, drift = work(put_on(model, device), folder)
     assert drift <= 4e-6
     for name, tensor in wanted.items():
         assert found[name].device == HERE
@@ -90,7 +78,7 @@ def test_a_tensor_left_on_the_cpu_is_noticed(mistake, tmp_path):
     model = load_tiny(folder)
     model.family = dataclasses.replace(model.family, **LEFT_BEHIND[mistake](model.family))
     with other_device() as device, pytest.raises(OtherDeviceError, match="beside others on the device"):
-        work(prepare(model, device), folder)
+        work(put_on(model, device), folder)
 
 
 # The device itself

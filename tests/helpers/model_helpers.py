@@ -14,7 +14,7 @@ from rlcm_cli.config import override_section
 from rlcm_cli.core.noise import seed_generator
 from rlcm_cli.families import FAMILIES
 from rlcm_cli.models.latent_model import LatentModel
-from rlcm_cli.models.loading import load_model
+from rlcm_cli.models.loading import freeze_pipeline, load_model
 from rlcm_cli.models.lora import attach_lora, lora_parameters
 from rlcm_cli.models.variant import Variant
 from rlcm_cli.phases.sample import Drawn, draw_batch
@@ -35,6 +35,17 @@ def edit_json(file: Path, **changes: Any) -> None:
 
 def attach_tiny(model: LatentModel, *, rank: int = 2, alpha: int = 8, run_seed: int = 0, **settings: Any) -> None:
     attach_lora(model, **{"rank": rank, "alpha": alpha, "target_modules": MODULES, "run_seed": run_seed, **settings})
+
+
+def put_on(model: LatentModel, device: torch.device) -> LatentModel:
+    """Put a loaded model on a device as `load_model` does, with an adapter that acts; return it."""
+    freeze_pipeline(model.pipeline, model.family, device)
+    model.device = device
+    model.kept.clear()
+    model.forget_prompts()
+    attach_tiny(model, target_modules=model.family.lora_targets)
+    shake_lora(model)
+    return model
 
 
 def shake_lora(model: LatentModel, seed: int = 1) -> None:

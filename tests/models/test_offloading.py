@@ -5,7 +5,7 @@ import logging
 import pytest
 import torch
 from conftest import tiny_values
-from model_helpers import attach_tiny, draw, load_tiny, shake_lora
+from model_helpers import draw, load_tiny, put_on
 from other_device import DEVICE, HERE, other_device
 from tiny_pipelines import BUILDERS, SIZES
 
@@ -13,7 +13,6 @@ from rlcm_cli.config import parse_config
 from rlcm_cli.errors import ConfigError
 from rlcm_cli.measuring.dry_step import Probe
 from rlcm_cli.measuring.memory import list_ways
-from rlcm_cli.models.loading import freeze_pipeline
 from rlcm_cli.models.offloading import bring_denoiser, is_offloaded, keep_parts, offload_parts
 
 
@@ -21,16 +20,6 @@ from rlcm_cli.models.offloading import bring_denoiser, is_offloaded, keep_parts,
 def folder(request, tmp_path_factory):
     build = next(iter(BUILDERS[request.param].values()))
     return build(tmp_path_factory.mktemp("models") / "model"), SIZES.get(request.param)
-
-
-def prepare(model, device):
-    """Put a model on a device as `load_model` does, and attach an adapter to it."""
-    freeze_pipeline(model.pipeline, model.family, device)
-    model.device = device
-    model.kept.clear()
-    model.forget_prompts()
-    attach_tiny(model, target_modules=model.family.lora_targets)
-    shake_lora(model)
 
 
 def device_of(part):
@@ -53,9 +42,9 @@ def test_parts_take_turns_and_images_and_gradients_stay_the_same(folder):
     path, size = folder
     plain, model = (load_tiny(path, image_size=size) for _ in range(2))
     with other_device() as device:
-        prepare(plain, device)
+        put_on(plain, device)
         wanted, wanted_gradient = draw(plain, ["a cat"], [1], steps=2), learn(plain, path)
-        prepare(model, device)
+        put_on(model, device)
         offload_parts(model)
         assert device_of(model.denoiser) == device_of(model.pipeline.vae) == HERE
         for part in (model.denoiser, model.pipeline.vae):
@@ -74,7 +63,7 @@ def test_parts_take_turns_and_images_and_gradients_stay_the_same(folder):
 def test_the_denoiser_is_brought_for_what_an_optimizer_keeps(folder):
     model = load_tiny(folder[0], image_size=folder[1])
     with other_device() as device:
-        prepare(model, device)
+        put_on(model, device)
         bring_denoiser(model)  # where nothing is offloaded, nothing happens
         offload_parts(model)
         bring_denoiser(model)

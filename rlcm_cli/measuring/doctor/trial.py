@@ -59,7 +59,7 @@ class Outcome:
     fault: str = ""
     """What is wrong, and what to do; empty where nothing is."""
     noted: bool = False
-    """Whether there is something to know, which is no fault."""
+    """Whether there is something to know that is not a fault."""
 
 
 def try_model(resolve: Callable[[], Config], steps: int | None) -> Iterator[Finding]:
