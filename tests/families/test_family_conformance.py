@@ -13,6 +13,7 @@ import torch
 from command_line import succeed
 from conftest import tiny_values
 from drawn_rollouts import SAMPLES, draw_rollout, ratio_drift
+from family_runs import SETTINGS, describe_family_run
 from model_helpers import attach_tiny, draw, edit_json, shake_lora
 from package_copy import PACKAGE, extend_package
 from tiny_pipelines import BUILDERS, SIZES, build_sd
@@ -37,26 +38,6 @@ from rlcm_cli.store.checkpoint import digest_safetensors
 UNCLIPPED = {"clip_sample": False}
 """What diffusers' DDIM has to be told; other schedulers do not know it."""
 
-SETTINGS = """
-task = "compression"
-rewards = { compressibility = 1.0 }
-[sampler]
-kind = "KIND"
-eta = 1.0
-[sample]
-samples = 2
-batch_size = 2
-steps = 3
-guidance_scale = 1.0
-[train]
-minibatch_size = 2
-[evaluate]
-prompts = 1
-images_per_prompt = 1
-[runtime]
-iterations = 1
-device = "cpu"
-"""
 CASES = [
     pytest.param((kind, name), id=f"{kind} {name}", marks=[pytest.mark.slow] if number else [])
     for kind in FAMILIES
@@ -257,15 +238,10 @@ def test_a_run_is_stopped_resumed_and_exported(case, tmp_path, capsys):
     """Its bytes are those of one that was not stopped, and plain diffusers draws its images with the export."""
     family, tiny = case
     model = tiny()
-    settings = tmp_path / "settings.toml"
-    settings.write_text(SETTINGS.replace("KIND", model.sampler.kind))
-    prompts = tmp_path / "prompts.txt"  # a preset's hundreds are all encoded first, which takes a minute with some
-    prompts.write_text("a cat\na dog\na hen\na cow\n")
-    # Its own: what is recommended for a published model is larger.
-    size = ("--size", "{1}x{0}".format(*model.image_size))
+    options = describe_family_run(tmp_path, tiny.folder, model)
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     for run, iterations in ((whole, 2), (stopped, 1), (stopped, 2)):
-        given = ("--config", settings, "--model", tiny.folder, "--prompts", prompts, *size) if not run.exists() else ()
+        given = options if not run.exists() else []
         succeed(capsys, "loop", *given, "--run", run, "--iterations", iterations, "-q")
     for name in (LORA_FILE, "optimizer.safetensors"):
         one, other = (root / "checkpoints" / "000002" / name for root in (whole, stopped))

@@ -4,6 +4,7 @@ import signal
 import time
 
 import pytest
+from family_runs import describe_family_run
 from fault_runs import KILLED, check_left, contents, identities, on_forking_systems, start
 from fork_server import LONGEST
 from tiny_pipelines import BUILDERS, SIZES
@@ -13,27 +14,6 @@ from rlcm_cli.models.loading import load_model
 from rlcm_cli.models.variant import Variant
 
 pytestmark = [on_forking_systems, pytest.mark.slow]  # test_kill.py kills a loop of one family by default
-SETTINGS = """
-task = "compression"
-rewards = { compressibility = 1.0 }
-[sampler]
-kind = "KIND"
-eta = 1.0
-[sample]
-samples = 4
-shards = 2
-batch_size = 2
-steps = 3
-guidance_scale = 1.0
-[train]
-minibatch_size = 2
-[evaluate]
-prompts = 1
-images_per_prompt = 1
-[runtime]
-iterations = 2
-device = "cpu"
-"""
 MILESTONES = (
     "rollouts/000000/shard-00000-of-00002.json",
     "checkpoints/000001",
@@ -46,12 +26,8 @@ MILESTONES = (
 def test_a_killed_loop_is_resumed_to_the_same_bytes(kind, tmp_path):
     model = next(iter(BUILDERS[kind].values()))(tmp_path / "model")
     loaded = load_model(str(model), revision=None, dtype="float32", device="cpu", variant=Variant(SIZES.get(kind)))
-    settings, prompts = tmp_path / "settings.toml", tmp_path / "prompts.txt"
-    settings.write_text(SETTINGS.replace("KIND", loaded.sampler.kind))
-    prompts.write_text("a cat\na dog\na hen\na cow\n")
-    height, width = loaded.image_size
-    given = ["--config", settings, "--model", model, "--prompts", prompts, "--size", f"{width}x{height}", "-q"]
-
+    given = describe_family_run(tmp_path, model, loaded)
+    given += ["--samples", 4, "--set", "sample.shards=2", "--iterations", 2, "-q"]
     assert start(["loop", "--run", tmp_path / "whole", *given], tmp_path).finish().status == 0
     root = tmp_path / "killed"
     published = identities(root)
