@@ -1,8 +1,8 @@
 """Losses over stored samples. Each gives its loss with a record of named metrics.
 
-`ppo_clip` and `reinforce` are means over transitions, so that a trainer may add up their gradient a micro-batch at
-a time. The losses that look at whole samples reach the trainer as weights of `reinforce`: `rebel_weights`,
-`rwr_weights` and `rwr_sparse_weights` say how.
+`ppo_clip`, `dppo`, `grpo_guard` and `reinforce` are means over transitions, so that a trainer may add up their
+gradient a micro-batch at a time. The losses that look at whole samples reach the trainer as weights of `reinforce`:
+`rebel_weights`, `rwr_weights` and `rwr_sparse_weights` say how.
 
 Shape suffixes in prose: N transitions, M samples of an optimizer step, B samples of a round, A actions of a
 trajectory, P pairs.
@@ -42,6 +42,58 @@ def ppo_clip(log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor, clip_
     loss = torch.maximum(-advantages * ratio, -advantages * clipped).mean()
     outside = (ratio.detach() - 1).abs() > clip_range
     return ObjectiveResult(loss, {**_ratio_metrics(log_ratio), "clip_fraction": outside.float().mean()})
+
+
+def dppo(log_ratios: Tensor, kl: Tensor, advantages: Tensor, max_kl: float) -> ObjectiveResult:
+    """−A·ρ, masked where the policy is too far from the old one and the update goes outward (Flow-DPPO, 2606.11025).
+
+    ρ = exp(log ratio). Outward: A > 0 and ρ > 1, or A < 0 and ρ < 1 (eq. 18). All tensors float [N]; `log_ratios`
+    carries the gradient. Adds the metrics `policy_kl` and `masked_fraction`, the share of transitions without a
+    gradient.
+
+    Args:
+        log_ratios: log π(a) − log π_old(a) of the stored actions.
+        kl: KL divergence of the two Gaussians of each transition (eq. 14), of the same reduction over latents as the
+            log-ratios. The published code takes the mean, and its threshold belongs to that.
+        advantages: A of each transition's sample.
+        max_kl: δ, from which on an update outward is masked.
+    """
+    far = kl.detach() >= max_kl
+    masked = far & (advantages * log_ratios.detach() > 0)
+    # Before the exponential: 0 times the gradient of a ratio that overflows would be NaN.
+    loss = torch.where(masked, 0.0, -advantages * log_ratios.masked_fill(masked, 0.0).exp()).mean()
+    measured = {"policy_kl": kl.detach().mean(), "masked_fraction": masked.float().mean()}
+    return ObjectiveResult(loss, {**_ratio_metrics(log_ratios), **measured})
+
+
+def grpo_guard(
+    log_ratios: Tensor, kl: Tensor, std: Tensor, gains: Tensor, advantages: Tensor, clip_range: float
+) -> ObjectiveResult:
+    """Clipped surrogate with a ratio of mean 1 at every call, each call's loss divided by its gain (2510.22319).
+
+    ρ = exp((log ratio + KL) · std). As log ratio + KL = (a − μ_old)(μ − μ_old) / std², this ρ has neither the bias of
+    PPO's below 1 nor its wider spread at calls with little noise. What differs is the gain |b| of a call, by which the
+    mean goes with the model's output. GRPO-Guard divides by dt, which is |b| but for a factor 1 + η²/2 in Flow-SDE.
+    All tensors float [N]; `log_ratios` and `kl` carry the gradient. Adds the metrics `guarded_ratio`, `policy_kl` and
+    `clip_fraction`.
+
+    Args:
+        log_ratios: log π(a) − log π_old(a) of the stored actions.
+        kl: KL divergence of the two Gaussians of each transition, of the same reduction.
+        std: Standard deviation of each transition.
+        gains: |b| of each transition: how far its mean goes with the model's output; above 0.
+        advantages: A of each transition's sample.
+        clip_range: How far ρ may be from 1.
+    """
+    ratio = ((log_ratios + kl) * std).exp()
+    clipped = ratio.clamp(1 - clip_range, 1 + clip_range)
+    loss = (torch.maximum(-advantages * ratio, -advantages * clipped) / gains).mean()
+    measured = {
+        "guarded_ratio": ratio.detach().mean(),
+        "policy_kl": kl.detach().mean(),
+        "clip_fraction": ((ratio.detach() - 1).abs() > clip_range).float().mean(),
+    }
+    return ObjectiveResult(loss, {**_ratio_metrics(log_ratios), **measured})
 
 
 def reinforce(log_probs: Tensor, old_log_probs: Tensor, weights: Tensor) -> ObjectiveResult:

@@ -56,8 +56,8 @@ def flow_schedule(
 
         mean = ((1 − σ') + σ' c) x + (−σ (1 − σ') + σ' c (1 − σ)) v,   std = σ' sin(ηπ/2)
 
-    The two stochastic differential equations, with dt = σ' − σ, and g = η √(σ / (1 − σ)) in Flow-SDE (at σ = 1 of the
-    next σ), g = η in Dance-SDE:
+    The two stochastic differential equations, with dt = σ' − σ, and g = η √(σ / (1 − σ)) in Flow-SDE (at σ = 1 with
+    the next σ in the denominator), g = η in Dance-SDE:
 
         mean = (1 + g² dt / 2σ) x + (1 + g² (1 − σ) / 2σ) dt v,   std = g √−dt
 
@@ -80,8 +80,8 @@ def flow_schedule(
         output_coef = -now * (1 - then) + kept * (1 - now)
         std = torch.where(eta > 0, then * torch.sin(eta * math.pi / 2), 0.0)
     else:
-        level = torch.where(now < 1, now, then)
-        growth = eta * (level / (1 - level)).sqrt() if noise == "flow-sde" else eta
+        finite = torch.where(now < 1, now, then)
+        growth = eta * (now / (1 - finite)).sqrt() if noise == "flow-sde" else eta
         change = then - now
         latents_coef = 1 + growth**2 * change / (2 * now)
         output_coef = (1 + growth**2 * (1 - now) / (2 * now)) * change

@@ -7,8 +7,10 @@ import torch
 from torch import Tensor
 
 from rlcm_cli.core.advantages import ADVANTAGES, per_prompt_advantages
-from rlcm_cli.core.gaussian import take_action
+from rlcm_cli.core.gaussian import gaussian_kl, gaussian_log_ratio, take_action
 from rlcm_cli.core.objectives import (
+    dppo,
+    grpo_guard,
     neighbour_pairs,
     ppo_clip,
     rebel_weights,
@@ -155,14 +157,14 @@ class Walk:
         rewards = self.offsets[prompts] - ((states[-1] - self.targets[prompts]) ** 2).sum(1)
         return torch.stack(states, 1), rewards
 
+    def means(self, states, prompts):
+        """Mean of each action, [2 · M, 2]: all first ones, then the second."""
+        return torch.cat([self.mean(step, states[:, step], prompts) for step in range(2)])
+
     def log_probs(self, states, prompts):
         """Log-probability of each action, [M, 2]."""
-        means = [self.mean(step, states[:, step], prompts) for step in range(2)]
-        scored = [
-            take_action(mean, self.std, action=states[:, step + 1], reduction="sum")[1]
-            for step, mean in enumerate(means)
-        ]
-        return torch.stack(scored, 1)
+        means, actions = self.means(states, prompts), states[:, 1:].transpose(0, 1).flatten(0, 1)
+        return take_action(means, self.std, action=actions, reduction="sum")[1].view(2, -1).T
 
     def regret(self):
         """Expected reward that the best policy has more, mean over the prompts."""
@@ -191,6 +193,69 @@ def rwr_loss(log_probs, old, advantages, groups):
 
 def rwr_sparse_loss(log_probs, old, advantages, groups):
     return reinforce_loss(log_probs, old, len(advantages) * rwr_sparse_weights(advantages, 0.1), groups)
+
+
+class Region:
+    """An objective that compares means, with a step of its own for each walk."""
+
+    def __init__(self, walk, loss):
+        self.walk, self.loss = walk, loss
+
+    def remember(self, states, prompts):
+        """Let the present policy be the old one."""
+        self.states, self.prompts = states, prompts
+        with torch.no_grad():
+            self.old_means = self.walk.means(states, prompts)
+
+    def __call__(self, advantages):
+        means, actions = self.walk.means(self.states, self.prompts), self.states[:, 1:].transpose(0, 1).flatten(0, 1)
+        std = self.walk.std.expand(len(means), 1)
+        log_ratios = gaussian_log_ratio(actions, means, self.old_means, std, "sum")
+        kl = gaussian_kl(means, self.old_means, std, "sum")
+        return self.loss(log_ratios, kl, std.flatten(), advantages.repeat(2))
+
+
+def dppo_loss(log_ratios, kl, std, advantages):
+    return dppo(log_ratios, kl, advantages, 0.02)
+
+
+def guard_loss(log_ratios, kl, std, advantages):
+    return grpo_guard(log_ratios, kl, std, torch.ones_like(kl), advantages, 0.1)
+
+
+@pytest.mark.parametrize(
+    ("loss", "advantage", "acts"),
+    [(dppo_loss, "per-prompt", "masked_fraction"), (guard_loss, "group", "clip_fraction")],
+)
+@pytest.mark.parametrize("seed", [0, 1])
+def test_each_trust_region_reaches_the_known_optimum(loss, advantage, acts, seed):
+    generator, walk = torch.Generator().manual_seed(seed), Walk()
+    region, samples, rounds, measured = Region(walk, loss), 256, 100, []
+    groups = torch.arange(samples) // 4
+    prompts = groups % 2
+    optimizer = torch.optim.Adam([walk.shifts, walk.gain])
+    before = walk.regret()
+    for number in range(rounds):
+        optimizer.param_groups[0]["lr"] = 0.02 * (1 - number / rounds)
+        states, rewards = walk.sample(prompts, generator)
+        advantages, _ = ADVANTAGES[advantage](
+            ["ab"[prompt] for prompt in prompts],
+            rewards.tolist(),
+            {},
+            groups=groups.tolist(),
+            buffer_size=samples,
+            min_count=16,
+        )
+        region.remember(states, prompts)
+        for update in range(4):
+            result = region(torch.from_numpy(advantages).float())
+            assert update or result.metrics[acts] == 0, "it never acts at the first update of an iteration"
+            optimizer.zero_grad()
+            result.loss.backward()
+            optimizer.step()
+            measured.append(result.metrics[acts].item())
+    assert walk.regret() < 0.005 * before
+    assert max(measured) > 0.1, "it acts"
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,13 @@
+import functools
 import math
 
 import pytest
 import torch
 
+from rlcm_cli.core.gaussian import gaussian_kl, gaussian_log_prob, gaussian_log_ratio
 from rlcm_cli.core.objectives import (
+    dppo,
+    grpo_guard,
     neighbour_pairs,
     ppo_clip,
     rebel_loss,
@@ -212,3 +216,78 @@ class TestRwr:
         flat = log_probs_BA.flatten()
         loss = reinforce(flat, flat, 6 * weights.repeat_interleave(3)).loss
         torch.testing.assert_close(loss, likelihood, rtol=1e-12, atol=0)
+
+
+class Policy(torch.nn.Module):
+    """A Gaussian policy in float64, away from the old one, at eight actions of three latents."""
+
+    def __init__(self):
+        super().__init__()
+        generator = torch.Generator().manual_seed(3)
+        draw = functools.partial(torch.randn, generator=generator, dtype=torch.float64)
+        self.states, self.noise, self.advantages = draw(8, 3), draw(8, 3), draw(8)
+        self.std = torch.linspace(0.2, 0.9, 8, dtype=torch.float64)
+        self.gains = torch.linspace(0.1, 0.7, 8, dtype=torch.float64)
+        old = draw(3, 3)
+        self.old_means = self.states @ old
+        self.actions = self.old_means + self.std[:, None] * self.noise
+        self.weight = torch.nn.Parameter(old + 0.1 * draw(3, 3))
+
+    def compare(self, reduction="mean"):
+        """Log-ratios and KL divergences, [8] each."""
+        means, std = self.states @ self.weight, self.std[:, None]
+        log_ratios = gaussian_log_ratio(self.actions, means, self.old_means, std, reduction)
+        return log_ratios, gaussian_kl(means, self.old_means, std, reduction)
+
+    def gradient_of(self, loss):
+        return torch.autograd.grad(loss, self.weight)[0]
+
+
+def test_a_log_ratio_is_the_difference_of_log_densities():
+    policy = Policy()
+    for reduction in ("mean", "sum"):
+        of = [
+            gaussian_log_prob(policy.actions, means, policy.std[:, None], reduction)
+            for means in (policy.states @ policy.weight, policy.old_means)
+        ]
+        torch.testing.assert_close(policy.compare(reduction)[0], of[0] - of[1], rtol=0, atol=1e-12)
+
+
+def test_dppo_has_the_gradient_of_its_definition():
+    policy, max_kl, terms = Policy(), 0.02, []
+    for row, advantage in enumerate(policy.advantages):
+        mean, old, std = policy.states[row] @ policy.weight, policy.old_means[row], policy.std[row]
+        ratio = (((policy.actions[row] - old) ** 2 - (policy.actions[row] - mean) ** 2) / (2 * std**2)).mean().exp()
+        far = ((mean - old) ** 2 / (2 * std**2)).mean() >= max_kl
+        outward = ratio > 1 if advantage > 0 else ratio < 1
+        terms.append(0 * ratio if far and outward else -advantage * ratio)
+    expected = torch.stack(terms).mean()
+    result = dppo(*policy.compare(), policy.advantages, max_kl)
+    assert 0 < result.metrics["masked_fraction"] < (policy.compare()[1] >= max_kl).double().mean() < 1
+    torch.testing.assert_close(result.loss, expected, rtol=0, atol=1e-12)
+    gradients = policy.gradient_of(result.loss), policy.gradient_of(expected)
+    torch.testing.assert_close(*gradients, rtol=0, atol=1e-8)
+    assert gradients[0].abs().max() > 1e-2
+
+
+def test_guard_has_the_gradient_of_its_definition():
+    policy, clip, terms = Policy(), 0.02, []
+    for row, advantage in enumerate(policy.advantages):
+        mean, old, std = policy.states[row] @ policy.weight, policy.old_means[row], policy.std[row]
+        log_ratio = (((policy.actions[row] - old) ** 2 - (policy.actions[row] - mean) ** 2) / (2 * std**2)).mean()
+        ratio = ((log_ratio + ((mean - old) ** 2 / (2 * std**2)).mean()) * std).exp()
+        gain = torch.minimum(advantage * ratio, advantage * ratio.clamp(1 - clip, 1 + clip))
+        terms.append(-gain / policy.gains[row])
+    expected = torch.stack(terms).mean()
+    result = grpo_guard(*policy.compare(), policy.std, policy.gains, policy.advantages, clip)
+    assert 0 < result.metrics["clip_fraction"] < 1
+    torch.testing.assert_close(result.loss, expected, rtol=0, atol=1e-12)
+    gradients = policy.gradient_of(result.loss), policy.gradient_of(expected)
+    torch.testing.assert_close(*gradients, rtol=0, atol=1e-8)
+    assert gradients[0].abs().max() > 1e-2
+
+
+def test_a_ratio_that_overflows_is_masked_without_nan():
+    log_ratios = torch.tensor([1e4, 0.1], requires_grad=True)
+    dppo(log_ratios, torch.tensor([1e4, 0.0]), torch.tensor([1.0, 1.0]), 1e-5).loss.backward()
+    torch.testing.assert_close(log_ratios.grad, torch.tensor([0.0, -math.exp(0.1) / 2]))

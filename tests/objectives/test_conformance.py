@@ -10,7 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -28,6 +28,7 @@ from rlcm_cli.learning.rollout import Rollout
 from rlcm_cli.learning.update import weigh_samples
 from rlcm_cli.models.latent_model import LatentModel
 from rlcm_cli.models.lora import lora_parameters
+from rlcm_cli.models.weights import clone_weights, exchanged_weights
 from rlcm_cli.objectives import OBJECTIVES, Need
 from rlcm_cli.phases.read_rollout import read_rollout
 from rlcm_cli.phases.train import train
@@ -41,18 +42,59 @@ ORDER = torch.tensor([6, 7, 2, 3, 0, 1, 4, 5])
 """Of the samples in the optimizer step: groups of two stay together."""
 
 
-def define_clipped_ratio(log_probs: Tensor, old: Tensor, advantages: Tensor, settings: Any) -> Tensor:
-    ratio, weights = (log_probs - old).exp(), advantages.clamp(-CLIP, CLIP)[:, None]
+@dataclasses.dataclass
+class Scored:
+    """All stored actions of an iteration under two policies, each [B, A]."""
+
+    log_probs: Tensor
+    old: Tensor
+    """Log-probabilities of the policy that drew."""
+    means: Tensor
+    """[B, A, C, H, W]."""
+    old_means: Tensor
+    actions: Tensor
+    std: Tensor
+    """[A]."""
+    gains: Tensor
+    """|b|, [A]."""
+
+    @property
+    def kl(self) -> Tensor:
+        return ((self.means - self.old_means).flatten(2) ** 2).mean(2) / (2 * self.std**2)
+
+
+def define_clipped_ratio(scored: Scored, advantages: Tensor, settings: Any) -> Tensor:
+    ratio, weights = (scored.log_probs - scored.old).exp(), advantages.clamp(-CLIP, CLIP)[:, None]
     nearest = ratio.clamp(1 - settings.clip_range, 1 + settings.clip_range)
     return -torch.minimum(weights * ratio, weights * nearest).mean()
 
 
-def define_reinforce(log_probs: Tensor, old: Tensor, advantages: Tensor, settings: Any) -> Tensor:
-    return -(advantages.clamp(-CLIP, CLIP)[:, None] * log_probs).mean()
+def define_dppo(scored: Scored, advantages: Tensor, settings: Any) -> Tensor:
+    ratio, weights = (scored.log_probs - scored.old).exp(), advantages.clamp(-CLIP, CLIP)[:, None].expand(-1, ACTIONS)
+    far = scored.kl.detach() >= settings.max_kl
+    outward = ((weights > 0) & (ratio > 1)) | ((weights < 0) & (ratio < 1))
+    assert all(part.any() for part in (far & outward, far & ~outward, ~far & outward)), scored.kl
+    return (-weights * ratio)[~(far & outward)].sum() / ratio.numel()
 
 
-def define_rebel(log_probs: Tensor, old: Tensor, advantages: Tensor, settings: Any) -> Tensor:
-    ratios, rewards = (log_probs - old).sum(1), advantages.clamp(-CLIP, CLIP)
+def define_guard(scored: Scored, advantages: Tensor, settings: Any) -> Tensor:
+    # The difference of log-probabilities, without what its rounding adds.
+    noise = (scored.actions - scored.old_means).flatten(2)
+    shift = (scored.means - scored.old_means).flatten(2)
+    log_ratio = (noise * shift).mean(2) / scored.std**2 - scored.kl
+    torch.testing.assert_close(log_ratio, scored.log_probs - scored.old, rtol=0, atol=2e-6)
+    ratio, weights = ((log_ratio + scored.kl) * scored.std).exp(), advantages.clamp(-CLIP, CLIP)[:, None]
+    nearest = ratio.clamp(1 - settings.clip_range, 1 + settings.clip_range)
+    assert 0 < (ratio != nearest).sum() < ratio.numel(), "the clip acts"
+    return -(torch.minimum(weights * ratio, weights * nearest) / scored.gains).mean()
+
+
+def define_reinforce(scored: Scored, advantages: Tensor, settings: Any) -> Tensor:
+    return -(advantages.clamp(-CLIP, CLIP)[:, None] * scored.log_probs).mean()
+
+
+def define_rebel(scored: Scored, advantages: Tensor, settings: Any) -> Tensor:
+    ratios, rewards = (scored.log_probs - scored.old).sum(1), advantages.clamp(-CLIP, CLIP)
     errors = [
         settings.rebel_lr * (ratios[one] - ratios[one + 1]) - (rewards[one] - rewards[one + 1])
         for one in range(0, SAMPLES, 2)
@@ -60,22 +102,24 @@ def define_rebel(log_probs: Tensor, old: Tensor, advantages: Tensor, settings: A
     return torch.stack(errors).square().mean()
 
 
-def define_rwr(log_probs: Tensor, old: Tensor, advantages: Tensor, settings: Any) -> Tensor:
+def define_rwr(scored: Scored, advantages: Tensor, settings: Any) -> Tensor:
     weights = (settings.beta * advantages.clamp(-CLIP, CLIP)).exp()
-    return -(weights / weights.sum() * log_probs.mean(1)).sum()
+    return -(weights / weights.sum() * scored.log_probs.mean(1)).sum()
 
 
-def define_rwr_sparse(log_probs: Tensor, old: Tensor, advantages: Tensor, settings: Any) -> Tensor:
+def define_rwr_sparse(scored: Scored, advantages: Tensor, settings: Any) -> Tensor:
     best = sorted(range(SAMPLES), key=lambda sample: -advantages[sample])[: round(settings.share * SAMPLES)]
-    return -log_probs[best].mean()
+    return -scored.log_probs[best].mean()
 
 
-Definition = Callable[[Tensor, Tensor, Tensor, Any], Tensor]
-"""(log-probabilities [B, A], old ones [B, A], advantages [B], the objective's settings) → the loss of an iteration."""
+Definition = Callable[[Scored, Tensor, Any], Tensor]
+"""(the stored actions, advantages [B], the objective's settings) → the loss of an iteration."""
 
 DEFINITIONS: dict[str, tuple[Definition, dict[str, Any]]] = {
     "ppo": (define_clipped_ratio, {"clip_range": 3e-4}),
     "grpo": (define_clipped_ratio, {"clip_range": 3e-4}),
+    "dppo": (define_dppo, {"max_kl": 3e-3}),
+    "grpo-guard": (define_guard, {"clip_range": 3e-3}),
     "reinforce": (define_reinforce, {}),
     "rebel": (define_rebel, {"rebel_lr": 10.0}),
     "rwr": (define_rwr, {"beta": 0.7}),
@@ -89,30 +133,61 @@ def configure(model: Path, kind: str) -> Config:
     return make_config(model, objective=settings, sample={"group_size": 2}, train={"advantage_clip": CLIP})
 
 
-@pytest.fixture(scope="module")
-def moved(tiny_lcm: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[LatentModel, Rollout]:
+class Moved(NamedTuple):
     """A rollout, and the model a little away from the policy that drew it."""
+
+    model: LatentModel
+    rollout: Rollout
+    old_weights: dict[str, Tensor]
+    """Of the policy that drew."""
+
+    def learner(self, config: Config) -> Learner:
+        weights = weigh_samples(config, ADVANTAGES)
+        return Learner(self.model, self.rollout, weights, config, old_weights=self.old_weights)
+
+
+@pytest.fixture(scope="module")
+def moved(tiny_lcm: Path, tmp_path_factory: pytest.TempPathFactory) -> Moved:
     run, model = prepare(tmp_path_factory.mktemp("objectives") / "run", configure(tiny_lcm, "ppo"))
     rollout = read_rollout(run, model, read_trainer_state(run.layout, 0), off_policy=False)
+    old_weights = clone_weights(lora_parameters(model))
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in lora_parameters(model).values():
             parameter += 0.05 * torch.randn(parameter.shape, generator=generator)
     model.adapter_digest = None
-    return model, rollout
+    return Moved(model, rollout, old_weights)
 
 
-def log_probs_of(model: LatentModel, rollout: Rollout) -> Tensor:
-    """Log-probabilities of all stored actions, [B, A], one model call a step, with a graph."""
-    states, columns = rollout.trajectories.latents_BSCHW, []
+def score_actions(moved: Moved) -> Scored:
+    """Score all stored actions with a graph."""
+    model, rollout, old_weights = moved
+    log_probs, means = predict_actions(model, rollout)
+    with torch.no_grad(), exchanged_weights(lora_parameters(model), old_weights):
+        _, old_means = predict_actions(model, rollout)
+    return Scored(
+        log_probs,
+        rollout.trajectories.log_probs_BA,
+        means,
+        old_means,
+        rollout.trajectories.latents_BSCHW[:, 1:],
+        rollout.schedule.std[:ACTIONS].float(),
+        rollout.schedule.output_coef[:ACTIONS].abs().float(),
+    )
+
+
+def predict_actions(model: LatentModel, rollout: Rollout) -> tuple[Tensor, Tensor]:
+    """Log-probabilities [B, A] and means [B, A, C, H, W] of all stored actions, one model call a step."""
+    states, columns, means = rollout.trajectories.latents_BSCHW, [], []
     conditioning = {name: table[rollout.conditioning_index] for name, table in rollout.conditioning.items()}
     for step in range(ACTIONS):
         timesteps = rollout.schedule.timesteps[step].expand(SAMPLES)
         output = model.predict(states[:, step], timesteps, conditioning, rollout.manifest.schedule.guidance_scale)
         a, b, std = (getattr(rollout.schedule, name)[step].float() for name in ("latents_coef", "output_coef", "std"))
         mean = a * states[:, step] + b * output
+        means.append(mean)
         columns.append(take_action(mean, std.view(1, 1, 1, 1), action=states[:, step + 1], reduction="mean")[1])
-    return torch.stack(columns, dim=1)
+    return torch.stack(columns, dim=1), torch.stack(means, dim=1)
 
 
 def take_gradient(model: LatentModel) -> Tensor:
@@ -126,11 +201,10 @@ def take_gradient(model: LatentModel) -> Tensor:
 @pytest.mark.parametrize("kind", OBJECTIVES)
 def test_the_gradient_of_the_step_is_that_of_the_definition(tiny_lcm, moved, kind):
     assert kind in DEFINITIONS, f"write the definition of '{kind}' out in DEFINITIONS, with settings that make it act"
-    model, rollout = moved
-    objective, config = OBJECTIVES[kind], configure(tiny_lcm, kind)
-    log_probs, old = log_probs_of(model, rollout), rollout.trajectories.log_probs_BA
-    assert (log_probs - old).abs().max() > 1e-4, "the policy has moved"
-    loss = DEFINITIONS[kind][0](log_probs, old, ADVANTAGES, config.objective)
+    model, objective, config = moved.model, OBJECTIVES[kind], configure(tiny_lcm, kind)
+    scored = score_actions(moved)
+    assert (scored.log_probs - scored.old).abs().max() > 1e-4, "the policy has moved"
+    loss = DEFINITIONS[kind][0](scored, ADVANTAGES, config.objective)
     loss.backward()
     expected = take_gradient(model)
     assert expected.abs().max() > 0
@@ -139,8 +213,7 @@ def test_the_gradient_of_the_step_is_that_of_the_definition(tiny_lcm, moved, kin
     metrics = {}
     for size in (SAMPLES * ACTIONS, 7, 1):
         sized = override_config(config, flags={"runtime.micro_batch_size": size})
-        learner = Learner(model, rollout, weigh_samples(sized, ADVANTAGES), sized)
-        metrics[size] = objective.accumulate(learner, minibatch).values
+        metrics[size] = objective.accumulate(moved.learner(sized), minibatch).values
         found = take_gradient(model)
         assert (found - expected).norm() < 1e-4 * expected.norm(), size
         assert metrics[size]["loss"] == pytest.approx(loss.item(), rel=1e-4, abs=1e-7)
@@ -150,21 +223,18 @@ def test_the_gradient_of_the_step_is_that_of_the_definition(tiny_lcm, moved, kin
 
 @pytest.mark.parametrize("kind", OBJECTIVES)
 def test_the_kl_penalty_is_independent_of_the_micro_batch(tiny_lcm, moved, kind):
-    model, rollout = moved
     minibatch, gradients = Minibatch(ORDER, torch.arange(ACTIONS).expand(SAMPLES, -1)), []
     for size in (SAMPLES * ACTIONS, 7):
         flags = {"runtime.micro_batch_size": size, "train.kl_weight": 0.3}
         config = override_config(configure(tiny_lcm, kind), flags=flags)
-        learner = Learner(model, rollout, weigh_samples(config, ADVANTAGES), config)
-        assert OBJECTIVES[kind].accumulate(learner, minibatch).values["kl_to_base"] > 0
-        gradients.append(take_gradient(model))
+        assert OBJECTIVES[kind].accumulate(moved.learner(config), minibatch).values["kl_to_base"] > 0
+        gradients.append(take_gradient(moved.model))
     assert (gradients[0] - gradients[1]).norm() < 1e-4 * gradients[0].norm()
 
 
 @pytest.mark.parametrize("kind", OBJECTIVES)
 def test_the_forwards_that_it_counts_are_those_that_it_makes(tiny_lcm, moved, kind, monkeypatch):
-    model, rollout = moved
-    config = configure(tiny_lcm, kind)
+    model, config = moved.model, configure(tiny_lcm, kind)
     asked, predict = [], model.predict
 
     def counted(latents, *given, **named):
@@ -173,15 +243,14 @@ def test_the_forwards_that_it_counts_are_those_that_it_makes(tiny_lcm, moved, ki
         return predict(latents, *given, **named)
 
     monkeypatch.setattr(model, "predict", counted)
-    learner = Learner(model, rollout, weigh_samples(config, ADVANTAGES), config)
-    OBJECTIVES[kind].accumulate(learner, Minibatch(ORDER, torch.arange(ACTIONS).expand(SAMPLES, -1)))
+    OBJECTIVES[kind].accumulate(moved.learner(config), Minibatch(ORDER, torch.arange(ACTIONS).expand(SAMPLES, -1)))
     take_gradient(model)
     assert sum(asked) == SAMPLES * OBJECTIVES[kind].forwards(config, ACTIONS)
 
 
 @pytest.mark.parametrize("kind", [kind for kind, one in OBJECTIVES.items() if Need.ACTIONS in one.needs])
 def test_trajectories_without_actions_have_no_gradient(tiny_lcm, moved, kind):
-    model, rollout = moved
+    model, rollout, _ = moved
     drawn = rollout.trajectories
     short = Trajectories(
         drawn.latents_BSCHW[:, :1], torch.zeros(SAMPLES, 0), drawn.timesteps_A2[:0], drawn.calls_A[:0]

@@ -28,6 +28,8 @@ SEVERAL = {"minibatch_size": 4, "inner_epochs": 2}
 OBJECTIVES = {
     "ppo": {**SEVERAL, "timestep_fraction": 0.67},
     "grpo": {**SEVERAL, "timestep_fraction": 0.34, "advantages": "leave-one-out"},
+    "dppo": {**SEVERAL, "timestep_fraction": 0.67},
+    "grpo-guard": {**SEVERAL, "timestep_fraction": 0.67},
     "reinforce": {"timestep_fraction": 0.67, "advantages": "batch"},
     "rebel": SEVERAL,
     "rwr": {**SEVERAL, "timestep_fraction": 0.67},
@@ -61,7 +63,7 @@ def test_trains_and_is_continued_by_another_process_to_the_bit(tiny_lcm, tmp_pat
     assert [row.learning_rate for row in rows] == pytest.approx([5e-4, 1e-3 * (1 + math.cos(math.pi / 8)) / 2])
     assert rows[0].updates == (1 if objective == "reinforce" else 4)
     assert all(row.measured["ratio_drift"] <= 2e-6 and row.measured["grad_norm"] > 0 for row in rows)
-    assert ("clip_fraction" in rows[0].measured) == (objective in ("ppo", "grpo"))
+    assert ("clip_fraction" in rows[0].measured) == (objective in ("ppo", "grpo", "grpo-guard"))
 
     root = tmp_path / "continued"
     for iterations in (1, 2):

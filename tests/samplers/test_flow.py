@@ -76,8 +76,7 @@ def test_the_stochastic_equations_are_those_of_their_papers(noise, eta):
     x, v = torch.tensor(0.4, dtype=torch.float64), torch.tensor(-0.9, dtype=torch.float64)
     for call in range(3):
         now, then = SIGMAS[call], SIGMAS[call + 1]
-        level = now if now < 1 else then
-        g = eta * math.sqrt(level / (1 - level)) if noise == "flow-sde" else eta
+        g = eta * math.sqrt(now / (1 - (now if now < 1 else then))) if noise == "flow-sde" else eta
         # The drift of the equation whose marginals are the flow's: v + g² / 2 · (x + (1 − σ) v) / σ.
         drift = v + g**2 / (2 * now) * (x + (1 - now) * v)
         assert step(schedule, call, x, v) == pytest.approx(float(x + drift * (then - now)), abs=1e-12)
