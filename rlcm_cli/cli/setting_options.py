@@ -62,7 +62,7 @@ FLAGS = {
     "last_step.mode": Flag(
         "--last-step",
         "MODE",
-        "An LCM's last call: deterministic, noise (one more action) or backprop (through the reward).",
+        "The last call: deterministic, noise (one more action) or backprop (through the reward).",
     ),
     "sample.samples": Flag("--samples"),
     "sample.steps": Flag("--steps", "H", "Model calls per image, 2 or more."),

@@ -152,9 +152,23 @@ class LastStepSettings(Section):
     the gradient of a differentiable reward through the call, in addition to the policy gradient of the others."""
     noise_std: PositiveFloat = 0.1
     """For `noise`: its standard deviation, in units of the latents."""
+    calls: PositiveInt = 1
+    """For `backprop`: through how many calls, the last one included, the gradient of the reward goes back (K of
+    DRaFT-K, arXiv 2309.17400). The actions among them get that gradient instead of the policy gradient."""
     weight: PositiveFloat = 30.0
     """For `backprop`: weight of the reward's gradient. At 1, with batch advantages, it and the policy gradient are two
     parts of the gradient of one expected reward; the default favours it, because the policy's part is much noisier."""
+
+    @model_validator(mode="after")
+    def _check_calls(self) -> LastStepSettings:
+        if self.calls > 1 and self.mode != "backprop":
+            raise ValueError(f"last_step.calls is {self.calls}, which is for last_step.mode backprop; leave it out")
+        return self
+
+    @property
+    def own_actions(self) -> int:
+        """How many of a trajectory's actions, its last ones, get the gradient of the reward."""
+        return self.calls - 1 if self.mode == "backprop" else 0
 
 
 class PretrainingSettings(Section):
@@ -464,6 +478,11 @@ class Config(Section):
     def _check_objective(self) -> Config:
         objective = find_objective(self)
         objective.check(self)
+        if self.last_step.own_actions and Need.TRAJECTORY_PAIRS in objective.needs:
+            raise ValueError(
+                f"objective.kind {objective.kind} compares whole trajectories, and last_step.calls "
+                f"{self.last_step.calls} takes the last actions out of them; leave it at 1"
+            )
         kind, admitted = self.advantage_kind, objective.advantages.admitted
         if kind in ("group", "leave-one-out") and self.sample.group_size < 2:
             raise ValueError(

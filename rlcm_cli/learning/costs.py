@@ -30,16 +30,17 @@ def count_training_calls(config: Config, actions: int, *, refreshes: int) -> int
 
     A backward pass counts as `BACKWARD_FORWARDS`. Guidance without an embedding makes two forwards of each.
     """
-    a_sample = find_objective(config).forwards(config, actions) + refreshes * actions
-    if config.last_step.mode == "backprop":
-        a_sample += config.train.inner_epochs * (1 + BACKWARD_FORWARDS)
+    last = config.last_step
+    a_sample = find_objective(config).forwards(config, actions - last.own_actions) + refreshes * actions
+    if last.mode == "backprop":
+        a_sample += config.train.inner_epochs * last.calls * (1 + BACKWARD_FORWARDS)
     return config.sample.samples * a_sample
 
 
 def count_work(config: Config, actions: int) -> Work:
     """Count what a whole run of a configuration asks for, of `actions` a trajectory."""
     images = config.runtime.iterations * config.sample.samples
-    trained = config.train.trained_actions(actions) * config.train.inner_epochs
+    trained = config.train.trained_actions(actions - config.last_step.own_actions) * config.train.inner_epochs
     return Work(images, config.sample.steps + refresh_passes(config) * actions, images * trained)
 
 

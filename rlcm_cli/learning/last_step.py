@@ -1,8 +1,12 @@
-"""The last model call by back-propagation: the gradient of differentiable rewards through image, decoder and model.
+"""The last model calls by back-propagation: the gradient of differentiable rewards through image, decoder and model.
 
 An LCM's last call draws no noise, so that no policy gradient reaches it, and with two calls half of the sampler goes
 untrained (LaSRO, arXiv 2411.15247). Its image is a differentiable function of the adapter, though: with x the last
 stored state, the gradient of the expected reward is that of the policy, of x, plus E[∇ r(image(x))] with x held.
+
+So it may go on through the actions before, x' = μ(x) + σ n with the noise n held, as DRaFT-K does through the last K
+calls (arXiv 2309.17400): x is then the state before the first of them. Of those actions the policy gradient would be
+a second, noisier estimate of the same, and they have none.
 """
 
 from __future__ import annotations
@@ -15,7 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rlcm_cli.config import Config
+from rlcm_cli.config import Config, LastStepSettings
 from rlcm_cli.errors import ConfigError
 from rlcm_cli.learning.advantages import rows_of
 from rlcm_cli.learning.loss_scale import LossScale
@@ -93,22 +97,22 @@ def accumulate_last_step(
     samples_M: Tensor,
     rewards: list[PathwiseReward],
     *,
-    weight: float,
+    settings: LastStepSettings,
     micro_batch_size: int,
     processes: Processes = Processes(),
 ) -> dict[str, Tensor]:
-    """Add the gradient of the rewards through the last call to the adapter's, and return its metrics.
+    """Add the gradient of the rewards through the last calls to the adapter's, and return its metrics.
 
-    The policy's loss is a mean over actions, and its log-probabilities usually over the latents' D values too: so
-    this one is divided by A and D as well. With a weight of 1 and advantages of the batch, which no clip cuts, both
-    are parts of the gradient of one expected reward; with others nearly so, as `choose_pathwise` says.
+    The policy's loss is a mean over its actions, and its log-probabilities usually over the latents' D values too: so
+    this one is divided by their number and D as well. With a weight of 1 and advantages of the batch, which no clip
+    cuts, both are parts of the gradient of one expected reward; with others nearly so, as `choose_pathwise` says.
 
     Args:
         model: With the adapter.
         rollout: The round.
         samples_M: The samples of the optimizer step, int64 [M], rows of the rollout.
         rewards: Of `choose_pathwise`.
-        weight: Of this gradient relative to the policy's.
+        settings: Through how many calls, and the weight of this gradient relative to the policy's.
         micro_batch_size: Samples in one forward and backward pass.
         processes: Of several processes, each adds and measures its part of the samples.
 
@@ -119,7 +123,7 @@ def accumulate_last_step(
         RewardError: If a reward fails or gives no gradient.
     """
     states = rollout.trajectories.latents_BSCHW
-    share = weight / max(1, rollout.trajectories.actions)
+    share = settings.weight / max(1, rollout.trajectories.actions - settings.own_actions)
     if rollout.manifest.reduction == "mean":
         share /= states[0, 0].numel()
     share /= len(samples_M)
@@ -127,7 +131,7 @@ def accumulate_last_step(
     mean_reward = torch.zeros(())
 
     def compute(samples: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        drawn = draw_images(model, rollout, states[samples, -1].to(model.device), samples)
+        drawn = draw_images(model, rollout, samples, settings.calls)
         images = drawn.detach().requires_grad_()
         loss, total = torch.zeros((), device=model.device), torch.zeros(())
         for part in rewards:
@@ -146,12 +150,21 @@ def accumulate_last_step(
     return {"last_step_reward": mean_reward, **scale.metrics()}
 
 
-def draw_images(model: LatentModel, rollout: Rollout, states: Tensor, samples: Tensor) -> Tensor:
-    """Make the last call: states [M, C, h, w] to images, float32 [M, 3, H, W], differentiable."""
-    last = torch.full((len(samples),), rollout.schedule.steps - 1, device=model.device)
+def draw_images(model: LatentModel, rollout: Rollout, samples: Tensor, calls: int) -> Tensor:
+    """Make the last calls again, from the state before them: images, float32 [M, 3, H, W], differentiable.
+
+    An action between them is the stored one, whatever the policy is now, with the gradient of its mean.
+    """
     conditioning = pick_conditioning(model, rollout, samples)
-    latents = predict_transition(model, rollout, states, last, conditioning).mean
-    return model.decode_floats(latents.to(model.dtype))
+    stored = rollout.trajectories.latents_BSCHW[samples, -calls:].to(model.device)
+    latents = stored[:, 0]
+    for number, call in enumerate(range(rollout.schedule.steps - calls, rollout.schedule.steps), 1):
+        at_call = torch.full((len(samples),), call, device=model.device)
+        mean = predict_transition(model, rollout, latents, at_call, conditioning).mean
+        latents = (
+            mean.to(model.dtype) if number == calls else stored[:, number] + (mean - mean.detach()).to(model.dtype)
+        )
+    return model.decode_floats(latents)
 
 
 def _metadata(rollout: Rollout, samples: Tensor) -> list[dict[str, object]]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rlcm_cli.config import TrainSettings
+from rlcm_cli.config import Config
 from rlcm_cli.core.noise import derive_seed, seed_generator
 from rlcm_cli.learning.rollout import Rollout
 
@@ -23,13 +23,17 @@ class Minibatch:
     """int64 [M, K], indices of actions."""
 
 
-def draw_minibatches(rollout: Rollout, settings: TrainSettings, run_seed: int, iteration: int) -> Iterator[Minibatch]:
-    """Return the samples of each optimizer step: every inner epoch in an order of its own, groups together."""
-    count, actions = len(rollout.trajectories), rollout.trajectories.actions
+def draw_minibatches(rollout: Rollout, config: Config, iteration: int) -> Iterator[Minibatch]:
+    """Return the samples of each optimizer step: every inner epoch in an order of its own, groups together.
+
+    Actions that the gradient of the reward goes back through are not among those that are trained on.
+    """
+    settings, count = config.train, len(rollout.trajectories)
+    actions = rollout.trajectories.actions - config.last_step.own_actions
     chosen = settings.trained_actions(actions)
     size = settings.minibatch_size or count
     for epoch in range(settings.inner_epochs):
-        generator = seed_generator(derive_seed(run_seed, "minibatches", iteration, epoch))
+        generator = seed_generator(derive_seed(config.seed, "minibatches", iteration, epoch))
         members = torch.arange(count).view(-1, rollout.manifest.group_size)
         order = members[torch.randperm(len(members), generator=generator)].flatten()
         for first in range(0, count, size):

@@ -83,7 +83,7 @@ def accumulate_update(data: IterationData, minibatch: Minibatch, seed: int) -> U
             learner.rollout,
             minibatch.samples_M,
             data.pathwise,
-            weight=config.last_step.weight,
+            settings=config.last_step,
             micro_batch_size=config.runtime.micro_batch_size,
             processes=learner.processes,
         )

@@ -260,7 +260,7 @@ def _learn(run: Run, opened: OpenIteration) -> Generator[Event, None, UpdatesDon
         yield Advanced(1)
     records: list[UpdateMetrics] = []
     drift = replay_drift
-    for minibatch in draw_minibatches(opened.rollout, settings, run.config.seed, iteration):
+    for minibatch in draw_minibatches(opened.rollout, run.config, iteration):
         student.optimizer.zero_grad(set_to_none=True)
         record = accumulate_update(data, minibatch, step_seed(run.config.seed, iteration, len(records)))
         if not records:

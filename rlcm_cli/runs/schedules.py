@@ -40,12 +40,8 @@ def training_schedule(config: Config, model: LatentModel, iteration: int = 0) ->
     settled = settle_window(config.sampler, schedule.action_calls.tolist(), seed)
     if settled != config.sampler:
         schedule = build_schedule(model, settled, sample.steps, last_std=last_std)
-    if last.mode == "backprop" and (schedule.std[-1] > 0 or (schedule.steps > 1 and not schedule.actions)):
-        raise ConfigError(
-            "last_step.mode backprop is for samplers that draw noise, but none at the last call, as an LCM's; here "
-            f"the sampler {model.sampler.kind} draws noise at {schedule.actions} of {schedule.steps} calls; "
-            "leave it out"
-        )
+    if last.mode == "backprop":
+        _check_backprop(schedule, last.calls, model.sampler.kind)
     if not schedule.actions and last.mode != "backprop" and Need.ACTIONS in find_objective(config).needs:
         raise ConfigError(
             explain_no_actions(config.sampler, sample.steps)
@@ -53,6 +49,27 @@ def training_schedule(config: Config, model: LatentModel, iteration: int = 0) ->
             "model's scheduler, so there is no action to train; use more steps"
         )
     return schedule
+
+
+def _check_backprop(schedule: Schedule, calls: int, sampler: str) -> None:
+    """Raise `ConfigError` where a gradient cannot go back through the last `calls` calls of a schedule."""
+    if schedule.std[-1] > 0:
+        raise ConfigError(
+            "last_step.mode backprop is for samplers that draw no noise at the last call, as an LCM's; here the "
+            f"sampler {sampler} draws noise at {schedule.actions} of {schedule.steps} calls; leave it out"
+        )
+    if calls > schedule.steps:
+        raise ConfigError(
+            f"last_step.calls is {calls}, but an image is drawn in {schedule.steps} calls (sample.steps); use at most "
+            f"{schedule.steps}"
+        )
+    silent = [call for call in range(schedule.steps - calls, schedule.steps - 1) if not schedule.std[call] > 0]
+    if silent:
+        raise ConfigError(
+            f"last_step.calls {calls} goes back through call {silent[-1] + 1} of {schedule.steps}, at which the "
+            f"sampler {sampler} draws no noise: what comes after such a call is not stored; use at most "
+            f"{schedule.steps - silent[-1] - 1}"
+        )
 
 
 def record_schedule(schedule: Schedule, guidance_scale: float) -> ScheduleRecord:

@@ -14,7 +14,9 @@ class TestMinibatches:
         run, model = prepare(root, make_config(tiny_lcm, sample={"group_size": 2, "steps": 4}))
         rollout = read_rollout(run, model, read_trainer_state(run.layout, 0), off_policy=False)
         settings = run.config.train.model_copy(update={"minibatch_size": 4, "timestep_fraction": 1.0, **changes})
-        return list(draw_minibatches(rollout, settings, seed, iteration))
+        return list(
+            draw_minibatches(rollout, run.config.model_copy(update={"train": settings, "seed": seed}), iteration)
+        )
 
     def test_hold_every_sample_once_an_epoch_in_an_order_of_its_own(self, tiny_lcm, tmp_path):
         parts = self.drawn(tiny_lcm, tmp_path / "run", inner_epochs=8)

@@ -86,7 +86,7 @@ def compare(name):
     for parameter in lora_parameters(model).values():
         parameter.data.add_(0.05 * torch.randn(parameter.shape, generator=generator))
     model.adapter_digest = None
-    minibatch = next(draw_minibatches(rollout, config.train, config.seed, 0))
+    minibatch = next(draw_minibatches(rollout, config, 0))
     if name == "one transition":
         minibatch = Minibatch(minibatch.samples_M[:1], minibatch.steps_MK[:1, :1])
     alone, expected, all_asked = gradient(alone_data, minibatch)
