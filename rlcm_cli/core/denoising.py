@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 
 from rlcm_cli.core.schedule import PredictionType
+
+OutputType = PredictionType | Literal["velocity"]
+"""What a denoiser predicts; the velocity is that of flow matching, ε − x."""
 
 
 def add_noise(latents: Tensor, noise: Tensor, alpha_bar: Tensor) -> Tensor:
@@ -29,9 +34,17 @@ def denoising_error(
         prediction_type: What the model predicts.
     """
     alpha, sigma = _columns(alpha_bar)
-    targets = {"epsilon": noise, "sample": latents, "v_prediction": alpha * noise - sigma * latents}
-    error: Tensor = (prediction.float() - targets[prediction_type].float()) ** 2
+    error: Tensor = (prediction.float() - choose_target(prediction_type, latents, noise, alpha, sigma).float()) ** 2
     return error.flatten(1).mean(1)
+
+
+def choose_target(output: OutputType, latents: Tensor, noise: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+    """Return what a denoiser should predict of alpha · latents + sigma · noise; all tensors broadcast."""
+    if output == "epsilon":
+        return noise
+    if output == "sample":
+        return latents
+    return noise - latents if output == "velocity" else alpha * noise - sigma * latents
 
 
 def _columns(alpha_bar: Tensor) -> tuple[Tensor, Tensor]:

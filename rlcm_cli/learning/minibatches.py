@@ -21,6 +21,8 @@ class Minibatch:
     """int64 [M], rows of the rollout."""
     steps_MK: Tensor
     """int64 [M, K], indices of actions."""
+    epoch: int = 0
+    """The inner epoch, from 0: what an objective draws at random for a sample belongs to both."""
 
 
 def draw_minibatches(rollout: Rollout, config: Config, iteration: int) -> Iterator[Minibatch]:
@@ -41,4 +43,4 @@ def draw_minibatches(rollout: Rollout, config: Config, iteration: int) -> Iterat
             steps = torch.arange(actions).expand(len(samples), -1)
             if chosen < actions:
                 steps = torch.rand(steps.shape, generator=generator).argsort(1)[:, :chosen].sort(1).values
-            yield Minibatch(samples, steps)
+            yield Minibatch(samples, steps, epoch)

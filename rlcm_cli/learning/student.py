@@ -25,6 +25,8 @@ class Student:
     optimizer: torch.optim.Optimizer
     average: Mapping[str, Tensor] | None
     """Moving average of the weights, by name; None: none is kept."""
+    old: Mapping[str, Tensor] | None = None
+    """Weights that draw with the checkpoint that is trained, by name, on the CPU; None: its trained ones draw."""
     steps: int = 0
     """Optimizer steps taken."""
 

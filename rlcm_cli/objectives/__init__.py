@@ -48,7 +48,7 @@ class Need(enum.Enum):
     """What the last model call gave, before it was decoded: stored with the samples."""
     OLD_POLICY = "old policy"
     """Predictions of the policy that drew the samples, in addition to those of the present one: a copy of its
-    trained weights stays on the device (`Learner.old_policy`)."""
+    trained weights stays on the device (`Learner.old_policy`). See also `Objective.old_share`."""
 
 
 @dataclass(frozen=True)
@@ -111,6 +111,9 @@ class Objective(Generic[SettingsT]):
     """Advantages of an iteration, float32 [B], clipped already → a weight for each sample, float32 [B]."""
     clip_range: Callable[[SettingsT], float | None] = no_clip_range
     """How far a ratio may be from 1 before the objective cuts it; rounding must be small next to it. None: any."""
+    old_share: Callable[[SettingsT, int], float] | None = None
+    """(settings, optimizer steps taken so far) → how much of its own weights the policy that draws keeps after an
+    iteration; the rest is the trained ones'. None: the trained policy draws."""
 
     @property
     def kind(self) -> str:

@@ -10,7 +10,7 @@ from rlcm_cli.learning.rollout import Rollout, join_shards
 from rlcm_cli.models.latent_model import LatentModel
 from rlcm_cli.runs.run import Run
 from rlcm_cli.runs.schedules import restore_schedule
-from rlcm_cli.store.checkpoint import TrainerState, read_trainer_state
+from rlcm_cli.store.checkpoint import TrainerState, find_drawing_digest, read_trainer_state
 from rlcm_cli.store.manifest import read_manifest
 from rlcm_cli.store.reading import REMEDY
 from rlcm_cli.store.rollouts import missing_shards, read_scores, read_shard
@@ -33,7 +33,7 @@ def read_rollout(run: Run, model: LatentModel, policy: TrainerState, *, off_poli
     if not off_policy:
         number = run.config.sample.drawing_checkpoint(policy.number)
         drawer = policy if number == policy.number else read_trainer_state(layout, number)
-        if manifest.policy.digest != drawer.policy_digest:
+        if manifest.policy.digest != find_drawing_digest(layout, drawer):
             raise StalePolicyError(
                 f"{path}: its samples were drawn by another policy than checkpoint {number}; draw them again "
                 f"({REMEDY.format(path=path.parent)}), or train on them all the same with --off-policy"

@@ -24,7 +24,7 @@ from rlcm_cli.objectives import Need, find_objective
 from rlcm_cli.processes.worker import Worker
 from rlcm_cli.prompts import draw_prompts
 from rlcm_cli.runs.inputs import TaskPrompts
-from rlcm_cli.runs.policy import ensure_start, load_checkpoint
+from rlcm_cli.runs.policy import ensure_start, load_drawing_policy
 from rlcm_cli.runs.run import Run
 from rlcm_cli.runs.schedules import record_schedule, restore_schedule, training_schedule
 from rlcm_cli.store.background import writing_behind
@@ -42,6 +42,8 @@ from rlcm_cli.store.timings import timing
 REDUCTION: Reduction = "mean"
 FEWEST_OF_USUAL = 4
 """Below a fourth of the steps that a model was made for, images are blurred."""
+MOST_OF_DISTILLED = 8
+"""Steps: a model that is made for more was not distilled to few."""
 
 
 def sample(
@@ -60,7 +62,7 @@ def sample(
     ensure_start(run, model)
     if iteration is None:
         iteration = latest_checkpoint(run.layout)
-    state = load_checkpoint(run, model, run.config.sample.drawing_checkpoint(iteration))
+    state = load_drawing_policy(run, model, run.config.sample.drawing_checkpoint(iteration))
     planned = plan_rollout(run.config, run.prompts, model, state, iteration)
     manifest = publish_manifest(run.layout.manifest(iteration), planned)
     mine = [number for number in missing_shards(run.layout, manifest) if worker.takes(number)]
@@ -70,6 +72,7 @@ def sample(
     if iteration == 0 and 0 in mine:
         yield from tell_few_steps(model, run.config.model.name, run.config.sample.steps)
         yield from tell_double_guidance(model, manifest.schedule.guidance_scale)
+        yield from tell_blur(model, run.config)
     total = sum(manifest.shards[number][1] - manifest.shards[number][0] for number in mine)
     yield PhaseStarted("sample", iteration, total, "images")
     model.read_prompts([manifest.prompt_of(sample) for number in mine for sample in range(*manifest.shards[number])])
@@ -105,6 +108,18 @@ def tell_double_guidance(model: LatentModel, guidance_scale: float) -> Iterator[
             f"sample.guidance_scale is {guidance_scale:g}, and the sampler {model.sampler.kind} "
             "draws with weights that few steps were distilled into, guidance mostly among them: more than 2 is too "
             "much for most, and takes twice the model calls; 1 is none"
+        )
+
+
+def tell_blur(model: LatentModel, config: Config) -> Iterator[Event]:
+    """Yield a warning where an objective that denoises images is to train a model that was distilled to few steps."""
+    usual = None if model.recommended is None else model.recommended.steps
+    distilled = model.sampler.distilled or (usual is not None and usual <= MOST_OF_DISTILLED)
+    if Need.FINAL_LATENTS in find_objective(config).needs and distilled:
+        yield Warned(
+            f"objective.kind {config.objective.kind} learns by denoising, and {config.model.name} was distilled to "
+            "few steps: it is drawn towards the mean of all images that fit a noised one, which is blurred; watch the "
+            "images, or use an objective of trajectories such as ppo, grpo or pso"
         )
 
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from rlcm_cli.core.advantages import PromptStatistics
+from rlcm_cli.core.ema import average_weights
 from rlcm_cli.errors import ConfigError, ForeignFileError, MissingFileError
 from rlcm_cli.events import Advanced, Event, IterationTrained, PhaseSkipped, PhaseStarted, Warned
 from rlcm_cli.learning.advantages import compute_advantages, flat_prompts, forget_rewards, measure_rewards
@@ -46,10 +47,11 @@ from rlcm_cli.phases.read_rollout import read_rollout
 from rlcm_cli.phases.score import Scorer, load_scorers
 from rlcm_cli.processes.job import Processes
 from rlcm_cli.runs.inputs import check_images, find_pairs
-from rlcm_cli.runs.policy import load_checkpoint
+from rlcm_cli.runs.policy import load_checkpoint, load_drawing_policy
 from rlcm_cli.runs.run import Run
 from rlcm_cli.store.checkpoint import (
     AVERAGE_FOLDER,
+    OLD_FOLDER,
     OPTIMIZER_FILE,
     TrainerState,
     latest_checkpoint,
@@ -194,7 +196,8 @@ def open_iteration(
     rate, parameters = rate_of(config.train, iteration), model.trained.parameters(model)
     optimizer = make_optimizer(parameters, config.train, rate)
     continue_optimizer(run, optimizer, parameters, iteration)
-    student = Student(model, parameters, optimizer, start_average(run, model, iteration))
+    average, old = start_average(run, model, iteration), start_old(run, model, iteration)
+    student = Student(model, parameters, optimizer, average, old)
     return OpenIteration(state, data, advantages, statistics, flat, student, rate, off_policy, times)
 
 
@@ -239,7 +242,7 @@ def _learn(run: Run, opened: OpenIteration) -> Generator[Event, None, UpdatesDon
     finite, and weights that are all as they were.
     """
     student, settings, iteration = opened.student, run.config.train, opened.number
-    on_policy = not opened.off_policy and run.config.sample.drawing_checkpoint(iteration) == iteration
+    on_policy = not opened.off_policy and opened.rollout.manifest.policy.digest == opened.state.policy_digest
     refreshed = refresh_data(run, opened.data, on_policy=on_policy, off_policy=opened.off_policy)
     data, replay_drift = keep_old_policy(run, refreshed.data, on_policy=on_policy), refreshed.drift
     # On the host: of a whole denoiser there may be no room for a second one next to it.
@@ -325,14 +328,14 @@ def refresh_data(run: Run, data: IterationData, *, on_policy: bool, off_policy: 
 
 
 def refresh_stale(run: Run, data: IterationData) -> IterationData:
-    """Take the old log-probabilities of an iteration from the checkpoint that drew it.
+    """Take the old log-probabilities of an iteration from the policy that drew it.
 
     The model ends with the weights of the checkpoint that is trained. Raises `MissingFileError` and what
     `load_checkpoint` raises.
     """
     learner = data.learner
     iteration = learner.rollout.manifest.iteration
-    load_checkpoint(run, learner.model, run.config.sample.drawing_checkpoint(iteration))
+    load_drawing_policy(run, learner.model, run.config.sample.drawing_checkpoint(iteration))
     # How far replaying is from drawing says nothing of how far the policies are from each other.
     size = run.config.runtime.micro_batch_size
     rollout, _ = refresh_log_probs(learner.model, learner.rollout, size, learner.processes)
@@ -350,7 +353,7 @@ def keep_old_policy(run: Run, data: IterationData, *, on_policy: bool) -> Iterat
         return data
     iteration = learner.rollout.manifest.iteration
     if not on_policy:
-        load_checkpoint(run, learner.model, run.config.sample.drawing_checkpoint(iteration))
+        load_drawing_policy(run, learner.model, run.config.sample.drawing_checkpoint(iteration))
     old_weights = copy_policy(learner.model, run.config)
     if not on_policy:
         load_checkpoint(run, learner.model, iteration)
@@ -367,6 +370,8 @@ def publish_iteration(run: Run, opened: OpenIteration, measured: UpdatesDone, cl
     spent = {"cpu_seconds": time.process_time() - clock.processor}
     cpu_seconds = sum(part["cpu_seconds"] for part in processes.gather(spent))
     spent_in = phase_seconds(opened.times, cpu_seconds, processes)
+    steps = opened.state.optimizer_steps + student.steps
+    averages = {AVERAGE_FOLDER: student.average, OLD_FOLDER: move_old(run, student, steps)}
     metrics = IterationMetrics(
         iteration=opened.number,
         checkpoint=checkpoint,
@@ -391,10 +396,10 @@ def publish_iteration(run: Run, opened: OpenIteration, measured: UpdatesDone, cl
         publish_checkpoint(
             run.layout,
             checkpoint,
-            write_weights=lambda folder: write_weights(student.model, student.average, folder),
+            write_weights=lambda folder: write_weights(student.model, averages, folder),
             model_digest=student.model.digest,
             optimizer=optimizer_tensors(student.optimizer, student.parameters),
-            optimizer_steps=opened.state.optimizer_steps + student.steps,
+            optimizer_steps=steps,
             statistics=opened.statistics,
         )
     processes.wait()
@@ -427,9 +432,36 @@ def start_average(run: Run, model: LatentModel, iteration: int) -> Mapping[str, 
     return clone_weights(model.trained.parameters(model))
 
 
-def write_weights(model: LatentModel, average: Mapping[str, Tensor] | None, folder: Path) -> None:
-    """Write a checkpoint's weights and, where one is kept, their average as a file of the same kind."""
+def start_old(run: Run, model: LatentModel, iteration: int) -> Mapping[str, Tensor] | None:
+    """Return the weights that draw with a checkpoint, by name, on the CPU; None: always the trained ones.
+
+    The model holds the weights of the checkpoint, which draw where it has no others.
+    """
+    if find_objective(run.config).old_share is None:
+        return None
+    kept = read_average(run.layout, iteration, OLD_FOLDER)
+    if kept is not None:
+        return model.trained.bind(model, kept)
+    parameters = model.trained.parameters(model)
+    return {name: parameter.detach().to("cpu", copy=True) for name, parameter in parameters.items()}
+
+
+def move_old(run: Run, student: Student, steps: int) -> Mapping[str, Tensor] | None:
+    """Return the weights that will draw after `steps` optimizer steps of the run; None: the trained ones.
+
+    Without a step in this iteration they stay as they are.
+    """
+    share_of = find_objective(run.config).old_share
+    if share_of is None or student.old is None:
+        return None
+    share = share_of(run.config.objective, steps) if student.steps else 1.0
+    return average_weights(student.old, student.parameters, share) if share else None
+
+
+def write_weights(model: LatentModel, averages: Mapping[str, Mapping[str, Tensor] | None], folder: Path) -> None:
+    """Write a checkpoint's weights and, where some are kept, averages of them: folder → weights by name."""
     model.trained.save(model, folder)
-    if average is not None:
-        with exchanged_weights(model.trained.parameters(model), average):
-            model.trained.save(model, folder / AVERAGE_FOLDER)
+    for name, average in averages.items():
+        if average is not None:
+            with exchanged_weights(model.trained.parameters(model), average):
+                model.trained.save(model, folder / name)

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from rlcm_cli.config import Config, ModelSettings
 from rlcm_cli.core.device import allow_tf32, select_device
@@ -26,9 +27,12 @@ from rlcm_cli.runs.run import Run, check_run, create_run, pin_commit
 from rlcm_cli.runs.schedules import training_schedule
 from rlcm_cli.store.adapters import read_adapter_settings
 from rlcm_cli.store.checkpoint import (
+    OLD_FOLDER,
     TrainerState,
     digest_safetensors,
+    find_drawing_digest,
     publish_checkpoint,
+    read_average,
     read_safetensors,
     read_trainer_state,
     read_weights,
@@ -198,17 +202,37 @@ def load_checkpoint(run: Run, model: LatentModel, number: int) -> TrainerState:
     Raises `ForeignFileError` where the checkpoint was trained on another base model.
     """
     state = read_trainer_state(run.layout, number)
+    _load(run, model, state, state.policy_digest, functools.partial(read_weights, run.layout, number))
+    return state
+
+
+def load_drawing_policy(run: Run, model: LatentModel, number: int) -> TrainerState:
+    """Put the weights that draw with a checkpoint into the model: its trained ones, or the old policy's it has.
+
+    Returns the checkpoint's state with the digest of these weights. Raises as `load_checkpoint`.
+    """
+    state = read_trainer_state(run.layout, number)
+    digest = find_drawing_digest(run.layout, state)
+    if digest == state.policy_digest:
+        return load_checkpoint(run, model, number)
+    _load(run, model, state, digest, lambda: read_average(run.layout, number, OLD_FOLDER) or {})
+    return state.model_copy(update={"policy_digest": digest})
+
+
+def _load(
+    run: Run, model: LatentModel, state: TrainerState, digest: str, read: Callable[[], dict[str, Tensor]]
+) -> None:
+    """Put tensors of a checkpoint into the model, unless they are there."""
     if state.model_digest != model.digest:
         raise ForeignFileError(
-            f"{run.layout.checkpoint(number)}: was trained on another base model than '{run.config.model.name}' "
+            f"{run.layout.checkpoint(state.number)}: was trained on another base model than '{run.config.model.name}' "
             "loads here (weights, configuration, tokenizer or dtype differ); use the same files, or start a new run "
             f"from what was trained: {command('loop', '--from', run.layout.root, '--run', 'NEW')}"
         )
-    if model.adapter_digest == state.policy_digest:  # gigabytes may be read for nothing
-        return state
+    if model.adapter_digest == digest:  # gigabytes may be read for nothing
+        return
     try:
-        model.trained.load(model, read_weights(run.layout, number), state.policy_digest)
+        model.trained.load(model, read(), digest)
     except ModelError as error:
-        path = run.layout.checkpoint(number)
+        path = run.layout.checkpoint(state.number)
         raise ForeignFileError(f"{path}: {error}; {REMEDY.format(path=path)}") from None
-    return state

@@ -3,6 +3,8 @@
 checkpoints/000001/
 pytorch_lora_weights.safetensors   as diffusers writes and reads it, with the alpha metadata
 ema/                               the same of the weights' moving average, where one is kept; not in checkpoint 0
+old/                               the same of the policy that draws with this checkpoint, where it is not the trained
+                                   one: an average of the weights that an objective compares with
 optimizer.safetensors              Adam's moments; one metadata key
 prompt_statistics.json             component → prompt → newest rewards
 trainer.json                       `TrainerState`
@@ -43,6 +45,7 @@ DENOISER_FILES = tuple(f"{name}/diffusion_pytorch_model.safetensors" for name in
 """Where the denoiser itself is trained, under the name that its pipeline has for it."""
 WEIGHT_FILES = (LORA_FILE, *DENOISER_FILES)
 AVERAGE_FOLDER = "ema"
+OLD_FOLDER = "old"
 OPTIMIZER_FILE = "optimizer.safetensors"
 STATISTICS_FILE = "prompt_statistics.json"
 TRAINER_FILE = "trainer.json"
@@ -129,7 +132,7 @@ def publish_checkpoint(
 
 
 def read_trainer_state(layout: RunLayout, number: int) -> TrainerState:
-    """Read what a checkpoint is of, and check what draws images with it: its weights, and their average.
+    """Read what a checkpoint is of, and check what draws images with it: its weights, and their averages.
 
     Raises `MissingFileError`, `CorruptFileError`, `FormatVersionError` or `UnreadableFileError`, and
     `ForeignFileError` for the checkpoint of another run or number.
@@ -137,7 +140,8 @@ def read_trainer_state(layout: RunLayout, number: int) -> TrainerState:
     path = layout.checkpoint(number)
     remedy = REMEDY.format(path=path)
     # What is read is checked, also what nobody published.
-    weights = [file for folder in (path, path / AVERAGE_FOLDER) if (file := find_checkpoint_weights(folder))]
+    folders = (path, path / AVERAGE_FOLDER, path / OLD_FOLDER)
+    weights = [file for folder in folders if (file := find_checkpoint_weights(folder))]
     marker = read_marker(layout, number)
     published = [name for name in marker.files if PurePosixPath(name).name in _WEIGHT_NAMES]
     _check_files(path, marker, {*published, TRAINER_FILE, *(file.relative_to(path).as_posix() for file in weights)})
@@ -145,11 +149,10 @@ def read_trainer_state(layout: RunLayout, number: int) -> TrainerState:
     check_owner(state.run, layout, path, remedy)
     if state.number != number:
         raise ForeignFileError(f"{path}: is checkpoint {state.number}; {remedy}")
-    if weights and weights[0].parent != path / AVERAGE_FOLDER:
-        name = weights[0].relative_to(path).as_posix()
-        if marker.files[name] != state.policy_digest:
-            raise CorruptFileError(f"{path / TRAINER_FILE}: states the digest of other weights; {remedy}")
-    if find_checkpoint_weights(path) is None and state.policy_digest != state.model_digest:
+    own = find_checkpoint_weights(path)
+    if own is not None and marker.files[own.relative_to(path).as_posix()] != state.policy_digest:
+        raise CorruptFileError(f"{path / TRAINER_FILE}: states the digest of other weights; {remedy}")
+    if own is None and state.policy_digest != state.model_digest:
         raise CorruptFileError(f"{path}: lacks its trained weights; {remedy}")
     return state
 
@@ -221,10 +224,25 @@ def read_weights(layout: RunLayout, number: int) -> dict[str, Tensor]:
     return read_safetensors(file) if file else {}
 
 
-def read_average(layout: RunLayout, number: int) -> dict[str, Tensor] | None:
-    """Read the moving average of the trained tensors as `read_weights` does; None: the checkpoint has none."""
-    file = find_checkpoint_weights(layout.checkpoint(number) / AVERAGE_FOLDER)
+def read_average(layout: RunLayout, number: int, folder: str = AVERAGE_FOLDER) -> dict[str, Tensor] | None:
+    """Read an average of the trained tensors as `read_weights` does; None: the checkpoint has none.
+
+    `folder`: `AVERAGE_FOLDER` or `OLD_FOLDER`.
+    """
+    file = find_checkpoint_weights(layout.checkpoint(number) / folder)
     return read_safetensors(file) if file else None
+
+
+def find_drawing_digest(layout: RunLayout, state: TrainerState) -> str:
+    """Return the digest of the weights that draw with a checkpoint: of the old policy's, where it has some.
+
+    Raises as `read_marker`.
+    """
+    path = layout.checkpoint(state.number)
+    file = find_checkpoint_weights(path / OLD_FOLDER)
+    if file is None:
+        return state.policy_digest
+    return read_marker(layout, state.number).files[file.relative_to(path).as_posix()]
 
 
 def read_optimizer(layout: RunLayout, number: int) -> dict[str, Tensor]:

@@ -34,7 +34,7 @@ def test_each_experiment_of_the_papers_has_a_preset():
         *("compression", "incompression", "aesthetic", "prompt_image_alignment", "mirror_symmetry"),
         *("ddpo-compression", "ddpo-incompression", "ddpo-aesthetic", "ddpo-alignment"),
         *("rwr-compression", "rwr-sparse-compression", "rebel-compression", "rebel-aesthetic"),
-        *("grpo-hps", "pinterest-imagereward", "draft"),
+        *("grpo-hps", "pinterest-imagereward", "draft", "nft"),
     } == set(task_names())
 
 
@@ -138,4 +138,4 @@ def test_a_preset_trains_the_embedded_model_for_an_iteration(task, tmp_path: Pat
     metrics = json.loads(line)
     trained = tomllib.loads(task_text(task))["embedded"].get("rewards", published(task).rewards)
     assert set(metrics["rewards"]) == set(trained)
-    assert metrics["ratio_drift"] < 1e-5
+    assert metrics.get("ratio_drift", 0.0) < 1e-5  # of an objective without log-probabilities there is none

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from rlcm_cli.config import Config, override_config
 from rlcm_cli.core.gaussian import take_action
+from rlcm_cli.core.noise import derive_seed, seed_generator
 from rlcm_cli.core.trajectory import Trajectories
 from rlcm_cli.discovery import list_kinds
 from rlcm_cli.learning.learner import LARGEST, Learner
@@ -34,7 +35,7 @@ from rlcm_cli.phases.read_rollout import read_rollout
 from rlcm_cli.phases.train import train
 from rlcm_cli.store.checkpoint import read_trainer_state
 
-SAMPLES, ACTIONS = 8, 3
+SAMPLES, ACTIONS, STEPS = 8, 3, 4
 ADVANTAGES = torch.tensor([-3.0, 0.5, 1.0, -0.2, 2.5, -1.0, 0.1, 1.5])
 CLIP = 2.0
 """Of advantages, which two of them are beyond."""
@@ -112,6 +113,69 @@ def define_rwr_sparse(scored: Scored, advantages: Tensor, settings: Any) -> Tens
     return -scored.log_probs[best].mean()
 
 
+@dataclasses.dataclass(frozen=True)
+class NoisedImage:
+    """The final latents of a sample with noise, and what is predicted of them, [C, h, w]."""
+
+    new: Tensor
+    old: Tensor
+    base: Tensor
+    noise: Tensor
+    level: Tensor
+    """√(1 − ᾱ) / (√ᾱ + √(1 − ᾱ))."""
+
+
+def noise_image(moved: Moved, sample: int, call: int, owner: int) -> NoisedImage:
+    """Noise a sample at the time of a model call, with the noise that belongs to another, or to itself."""
+    model, rollout = moved.model, moved.rollout
+    timestep = rollout.schedule.timesteps[call]
+    alpha_bar = model.alphas_cumprod[timestep]
+    seed = derive_seed(rollout.manifest.run_seed, "fresh noise", rollout.manifest.iteration, 0, owner, call)
+    noise = torch.randn(model.latent_shape, generator=seed_generator(seed))
+    noised = alpha_bar.sqrt() * rollout.final_latents[sample] + (1 - alpha_bar).sqrt() * noise
+    row = int(rollout.conditioning_index[sample])
+    conditioning = {name: table[row : row + 1] for name, table in rollout.conditioning.items()}
+    guidance = rollout.manifest.schedule.guidance_scale
+
+    def predict() -> Tensor:
+        return model.predict(noised[None], timestep[None], conditioning, guidance)[0]
+
+    with torch.no_grad(), exchanged_weights(lora_parameters(model), moved.old_weights):
+        old = predict()
+    with torch.no_grad(), model.trained.base_model(model):
+        base = predict()
+    level = (1 - alpha_bar).sqrt() / (alpha_bar.sqrt() + (1 - alpha_bar).sqrt())
+    return NoisedImage(predict(), old, base, noise, level)
+
+
+def choose_calls(moved: Moved, sample: int, times: int) -> list[int]:
+    manifest = moved.rollout.manifest
+    seed = derive_seed(manifest.run_seed, "noise times", manifest.iteration, 0, sample)
+    return torch.randperm(STEPS, generator=seed_generator(seed))[:times].tolist()
+
+
+def define_nft(moved: Moved, advantages: Tensor, settings: Any) -> Tensor:
+    losses = []
+    for sample in range(SAMPLES):
+        good = min(1, max(0, 0.5 + 0.5 * advantages[sample].item() / settings.advantage_range))
+        for call in choose_calls(moved, sample, settings.times):
+            image = noise_image(moved, sample, call, sample)
+            towards = settings.beta * image.new + (1 - settings.beta) * image.old
+            away = (1 + settings.beta) * image.old - settings.beta * image.new
+            for share, prediction in ((good, towards), (1 - good, away)):
+                error = image.level * (prediction - image.noise)
+                losses.append(share * error.square().mean() / error.detach().abs().mean() / settings.beta)
+    return settings.advantage_range * torch.stack(losses).sum() / (SAMPLES * settings.times)
+
+
+ImageDefinition = Callable[["Moved", Tensor, Any], Tensor]
+"""(what has moved, advantages [B], the objective's settings) → the loss of an iteration."""
+
+IMAGE_DEFINITIONS: dict[str, tuple[ImageDefinition, dict[str, Any]]] = {
+    "nft": (define_nft, {"beta": 0.4, "advantage_range": 2.0, "times": 2}),
+}
+"""The same of objectives that look at the images only."""
+
 Definition = Callable[[Scored, Tensor, Any], Tensor]
 """(the stored actions, advantages [B], the objective's settings) → the loss of an iteration."""
 
@@ -129,7 +193,7 @@ DEFINITIONS: dict[str, tuple[Definition, dict[str, Any]]] = {
 
 
 def configure(model: Path, kind: str) -> Config:
-    settings = {"kind": kind, **DEFINITIONS[kind][1]}
+    settings = {"kind": kind, **{**DEFINITIONS, **IMAGE_DEFINITIONS}[kind][1]}
     return make_config(model, objective=settings, sample={"group_size": 2}, train={"advantage_clip": CLIP})
 
 
@@ -148,7 +212,7 @@ class Moved(NamedTuple):
 
 @pytest.fixture(scope="module")
 def moved(tiny_lcm: Path, tmp_path_factory: pytest.TempPathFactory) -> Moved:
-    run, model = prepare(tmp_path_factory.mktemp("objectives") / "run", configure(tiny_lcm, "ppo"))
+    run, model = prepare(tmp_path_factory.mktemp("objectives") / "run", configure(tiny_lcm, "nft"))  # which stores all
     rollout = read_rollout(run, model, read_trainer_state(run.layout, 0), off_policy=False)
     old_weights = clone_weights(lora_parameters(model))
     generator = torch.Generator().manual_seed(1)
@@ -157,6 +221,16 @@ def moved(tiny_lcm: Path, tmp_path_factory: pytest.TempPathFactory) -> Moved:
             parameter += 0.05 * torch.randn(parameter.shape, generator=generator)
     model.adapter_digest = None
     return Moved(model, rollout, old_weights)
+
+
+def define_loss(moved: Moved, kind: str, settings: Any) -> Tensor:
+    """Write an objective out, with a graph."""
+    if kind in IMAGE_DEFINITIONS:
+        return IMAGE_DEFINITIONS[kind][0](moved, ADVANTAGES, settings)
+    assert kind in DEFINITIONS, f"write the definition of '{kind}' out in DEFINITIONS, with settings that make it act"
+    scored = score_actions(moved)
+    assert (scored.log_probs - scored.old).abs().max() > 1e-4, "the policy has moved"
+    return DEFINITIONS[kind][0](scored, ADVANTAGES, settings)
 
 
 def score_actions(moved: Moved) -> Scored:
@@ -200,11 +274,8 @@ def take_gradient(model: LatentModel) -> Tensor:
 
 @pytest.mark.parametrize("kind", OBJECTIVES)
 def test_the_gradient_of_the_step_is_that_of_the_definition(tiny_lcm, moved, kind):
-    assert kind in DEFINITIONS, f"write the definition of '{kind}' out in DEFINITIONS, with settings that make it act"
     model, objective, config = moved.model, OBJECTIVES[kind], configure(tiny_lcm, kind)
-    scored = score_actions(moved)
-    assert (scored.log_probs - scored.old).abs().max() > 1e-4, "the policy has moved"
-    loss = DEFINITIONS[kind][0](scored, ADVANTAGES, config.objective)
+    loss = define_loss(moved, kind, config.objective)
     loss.backward()
     expected = take_gradient(model)
     assert expected.abs().max() > 0

@@ -15,6 +15,7 @@ from rlcm_cli.runs.policy import load_policy_model
 from rlcm_cli.runs.run import create_run
 
 GUIDED = "sample.guidance_scale is 8, and the sampler"
+BLUR = "objective.kind nft learns by denoising, and"
 FEW = "sd is made for 50 steps of the sampler ddim, and 12 give blurred images; use --steps 50"
 
 
@@ -24,24 +25,28 @@ def plain(tiny_lcm, tmp_path_factory) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("sampler", "steps", "guidance_scale", "told"),
+    ("sampler", "steps", "guidance_scale", "objective", "told"),
     [
-        ("lcm", 2, 8.0, [GUIDED]),
-        ("tcd", 2, 8.0, [GUIDED]),
-        ("lcm", 2, 2.0, []),
-        ("ddim", 12, 8.0, [FEW]),
-        ("ddim", 13, 8.0, []),
-        ("own", 2, 8.0, []),
+        ("lcm", 2, 8.0, "ppo", [GUIDED]),
+        ("tcd", 2, 8.0, "ppo", [GUIDED]),
+        ("lcm", 2, 2.0, "ppo", []),
+        ("ddim", 12, 8.0, "ppo", [FEW]),
+        ("ddim", 13, 8.0, "ppo", []),
+        ("own", 2, 8.0, "ppo", []),
+        ("own", 2, 8.0, "nft", [BLUR]),
+        ("lcm", 2, 8.0, "nft", [GUIDED, BLUR]),
+        ("ddim", 13, 8.0, "nft", []),
     ],
 )
 def test_what_a_model_was_not_made_for_is_told_once(
-    plain, tiny_lcm, tmp_path, sampler, steps, guidance_scale, told, monkeypatch
+    plain, tiny_lcm, tmp_path, sampler, steps, guidance_scale, objective, told, monkeypatch
 ):
     # A latent consistency model takes its guidance as an embedding, which it was trained with.
     folder, kind = (tiny_lcm, "lcm") if sampler == "own" else (plain, sampler)
     monkeypatch.chdir(folder.parent)
     settings = {"guidance_scale": guidance_scale, "steps": steps, "samples": 2}
-    config = parse_config(tiny_values(folder.name, sample=settings, sampler={"kind": kind}))
+    own = {"kind": objective, "times": 1} if objective == "nft" else {"kind": objective}
+    config = parse_config(tiny_values(folder.name, sample=settings, sampler={"kind": kind}, objective=own))
     run, loaded = create_run(tmp_path / "run", config), load_policy_model(config)
     events = [event for number in (0, 1) for event in finish(sample(run, loaded, Worker(number, 2)))]
     found = [event.message for event in events if isinstance(event, Warned)]
