@@ -210,6 +210,14 @@ class TrainSettings(Section):
     """What a reward is compared with: its prompt's running statistics, the batch, its group, or the others of its
     group; `none`: the raw reward, for regressions. None: the objective's default, which is `group` if it compares
     within groups, else `per-prompt`."""
+    deviation: Literal["own", "batch"] = "own"
+    """What differences of rewards are divided by: the standard deviation of what they are compared with, or that of
+    all rewards of the iteration, so that a prompt whose images hardly differ counts less."""
+    deviation_divisor: Literal["K", "K-1"] | None = None
+    """Whether the deviation of K rewards has K or K − 1 as its divisor. None: K − 1 for `group`, else K."""
+    step_weights: Literal["none", "noise", "variance"] = "none"
+    """Weight of each action in the objective, 1 in the mean over a trajectory: in proportion to the standard deviation
+    of its noise (`noise`, arXiv 2508.04324), or to its square (`variance`)."""
     learning_rate: PositiveFloat = 1e-4
     lr_schedule: Literal["constant", "linear", "cosine"] = "linear"
     lr_decay_iterations: Annotated[int, Field(ge=0)] = 0
@@ -489,6 +497,7 @@ class Config(Section):
                 f"train.advantages {kind} compares the images of a group, but each group has only one; set "
                 "sample.group_size to 2 or more"
             )
+        self._check_weighing(kind)
         if kind not in admitted:
             others = [name for name, one in OBJECTIVES.items() if kind in one.advantages.admitted]
             raise ValueError(
@@ -496,6 +505,20 @@ class Config(Section):
                 f"remove it, or use the objective {' or '.join(others)}"
             )
         return self
+
+    def _check_weighing(self, kind: str) -> None:
+        train = self.train
+        divided = train.deviation == "batch" or train.deviation_divisor is not None
+        if kind in ("leave-one-out", "none") and divided:
+            raise ValueError(
+                f"train.advantages {kind} divides by no standard deviation; leave train.deviation and "
+                "train.deviation_divisor out"
+            )
+        if train.step_weights != "none" and Need.ACTIONS not in find_objective(self).needs:
+            raise ValueError(
+                f"train.step_weights {train.step_weights} weighs the actions of a trajectory, which objective.kind "
+                f"{self.objective.kind} does not learn from; leave it out"
+            )
 
     @model_validator(mode="after")
     def _check_rewards(self) -> Config:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -16,6 +17,21 @@ PromptStatistics = Mapping[str, tuple[float, ...]]
 """Prompt → its newest rewards, oldest first."""
 
 EPSILON = 1e-6
+
+
+@dataclass(frozen=True)
+class Deviation:
+    """The standard deviation that differences of rewards are divided by."""
+
+    of_batch: bool = False
+    """Whether it is that of all rewards of the iteration, not of what a reward is compared with."""
+    correction: int | None = None
+    """What is subtracted from the number of rewards in its divisor, 0 or 1; None: what the function has."""
+
+    def measure(self, values: np.ndarray, correction: int) -> float:
+        """Return the standard deviation of rewards, of a single one 0. `correction`: where none is set."""
+        subtracted = correction if self.correction is None else self.correction
+        return float(values.std(ddof=min(subtracted, len(values) - 1)))
 
 
 class AdvantageFunction(Protocol):
@@ -30,6 +46,7 @@ class AdvantageFunction(Protocol):
         groups: Sequence[int],
         buffer_size: int,
         min_count: int,
+        deviation: Deviation = Deviation(),
     ) -> tuple[np.ndarray, dict[str, tuple[float, ...]]]:
         """Compare each reward with others.
 
@@ -40,6 +57,7 @@ class AdvantageFunction(Protocol):
             groups: Group of each sample: the images of one prompt drawn together.
             buffer_size: Newest rewards of a prompt to keep.
             min_count: Rewards of a prompt below which the batch serves instead.
+            deviation: What differences are divided by, of functions that divide them.
 
         Returns:
             Advantages, float64 [B], and the updated statistics.
@@ -55,6 +73,7 @@ def per_prompt_advantages(
     groups: Sequence[int] = (),
     buffer_size: int,
     min_count: int,
+    deviation: Deviation = Deviation(),
 ) -> tuple[np.ndarray, dict[str, tuple[float, ...]]]:
     """Normalise rewards by the running mean and standard deviation of their prompt.
 
@@ -71,7 +90,8 @@ def per_prompt_advantages(
         kept = (*updated.get(str(prompt), ()), *values[of_prompt].tolist())[-buffer_size:]
         updated[str(prompt)] = kept
         reference = values if len(kept) < min_count else np.asarray(kept)
-        advantages[of_prompt] = (values[of_prompt] - reference.mean()) / (reference.std() + EPSILON)
+        std = deviation.measure(values if deviation.of_batch else reference, 0)
+        advantages[of_prompt] = (values[of_prompt] - reference.mean()) / (std + EPSILON)
     return advantages, updated
 
 
@@ -83,13 +103,14 @@ def batch_advantages(
     groups: Sequence[int],
     buffer_size: int,
     min_count: int,
+    deviation: Deviation = Deviation(),
 ) -> tuple[np.ndarray, dict[str, tuple[float, ...]]]:
     """Normalise rewards by the mean and standard deviation of the batch (arXiv 2401.12244), float64 [B].
 
     An easy prompt's samples then all look good: the difference between prompts is in the advantage too.
     """
     values = np.asarray(rewards, dtype=np.float64)
-    return (values - values.mean()) / (values.std() + EPSILON), dict(statistics)
+    return (values - values.mean()) / (deviation.measure(values, 0) + EPSILON), dict(statistics)
 
 
 def group_advantages(
@@ -100,16 +121,20 @@ def group_advantages(
     groups: Sequence[int],
     buffer_size: int,
     min_count: int,
+    deviation: Deviation = Deviation(),
 ) -> tuple[np.ndarray, dict[str, tuple[float, ...]]]:
     """Normalise rewards by the mean and standard deviation of the K samples of their group, float64 [B].
 
     Group-relative advantages of GRPO (DeepSeekMath, arXiv 2402.03300), section 4.1. GRPO is these advantages with
-    `objectives.ppo_clip`; there is no loss of its own. The deviation is that of a sample, divided by K − 1, as in the
-    code of DanceGRPO and TRL; those of a prompt and of a batch are divided by their number, as in DDPO's and RLCM's.
-    The sample of a group of one has the advantage 0.
+    `objectives.ppo_clip`; there is no loss of its own. If nothing else is set, the deviation is that of a sample,
+    divided by K − 1, as in the code of DanceGRPO and TRL; those of a prompt and of a batch are divided by their
+    number, as in DDPO's and RLCM's. The sample of a group of one has the advantage 0.
     """
     centred, index, counts = _centre(rewards, groups)
-    std = np.sqrt(np.bincount(index, centred**2) / np.maximum(counts - 1, 1))
+    if deviation.of_batch:
+        return centred / (deviation.measure(np.asarray(rewards, dtype=np.float64), 1) + EPSILON), dict(statistics)
+    correction = 1 if deviation.correction is None else deviation.correction
+    std = np.sqrt(np.bincount(index, centred**2) / np.maximum(counts - correction, 1))
     return centred / (std[index] + EPSILON), dict(statistics)
 
 
@@ -121,6 +146,7 @@ def leave_one_out_advantages(
     groups: Sequence[int],
     buffer_size: int,
     min_count: int,
+    deviation: Deviation = Deviation(),
 ) -> tuple[np.ndarray, dict[str, tuple[float, ...]]]:
     """Subtract from each reward the mean of the other K − 1 of its group, float64 [B].
 
@@ -141,6 +167,7 @@ def plain_rewards(
     groups: Sequence[int],
     buffer_size: int,
     min_count: int,
+    deviation: Deviation = Deviation(),
 ) -> tuple[np.ndarray, dict[str, tuple[float, ...]]]:
     """Return the rewards as they are, float64 [B].
 

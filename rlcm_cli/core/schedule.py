@@ -67,6 +67,11 @@ class Schedule:
         actions = self.action_calls.tolist()
         return sorted({*actions, *(call + 1 for call in actions), self.steps - 1})
 
+    def weigh_calls(self, power: int) -> Tensor:
+        """Return a weight of each call in proportion to std^power, 1 in the mean over the actions, float64 [H]."""
+        weights = self.std**power
+        return weights / weights[self.action_calls].mean()
+
     def find_fault(self) -> str | None:
         """Return why no image can be drawn with these numbers; None where one can."""
         finite = torch.stack([self.latents_coef, self.output_coef, self.std]).isfinite().all(0)

@@ -11,7 +11,10 @@ import torch
 from torch import Tensor
 
 from rlcm_cli.config import Config
-from rlcm_cli.core.advantages import ADVANTAGES, PromptStatistics, combine_advantages
+from rlcm_cli.core.advantages import ADVANTAGES, Deviation, PromptStatistics, combine_advantages
+
+CORRECTIONS = {"K": 0, "K-1": 1}
+"""`train.deviation_divisor` → what is subtracted from the number of rewards."""
 
 
 class ScoredSamples(Protocol):
@@ -53,6 +56,8 @@ def compute_advantages(
     or TASK.
     """
     settings = config.train
+    divisor = settings.deviation_divisor
+    deviation = Deviation(settings.deviation == "batch", None if divisor is None else CORRECTIONS[divisor])
     advantages = np.zeros(len(samples.prompts))
     updated = dict(statistics)
     for task, choice in config.joint_tasks().items():
@@ -72,6 +77,7 @@ def compute_advantages(
                 groups=samples.groups[rows].tolist(),
                 buffer_size=settings.buffer_size,
                 min_count=settings.min_count,
+                deviation=deviation,
             )
         advantages[rows] = combine_advantages(normalised, weights)
     return advantages, updated

@@ -24,6 +24,11 @@ if TYPE_CHECKING:
     PartLoss = Callable[[Replay, Transitions, Tensor], ObjectiveResult]
     """(what the present policy says of N transitions, these, weights of their samples) → loss, a mean over them."""
 
+STEP_POWERS = {"none": 0, "noise": 1, "variance": 2}
+"""`train.step_weights` → the power of the standard deviation that an action's weight is in proportion to.
+
+All losses are linear in the weight of a sample, up to its sign, so that this one is a factor of it.
+"""
 METRICS = (
     Metric(
         "ratio", "Probability ratio", "Mean of π / π_old over the actions; 1 with one optimizer step an iteration."
@@ -129,6 +134,7 @@ def _add_gradient(learner: Learner, transitions: Transitions, weights: Tensor, l
     model, rollout, settings = learner.model, learner.rollout, learner.config.train
     record = UpdateMetrics()
     on_device = weights.to(model.device)
+    of_calls = rollout.schedule.weigh_calls(STEP_POWERS[settings.step_weights]).to(on_device)
     values = len(transitions)
     if rollout.manifest.reduction == "mean":
         values *= transitions.states_NCHW[0].numel()
@@ -136,7 +142,7 @@ def _add_gradient(learner: Learner, transitions: Transitions, weights: Tensor, l
 
     def compute(share: float, part: Transitions) -> tuple[Tensor, None, dict[str, Tensor]]:
         replayed = replay(model, rollout, part)
-        result = loss_of(replayed, part, on_device[part.samples_N])
+        result = loss_of(replayed, part, of_calls[part.calls_N] * on_device[part.samples_N])
         loss, metrics = result.loss, dict(result.metrics)
         if settings.kl_weight:
             with torch.no_grad(), model.trained.base_model(model):

@@ -40,6 +40,11 @@ def check(config: Config) -> None:
         )
     if config.train.timestep_fraction < 1:
         raise ValueError("objective.kind rebel needs whole trajectories; leave train.timestep_fraction at 1")
+    if config.train.step_weights != "none":
+        raise ValueError(
+            "objective.kind rebel sums the log-ratios of a trajectory, in which every action counts alike; leave "
+            "train.step_weights out"
+        )
 
 
 def accumulate(learner: Learner, minibatch: Minibatch) -> UpdateMetrics:

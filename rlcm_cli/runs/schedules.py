@@ -18,12 +18,18 @@ from rlcm_cli.store.manifest import ScheduleRecord
 
 
 def drawing_schedule(settings: SamplerSettings, steps: int, model: LatentModel) -> Schedule:
-    """Build the schedule that images are drawn with, outside of training. Raises `ConfigError`."""
-    return build_schedule(model, settings, steps)
+    """Build the schedule that images are drawn with, outside of training. Raises `ConfigError`.
+
+    Where the noisy calls differ between iterations, as many draw noise as in training: a fixed choice, so that images
+    of several checkpoints differ by the weights only.
+    """
+    schedule = build_schedule(model, settings, steps)
+    settled = settle_window(settings, schedule.action_calls.tolist(), seed=0, iteration=0)
+    return schedule if settled == settings else build_schedule(model, settled, steps)
 
 
 def training_schedule(config: Config, model: LatentModel, iteration: int = 0) -> Schedule:
-    """Build the schedule that the rollouts of an iteration are drawn with; only random windows differ between them.
+    """Build the schedule that the rollouts of an iteration are drawn with; only windows differ between them.
 
     Raises `ConfigError` where no step of it draws an action and the objective needs some, or the last one cannot be
     what the configuration says.
@@ -37,7 +43,7 @@ def training_schedule(config: Config, model: LatentModel, iteration: int = 0) ->
     last_std = last.noise_std if last.mode == "noise" else 0.0
     schedule = build_schedule(model, config.sampler, sample.steps, last_std=last_std)
     seed = derive_seed(config.seed, "window", iteration)
-    settled = settle_window(config.sampler, schedule.action_calls.tolist(), seed)
+    settled = settle_window(config.sampler, schedule.action_calls.tolist(), seed, iteration)
     if settled != config.sampler:
         schedule = build_schedule(model, settled, sample.steps, last_std=last_std)
     if last.mode == "backprop":

@@ -187,21 +187,36 @@ def find_sampler(kind: str) -> Sampler:
     return SAMPLERS[kind]
 
 
-def settle_window(settings: SamplerSettings, noise_calls: Sequence[int], seed: int) -> SamplerSettings:
-    """Return settings whose noisy calls are chosen: at random from a seed, where the settings leave it to chance.
+def settle_window(settings: SamplerSettings, noise_calls: Sequence[int], seed: int, iteration: int) -> SamplerSettings:
+    """Return settings whose noisy calls are those of an iteration, where they differ between iterations.
 
-    `noise_calls`: the calls that can draw noise. Raises `ConfigError` where they are fewer than asked for.
+    Args:
+        settings: Of a sampler.
+        noise_calls: The calls that draw noise with these settings, rising. None: no other settings draw any.
+        seed: What is left to chance depends on it.
+        iteration: Counted from 0.
+
+    Raises:
+        ConfigError: If fewer calls can draw noise than are asked for.
     """
-    wanted = getattr(settings, "random_calls", None)
-    if wanted is None:
+    name = next((name for name in ("random_calls", "window_size") if getattr(settings, name, None) is not None), None)
+    if name is None or not noise_calls:
         return settings
+    wanted = getattr(settings, name)
     if wanted > len(noise_calls):
         raise ConfigError(
-            f"sampler.random_calls is {wanted}, and only {len(noise_calls)} model calls can draw noise; lower it, or "
+            f"sampler.{name} is {wanted}, and only {len(noise_calls)} model calls can draw noise; lower it, or "
             "raise sample.steps"
         )
-    chosen = random.Random(seed).sample(noise_calls, wanted)  # noqa: S311 - for no secret
-    return settings.model_copy(update={"random_calls": None, "window": tuple(sorted(chosen))})
+    drawn = random.Random(seed)  # noqa: S311 - for no secret
+    if name == "random_calls":
+        chosen = sorted(drawn.sample(noise_calls, wanted))
+    else:
+        places, every = len(noise_calls) - wanted + 1, getattr(settings, "window_every", None)
+        first = drawn.randrange(places) if every is None else iteration // every % places
+        chosen = list(noise_calls[first : first + wanted])
+    settled = {"random_calls": None, "window_size": None, "window_every": None, "window": tuple(chosen)}
+    return settings.model_copy(update=settled)
 
 
 def find_owners(setting: str) -> list[str]:

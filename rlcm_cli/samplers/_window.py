@@ -20,16 +20,29 @@ class WindowSettings(SamplerSettings):
     eta: Annotated[float, Field(ge=0, le=1)] = 1.0
     """How much noise a step adds; with 0 there is none, and nothing to train."""
     window: Calls | None = None
-    """The model calls that add noise and are trained, counted from 0, such as [1, 2]; all others are deterministic.
-    None: every call that can."""
+    """The model calls that may add noise and are trained, counted from 0, such as [1, 2]; all others are
+    deterministic. None: every call that can."""
     random_calls: PositiveInt | None = None
-    """Instead of `window`: how many of the calls that can add noise do, chosen at random for each iteration."""
+    """How many of these calls add noise, chosen at random for each iteration. None: all of them."""
+    window_size: PositiveInt | None = None
+    """Instead of `random_calls`: how many of these calls, neighbours of each other, add noise. Their place changes
+    with the iterations."""
+    window_every: PositiveInt | None = None
+    """Iterations after which the neighbours of `window_size` move on by one call, and from the last place to the
+    first. None: their place is random for each iteration."""
 
     @model_validator(mode="after")
     def _check_window(self) -> Self:
-        if self.window is not None and self.random_calls is not None:
-            raise ValueError("sampler.window and sampler.random_calls exclude each other; leave one of them out")
+        if self.random_calls is not None and self.window_size is not None:
+            raise ValueError("sampler.random_calls and sampler.window_size exclude each other; leave one of them out")
+        if self.window_every is not None and self.window_size is None:
+            raise ValueError("sampler.window_every moves the calls of sampler.window_size; set that too")
         return self
+
+    @property
+    def has_window(self) -> bool:
+        """Whether some calls that could add noise add none."""
+        return not self.window == self.random_calls == self.window_size is None
 
 
 def spread_eta(settings: WindowSettings, steps: int) -> Tensor:

@@ -117,7 +117,7 @@ def _schedule(settings: DdimSettings, noise: Noise, steps: int, last_std: float)
 
 
 def _in_diffusers(settings: DdimSettings, noise: Noise, steps: int) -> PipelineCall | None:
-    if settings.window is not None and settings.eta > 0:
+    if settings.has_window and settings.eta > 0:
         return None
     changed = {} if settings.timestep_spacing == "model" else {"timestep_spacing": settings.timestep_spacing}
     return PipelineCall(SAMPLER.scheduler, {"num_inference_steps": steps, "eta": settings.eta}, changed)

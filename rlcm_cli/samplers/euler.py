@@ -117,7 +117,7 @@ def _in_diffusers(settings: EulerSettings, noise: Noise, steps: int) -> Pipeline
     if settings.eta == 0 or settings.window == ():
         return PipelineCall(PLAIN, {"num_inference_steps": steps})
     # The ancestral one does not know models that predict the image.
-    if settings.eta < 1 or settings.window is not None or noise.scheduler["prediction_type"] == "sample":
+    if settings.eta < 1 or settings.has_window or noise.scheduler["prediction_type"] == "sample":
         return None
     return PipelineCall(ANCESTRAL, {"num_inference_steps": steps})
 

@@ -92,7 +92,7 @@ def _schedule(settings: LcmSettings, noise: Noise, steps: int, last_std: float) 
 
 
 def _in_diffusers(settings: LcmSettings, noise: Noise, steps: int) -> PipelineCall | None:
-    if settings.eta < 1 or settings.window is not None:
+    if settings.eta < 1 or settings.has_window:
         return None
     return PipelineCall(SAMPLER.scheduler, timestep_arguments(settings, noise, steps))
 

@@ -110,7 +110,7 @@ def _schedule(settings: ScmSettings, noise: Noise, steps: int, last_std: float) 
 def _in_diffusers(settings: ScmSettings, noise: Noise, steps: int) -> PipelineCall | None:
     arguments = choose_arguments(settings, steps)
     # The pipeline passes a list of timesteps on without their number, which the scheduler wants too, and fails.
-    if settings.eta < 1 or settings.window is not None or "timesteps" in arguments:
+    if settings.eta < 1 or settings.has_window or "timesteps" in arguments:
         return None
     return PipelineCall(SAMPLER.scheduler, {"num_inference_steps": steps, **arguments})
 

@@ -8,10 +8,12 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import torch
 
 from rlcm_cli.cli.app import main
 from rlcm_cli.config import EMBEDDED_MODELS, Config, resolve_config, task_names, task_text
 from rlcm_cli.rewards import REWARDS
+from rlcm_cli.samplers.flow import flow_schedule
 
 PAPERS_MODEL = "papers/model"
 SMALL = {
@@ -35,6 +37,7 @@ def test_each_experiment_of_the_papers_has_a_preset():
         *("ddpo-compression", "ddpo-incompression", "ddpo-aesthetic", "ddpo-alignment"),
         *("rwr-compression", "rwr-sparse-compression", "rebel-compression", "rebel-aesthetic"),
         *("grpo-hps", "pinterest-imagereward", "draft", "nft"),
+        *("flow-grpo", "flow-grpo-fast", "mixgrpo", "grpo-guard", "dppo"),
     } == set(task_names())
 
 
@@ -52,10 +55,14 @@ def test_every_preset_is_valid_with_every_kind_of_model(task, model):
     resolved = resolve_config([task], flags={"model.name": model})
     assert set(resolved.reward_names()) <= set(REWARDS)
     if model in (None, *EMBEDDED_MODELS):
-        assert not {"aesthetic", "prompt_image_alignment", "hps_v2", "image_reward"} & set(resolved.reward_names())
+        assert not {"aesthetic", "prompt_image_alignment", "hps_v2", "image_reward", "pick_score"} & set(
+            resolved.reward_names()
+        )
 
 
-@pytest.mark.parametrize("task", [task for task in task_names() if task.startswith(("ddpo", "rwr", "grpo", "pint"))])
+@pytest.mark.parametrize(
+    "task", [task for task in task_names() if task.startswith(("ddpo", "rwr", "grpo-hps", "pint"))]
+)
 def test_experiments_with_stable_diffusion_take_the_embedded_one(task):
     assert resolve_config([task]).model.name == "emoji-diffusion"
     assert (published(task).sample.steps, published(task).sampler.eta) == (50, 1.0)
@@ -128,9 +135,55 @@ def test_grpo_as_published():
     assert (train.parameters, train.learning_rate, preset.objective.clip_range) == ("full", 1e-5, 1e-4)
 
 
+FLOW = {
+    # task → noise, η, calls that may add noise; samples, group; objective, its limit; deviation, rate, KL
+    "flow-grpo": (("flow-sde", 0.7, None), (1152, 24), ("grpo", 1e-4), ("batch", "K"), (3e-4, 1e-3)),
+    "flow-grpo-fast": (("cps", 0.8, (0, 1, 2, 3, 4)), (1152, 18), ("grpo", 7.5e-6), ("batch", "K"), (3e-4, 0)),
+    "grpo-guard": (("flow-sde", 0.7, None), (1152, 24), ("grpo-guard", 4e-6), ("own", "K"), (1e-4, 0)),
+    "dppo": (("flow-sde", 0.7, (0, 1, 2, 3, 4)), (768, 16), ("dppo", 1e-5), ("batch", None), (3e-4, 0)),
+    "mixgrpo": (("flow-sde", 0.7, None), (384, 12), ("grpo", 1e-4), ("own", None), (1e-5, 0)),
+}
+
+
+@pytest.mark.parametrize("task", FLOW)
+def test_flow_matching_as_published(task):
+    preset = published(task)
+    train, sampler, sample = preset.train, preset.sampler, preset.sample
+    limit = getattr(preset.objective, "max_kl", getattr(preset.objective, "clip_range", None))
+    assert FLOW[task] == (
+        (sampler.noise, sampler.eta, sampler.window),
+        (sample.samples, sample.group_size),
+        (preset.objective.kind, limit),
+        (train.deviation, train.deviation_divisor),
+        (train.learning_rate, train.kl_weight),
+    )
+    assert (preset.advantage_kind, sampler.kind, train.max_grad_norm) == ("group", "flow", 1.0)
+    assert sample.samples / train.minibatch_size == (4 if task == "mixgrpo" else 2)  # optimizer steps an iteration
+
+
+def test_windows_as_published():
+    fast, mixed, dppo = (published(task).sampler for task in ("flow-grpo-fast", "mixgrpo", "dppo"))
+    assert (fast.window_size, fast.window_every) == (3, None)
+    assert (mixed.window_size, mixed.window_every, mixed.shift) == (4, 25, 3.0)
+    assert dppo.random_calls == 3
+
+
+def test_the_clip_range_of_cps_code_is_carried_over_to_densities():
+    preset = published("flow-grpo-fast")
+    even = torch.linspace(1, 0, 11, dtype=torch.float64)
+    sigmas = 3 * even / (1 + 2 * even)  # Stable Diffusion 3's shift, ten steps
+    std = flow_schedule(sigmas, torch.full((10,), preset.sampler.eta, dtype=torch.float64), "cps").std[:5]
+    limits = 1e-5 / (2 * std**2)  # of the ratio of densities, where that code has 1e-5 of -mean((x' - mu)²)
+    assert limits.min() < preset.objective.clip_range < limits.max()
+    assert limits.tolist() == pytest.approx([5.9e-6, 6.5e-6, 7.2e-6, 8.3e-6, 9.8e-6], rel=0.01)
+    assert preset.train.step_weights == "variance"
+
+
 @pytest.mark.parametrize("task", task_names())
 def test_a_preset_trains_the_embedded_model_for_an_iteration(task, tmp_path: Path):
-    settings = [f"--set={key}={value}" for key, value in SMALL.items()]
+    windowed = getattr(resolve_config([task]).sampler, "has_window", False)
+    small = {**SMALL, "sample.steps": 10} if windowed else SMALL
+    settings = [f"--set={key}={value}" for key, value in small.items()]
     with pytest.raises(SystemExit) as leaving:
         main(["loop", "--task", task, "--iterations=1", f"--run={tmp_path}", "--no-cache", "--quiet", *settings])
     assert not leaving.value.code

@@ -82,6 +82,9 @@ def test_the_identity_of_a_run_is_all_but_its_runtime():
         ("rebel", {}, 3, ("rebel compares pairs", "sample.group_size (now 3)")),
         ("rebel", {}, 1, ("rebel compares pairs", "sample.group_size (now 1)")),
         ("rebel", {"minibatch_size": 6}, 4, ("train.minibatch_size is 6", "sample.group_size 4", "torn")),
+        ("rebel", {"step_weights": "noise"}, 2, ("rebel", "leave train.step_weights out")),
+        ("ppo", {"advantages": "leave-one-out", "deviation": "batch"}, 2, ("leave-one-out divides by no standard",)),
+        ("rwr", {"advantages": "none", "deviation_divisor": "K"}, 1, ("none divides by no standard deviation",)),
         ("rebel", {"timestep_fraction": 0.5}, 2, ("rebel", "train.timestep_fraction at 1")),
         ("reinforce", {"inner_epochs": 2}, 1, ("reinforce", "train.inner_epochs", "objective ppo")),
         ("reinforce", {"minibatch_size": 6}, 1, ("reinforce", "train.minibatch_size", "objective ppo")),
@@ -108,7 +111,7 @@ def test_a_decay_whose_steps_are_as_wide_as_itself_is_refused(iterations):
     assert resolve_config(["compression"], assignments=constant).train.lr_decay_iterations == iterations
 
 
-@pytest.mark.parametrize("objective", ["ppo", "grpo", "reinforce", "rebel", "rwr", "rwr-sparse"])
+@pytest.mark.parametrize("objective", [*OBJECTIVES])
 def test_samples_of_the_policy_before_are_refused_where_nothing_corrects_for_them(objective):
     values = {"task": "t", "rewards": {"compressibility": 1.0}, "objective": {"kind": objective}}
     asked = {**values, "sample": {"group_size": 4, "staleness": 1}}
@@ -117,6 +120,15 @@ def test_samples_of_the_policy_before_are_refused_where_nothing_corrects_for_the
             parse_config(asked)
     else:
         assert [parse_config(asked).sample.drawing_checkpoint(iteration) for iteration in range(3)] == [0, 0, 1]
+
+
+def test_steps_are_weighed_only_where_actions_are_trained(monkeypatch):
+    values = {"task": "t", "rewards": {"compressibility": 1.0}, "train": {"step_weights": "variance"}}
+    assert parse_config(values).train.step_weights == "variance"
+    free = dataclasses.replace(OBJECTIVES["ppo"], needs=frozenset())
+    monkeypatch.setattr("rlcm_cli.config.settings.find_objective", lambda config: free)
+    with pytest.raises(ConfigError, match=r"^train\.step_weights variance weighs .* leave it out$"):
+        parse_config(values)
 
 
 def test_no_iteration_is_drawn_further_ahead_than_by_one():
@@ -133,13 +145,13 @@ def test_as_many_checkpoints_are_kept_as_are_needed_to_go_on():
         assert parse_config({**values, **sections}).kept_checkpoints == kept
 
 
-@pytest.mark.parametrize("objective", ["ppo", "grpo", "reinforce", "rebel", "rwr", "rwr-sparse"])
+@pytest.mark.parametrize("objective", [*OBJECTIVES])
 @pytest.mark.parametrize("advantages", ["per-prompt", "batch", "group", "leave-one-out"])
 def test_every_other_pair_of_objective_and_advantages_is_taken(objective, advantages):
     values = {"task": "t", "rewards": {"compressibility": 1.0}, "sample": {"group_size": 4}}
     asked = {**values, "objective": {"kind": objective}, "train": {"advantages": advantages}}
-    if objective == "grpo" and advantages in ("per-prompt", "batch"):
-        with pytest.raises(ConfigError, match="grpo"):
+    if objective.startswith("grpo") and advantages in ("per-prompt", "batch"):
+        with pytest.raises(ConfigError, match=objective):
             parse_config(asked)
     else:
         assert parse_config(asked).advantage_kind == advantages

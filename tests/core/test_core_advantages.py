@@ -6,6 +6,7 @@ import pytest
 
 from rlcm_cli.core.advantages import (
     ADVANTAGES,
+    Deviation,
     batch_advantages,
     combine_advantages,
     group_advantages,
@@ -148,6 +149,35 @@ def test_group_advantages_by_hand():
     # The deviation is divided by K − 1, as in DanceGRPO and TRL.
     expected = by_group(lambda values: (values - values.mean()) / (values.std(ddof=1) + 1e-6))
     assert advantages_of(group_advantages, REWARDS) == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("correction", [0, 1])
+def test_the_divisor_of_the_deviation_can_be_chosen(correction):
+    deviation = Deviation(correction=correction)
+    expected = by_group(lambda values: (values - values.mean()) / (values.std(ddof=correction) + 1e-6))
+    found, _ = group_advantages(PROMPTS, REWARDS, {}, groups=GROUPS, deviation=deviation, **SIZES)
+    assert found == pytest.approx(expected, rel=1e-12)
+    values = np.array(REWARDS)
+    expected = (values - values.mean()) / (values.std(ddof=correction) + 1e-6)
+    found, _ = batch_advantages(PROMPTS, REWARDS, {}, groups=GROUPS, deviation=deviation, **SIZES)
+    assert found == pytest.approx(expected, rel=1e-12)
+    alone, _ = group_advantages(PROMPTS, REWARDS, {}, groups=range(8), deviation=deviation, **SIZES)
+    assert alone.tolist() == [0.0] * 8
+
+
+@pytest.mark.parametrize(("correction", "of_group", "of_prompt"), [(None, 1, 0), (0, 0, 0), (1, 1, 1)])
+def test_all_can_be_divided_by_the_deviation_of_the_batch(correction, of_group, of_prompt):
+    """As Flow-GRPO's code (numpy's deviation, K) and UniRL's (torch's, K − 1) do with the rewards as they are."""
+    deviation, values = Deviation(of_batch=True, correction=correction), np.array(REWARDS)
+    expected = by_group(lambda part: (part - part.mean()) / (values.std(ddof=of_group) + 1e-6))
+    found, _ = group_advantages(PROMPTS, REWARDS, {}, groups=GROUPS, deviation=deviation, **SIZES)
+    assert found == pytest.approx(expected, rel=1e-12)
+    few = {"buffer_size": 16, "min_count": 1}
+    found, _ = per_prompt_advantages(PROMPTS, REWARDS, {}, groups=GROUPS, deviation=deviation, **few)
+    for prompt in set(PROMPTS):
+        of = [row for row, name in enumerate(PROMPTS) if name == prompt]
+        expected = (values[of] - values[of].mean()) / (values.std(ddof=of_prompt) + 1e-6)
+        assert found[of] == pytest.approx(expected, rel=1e-12)
 
 
 def test_rewards_as_they_are_are_compared_with_nothing():

@@ -111,3 +111,10 @@ def test_latents_of_any_rank_are_drawn_and_scored(shape):
     gaussian = transition(schedule, flat.states_NCHW.sin(), flat.states_NCHW, flat.calls_N)
     _, scored = take_action(gaussian.mean, gaussian.std, action=flat.actions_NCHW, reduction="mean")
     assert torch.equal(scored, flat.log_probs_N)
+
+
+def test_calls_are_weighed_by_their_noise():
+    schedule = make_schedule(0, 1, 3)  # of noise 0.1, 0.2, 0.3
+    assert schedule.weigh_calls(0)[[0, 1, 3]].tolist() == [1.0, 1.0, 1.0]
+    assert schedule.weigh_calls(1).tolist() == pytest.approx([0.5, 1.0, 0, 1.5, 0])
+    assert schedule.weigh_calls(2).tolist() == pytest.approx([3 / 14, 12 / 14, 0, 27 / 14, 0])

@@ -8,8 +8,8 @@ import pytest
 import torch
 from conftest import tiny_values
 
-from rlcm_cli.config import parse_config
-from rlcm_cli.core.advantages import per_prompt_advantages
+from rlcm_cli.config import override_config, parse_config
+from rlcm_cli.core.advantages import Deviation, per_prompt_advantages
 from rlcm_cli.learning.advantages import compute_advantages, flat_prompts, measure_rewards, sum_rewards
 
 SIZES = {"buffer_size": 8, "min_count": 2}
@@ -47,6 +47,20 @@ def random_samples(config, count=64, scales=(1.0, 1.0)):
 
 def reference(prompts, values, statistics=()):
     return per_prompt_advantages(prompts, values, dict(statistics), **SIZES)
+
+
+@pytest.mark.parametrize(("divisor", "correction"), [(None, None), ("K", 0), ("K-1", 1)])
+@pytest.mark.parametrize("of_batch", [False, True])
+def test_the_deviation_is_the_one_that_is_set(divisor, correction, of_batch):
+    settings = {"deviation": "batch" if of_batch else "own", "deviation_divisor": divisor}
+    config = override_config(
+        make_config({"a": 1.0}), flags={f"train.{name}": value for name, value in settings.items()}
+    )
+    samples = random_samples(config)
+    found, _ = compute_advantages(samples, config, {})
+    values, deviation = samples.components["a"].tolist(), Deviation(of_batch, correction)
+    expected, _ = per_prompt_advantages(samples.prompts, values, {}, deviation=deviation, **SIZES)
+    assert found.tolist() == expected.tolist()
 
 
 class TestOneReward:

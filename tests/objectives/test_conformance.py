@@ -303,6 +303,28 @@ def test_the_kl_penalty_is_independent_of_the_micro_batch(tiny_lcm, moved, kind)
     assert (gradients[0] - gradients[1]).norm() < 1e-4 * gradients[0].norm()
 
 
+WEIGHED = [
+    kind
+    for kind, objective in OBJECTIVES.items()
+    if Need.ACTIONS in objective.needs and Need.TRAJECTORY_PAIRS not in objective.needs
+]
+
+
+@pytest.mark.parametrize("kind", WEIGHED)
+@pytest.mark.parametrize(("weighing", "power"), [("noise", 1), ("variance", 2)])
+def test_the_weight_of_a_step_is_a_factor_of_its_gradient(tiny_lcm, moved, kind, weighing, power):
+    config, objective = configure(tiny_lcm, kind), OBJECTIVES[kind]
+    std = moved.rollout.schedule.std[:ACTIONS].float()
+    expected = torch.zeros(())
+    for step, weight in enumerate(std**power / (std**power).mean()):
+        objective.accumulate(moved.learner(config), Minibatch(ORDER, torch.full((SAMPLES, 1), step)))
+        expected = expected + weight * take_gradient(moved.model) / ACTIONS
+    weighed = override_config(config, flags={"train.step_weights": weighing})
+    objective.accumulate(moved.learner(weighed), Minibatch(ORDER, torch.arange(ACTIONS).expand(SAMPLES, -1)))
+    found = take_gradient(moved.model)
+    assert (found - expected).norm() < 1e-4 * expected.norm()
+
+
 @pytest.mark.parametrize("kind", OBJECTIVES)
 def test_the_forwards_that_it_counts_are_those_that_it_makes(tiny_lcm, moved, kind, monkeypatch):
     model, config = moved.model, configure(tiny_lcm, kind)

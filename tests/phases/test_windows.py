@@ -13,13 +13,16 @@ from rlcm_cli.core.schedule import Schedule
 from rlcm_cli.errors import ForeignFileError
 from rlcm_cli.learning.last_step import draw_images
 from rlcm_cli.measuring.memory import fit_training, shorten
+from rlcm_cli.phases.loop import loop
 from rlcm_cli.phases.read_rollout import read_rollout
 from rlcm_cli.phases.sample import sample
 from rlcm_cli.phases.score import load_scorers, score
 from rlcm_cli.phases.train import train
 from rlcm_cli.runs.policy import load_checkpoint, load_policy_model
 from rlcm_cli.runs.run import create_run
+from rlcm_cli.runs.schedules import drawing_schedule
 from rlcm_cli.store.manifest import read_manifest
+from rlcm_cli.store.metrics import read_metrics
 from rlcm_cli.store.rollouts import read_shard
 from rlcm_cli.store.shards import publish_record, read_record
 
@@ -115,3 +118,39 @@ def test_a_shard_with_other_states_than_its_plan_is_refused(windowed):
     publish_record(path, "rollout", tensors, json.loads(json.dumps(fields)))
     with pytest.raises(ForeignFileError, match="has 3 states a sample, and its plan 4; "):
         read_shard(run.layout, manifest, 0)
+
+
+@pytest.mark.parametrize(
+    ("settings", "windows"),
+    [
+        ({"window_size": 1, "window_every": 1}, [[0], [1], [2]]),
+        ({"window": [1, 2, 3], "window_size": 2, "window_every": 2}, [[1, 2], [1, 2], [2, 3]]),
+    ],
+)
+def test_each_iteration_has_its_window_and_its_manifest_says_which(tiny_lcm, tmp_path, settings, windows):
+    config = make_config(
+        tiny_lcm,
+        sampler={"kind": "lcm", **settings},
+        sample={"steps": CALLS, "samples": 8},
+        runtime={"iterations": 3},
+    )
+    run = create_run(tmp_path / "run", config)
+    finish(loop(run, load_policy_model(config), load_scorers(run)))
+    assert len(read_metrics(run.layout)) == 3
+    for iteration, window in enumerate(windows):
+        manifest = read_manifest(run.layout.manifest(iteration))
+        assert manifest.schedule.action_calls == window
+        shard = read_shard(run.layout, manifest, 0)
+        assert shard.trajectories.calls_A.tolist() == window
+        assert shard.trajectories.log_probs_BA.shape[1] == len(window)
+
+
+def test_outside_of_training_as_many_calls_draw_noise(tiny_lcm):
+    config = make_config(tiny_lcm, sampler={"kind": "lcm", "window_size": 2}, sample={"steps": CALLS})
+    model = load_policy_model(config)
+    found = drawing_schedule(config.sampler, CALLS, model)
+    assert found.actions == 2
+    assert found.action_calls.tolist() == drawing_schedule(config.sampler, CALLS, model).action_calls.tolist()
+    without = config.sampler.model_copy(update={"eta": 0.0})
+    assert drawing_schedule(without, CALLS, model).actions == 0
+    assert model.sampler.in_diffusers(config.sampler, model.noise, CALLS) is None

@@ -100,14 +100,37 @@ def test_a_window_leaves_the_other_calls_deterministic():
     assert find_no_noise(WindowSettings(kind="any"), 1) == ("sample.steps is 1", "use --steps 2 or more")
 
 
+def settle(settings, calls, seed=0, iteration=0):
+    return settle_window(settings, calls, seed, iteration)
+
+
 def test_random_calls_are_settled_by_a_seed():
     settings = FlowSettings(random_calls=2)
-    chosen = {settle_window(settings, [0, 1, 2], seed).window for seed in range(40)}
-    assert chosen == {(0, 1), (0, 2), (1, 2)}
-    assert settle_window(settings, [0, 1, 2], 7) == settle_window(settings, [0, 1, 2], 7)
-    assert settle_window(FlowSettings(), [0, 1, 2], 7) == FlowSettings()
+    assert {settle(settings, [0, 1, 2], seed).window for seed in range(40)} == {(0, 1), (0, 2), (1, 2)}
+    assert settle(settings, [0, 1, 2], 7) == settle(settings, [0, 1, 2], 7)
+    assert settle(FlowSettings(), [0, 1, 2]) == FlowSettings()
+    assert settle(FlowSettings(eta=0, random_calls=2), []).random_calls == 2  # there is nothing to choose from
     with pytest.raises(ConfigError, match="random_calls is 2, and only 1 model calls can draw noise"):
-        settle_window(settings, [0], 0)
+        settle(settings, [0])
+
+
+def test_a_window_moves_with_the_iterations_or_at_random():
+    moving = FlowSettings(window_size=2, window_every=3)
+    windows = [settle(moving, [0, 1, 2, 3], seed=iteration, iteration=iteration).window for iteration in range(12)]
+    assert windows == [window for window in [(0, 1), (1, 2), (2, 3), (0, 1)] for _ in range(3)]
+    by_chance = FlowSettings(window_size=2)
+    assert {settle(by_chance, [0, 1, 2, 3], seed).window for seed in range(40)} == {(0, 1), (1, 2), (2, 3)}
+    assert settle(by_chance, [0, 1, 2, 3], 3, iteration=1) == settle(by_chance, [0, 1, 2, 3], 3, iteration=9)
+    with pytest.raises(ConfigError, match="window_size is 2, and only 1 model calls can draw noise"):
+        settle(moving, [0])
+
+
+def test_a_window_can_be_one_of_chosen_calls():
+    noise = make_noise(shift=3.0)
+    for settings in (FlowSettings(window=(0, 1), random_calls=1), FlowSettings(window=(0, 1), window_size=1)):
+        calls = SAMPLER.schedule(settings, noise, 4, 0.0).action_calls.tolist()
+        assert calls == [0, 1]
+        assert {settle(settings, calls, seed).window for seed in range(20)} == {(0,), (1,)}
 
 
 def test_levels_can_be_given():
@@ -144,7 +167,13 @@ def test_the_shift_can_be_given():
 
 
 def test_settings_that_cannot_be_are_refused():
-    for wrong in ({"eta": 1.5}, {"window": (1,), "random_calls": 1}, {"window": (2, 1)}, {"window": (-1,)}):
+    for wrong in (
+        {"eta": 1.5},
+        {"window": (2, 1)},
+        {"window": (-1,)},
+        {"random_calls": 1, "window_size": 1},
+        {"window_every": 25},
+    ):
         with pytest.raises(ValidationError):
             FlowSettings(**wrong)
     assert FlowSettings(noise="flow-sde", eta=1.5).eta == 1.5
