@@ -42,7 +42,7 @@ class WindowSettings(SamplerSettings):
     @property
     def has_window(self) -> bool:
         """Whether some calls that could add noise add none."""
-        return not self.window == self.random_calls == self.window_size is None
+        return any(choice is not None for choice in (self.window, self.random_calls, self.window_size))
 
 
 def spread_eta(settings: WindowSettings, steps: int) -> Tensor:

@@ -150,7 +150,7 @@ def test_as_many_checkpoints_are_kept_as_are_needed_to_go_on():
 def test_every_other_pair_of_objective_and_advantages_is_taken(objective, advantages):
     values = {"task": "t", "rewards": {"compressibility": 1.0}, "sample": {"group_size": 4}}
     asked = {**values, "objective": {"kind": objective}, "train": {"advantages": advantages}}
-    if objective.startswith("grpo") and advantages in ("per-prompt", "batch"):
+    if advantages not in OBJECTIVES[objective].advantages.admitted:
         with pytest.raises(ConfigError, match=objective):
             parse_config(asked)
     else:
