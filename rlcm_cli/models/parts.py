@@ -21,7 +21,7 @@ from rlcm_cli.families import (
     list_components,
     refuse,
 )
-from rlcm_cli.models.embedded import RECOMMENDED_GUIDANCE, RECOMMENDED_STEPS
+from rlcm_cli.models.embedded import EMBEDDED
 from rlcm_cli.models.folders import PipelineFolder, find_pipeline
 from rlcm_cli.recommendation import Recommendation
 from rlcm_cli.samplers import SAMPLERS, Sampler, find_sampler
@@ -81,16 +81,18 @@ class Parts:
 
     def recommend(self, name: str, asked: str | None, distilled_lora: str | None) -> Recommendation:
         """Return how the pipeline is drawn unless asked otherwise; arguments and errors as in `choose_sampler`."""
-        natural = self.choose_sampler(name, None, None)
         chosen = self.choose_sampler(name, asked, distilled_lora)
-        known = self.family.scheduling.recommend(name, self.configs, distilled_lora)
+        own = EMBEDDED.get(name)
+        if own is not None and distilled_lora is None:
+            known: Recommendation | None = own
+        else:
+            known = self.family.scheduling.recommend(name, self.configs, distilled_lora)
         if known is not None and known.sampler == chosen.kind:
             return known
-        guidance = RECOMMENDED_GUIDANCE.get(name, self.family.guidance.recommend(self.settings))
+        guidance = own.guidance_scale if own is not None else self.family.guidance.recommend(self.settings)
         if chosen.distilled and not self.guided_by_embedding:
             guidance = 1.0
-        steps = RECOMMENDED_STEPS.get(name, chosen.steps) if chosen == natural else chosen.steps
-        return Recommendation(chosen.kind, steps, guidance)
+        return Recommendation(chosen.kind, chosen.steps, guidance)
 
 
 def recommend(

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from tiny_pipelines import build_sd, build_sdxl, edit_scheduler, save_distilled_lora
 
 from rlcm_cli.errors import ModelError
-from rlcm_cli.models.embedded import RECOMMENDED_GUIDANCE
+from rlcm_cli.models.embedded import EMBEDDED
 from rlcm_cli.models.libraries import quiet_libraries
 from rlcm_cli.models.loading import load_model
 
@@ -110,7 +110,7 @@ def test_the_embedded_models_and_their_guidance():
     teacher, student = (load(name) for name in ("emoji-diffusion", "emoji-lcm"))
     assert (teacher.sampler.kind, teacher.guided_by_embedding) == ("ddim", False)
     assert (student.sampler.kind, student.guided_by_embedding) == ("lcm", True)
-    assert RECOMMENDED_GUIDANCE == {"emoji-lcm": 4.0, "emoji-diffusion": 4.0}
+    assert {model: how.guidance_scale for model, how in EMBEDDED.items()} == {"emoji-lcm": 4.0, "emoji-diffusion": 4.0}
     # The student learned to ask once what the teacher is asked twice for.
     latents = torch.randn(4, *teacher.latent_shape, generator=torch.Generator().manual_seed(0))
     predictions = []

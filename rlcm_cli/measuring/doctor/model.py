@@ -52,9 +52,7 @@ def _describe(config: Config) -> Iterator[Finding]:
     found = parts.recommend(settings.name, config.sampler.kind, settings.distilled_lora)
     model = outline_model(folder, parts, sampler=found.sampler, image_size=settings.image_sides or found.image_size)
     yield _tell_family(folder, parts, model)
-    natural = parts.choose_sampler(settings.name, None, None).kind
-    own = "its card" if settings.name in EMBEDDED and found.sampler == natural else ""
-    yield _tell_sampling(model, found, found.source or own)
+    yield _tell_sampling(model, found)
     yield _tell_files(folder, measure_download(folder))
     if settings.distilled_lora is not None:
         size = format_memory(measure_lora(settings.distilled_lora))
@@ -83,11 +81,11 @@ def _tell_family(folder: PipelineFolder, parts: Parts, model: LatentModel) -> Fi
     return Finding("model", "ok", found)
 
 
-def _tell_sampling(model: LatentModel, found: Recommendation, source: str) -> Finding:
+def _tell_sampling(model: LatentModel, found: Recommendation) -> Finding:
     height, width = model.image_size
     told = (
         f"sampler {found.sampler}, {count(found.steps, 'call')} an image, guidance {found.guidance_scale:g}, "
-        f"{width} × {height} pixels; {f'source: {source}' if source else 'the default of its family'}"
+        f"{width} × {height} pixels; {f'source: {found.source}' if found.source else 'the default of its family'}"
     )
     if found.training:
         chosen = ", ".join(f"{key} {value}" for key, value in found.training.items())

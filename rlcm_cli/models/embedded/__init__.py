@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-EMBEDDED = ("emoji-lcm", "emoji-diffusion")
+from rlcm_cli.recommendation import Recommendation
 
-RECOMMENDED_GUIDANCE = {"emoji-lcm": 4.0, "emoji-diffusion": 4.0}
-"""Guidance scale, as in diffusers, at which a model was found to draw best (its card tells)."""
-
-RECOMMENDED_STEPS = {"emoji-diffusion": 20}
-"""DDIM steps from which on more did not help (its card tells)."""
+EMBEDDED = {
+    "emoji-lcm": Recommendation("lcm", steps=4, guidance_scale=4.0, source="its card"),
+    "emoji-diffusion": Recommendation("ddim", steps=20, guidance_scale=4.0, source="its card"),
+}
+"""How each was found to draw best. The configuration has the names too, in `EMBEDDED_MODELS`."""
 
 
 def embedded_folder(name: str) -> Path | None:
