@@ -11,6 +11,8 @@ from rlcm_cli.core.objectives import ObjectiveResult
 
 SMALLEST_ERROR = 1e-5
 """What `nft_loss` divides by at least, as its published code does."""
+SMALLEST_SQUARE = 1e-10
+"""What `awm_log_probs` adds to an error before its root, as its published code does."""
 
 
 def nft_loss(
@@ -50,3 +52,26 @@ def nft_loss(
     negative = miss((1 + beta) * old - beta * new)
     loss = ((goodness * positive + (1 - goodness) * negative) / beta).mean()
     return ObjectiveResult(loss, {"distance": (new.detach() - old).square().mean()})
+
+
+def awm_log_probs(prediction: Tensor, target: Tensor, levels: Tensor, *, power: float, level_power: float) -> Tensor:
+    """Return what advantage-weighted matching (arXiv 2509.25050) takes for log-probabilities of images, float [N].
+
+    With e the mean squared error of a prediction, t the noise level, p and k the two powers:
+
+        −t^k ((e + ε)^p − ε^p) / p
+
+    So `power` 1 is the error itself, weighed by w(t) = t^k, and less makes large errors count less. The published
+    code has (p, k) of (1, 0), (1, 1), (1, 2), (½, 1) without the division by p, and (¼, 1), which its results are of.
+
+    Args:
+        prediction: The denoiser's, [N, C, h, w]; may carry a gradient.
+        target: What fits the image and its noise, likewise.
+        levels: t of each, from 0, no noise, to 1, float [N].
+        power: p > 0.
+        level_power: k ≥ 0.
+    """
+    error = (prediction - target).square().flatten(1).mean(1)
+    measure = (error + SMALLEST_SQUARE).pow(power) - SMALLEST_SQUARE**power
+    found: Tensor = -(levels**level_power) * measure / power
+    return found

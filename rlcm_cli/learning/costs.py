@@ -34,7 +34,7 @@ def count_training_calls(config: Config, actions: int, *, refreshes: int) -> int
     a_sample = find_objective(config).forwards(config, actions - last.own_actions) + refreshes * actions
     if last.mode == "backprop":
         a_sample += config.train.inner_epochs * last.calls * (1 + BACKWARD_FORWARDS)
-    return config.sample.samples * a_sample
+    return round(config.sample.samples * a_sample)
 
 
 def count_work(config: Config, actions: int) -> Work:

@@ -39,6 +39,8 @@ class Learner:
     stored log-probabilities are too coarse."""
     old_weights: Mapping[str, Tensor] | None = None
     """The trained weights of the policy that drew, by name, on the device, where the objective asks for them."""
+    pairs: Tensor | None = None
+    """Rows of the rollout, the better and the worse of each pair of a table, int64 [P, 2]; None: rewards say so."""
 
     @contextlib.contextmanager
     def old_policy(self) -> Iterator[None]:

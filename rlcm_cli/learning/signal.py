@@ -24,12 +24,13 @@ def find_no_signal(data: IterationData, advantages: np.ndarray) -> str | None:
 
     A step without a signal would not stand still: Adam goes on along its moments, and the KL penalty and the
     pretraining loss pull. Advantages of 0 for all are no signal; so are rewards as they are (`none`), and the weights
-    of a regression, where all are equal. What reaches the policy through the last call counts as well.
+    of a regression, where all are equal. What reaches the policy through the last call counts as well, and so
+    does a table of pairs.
     """
     rollout, config = data.learner.rollout, data.learner.config
     differences_only = config.advantage_kind == "none" or data.objective.advantages.differences_only
     teaches = np.ptp(advantages) > 0 if differences_only else advantages.any()
-    if teaches or any(part.factors.any() for part in data.pathwise):
+    if teaches or data.learner.pairs is not None or any(part.factors.any() for part in data.pathwise):
         return None
     values = [rollout.rewards[rows_of(rollout.tasks, task)] for task in config.joint_tasks()]
     if all((of_task == of_task[0]).all() for of_task in values):

@@ -14,6 +14,7 @@ from rlcm_cli.config import Config
 from rlcm_cli.learning.last_step import PathwiseReward, accumulate_last_step, choose_pathwise
 from rlcm_cli.learning.learner import Learner, UpdateMetrics
 from rlcm_cli.learning.minibatches import Minibatch
+from rlcm_cli.learning.preferences import find_pairs
 from rlcm_cli.learning.pretraining import accumulate_pretraining
 from rlcm_cli.learning.rollout import Rollout
 from rlcm_cli.models.latent_model import LatentModel
@@ -58,7 +59,8 @@ def gather_iteration(
     """
     weights = weigh_samples(config, torch.from_numpy(advantages).float())
     pathwise = choose_pathwise(rollout, config, rewards) if config.last_step.mode == "backprop" else []
-    return IterationData(find_objective(config), Learner(model, rollout, weights, config, processes), pathwise, pairs)
+    learner = Learner(model, rollout, weights, config, processes, pairs=find_pairs(config, rollout))
+    return IterationData(find_objective(config), learner, pathwise, pairs)
 
 
 def weigh_samples(config: Config, advantages: torch.Tensor) -> torch.Tensor:

@@ -42,7 +42,7 @@ class Probe:
             )
         self.config, self.model = config, model
         objective = find_objective(config)
-        self.paired = Need.TRAJECTORY_PAIRS in objective.needs
+        self.paired = bool({Need.TRAJECTORY_PAIRS, Need.PAIRS} & objective.needs)
         rollout = _draw(config, model, samples, batch_size, steps, group_size=2 if self.paired else 1)
         bring_denoiser(model)
         weights = weigh_samples(config, torch.linspace(-1, 1, len(rollout.trajectories)))
@@ -117,7 +117,7 @@ class Probe:
         trajectories = self.data.learner.rollout.trajectories
         samples, actions = len(trajectories), trajectories.actions
         if self.paired:
-            pairs = -(-count // (2 * actions))
+            pairs = -(-count // (2 * max(1, actions)))
             return Minibatch(torch.arange(2 * pairs) % samples, torch.arange(actions).expand(2 * pairs, -1))
         rows = torch.arange(count)
         if not actions:

@@ -42,6 +42,8 @@ class Need(enum.Enum):
     TRAJECTORY_PAIRS = "pairs of whole trajectories"
     """It compares two samples of a prompt by the log-ratios of all their actions, which a pass of its own takes
     before the one with a gradient."""
+    PAIRS = "pairs of samples"
+    """It compares two samples of a group, by their rewards or as `Objective.pairs_file` says."""
     OWN_SAMPLES = "samples of the policy itself"
     """Nothing in it corrects for samples that another policy drew."""
     FINAL_LATENTS = "final latents"
@@ -77,6 +79,11 @@ def no_clip_range(settings: Any) -> float | None:
     return None
 
 
+def no_file(settings: Any) -> str | None:
+    """Return None: there is no table of pairs."""
+    return None
+
+
 @dataclass(frozen=True)
 class Metric:
     """A number that optimizer steps measure, and how a report shows it."""
@@ -98,9 +105,9 @@ class Objective(Generic[SettingsT]):
     accumulate: Callable[[Learner, Minibatch], UpdateMetrics]
     """Its whole step: add the gradient of a minibatch to that of the trained weights, which other losses may share,
     and return what it measured. Once an optimizer step; it depends on the micro-batch size by rounding only."""
-    forwards: Callable[[Config, int], int]
-    """Model forwards, a backward pass counted as `BACKWARD_FORWARDS`, that training on one sample takes in an
-    iteration; the integer is the number of its trajectory's actions."""
+    forwards: Callable[[Config, int], float]
+    """Model forwards, a backward pass counted as `BACKWARD_FORWARDS`, that training takes for each sample of an
+    iteration; the integer is the number of a trajectory's actions. Not whole where only some samples train."""
     metrics: tuple[Metric, ...]
     """What `accumulate` measures on every step, in the order in which a report charts it."""
     needs: frozenset[Need]
@@ -111,6 +118,8 @@ class Objective(Generic[SettingsT]):
     """Advantages of an iteration, float32 [B], clipped already → a weight for each sample, float32 [B]."""
     clip_range: Callable[[SettingsT], float | None] = no_clip_range
     """How far a ratio may be from 1 before the objective cuts it; rounding must be small next to it. None: any."""
+    pairs_file: Callable[[SettingsT], str | None] = no_file
+    """A table that says which of two samples is better (`learning.preferences`); None: rewards say so."""
     old_share: Callable[[SettingsT, int], float] | None = None
     """(settings, optimizer steps taken so far) → how much of its own weights the policy that draws keeps after an
     iteration; the rest is the trained ones'. None: the trained policy draws."""

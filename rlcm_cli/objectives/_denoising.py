@@ -58,7 +58,7 @@ def add_gradient(learner: Learner, epoch: int, samples_IR: Tensor, calls_I: Tens
     Args:
         learner: Whose model is trained.
         epoch: The inner epoch, which the noise belongs to.
-        samples_IR: int64, the samples of each item, which share its noise: one, or a pair.
+        samples_IR: int64, the samples of each item: one, or a pair, which shares the noise of the lower number.
         calls_I: int64, the model call whose time they are noised at.
         loss_of: The loss of some items, a mean over them; their first samples come first, then their second ones.
     """
@@ -73,7 +73,8 @@ def add_gradient(learner: Learner, epoch: int, samples_IR: Tensor, calls_I: Tens
 
     def compute(items: slice) -> tuple[Tensor, None, dict[str, Tensor]]:
         samples_N = samples_IR[items].T.flatten()
-        owners_N, calls_N = (part.repeat(samples_IR.shape[1]) for part in (samples_IR[items, 0], calls_I[items]))
+        owners_I = samples_IR[items].amin(1)
+        owners_N, calls_N = (part.repeat(samples_IR.shape[1]) for part in (owners_I, calls_I[items]))
         images = noise_again(model, rollout, epoch, samples_N, calls_N, owners_N)
         new = predict(learner, images)
         result = loss_of(Denoised(images, new, weights[samples_N.to(weights.device)]))

@@ -36,7 +36,7 @@ def test_each_experiment_of_the_papers_has_a_preset():
         *("compression", "incompression", "aesthetic", "prompt_image_alignment", "mirror_symmetry"),
         *("ddpo-compression", "ddpo-incompression", "ddpo-aesthetic", "ddpo-alignment"),
         *("rwr-compression", "rwr-sparse-compression", "rebel-compression", "rebel-aesthetic"),
-        *("grpo-hps", "pinterest-imagereward", "draft", "nft"),
+        *("grpo-hps", "pinterest-imagereward", "draft", "nft", "awm", "pso"),
         *("flow-grpo", "flow-grpo-fast", "mixgrpo", "grpo-guard", "dppo"),
     } == set(task_names())
 

@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from rlcm_cli.core.denoising_losses import nft_loss
+from rlcm_cli.core.denoising_losses import awm_log_probs, nft_loss
+from rlcm_cli.core.objectives import ppo_clip
 
 PARITY = Path(__file__).parent.parent / "data" / "parity"
 WANTED = 2.0
@@ -71,6 +72,51 @@ class TestNft:
         torch.testing.assert_close(new.grad, torch.zeros_like(old))
 
 
+POWERS = {
+    "Uniform": {"power": 1.0, "level_power": 0.0},
+    "t": {"power": 1.0, "level_power": 1.0},
+    "t**2": {"power": 1.0, "level_power": 2.0},
+    "huber": {"power": 0.5, "level_power": 1.0},
+    "ghuber": {"power": 0.25, "level_power": 1.0},
+}
+"""What the published code of AWM calls its weightings."""
+
+
+class TestAwm:
+    @pytest.mark.parametrize("case", read_table("awm")["cases"], ids=lambda case: case["weighting"])
+    def test_is_that_of_the_published_code(self, case):
+        table, powers = read_table("awm"), POWERS[case["weighting"]]
+        images, noise, old = (tensor(table[name], table["shape"]) for name in ("images", "noise", "old"))
+        new, levels = tensor(table["new"], table["shape"]).requires_grad_(), tensor(table["levels"])
+        # Its "huber" is not divided by the power, and takes 1e-5 for the root of 1e-10.
+        factor = 0.5 if case["weighting"] == "huber" else 1.0
+        log_probs, old_log_probs = (
+            factor * awm_log_probs(part, noise - images, levels, **powers) for part in (new, old)
+        )
+        torch.testing.assert_close(log_probs, tensor(case["log_probs"]), rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(old_log_probs, tensor(case["old_log_probs"]), rtol=1e-9, atol=1e-12)
+        loss = ppo_clip(log_probs, old_log_probs, tensor(table["advantages"]), case["clip_range"]).loss
+        loss.backward()
+        assert loss.item() == pytest.approx(case["loss"], rel=1e-9)
+        torch.testing.assert_close(new.grad, tensor(case["gradient"], table["shape"]), rtol=1e-8, atol=1e-12)
+
+    def test_its_gradient_is_that_of_its_definition(self):
+        generator = torch.Generator().manual_seed(0)
+        new, target = (torch.randn(3, 2, 4, 4, generator=generator, dtype=torch.float64) for _ in range(2))
+        levels, leaf = tensor([1.0, 0.4, 0.1]), new.clone().requires_grad_()
+        awm_log_probs(leaf, target, levels, power=0.25, level_power=1.0).sum().backward()
+        expected = torch.zeros_like(new)
+        for row in range(3):
+            error = (new[row] - target[row]).square().mean()
+            expected[row] = -levels[row] * (error + 1e-10) ** -0.75 * 2 * (new[row] - target[row]) / new[row].numel()
+        torch.testing.assert_close(leaf.grad, expected, rtol=1e-8, atol=1e-12)
+
+    def test_no_error_has_a_finite_gradient(self):
+        leaf = torch.ones(1, 1, 2, 2, requires_grad=True)
+        awm_log_probs(leaf, torch.ones(1, 1, 2, 2), torch.ones(1), power=0.25, level_power=1.0).sum().backward()
+        assert leaf.grad.isfinite().all()
+
+
 class Toy:
     """Images of one number, N(mean, 0.3²), and the velocity that flow matching would learn of them exactly."""
 
@@ -115,4 +161,14 @@ def test_nft_finds_the_mean_of_the_highest_reward():
         new = toy.predict(toy.mean, noised, levels)
         goodness = (0.5 + advantages / 4).clamp(0, 1)
         toy.descend(nft_loss(new, old, target, levels, goodness, beta=1.0).loss, rate=0.5)
+    assert toy.mean.item() == pytest.approx(WANTED, abs=0.15)
+
+
+def test_awm_finds_the_mean_of_the_highest_reward():
+    toy = Toy()
+    for _ in range(60):
+        images, advantages = toy.draw()
+        noised, levels, target = toy.noise(images)
+        log_probs = awm_log_probs(toy.predict(toy.mean, noised, levels), target, levels, power=1.0, level_power=1.0)
+        toy.descend(ppo_clip(log_probs, log_probs.detach(), advantages, 1.0).loss, rate=0.5)
     assert toy.mean.item() == pytest.approx(WANTED, abs=0.15)

@@ -6,6 +6,7 @@ The definitions below are written out plainly, for all samples of an iteration a
 from __future__ import annotations
 
 import dataclasses
+import math
 import subprocess
 import sys
 from collections.abc import Callable
@@ -50,6 +51,8 @@ class Scored:
     log_probs: Tensor
     old: Tensor
     """Log-probabilities of the policy that drew."""
+    base: Tensor
+    """Those of the base model."""
     means: Tensor
     """[B, A, C, H, W]."""
     old_means: Tensor
@@ -168,13 +171,57 @@ def define_nft(moved: Moved, advantages: Tensor, settings: Any) -> Tensor:
     return settings.advantage_range * torch.stack(losses).sum() / (SAMPLES * settings.times)
 
 
+def define_awm(moved: Moved, advantages: Tensor, settings: Any) -> Tensor:
+    losses = []
+    for sample in range(SAMPLES):
+        weight = advantages[sample].clamp(-CLIP, CLIP)
+        for call in choose_calls(moved, sample, settings.times):
+            image = noise_image(moved, sample, call, sample)
+            new, old = (
+                -(image.level**settings.level_power) * (prediction - image.noise).square().mean() ** settings.power
+                for prediction in (image.new, image.old)
+            )
+            ratio = ((new - old) / settings.power).exp()
+            nearest = ratio.clamp(1 - settings.clip_range, 1 + settings.clip_range)
+            losses.append(-torch.minimum(weight * ratio, weight * nearest))
+    return torch.stack(losses).mean()
+
+
+def define_dpo(moved: Moved, advantages: Tensor, settings: Any) -> Tensor:
+    losses = []
+    for first in range(0, SAMPLES, 2):
+        better, worse = (first, first + 1) if advantages[first] > advantages[first + 1] else (first + 1, first)
+        for call in choose_calls(moved, first, settings.times):
+            images = [noise_image(moved, sample, call, first) for sample in (better, worse)]
+            gains = [
+                (image.new - image.noise).square().mean() - (image.base - image.noise).square().mean()
+                for image in images
+            ]
+            losses.append(-(-settings.beta / 2 * (gains[0] - gains[1])).sigmoid().log())
+    return torch.stack(losses).mean()
+
+
 ImageDefinition = Callable[["Moved", Tensor, Any], Tensor]
 """(what has moved, advantages [B], the objective's settings) → the loss of an iteration."""
 
 IMAGE_DEFINITIONS: dict[str, tuple[ImageDefinition, dict[str, Any]]] = {
     "nft": (define_nft, {"beta": 0.4, "advantage_range": 2.0, "times": 2}),
+    "awm": (define_awm, {"clip_range": 3e-4, "power": 0.5, "level_power": 2.0, "times": 2}),
+    "dpo": (define_dpo, {"beta": 20.0, "times": 2}),
 }
 """The same of objectives that look at the images only."""
+
+
+def define_pso(scored: Scored, advantages: Tensor, settings: Any) -> Tensor:
+    low, high = math.log(1 - settings.clip_range), math.log(1 + settings.clip_range)
+    by_action = scored.log_probs - scored.base
+    assert 0 < ((by_action < low) | (by_action > high)).sum() < by_action.numel(), "the clip acts"
+    ratios, losses = by_action.clamp(low, high).sum(1), []
+    for first in range(0, SAMPLES, 2):
+        sign = 1 if advantages[first] > advantages[first + 1] else -1
+        losses.append(-(settings.beta * sign * (ratios[first] - ratios[first + 1])).sigmoid().log())
+    return torch.stack(losses).mean()
+
 
 Definition = Callable[[Scored, Tensor, Any], Tensor]
 """(the stored actions, advantages [B], the objective's settings) → the loss of an iteration."""
@@ -188,13 +235,16 @@ DEFINITIONS: dict[str, tuple[Definition, dict[str, Any]]] = {
     "rebel": (define_rebel, {"rebel_lr": 10.0}),
     "rwr": (define_rwr, {"beta": 0.7}),
     "rwr-sparse": (define_rwr_sparse, {"share": 0.25}),
+    "pso": (define_pso, {"beta": 50.0, "clip_range": 3e-3}),
 }
 """Kind → its definition, and settings with which all of it acts."""
 
 
 def configure(model: Path, kind: str) -> Config:
     settings = {"kind": kind, **{**DEFINITIONS, **IMAGE_DEFINITIONS}[kind][1]}
-    return make_config(model, objective=settings, sample={"group_size": 2}, train={"advantage_clip": CLIP})
+    # Where checkpoint 0 draws for longer, the policy that trains may be another.
+    sample = {"group_size": 2, "staleness": 0 if Need.OWN_SAMPLES in OBJECTIVES[kind].needs else 1}
+    return make_config(model, objective=settings, sample=sample, train={"advantage_clip": CLIP})
 
 
 class Moved(NamedTuple):
@@ -239,9 +289,12 @@ def score_actions(moved: Moved) -> Scored:
     log_probs, means = predict_actions(model, rollout)
     with torch.no_grad(), exchanged_weights(lora_parameters(model), old_weights):
         _, old_means = predict_actions(model, rollout)
+    with torch.no_grad(), model.trained.base_model(model):
+        base, _ = predict_actions(model, rollout)
     return Scored(
         log_probs,
         rollout.trajectories.log_probs_BA,
+        base,
         means,
         old_means,
         rollout.trajectories.latents_BSCHW[:, 1:],

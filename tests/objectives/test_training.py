@@ -34,6 +34,9 @@ OBJECTIVES = {
     "rebel": SEVERAL,
     "rwr": {**SEVERAL, "timestep_fraction": 0.67},
     "rwr-sparse": SEVERAL,
+    "awm": SEVERAL,
+    "dpo": SEVERAL,
+    "pso": SEVERAL,
 }
 KNOBS = {"rebel": {"rebel_lr": 0.1}, "rwr-sparse": {"share": 0.25}}
 RATES = {"lr_warmup_iterations": 1, "lr_schedule": "cosine", "lr_decay_iterations": 8}
@@ -62,8 +65,9 @@ def test_trains_and_is_continued_by_another_process_to_the_bit(tiny_lcm, tmp_pat
     rows = read_metrics(straight.layout)
     assert [row.learning_rate for row in rows] == pytest.approx([5e-4, 1e-3 * (1 + math.cos(math.pi / 8)) / 2])
     assert rows[0].updates == (1 if objective == "reinforce" else 4)
-    assert all(row.measured["ratio_drift"] <= 2e-6 and row.measured["grad_norm"] > 0 for row in rows)
-    assert ("clip_fraction" in rows[0].measured) == (objective in ("ppo", "grpo", "grpo-guard"))
+    assert all(row.measured["grad_norm"] > 0 for row in rows)
+    assert all(row.measured["ratio_drift"] <= 2e-6 for row in rows if objective != "dpo")  # which has no ratio
+    assert ("clip_fraction" in rows[0].measured) == (objective in ("ppo", "grpo", "grpo-guard", "awm", "pso"))
 
     root = tmp_path / "continued"
     for iterations in (1, 2):
