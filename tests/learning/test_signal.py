@@ -16,9 +16,9 @@ def configure(kind: str, **sections) -> Config:
     return parse_config({**values, **sections})
 
 
-def no_signal(config, advantages, rewards, pathwise=()):
+def no_signal(config, advantages, rewards, pathwise=(), pairs=None):
     rollout = SimpleNamespace(rewards=torch.tensor(rewards), tasks=["t"] * len(rewards))
-    learner = SimpleNamespace(rollout=rollout, config=config)
+    learner = SimpleNamespace(rollout=rollout, config=config, pairs=pairs)
     data = SimpleNamespace(objective=find_objective(config), learner=learner, pathwise=list(pathwise))
     return find_no_signal(data, np.array(advantages))
 
@@ -42,6 +42,10 @@ def test_equal_advantages_teach_where_they_are_not_compared_with_each_other(kind
 def test_the_gradient_through_the_last_call_is_a_signal():
     pathwise = [SimpleNamespace(factors=torch.tensor([0.0, 1.0]))]
     assert no_signal(configure("ppo"), [0.0, 0.0], [3.0, 3.0], pathwise) is None
+
+
+def test_a_table_of_pairs_is_a_signal():
+    assert no_signal(configure("pso"), [0.0, 0.0], [3.0, 3.0], pairs=torch.tensor([[1, 0]])) is None
 
 
 def test_a_run_whose_rate_has_decayed_to_0_is_told_so_once():
