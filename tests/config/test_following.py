@@ -95,6 +95,8 @@ def resolve(task: str, *assignments: str, file: Path | None = None, **flags: obj
 @pytest.mark.parametrize("model", [None, "papers/model"])
 def test_any_number_of_samples_works_with_every_preset(task, samples, model):
     before, _ = resolve(task, model__name=model)
+    group = before.sample.group_size
+    samples = max(1, samples // group) * group  # whole groups: any other number is refused
     config, told = resolve(task, sample__samples=samples, model__name=model)
     size = config.train.minibatch_size
     assert config.sample.samples % size == 0
@@ -215,7 +217,7 @@ def test_every_objective_can_be_put_in_the_place_of_a_preset_s(kind):
 
 def test_a_setting_of_another_objective_is_refused():
     with pytest.raises(
-        ConfigError, match=r"'objective.clip_range' of the kind 'rebel': it belongs to 'grpo', .* or 'ppo'"
+        ConfigError, match=r"'objective.clip_range' of the kind 'rebel': it belongs to 'awm', 'grpo', .* or 'pso'"
     ):
         resolve("compression", PAIRS, "objective.clip_range=1e-3", objective__kind="rebel")
     with pytest.raises(ConfigError, match=r"^unknown key 'train.objective' \(did you mean 'objective'\?\)$"):
