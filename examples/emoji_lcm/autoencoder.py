@@ -11,6 +11,7 @@ import torch.nn.functional as fn
 from diffusers import AutoencoderTiny
 
 from examples.emoji_lcm.data import Pictures, to_model_range
+from examples.emoji_lcm.precision import mixed_precision
 
 LATENT_CHANNELS = 12
 LATENT_SIZE = 8
@@ -60,7 +61,7 @@ def train_autoencoder(
     started = time.monotonic()
     for step in range(steps):
         images = to_model_range(pictures.images[torch.randint(len(pictures), (batch,))]).to(device)
-        with torch.autocast(device.type, torch.bfloat16):
+        with mixed_precision(device):
             latents = model.encode(images.contiguous(memory_format=torch.channels_last)).latents.float()
             noise = torch.randn_like(latents) * (0.15 * torch.rand(batch, 1, 1, 1, device=device))
             output = model.decode(latents + noise).sample

@@ -29,6 +29,7 @@ from transformers import (
 
 from examples.emoji_lcm.data import SIZE, to_model_range, to_uint8
 from examples.emoji_lcm.paths import replace_folder
+from examples.emoji_lcm.precision import mixed_precision
 from examples.emoji_lcm.subjects import ANIMALS, SUBJECTS
 from examples.emoji_lcm.training import Log, cosine
 
@@ -187,7 +188,7 @@ def train_classifier(
             count = batch // 10
             x = torch.cat([x[count:], meaningless(x[:count])])
             wanted = torch.cat([wanted[count:], torch.full((count,), other, device=device)])
-        with torch.autocast(device.type, torch.bfloat16):
+        with mixed_precision(device):
             logits = model(x).logits
         loss = fn.cross_entropy(logits.float(), wanted, label_smoothing=smoothing)
         optimizer.zero_grad(set_to_none=True)

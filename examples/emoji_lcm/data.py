@@ -2,8 +2,7 @@
 
     npm pack ─▶ icons.json ─▶ drawings (RGBA, trimmed to the drawn part) ─▶ pictures.safetensors
 
-A picture is a drawing, perhaps mirrored, slightly turned in hue, scaled to 0.6–1.0 of the canvas, shifted,
-on a plain background.
+A picture is a drawing, perhaps mirrored, slightly turned in hue, scaled, shifted, on a plain background.
 """
 
 from __future__ import annotations
@@ -29,10 +28,31 @@ SIZE = 64
 DRAWING_SIZE = 160
 RASTER = 1.6
 """Pixels that an icon is drawn with before it is trimmed, for each one of a drawing."""
-SMALLEST, LARGEST = 0.6, 1.0
-REACH = 5
-"""Pixels that a drawing is moved by at most, of SIZE."""
 WHITE_SHARE = 0.4
+
+
+@dataclass(frozen=True)
+class Placement:
+    """How a drawing lies on the canvas.
+
+    Its side is a share of the canvas from `smallest` to `largest`: any, or one of `sizes` evenly spaced ones. It is
+    moved from the middle by up to `reach` of the canvas each way, and every other one is mirrored, or none.
+    """
+
+    smallest: float = 0.6
+    largest: float = 1.0
+    sizes: int | None = None
+    reach: float = 5 / 64
+    mirrored: bool = True
+
+    def share(self, rng: np.random.Generator) -> float:
+        """Choose the side of a drawing."""
+        if self.sizes is None:
+            return rng.uniform(self.smallest, self.largest)
+        return float(rng.choice(np.linspace(self.smallest, self.largest, self.sizes)))
+
+
+ANYWHERE = Placement()
 
 
 @dataclass(frozen=True)
@@ -130,11 +150,13 @@ def _hue_rotation(angle: float) -> NDArray[np.float32]:
     return (cos * np.eye(3) + sin * cross + (1 - cos) / 3).astype(np.float32)
 
 
-def draw(drawing: Drawing, colour: str, rng: np.random.Generator, size: int = SIZE) -> NDArray[np.uint8]:
+def draw(
+    drawing: Drawing, colour: str, rng: np.random.Generator, size: int = SIZE, placement: Placement = ANYWHERE
+) -> NDArray[np.uint8]:
     """One augmented picture, uint8 [size, size, 3]."""
-    side = round((size - 2) * rng.uniform(SMALLEST, LARGEST))
+    side = round((size - 2) * placement.share(rng))
     small = drawing.image.resize((side, side), Image.Resampling.LANCZOS, reducing_gap=2.0)
-    if rng.random() < 0.5:
+    if placement.mirrored and rng.random() < 0.5:
         small = small.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     rgba = np.asarray(small, dtype=np.float32)
     ink = rgba[..., :3] @ _hue_rotation(rng.normal(0, 0.08)).T
@@ -144,7 +166,7 @@ def draw(drawing: Drawing, colour: str, rng: np.random.Generator, size: int = SI
         ground = ground + rng.uniform(-5, 5, 3).astype(np.float32)
     canvas = np.broadcast_to(ground, (size, size, 3)).copy()
     margin = (size - side) // 2
-    reach = min(margin, size * REACH // SIZE)
+    reach = min(margin, int(size * placement.reach))
     left, top = (margin + int(rng.integers(-reach, reach + 1)) for _ in range(2))
     part = canvas[top : top + side, left : left + side]
     part[:] = ink + part * (1 - alpha)
@@ -159,6 +181,7 @@ def make_pictures(
     held_out_pairs: bool,
     white_share: float = WHITE_SHARE,
     size: int = SIZE,
+    placement: Placement = ANYWHERE,
 ) -> Pictures:
     """`per_subject` pictures of every subject that has a drawing, its drawings taken in turn.
 
@@ -173,7 +196,7 @@ def make_pictures(
         for k in range(per_subject if own else 0):
             colour = 0 if rng.random() < white_share else int(rng.choice(allowed))
             which = own[k % len(own)]
-            images.append(draw(drawings[which], names[colour], rng, size))
+            images.append(draw(drawings[which], names[colour], rng, size, placement))
             subjects.append(subject)
             chosen.append(which)
             colours.append(colour)

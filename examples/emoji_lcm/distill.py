@@ -14,6 +14,7 @@ from diffusers import LatentConsistencyModelPipeline, UNet2DConditionModel
 from transformers import CLIPTokenizer
 
 from examples.emoji_lcm.pipelines import GUIDANCE_DIM, new_unet
+from examples.emoji_lcm.precision import mixed_precision
 from examples.emoji_lcm.teacher import Teacher
 from examples.emoji_lcm.text import encode, tokenize
 from examples.emoji_lcm.training import Log, alphas_cumprod, caption_table, cosine, per_sample, update_average
@@ -127,7 +128,7 @@ def distil(
         embedding = guidance_embedding(w)
         bar, bar_before = per_sample(bars[t]), per_sample(bars[t_before])
         noisy = bar.sqrt() * clean + (1 - bar).sqrt() * torch.randn_like(clean)
-        with torch.autocast(device.type, torch.bfloat16):
+        with mixed_precision(device):
             with torch.no_grad():
                 both = unet(
                     noisy.repeat(2, 1, 1, 1).contiguous(memory_format=torch.channels_last),

@@ -54,6 +54,7 @@ from examples.emoji_lcm.emoji_clip_data import (
     allowed_pairs,
 )
 from examples.emoji_lcm.paths import replace_folder
+from examples.emoji_lcm.precision import mixed_precision
 from examples.emoji_lcm.subjects import (
     ANIMALS,
     COLOUR_NAMES,
@@ -348,7 +349,7 @@ def train_clip(
         count = len(made.word)
         texts = table.for_batch(made.word, made.colour)
         nothing = meaningless(made.pictures[torch.randperm(count)[: batch // 10]])
-        with torch.autocast("cpu", torch.bfloat16):
+        with mixed_precision(torch.device("cpu")):
             pictures = to_clip_size(torch.cat([made.pictures, nothing]))
             hidden = model.vision_model(pictures).pooler_output.float()
         embedded = fn.normalize(model.visual_projection(hidden), dim=1)

@@ -13,6 +13,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from examples.emoji_lcm.paths import replace_folder
 from examples.emoji_lcm.pipelines import new_unet
+from examples.emoji_lcm.precision import mixed_precision
 from examples.emoji_lcm.text import encode, new_text_encoder, tokenize
 from examples.emoji_lcm.training import Log, alphas_cumprod, caption_table, cosine, per_sample, update_average
 
@@ -83,7 +84,7 @@ def train_teacher(
         noise = torch.randn_like(clean)
         t = torch.randint(len(bars), (batch,), device=device)
         noisy = per_sample(bars[t].sqrt()) * clean + per_sample((1 - bars[t]).sqrt()) * noise
-        with torch.autocast(device.type, torch.bfloat16):
+        with mixed_precision(device):
             prompt = encode(encoder, tokens.to(device))
             predicted = unet(noisy.contiguous(memory_format=torch.channels_last), t, prompt).sample
         loss = (weights[t] * (predicted.float() - noise).square().mean((1, 2, 3))).mean()

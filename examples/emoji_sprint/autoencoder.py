@@ -1,4 +1,4 @@
-"""The autoencoder: 96×96 pictures ↔ 6×6 latents, of about N(0, 1) in every channel."""
+"""The autoencoder: 96×96 pictures ↔ 3×3 latents, of about N(0, 1) in every channel."""
 
 from __future__ import annotations
 
@@ -11,22 +11,25 @@ from diffusers import AutoencoderDC
 
 from examples.emoji_lcm.autoencoder import moment_penalty, reconstruction_loss
 from examples.emoji_lcm.data import Pictures, to_model_range
+from examples.emoji_lcm.precision import mixed_precision
 from examples.emoji_lcm.training import cosine, update_average
-from examples.emoji_sprint.training import Loop
+from examples.emoji_sprint.training import Loop, descend
 
+DECODER_NOISE = 0.1
+"""Largest std of the noise on the latents that a decoder is trained on: a model does not draw exact ones."""
 SIZE = 96
-SCALE = 16
+SCALE = 32
 LATENT_SIZE = SIZE // SCALE
 
 
 @dataclass(frozen=True)
 class Shape:
-    """Of an autoencoder: latent channels, then channels and blocks at 2, 4, 8 and 16 pixels a place."""
+    """Of an autoencoder: latent channels, then channels and blocks at 2, 4, 8, 16 and 32 pixels a place."""
 
-    latent_channels: int = 64
-    channels: tuple[int, int, int, int] = (32, 64, 128, 128)
-    encoder_blocks: tuple[int, int, int, int] = (1, 1, 1, 1)
-    decoder_blocks: tuple[int, int, int, int] = (2, 2, 2, 1)
+    latent_channels: int = 128
+    channels: tuple[int, int, int, int, int] = (32, 64, 128, 128, 256)
+    encoder_blocks: tuple[int, int, int, int, int] = (1, 1, 1, 1, 1)
+    decoder_blocks: tuple[int, int, int, int, int] = (2, 2, 2, 1, 1)
 
 
 def new_autoencoder(shape: Shape) -> AutoencoderDC:
@@ -35,7 +38,7 @@ def new_autoencoder(shape: Shape) -> AutoencoderDC:
     Nothing is computed at the full resolution: with no blocks there, AutoencoderDC goes to and from it in one
     convolution.
     """
-    blocks = ("ResBlock",) * 5
+    blocks = ("ResBlock",) * 6
     # The first number stands for the full resolution, and is not used.
     channels = (shape.channels[0] // 2, *shape.channels)
     return AutoencoderDC(
@@ -47,8 +50,8 @@ def new_autoencoder(shape: Shape) -> AutoencoderDC:
         decoder_block_out_channels=channels,
         encoder_layers_per_block=(0, *shape.encoder_blocks),
         decoder_layers_per_block=(0, *shape.decoder_blocks),
-        encoder_qkv_multiscales=((),) * 5,
-        decoder_qkv_multiscales=((),) * 5,
+        encoder_qkv_multiscales=((),) * 6,
+        decoder_qkv_multiscales=((),) * 6,
         upsample_block_type="pixel_shuffle",
         downsample_block_type="pixel_unshuffle",
     )
@@ -57,7 +60,7 @@ def new_autoencoder(shape: Shape) -> AutoencoderDC:
 def train_autoencoder(
     pictures: Pictures, shape: Shape, loop: Loop, *, batch: int, learning_rate: float, seed: int, device: torch.device
 ) -> AutoencoderDC:
-    """Return the averaged weights; the decoder sees latents with noise of std 0–0.1 added."""
+    """Return the averaged weights; the decoder sees latents with noise added."""
     torch.manual_seed(seed)
     model = new_autoencoder(shape).to(device, memory_format=torch.channels_last).train()
     average = copy.deepcopy(model).requires_grad_(False)
@@ -67,22 +70,16 @@ def train_autoencoder(
     def step(index: int) -> dict[str, float]:
         images = to_model_range(pictures.images[torch.randint(len(pictures), (batch,))]).to(device)
         images = images.contiguous(memory_format=torch.channels_last)
-        with torch.autocast(device.type, torch.bfloat16):
+        with mixed_precision(device):
             latents = model.encode(images).latent.float()
-            noise = torch.randn_like(latents) * (0.1 * torch.rand(batch, 1, 1, 1, device=device))
-            output = model.decode(latents + noise).sample.float()
+            output = model.decode(latents + draw_noise(latents)).sample.float()
         loss = reconstruction_loss(output, images) + 0.1 * moment_penalty(latents)
-        optimizer.zero_grad(set_to_none=True)
-        torch.autograd.backward(loss)
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        decay.step()
+        descend(loss, optimizer, decay)
         update_average(average, model, min(0.998, (1 + index) / (10 + index)))
-        mse = (output.detach() - images).square().mean((1, 2, 3)) / 4
         std = latents.detach().std((0, 2, 3))
         return {
             "loss": loss.item(),
-            "PSNR": -10 * mse.log10().mean().item(),
+            "PSNR": psnr(output.detach(), images).mean().item(),
             "least_std": std.min().item(),
             "largest_std": std.max().item(),
         }
@@ -91,6 +88,51 @@ def train_autoencoder(
     finished = average.eval().to(memory_format=torch.contiguous_format)
     finished.register_to_config(scaling_factor=1 / _root_mean_square(finished, pictures))
     return finished
+
+
+def train_decoder(
+    model: AutoencoderDC,
+    latents: torch.Tensor,
+    pictures: Pictures,
+    loop: Loop,
+    *,
+    batch: int,
+    learning_rate: float,
+    seed: int,
+    device: torch.device,
+) -> AutoencoderDC:
+    """Train the decoder further on the latents [N, C, h, w] of the pictures, which stay as they are."""
+    torch.manual_seed(seed)
+    model = model.to(device, memory_format=torch.channels_last).requires_grad_(False)
+    decoder = model.decoder.requires_grad_(True).train()
+    average = copy.deepcopy(decoder).requires_grad_(False)
+    optimizer = torch.optim.AdamW(decoder.parameters(), lr=learning_rate, betas=(0.9, 0.98), weight_decay=1e-4)
+    decay = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: cosine(step, loop.steps, 100, 0.01))
+
+    def step(index: int) -> dict[str, float]:
+        pick = torch.randint(len(pictures), (batch,))
+        images = to_model_range(pictures.images[pick]).to(device)
+        own = latents[pick].to(device).float() / model.config.scaling_factor
+        with mixed_precision(device):
+            output = model.decode(own + draw_noise(own)).sample.float()
+        loss = reconstruction_loss(output, images)
+        descend(loss, optimizer, decay)
+        update_average(average, decoder, min(0.998, (1 + index) / (10 + index)))
+        return {"loss": loss.item(), "PSNR": psnr(output.detach(), images).mean().item()}
+
+    loop.run({"decoder": decoder, "average": average, "optimizer": optimizer, "decay": decay}, step)
+    decoder.load_state_dict(average.state_dict())
+    return model.eval().to(memory_format=torch.contiguous_format)
+
+
+def draw_noise(latents: torch.Tensor) -> torch.Tensor:
+    """Draw noise for latents [B, C, h, w], of a std of its own for each picture."""
+    return torch.randn_like(latents) * (DECODER_NOISE * torch.rand(len(latents), 1, 1, 1, device=latents.device))
+
+
+def psnr(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """Return PSNR in dB [B] of pictures [B, 3, H, W] in −1..1."""
+    return -10 * ((output - target) / 2).square().mean((1, 2, 3)).log10()
 
 
 @torch.no_grad()
@@ -126,8 +168,9 @@ def measure(model: AutoencoderDC, pictures: Pictures, batch: int = 128) -> dict[
     decibels, edges = [], []
     for images in torch.split(pictures.images, batch):
         target = to_model_range(images).to(model.device)
-        off = (decode(model, encode(model, target)).clamp(-1, 1) - target) / 2
-        decibels.append(-10 * off.square().mean((1, 2, 3)).log10().cpu())
+        output = decode(model, encode(model, target)).clamp(-1, 1)
+        decibels.append(psnr(output, target).cpu())
+        off = (output - target) / 2
         across, down = off.diff(dim=-1).abs().mean((1, 2, 3)), off.diff(dim=-2).abs().mean((1, 2, 3))
         edges.append((127.5 * (across + down)).cpu())
     return {"psnr_db": torch.cat(decibels).mean().item(), "edge_error": torch.cat(edges).mean().item()}

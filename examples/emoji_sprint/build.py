@@ -1,10 +1,10 @@
 """The whole recipe: `python -m examples.emoji_sprint.build`. A stage whose output is in the work folder is skipped.
 
-pictures ─▶ autoencoder ─▶ latents ─┬▶ teacher ─▶ trajectories ─▶ student ─▶ folders ─▶ evaluation ─▶ cards
-    │       text encoder ─▶ captions ┘                                   ▲
-    └─────▶ evaluation classifier ───────────────────────────────────────┘
+                                    ┌▶ decoder ─▶ evaluation classifier ─────┐
+pictures ─▶ autoencoder ─▶ latents ─┼▶ teacher ─▶ trajectories ─▶ student ───┴▶ folders ─▶ evaluation ─▶ cards
+            text encoder ─▶ captions ┘
 
-The autoencoder and the text encoder of `stages/` are taken where they are there, unless with `--from-nothing`.
+What is in `stages/` is taken from there, unless with `--from-nothing`.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from examples.emoji_lcm.classifiers import (
     through_latents,
     train_classifier,
 )
-from examples.emoji_lcm.data import WHITE_SHARE, Drawing, Pictures, load_drawings, make_pictures
+from examples.emoji_lcm.data import WHITE_SHARE, Drawing, Pictures, Placement, load_drawings, make_pictures
 from examples.emoji_lcm.paths import copy_folder, replace_folder
 from examples.emoji_lcm.pipelines import edit_json
 from examples.emoji_lcm.subjects import ALL_STYLES, ANIMALS, GENERATOR_STYLES
@@ -43,6 +43,7 @@ from examples.emoji_sprint.autoencoder import (
     load_autoencoder,
     measure,
     train_autoencoder,
+    train_decoder,
 )
 from examples.emoji_sprint.pipelines import new_student_pipeline, new_teacher_pipeline, save_pipeline
 from examples.emoji_sprint.student import Trajectories, distil, draw_trajectories
@@ -58,6 +59,9 @@ from examples.emoji_sprint.training import Loop
 
 DRAWING_SIZE = 240
 """Pixels of a drawing before it is laid on a picture; an icon is drawn with more."""
+PLACEMENT = Placement(smallest=0.75, largest=0.9, sizes=2, reach=0, mirrored=False)
+"""Few: a place of the latents is 16×16 pixels, so a drawing has others at every pixel that it is moved by, and the
+teacher would have to learn them all."""
 
 
 @dataclass(frozen=True)
@@ -78,8 +82,9 @@ class Settings:
     width: int = 256
     depth: int = 8
     autoencoder: Training = Training(12_000, 16, 2e-3)
+    decoder: Training = Training(4000, 16, 1e-3)
     text_encoder: Training = Training(1000, 64, 3e-3)
-    teacher: Training = Training(9000, 48, 1e-3)
+    teacher: Training = Training(8000, 64, 1e-3)
     trajectories: int = 14_000
     student: Training = Training(4500, 32, 1e-3)
     classifier: Training = Training(1500, 64, 2e-3)
@@ -125,7 +130,13 @@ class Build:
             if not path.exists():
                 drawings = drawings or load_drawings(GENERATOR_STYLES, self.work / "npm", DRAWING_SIZE)
                 make_pictures(
-                    drawings, per_subject, seed, held_out_pairs=held_out_pairs, white_share=white_share, size=SIZE
+                    drawings,
+                    per_subject,
+                    seed,
+                    held_out_pairs=held_out_pairs,
+                    white_share=white_share,
+                    size=SIZE,
+                    placement=PLACEMENT,
                 ).save(path)
         return Pictures.load(path)
 
@@ -143,9 +154,7 @@ class Build:
                 seed=0,
                 device=self.device,
             )
-            self.log(f"autoencoder on fresh pictures {measure(model, Pictures.load(self.work / 'fresh.safetensors'))}")
-            replace_folder(folder, lambda fresh: model.half().save_pretrained(fresh))
-            edit_json(folder / "config.json", _name_or_path=None)
+            self._save_autoencoder(model, folder)
         return load_autoencoder(folder).to(self.device)
 
     def latents(self) -> dict[str, torch.Tensor]:
@@ -156,6 +165,30 @@ class Build:
             latents = encode_pictures(self.autoencoder(), pictures)
             save_file({"latents": latents, "subject": pictures.subject, "colour": pictures.colour}, path)
         return load_file(path)
+
+    def decoder(self) -> AutoencoderDC:
+        """Train the decoder further, now that the latents are fixed; return the autoencoder with it."""
+        folder = self.work / "decoder"
+        if not folder.exists() and not self._take(folder.name):
+            how = self.settings.decoder
+            model = train_decoder(
+                self.autoencoder(),
+                self.latents()["latents"],
+                self.pictures(),
+                self._loop("decoder", how),
+                batch=how.batch,
+                learning_rate=how.learning_rate,
+                seed=0,
+                device=self.device,
+            )
+            self._save_autoencoder(model, folder)
+        return load_autoencoder(folder).to(self.device)
+
+    def _save_autoencoder(self, model: AutoencoderDC, folder: Path) -> None:
+        fresh = Pictures.load(self.work / "fresh.safetensors")
+        self.log(f"{folder.name} on fresh pictures {measure(model, fresh)}")
+        replace_folder(folder, lambda new: model.half().save_pretrained(new))
+        edit_json(folder / "config.json", _name_or_path=None)
 
     def tokenizer(self) -> GemmaTokenizer:
         """Train the tokenizer, once: ties between merges fall differently from one training to the next."""
@@ -265,7 +298,7 @@ class Build:
         drawings = [drawing for drawing in drawings if drawing.subject < len(ANIMALS)]
         made = make_pictures(drawings, 240, seed, held_out_pairs=True, size=SIZE)
         kind = torch.randint(4, (len(made),), generator=torch.Generator().manual_seed(seed))
-        images, vae = made.images, self.autoencoder()
+        images, vae = made.images, self.decoder()
         rebuilt, pressed = kind == 1, kind == 3
         images[rebuilt] = through_latents(lambda x: encode(vae, x), lambda x: decode(vae, x), images[rebuilt], seed)
         images[pressed] = jpeg(images[pressed], np.random.default_rng(seed))
@@ -279,7 +312,7 @@ class Build:
             (evaluate.TEACHER, self.teacher(), new_teacher_pipeline),
             (evaluate.STUDENT, self.student(), new_student_pipeline),
         ):
-            pipe = put_together(self.autoencoder(), self.text_encoder(), tokenizer, transformer)
+            pipe = put_together(self.decoder(), self.text_encoder(), tokenizer, transformer)
             save_pipeline(pipe, self.work / name)
 
     def evaluation(self) -> None:
@@ -310,6 +343,7 @@ STAGES = (
     "teacher",
     "trajectories",
     "student",
+    "decoder",
     "classifier",
     "folders",
     "evaluation",

@@ -30,7 +30,7 @@ def student_card(figures: dict[str, Any]) -> str:
 
 A small model of the architecture of SANA-Sprint that draws {SIZE}×{SIZE} emoji-like pictures in one to four
 steps: 45 animals and 20 other subjects on plain backgrounds. SanaTransformer2DModel of 9.1 M parameters with a
-guidance embedding, AutoencoderDC with 64 × 6 × 6 latents of about N(0, 1), Gemma 2 text encoder of width 128
+guidance embedding, AutoencoderDC with 128 × 3 × 3 latents of about N(0, 1), Gemma 2 text encoder of width 128
 with its own small tokenizer; float16 safetensors, 25 MB in all.
 
 ```python

@@ -64,7 +64,7 @@ def evaluate(work: Path, device: torch.device, guidance: float = RECOMMENDED_GUI
         "guidance_scale": guidance,
         "samples_an_animal": samples,
         "seeds": {"development": DEV_SEED, "report": REPORT_SEED},
-        "autoencoder": measure(load_autoencoder(work / "autoencoder").to(device), fresh),
+        "autoencoder": measure(load_autoencoder(work / "decoder").to(device), fresh),
         "recognised": {name: recognised(classifier, *row) for name, row in rows.items()},
         "least_recognised": {name: _least(classifier, *row) for name, row in rows.items()},
         "guidance_choice": choose_guidance(student, classifier, max(1, samples // 4), GUIDANCES),

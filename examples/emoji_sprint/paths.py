@@ -8,4 +8,4 @@ RECIPE = Path(__file__).resolve().parent
 ROOT = RECIPE.parents[1]
 WORK = ROOT / "build" / "emoji_sprint"
 STAGES = RECIPE / "stages"
-"""Finished stages that a build begins with: `autoencoder/`, `tokenizer/` and `text_encoder/`."""
+"""Finished stages that a build begins with, such as `text_encoder/`."""

@@ -19,10 +19,11 @@ import torch
 from diffusers import SanaTransformer2DModel
 from safetensors.torch import load_file, save_file
 
+from examples.emoji_lcm.precision import mixed_precision
 from examples.emoji_lcm.training import cosine, per_sample, update_average
 from examples.emoji_sprint.pipelines import new_transformer
 from examples.emoji_sprint.text import Captions, caption_slots
-from examples.emoji_sprint.training import Loop
+from examples.emoji_sprint.training import Loop, descend
 
 INTERVALS = 12
 """Of a trajectory, and so model calls of the teacher with guidance."""
@@ -93,7 +94,7 @@ def guided(
     conditions = captions.take(torch.cat([caption, torch.zeros_like(caption)]))
 
     def velocity(state: torch.Tensor, level: torch.Tensor) -> torch.Tensor:
-        with torch.autocast(state.device.type, torch.bfloat16):
+        with mixed_precision(state.device):
             both = teacher(state.repeat(2, 1, 1, 1), timestep=level.repeat(2), **conditions).sample.float()
         conditional, unconditional = both.chunk(2)
         guided: torch.Tensor = unconditional + per_sample(guidance) * (conditional - unconditional)
@@ -193,15 +194,11 @@ def distil(
         state, end = (trajectories.states[pick, where].to(device).float() for where in (place, INTERVALS))
         level = trajectories.levels[pick, place].to(device)
         guidance = trajectories.guidance[pick].to(device) * student.config.guidance_embeds_scale
-        with torch.autocast(device.type, torch.bfloat16):
+        with mixed_precision(device):
             conditions = captions.take(trajectories.caption[pick].to(device))
             output = student(state, timestep=level, guidance=guidance, **conditions).sample.float()
         loss = ((guess(output, state, level) - end).square() + HUBER_C**2).sqrt().mean() - HUBER_C
-        optimizer.zero_grad(set_to_none=True)
-        torch.autograd.backward(loss)
-        torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)
-        optimizer.step()
-        decay.step()
+        descend(loss, optimizer, decay)
         update_average(average, student, min(EMA_DECAY, (1 + index) / (10 + index)))
         return {"loss": loss.item()}
 

@@ -7,10 +7,11 @@ import copy
 import torch
 from diffusers import SanaTransformer2DModel
 
+from examples.emoji_lcm.precision import mixed_precision
 from examples.emoji_lcm.training import cosine, per_sample, update_average
 from examples.emoji_sprint.pipelines import new_transformer
 from examples.emoji_sprint.text import Captions, caption_slots
-from examples.emoji_sprint.training import Loop
+from examples.emoji_sprint.training import Loop, descend
 
 DROPPED_CAPTIONS = 0.1
 EMA_DECAY = 0.999
@@ -60,14 +61,10 @@ def train_teacher(
         noise = torch.randn_like(clean)
         level = draw_levels(batch, device)
         noised = torch.lerp(clean, noise, per_sample(level))
-        with torch.autocast(device.type, torch.bfloat16):
+        with mixed_precision(device):
             velocity = model(noised, timestep=level, **captions.take(caption.to(device))).sample
         loss = (velocity.float() - (noise - clean)).square().mean()
-        optimizer.zero_grad(set_to_none=True)
-        torch.autograd.backward(loss)
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        decay.step()
+        descend(loss, optimizer, decay)
         update_average(average, model, min(EMA_DECAY, (1 + index) / (10 + index)))
         return {"loss": loss.item()}
 

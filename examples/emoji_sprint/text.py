@@ -22,7 +22,7 @@ from transformers import Gemma2Config, Gemma2Model, GemmaTokenizer
 
 from examples.emoji_lcm.subjects import COLOUR_NAMES, SUBJECTS, all_captions, captions, is_held_out
 from examples.emoji_lcm.training import CAPTION_SLOTS, cosine
-from examples.emoji_sprint.training import Loop
+from examples.emoji_sprint.training import Loop, descend
 from rlcm_cli.families._sana import read_instruction
 
 WIDTH = 128
@@ -183,8 +183,9 @@ def train_text_encoder(
     torch.manual_seed(seed)
     encoder = new_text_encoder(tokenizer).to(device).train()
     heads = nn.ModuleList([nn.Linear(WIDTH, len(SUBJECTS)), nn.Linear(WIDTH, len(COLOUR_NAMES))]).to(device)
-    parameters = [*encoder.parameters(), *heads.parameters()]
-    optimizer = torch.optim.AdamW(parameters, lr=learning_rate, betas=(0.9, 0.98), weight_decay=1e-2)
+    optimizer = torch.optim.AdamW(
+        [*encoder.parameters(), *heads.parameters()], lr=learning_rate, betas=(0.9, 0.98), weight_decay=1e-2
+    )
     decay = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: cosine(step, loop.steps, 20, 0.02))
     meant = [
         (text, subject, colour)
@@ -210,11 +211,7 @@ def train_text_encoder(
             everywhere = target[:, None].expand(kept.shape)[kept]
             loss = loss + fn.cross_entropy(at_end, target) + 0.3 * fn.cross_entropy(logits[kept], everywhere)
             right &= at_end.argmax(1) == target
-        optimizer.zero_grad(set_to_none=True)
-        torch.autograd.backward(loss)
-        nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
-        decay.step()
+        descend(loss, optimizer, decay)
         return {"loss": loss.item(), "right": right.float().mean().item()}
 
     loop.run({"encoder": encoder, "heads": heads, "optimizer": optimizer, "decay": decay}, step)

@@ -26,6 +26,15 @@ class Stateful(Protocol):
         """Become what a state tells."""
 
 
+def descend(loss: torch.Tensor, optimizer: torch.optim.Optimizer, decay: torch.optim.lr_scheduler.LRScheduler) -> None:
+    """Take an optimizer step down a loss, its gradient cut to norm 1, and one of the learning rate."""
+    optimizer.zero_grad(set_to_none=True)
+    torch.autograd.backward(loss)
+    torch.nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], 1.0)
+    optimizer.step()
+    decay.step()
+
+
 @dataclass(frozen=True)
 class Loop:
     """How a stage is trained: for `steps`, with a checkpoint in `folder` every `seconds`."""

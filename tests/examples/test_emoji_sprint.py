@@ -29,10 +29,10 @@ from examples.emoji_sprint.student import guess, level_of, new_student
 from examples.emoji_sprint.text import LONGEST, WIDTH, Captions
 from examples.emoji_sprint.training import Loop
 
-SHAPE = Shape(4, (8, 8, 8, 8), (1, 1, 1, 1), (1, 1, 1, 1))
+SHAPE = Shape(4, (8, 8, 8, 8, 8), (1, 1, 1, 1, 1), (1, 1, 1, 1, 1))
 FEW = Training(4, 3, 1e-2)
 TINY = Settings(
-    2, SHAPE, width=32, depth=1, autoencoder=FEW, text_encoder=FEW, teacher=FEW, trajectories=5, student=FEW
+    2, SHAPE, width=32, depth=1, autoencoder=FEW, decoder=FEW, text_encoder=FEW, teacher=FEW, trajectories=5, student=FEW
 )
 
 
@@ -50,7 +50,7 @@ def encoder(tokenizer):
 def random_transformer(*, guidance_embedding: bool):
     """A tiny one whose output depends on all that it is fed."""
     torch.manual_seed(2)
-    model = new_transformer(channels=4, size=6, guidance_embedding=guidance_embedding, width=32, depth=1)
+    model = new_transformer(channels=4, size=3, guidance_embedding=guidance_embedding, width=32, depth=1)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
@@ -93,7 +93,7 @@ def test_the_student_draws_by_guessing_and_adding_noise_again(tokenizer, encoder
     generator = torch.Generator().manual_seed(5)
     embeds, mask = pipe.encode_prompt("a cat", complex_human_instruction=text.read_instruction(SanaSprintPipeline))
     angles = torch.tensor([math.pi / 2, 1.3, 0.0]) if steps == 2 else torch.linspace(math.pi / 2, 0, steps + 1)
-    state = torch.randn(1, 4, 6, 6, generator=generator)
+    state = torch.randn(1, 4, 3, 3, generator=generator)
     for level, after in pairwise(level_of(angles)):
         with torch.no_grad():
             output = model(
@@ -104,7 +104,7 @@ def test_the_student_draws_by_guessing_and_adding_noise_again(tokenizer, encoder
                 guidance=torch.tensor([3.0 * model.config.guidance_embeds_scale]),
             ).sample
         guessed = guess(output, state, level[None])
-        state = torch.lerp(guessed, torch.randn(1, 4, 6, 6, generator=generator), per_sample(after[None]))
+        state = torch.lerp(guessed, torch.randn(1, 4, 3, 3, generator=generator), per_sample(after[None]))
     assert guessed.std() > 0.1
     torch.testing.assert_close(drawn, guessed, atol=2e-4, rtol=1e-4)
 
@@ -121,7 +121,7 @@ def test_the_teacher_is_told_the_noise_level_and_gives_the_velocity(tokenizer, e
         output_type="latent",
     ).images
     captions = text.embed_captions(tokenizer, encoder, ["a cat"])
-    state = torch.randn(1, 4, 6, 6, generator=torch.Generator().manual_seed(5))
+    state = torch.randn(1, 4, 3, 3, generator=torch.Generator().manual_seed(5))
     for level, after in pairwise([*pipe.scheduler.sigmas.tolist()]):
         with torch.no_grad():
             both = model(state.repeat(2, 1, 1, 1), timestep=torch.full((2,), level), **captions.take([0, 1])).sample
@@ -134,7 +134,7 @@ def test_the_student_starts_as_its_teacher():
     teacher = random_transformer(guidance_embedding=False)
     student = new_student(teacher).eval()
     fed = {
-        "hidden_states": torch.randn(3, 4, 6, 6),
+        "hidden_states": torch.randn(3, 4, 3, 3),
         "encoder_hidden_states": torch.randn(3, 7, WIDTH),
         "timestep": torch.tensor([0.0, 0.4, 1.0]),
     }
@@ -164,7 +164,7 @@ def test_a_trajectory_is_followed_with_second_order():
 def test_trajectories_follow_the_guided_teacher(undisturbed, monkeypatch, tmp_path):
     made = build(undisturbed)
     kept = made.trajectories()
-    assert kept.states.shape == (5, distillation.INTERVALS + 1, 4, 6, 6)
+    assert kept.states.shape == (5, distillation.INTERVALS + 1, 4, 3, 3)
     assert ((kept.guidance >= 1) & (kept.guidance <= 7)).all()
     teacher, captions = made.teacher(), made.captions()
     first = kept.states[:, 0].float()
@@ -265,11 +265,11 @@ class Killed(BaseException):
 def undisturbed(tmp_path_factory):
     work = tmp_path_factory.mktemp("undisturbed")
     fill(work)
-    build(work).run(STAGES[: STAGES.index("student") + 1])
+    build(work).run(STAGES[: STAGES.index("decoder") + 1])
     return work
 
 
-@pytest.mark.parametrize("name", ["text_encoder", "autoencoder", "teacher", "student"])
+@pytest.mark.parametrize("name", ["text_encoder", "autoencoder", "teacher", "student", "decoder"])
 def test_a_stage_that_is_killed_ends_as_an_undisturbed_one(undisturbed, tmp_path, monkeypatch, name):
     fill(tmp_path)
     for made in STAGES[: STAGES.index(name)]:
@@ -299,7 +299,7 @@ def test_a_stage_that_is_killed_ends_as_an_undisturbed_one(undisturbed, tmp_path
 
 def test_what_is_there_is_not_made_again(undisturbed):
     before = {path: path.stat().st_mtime_ns for path in undisturbed.rglob("*.safetensors")}
-    build(undisturbed).run(STAGES[: STAGES.index("student") + 1])
+    build(undisturbed).run(STAGES[: STAGES.index("decoder") + 1])
     assert {path: path.stat().st_mtime_ns for path in undisturbed.rglob("*.safetensors")} == before
 
 
@@ -315,7 +315,7 @@ def test_finished_stages_are_taken_instead_of_trained(undisturbed, tmp_path):
 
 def test_latents_have_unit_variance(undisturbed):
     latents = build(undisturbed).latents()["latents"].float()
-    assert latents.shape[1:] == (4, 6, 6)
+    assert latents.shape[1:] == (4, 3, 3)
     assert latents.square().mean().sqrt().item() == pytest.approx(1, abs=0.05)
 
 
