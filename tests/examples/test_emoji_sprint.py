@@ -32,7 +32,16 @@ from examples.emoji_sprint.training import Loop
 SHAPE = Shape(4, (8, 8, 8, 8, 8), (1, 1, 1, 1, 1), (1, 1, 1, 1, 1))
 FEW = Training(4, 3, 1e-2)
 TINY = Settings(
-    2, SHAPE, width=32, depth=1, autoencoder=FEW, decoder=FEW, text_encoder=FEW, teacher=FEW, trajectories=5, student=FEW
+    2,
+    SHAPE,
+    width=32,
+    depth=1,
+    autoencoder=FEW,
+    decoder=FEW,
+    text_encoder=FEW,
+    teacher=FEW,
+    trajectories=5,
+    student=FEW,
 )
 
 
