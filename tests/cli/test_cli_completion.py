@@ -21,7 +21,7 @@ def complete(capsys, monkeypatch, words: str) -> list[str]:
     ("words", "found"),
     [
         ("loop --task ddpo-in", ["ddpo-incompression"]),
-        ("tasks grp", ["grpo-hps"]),
+        ("tasks grp", ["grpo-guard", "grpo-hps"]),
         ("loop --reward colour", ["colourfulness"]),
         ("loop --monitor sharp", ["sharpness"]),
         ("score --reward sharp", ["sharpness"]),

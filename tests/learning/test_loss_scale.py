@@ -18,7 +18,7 @@ from phase_runs import finish
 from PIL import Image
 from plain_diffusion import build_plain_diffusion
 
-from rlcm_cli.config import Config, parse_config
+from rlcm_cli.config import Config, LastStepSettings, parse_config
 from rlcm_cli.errors import TrainingError
 from rlcm_cli.learning.last_step import accumulate_last_step, choose_pathwise
 from rlcm_cli.learning.learner import Learner
@@ -142,7 +142,8 @@ def last_step_gradient(folder: Path, drawn: tuple[Run, Rollout], dtype: str) -> 
     model = load_moved(config)
     changed = cast_to(model, rollout)
     pathwise = choose_pathwise(changed, config, {name: one.reward for name, one in load_scorers(run).items()})
-    accumulate_last_step(model, changed, torch.arange(4), pathwise, weight=1.0, micro_batch_size=3)
+    settings = LastStepSettings(mode="backprop", weight=1.0)
+    accumulate_last_step(model, changed, torch.arange(4), pathwise, settings=settings, micro_batch_size=3)
     return gradient(model)
 
 

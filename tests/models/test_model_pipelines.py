@@ -149,7 +149,8 @@ def test_pixels_are_those_of_the_pipeline(folder, dtype):
     images = model.decode(latents)
     expected = torch.from_numpy(np.stack([np.array(picture) for picture in pictures])).permute(0, 3, 1, 2)
     assert (images.shape, images.dtype) == ((2, 3, *model.image_size), torch.uint8)
-    assert torch.equal(images, expected)
+    # In another batch a processor without bfloat16 rounds otherwise; its last bit is two levels of a light pixel.
+    assert (images.int() - expected.int()).abs().max() <= (2 if dtype == "bfloat16" else 0)
     assert images.unique().numel() > 20
 
 

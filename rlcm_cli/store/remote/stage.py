@@ -67,11 +67,15 @@ class Stage:
 
     def names(self, pattern: str = "**/*") -> list[str]:
         """List local files but those in quarantine and those that are being written."""
-        return sorted(
-            self.name(file)
-            for file in self.layout.root.glob(pattern)
-            if file.is_file() and not _is_private(PurePosixPath(self.name(file)))
-        )
+        while True:
+            try:
+                return sorted(
+                    self.name(file)
+                    for file in self.layout.root.glob(pattern)
+                    if file.is_file() and not _is_private(PurePosixPath(self.name(file)))
+                )
+            except FileNotFoundError:  # a folder that was being written got its name while it was listed
+                continue
 
 
 def open_stage(url: str) -> Stage:
