@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -99,3 +100,17 @@ def test_one_process_at_a_time(stage):
         FileLock(stage.ledger.with_name(".lock"), timeout=0).acquire()
     with FileLock(stage.ledger.with_name(".lock"), timeout=0):
         pass
+
+
+def test_a_folder_that_gets_its_name_while_names_are_listed_is_listed(stage, monkeypatch):
+    write(stage, "checkpoints/.000001.tmp/weights")
+    scan = os.scandir
+
+    def publish_first(folder):
+        path = Path(os.fspath(folder))
+        if path.name == ".000001.tmp" and path.exists():
+            path.rename(path.with_name("000001"))
+        return scan(folder)
+
+    monkeypatch.setattr(os, "scandir", publish_first)
+    assert stage.names() == ["checkpoints/000001/weights"]
