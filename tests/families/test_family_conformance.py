@@ -224,9 +224,9 @@ def test_the_ratio_is_1_before_the_first_update(case, dtype):
     config = parse_config(tiny_values(tiny.folder, sample=sample, sampler={"kind": model.sampler.kind}))
     rollout = draw_rollout([model], config)
     if dtype != "float32":
-        # 16 bits round otherwise in another batch: training takes the old log-probabilities itself.
+        # 16 bits round otherwise in another batch: training takes the old log-probabilities itself, here in the same.
         rollout, _ = refresh_log_probs(model, rollout, 4)
-        assert ratio_drift(model, rollout, config, 4) <= (1e-4 if dtype == "float32" else 5e-4)
+        assert ratio_drift(model, rollout, config, 4, order=torch.arange(SAMPLES)) <= 1e-4
         return
     assert ratio_drift(model, rollout, config, 5) <= 4e-6
     # It could fail: other factors are another policy.

@@ -46,8 +46,11 @@ def draw_rollout(workers: Sequence[LatentModel], config: Config) -> Rollout:
     )
 
 
-def ratio_drift(model: LatentModel, rollout: Rollout, config: Config, micro_batch_size: int = 64) -> float:
-    order = torch.randperm(SAMPLES, generator=torch.Generator().manual_seed(0))
+def ratio_drift(
+    model: LatentModel, rollout: Rollout, config: Config, micro_batch_size: int = 64, order: torch.Tensor | None = None
+) -> float:
+    if order is None:
+        order = torch.randperm(SAMPLES, generator=torch.Generator().manual_seed(0))
     every = Minibatch(order, torch.arange(rollout.trajectories.actions).expand(SAMPLES, -1))
     config = override_config(config, flags={"runtime.micro_batch_size": micro_batch_size})
     learner = Learner(model, rollout, torch.linspace(-1, 1, SAMPLES), config)

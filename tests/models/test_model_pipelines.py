@@ -140,6 +140,8 @@ def test_predicting_at_mixed_timesteps_equals_one_by_one(folder):
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 def test_pixels_are_those_of_the_pipeline(folder, dtype):
     model, plain = load_tiny(folder, dtype), load_plain(folder, dtype)
+    # As the model has it on a CPU: another layout is another kernel, which rounds otherwise in bfloat16.
+    plain.vae.to(memory_format=torch.channels_last)
     drawn = []
     for output_type in ("latent", "pil"):
         generators = [torch.Generator("cpu").manual_seed(seed) for seed in range(2)]
@@ -149,8 +151,7 @@ def test_pixels_are_those_of_the_pipeline(folder, dtype):
     images = model.decode(latents)
     expected = torch.from_numpy(np.stack([np.array(picture) for picture in pictures])).permute(0, 3, 1, 2)
     assert (images.shape, images.dtype) == ((2, 3, *model.image_size), torch.uint8)
-    # In another batch a processor without bfloat16 rounds otherwise; its last bit is two levels of a light pixel.
-    assert (images.int() - expected.int()).abs().max() <= (2 if dtype == "bfloat16" else 0)
+    assert torch.equal(images, expected)
     assert images.unique().numel() > 20
 
 
