@@ -43,6 +43,16 @@ def format_duration(seconds: float) -> str:
     return f"{seconds / 3600:.1f} h"
 
 
+def format_age(seconds: float) -> str:
+    """Return how long ago something was, with days from two on; what is to come is now.
+
+    >>> format_age(200_000)
+    '2 days ago'
+    """
+    days = int(seconds // 86_400)
+    return f"{days} days ago" if days > 1 else f"{format_duration(max(0.0, seconds))} ago"
+
+
 def format_size(size: float) -> str:
     """Return a number of bytes with up to three digits, in decimal units."""
     for unit in ("B", "kB", "MB", "GB"):

@@ -7,7 +7,17 @@ import shlex
 import pytest
 
 from rlcm_cli.errors import ConfigError
-from rlcm_cli.wording import command, count, expand_home, format_duration, format_gb, format_size, shorten, slug
+from rlcm_cli.wording import (
+    command,
+    count,
+    expand_home,
+    format_age,
+    format_duration,
+    format_gb,
+    format_size,
+    shorten,
+    slug,
+)
 
 
 @pytest.mark.parametrize(
@@ -63,6 +73,20 @@ def test_a_long_text_loses_its_middle():
 )
 def test_durations(seconds, text):
     assert format_duration(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (-5.0, "1 s ago"),  # by the clock of another machine
+        (12.4, "12 s ago"),
+        (172_799.0, "48.0 h ago"),
+        (172_800.0, "2 days ago"),
+        (260_000.0, "3 days ago"),
+    ],
+)
+def test_an_age_has_days_from_two_on(seconds, text):
+    assert format_age(seconds) == text
 
 
 @pytest.mark.parametrize(

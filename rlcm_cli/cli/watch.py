@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -88,7 +87,7 @@ def read_watched_run(named: str, before: RunProgress | None) -> RunProgress:
     """Read the progress of a run; `before`: an earlier reading. Raises `MissingFileError` if there is no run."""
     from rlcm_cli.cli.live import look_at
     from rlcm_cli.config import parse_config
-    from rlcm_cli.runs.hacking import find_alarms
+    from rlcm_cli.report.run.progress import add_alarms
     from rlcm_cli.runs.staging import stage_progress
     from rlcm_cli.store.layout import RunLayout
     from rlcm_cli.store.run import read_config
@@ -101,13 +100,7 @@ def read_watched_run(named: str, before: RunProgress | None) -> RunProgress:
                 f"{named}: there is no run here, or not yet (no config.json); start one with `{start}`"
             )
         config = parse_config(read_config(layout))
-        progress = look_at(layout, config, named, before)
-    alarms = find_alarms(config, progress.rows)
-    return replace(
-        progress,
-        warnings=(*progress.warnings, *(f"hacking: {message}" for message in alarms.values())),
-        stopped=bool(alarms) and config.monitor.on_hacking == "stop",
-    )
+        return add_alarms(look_at(layout, config, named, before), config)
 
 
 def repeat(look: Callable[[RunProgress | None], RunProgress], every: float) -> Iterator[RunProgress]:

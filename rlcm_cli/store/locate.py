@@ -23,11 +23,15 @@ def find_run(path: Path) -> RunLayout:
     resolved = path.resolve()
     for folder in (resolved, *resolved.parents):
         layout = RunLayout(folder)
-        # A model's folder has a config.json, too.
-        is_run = (folder / "checkpoints").is_dir() or layout.inputs.is_file()
-        if layout.config.is_file() and (is_run or folder == resolved):
+        if is_run(folder) or (layout.config.is_file() and folder == resolved):
             return layout
     raise ConfigError(f"{path}: lies in no run directory (no config.json in any folder above it)")
+
+
+def is_run(folder: Path) -> bool:
+    """Return whether a folder is a run directory, by what lies in it; a model's folder has a config.json, too."""
+    layout = RunLayout(folder)
+    return layout.config.is_file() and ((folder / "checkpoints").is_dir() or layout.inputs.is_file())
 
 
 def find_adapter(named: str) -> Path | None:

@@ -55,6 +55,8 @@ def runs(tmp_path_factory, tiny_lcm):
         "inspect {runs}/kohya.safetensors --json",
         "inspect {runs}/1 --verify",
         "inspect {runs}/1 --images {runs}/images --rollout 0",
+        "runs {runs}",
+        "runs {runs} --json",
         "watch {runs}/1 --once",
         "watch {runs}/1 --once --json",
         "compare {runs}/1 {runs}/2 --out {runs}/comparison",

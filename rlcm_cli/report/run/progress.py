@@ -6,12 +6,13 @@ import math
 import statistics
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 
 from rlcm_cli.config import Config
 from rlcm_cli.errors import MissingFileError
+from rlcm_cli.runs.hacking import find_alarms
 from rlcm_cli.store.layout import RunLayout, receipt_path
 from rlcm_cli.store.manifest import RolloutManifest, read_manifest
 from rlcm_cli.store.metrics import PHASES, IterationMetrics, read_iteration_metrics
@@ -109,6 +110,16 @@ def read_progress(layout: RunLayout, config: Config, title: str, before: RunProg
         warnings=_read_warnings(layout),
         changed=_last_change(layout, newest),
         idle=manifest is None and newest in evaluated,
+    )
+
+
+def add_alarms(progress: RunProgress, config: Config) -> RunProgress:
+    """Return the progress of a run with a warning for each monitored reward by which it is hacked."""
+    alarms = find_alarms(config, progress.rows)
+    return replace(
+        progress,
+        warnings=(*progress.warnings, *(f"hacking: {message}" for message in alarms.values())),
+        stopped=bool(alarms) and config.monitor.on_hacking == "stop",
     )
 
 
