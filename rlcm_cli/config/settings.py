@@ -171,6 +171,43 @@ class LastStepSettings(Section):
         return self.calls - 1 if self.mode == "backprop" else 0
 
 
+class TeacherSettings(Section):
+    """A loss beside the objective: the image that the policy predicts, towards the one that a teacher predicts."""
+
+    weight: NonNegativeFloat = 0.0
+    """Weight of the mean squared difference of the two predicted images x₀ (as latents), at the calls that are
+    trained; 0: no such loss."""
+    source: str = "base"
+    """`base`: the model before any training; or a pipeline of the same latents: an embedded model, a folder or a hub
+    id."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub id."""
+    guidance_scale: NonNegativeFloat | None = None
+    """Of the teacher's predictions; None: sample.guidance_scale."""
+
+    @property
+    def is_pipeline(self) -> bool:
+        """Whether another pipeline teaches."""
+        return self.source != "base"
+
+    @model_validator(mode="after")
+    def _check_use(self) -> TeacherSettings:
+        idle = [
+            name for name in ("source", "revision", "guidance_scale") if getattr(self, name) != _default(self, name)
+        ]
+        if idle and not self.weight:
+            raise ValueError(
+                f"teacher.{idle[0]} has no effect while teacher.weight is 0; set a weight, or leave it out"
+            )
+        if self.revision is not None and not self.is_pipeline:
+            raise ValueError("teacher.revision is of a hub id, and teacher.source is base; leave it out")
+        return self
+
+
+def _default(section: Section, name: str) -> Any:
+    return type(section).model_fields[name].default
+
+
 class PretrainingSettings(Section):
     """The model's own training loss on real images, against forgetting (arXiv 2401.12244); only with ddim."""
 
@@ -394,6 +431,7 @@ class Config(Section):
     tasks: dict[str, TaskSettings] = Field(default_factory=dict)
     """Tasks to train together; they replace `prompts`, `rewards` and `combine` above."""
     last_step: LastStepSettings = LastStepSettings()
+    teacher: TeacherSettings = TeacherSettings()
     pretraining: PretrainingSettings = PretrainingSettings()
     lora: LoraSettings = LoraSettings()
     objective: ObjectiveSettings = Field(default_factory=_default_objective)
@@ -466,6 +504,22 @@ class Config(Section):
         }
         for hindrance in [name for name, there in hindrances.items() if there]:
             raise ValueError(f"runtime.offload does not go with {hindrance}; remove one of them")
+        return self
+
+    @model_validator(mode="after")
+    def _check_teacher(self) -> Config:
+        if not self.teacher.is_pipeline:
+            return self
+        hindrances = {
+            "runtime.offload, which moves one denoiser": self.runtime.offload,
+            "runtime.shard_weights, which shares the weights of one denoiser": self.runtime.shard_weights,
+            "runtime.memory_budget, which is measured without it": self.runtime.memory_budget is not None,
+        }
+        for hindrance in [name for name, there in hindrances.items() if there]:
+            raise ValueError(
+                f"teacher.source {self.teacher.source} is a second pipeline, which does not go with {hindrance}; "
+                "remove one of them"
+            )
         return self
 
     @model_validator(mode="after")

@@ -47,6 +47,20 @@ def choose_target(output: OutputType, latents: Tensor, noise: Tensor, alpha: Ten
     return noise - latents if output == "velocity" else alpha * noise - sigma * latents
 
 
+def find_image(output: OutputType, latents: Tensor, prediction: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+    """Return the image x₀ that a prediction of `choose_target`'s kind stands for; all tensors broadcast.
+
+    `latents` are alpha · x₀ + sigma · noise, where alpha is above 0 unless the output is a velocity or the image.
+    """
+    if output == "epsilon":
+        return (latents - sigma * prediction) / alpha
+    if output == "sample":
+        return prediction
+    if output == "velocity":
+        return (latents - sigma * prediction) / (alpha + sigma)
+    return (alpha * latents - sigma * prediction) / (alpha**2 + sigma**2)
+
+
 def _columns(alpha_bar: Tensor) -> tuple[Tensor, Tensor]:
     column = alpha_bar.view(-1, 1, 1, 1)
     return torch.sqrt(column), torch.sqrt(1 - column)

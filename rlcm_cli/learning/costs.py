@@ -28,12 +28,15 @@ def count_iteration_forwards(config: Config, model: LatentModel, rollout: Rollou
 def count_training_calls(config: Config, actions: int, *, refreshes: int) -> int:
     """Count the model calls, for one image each, that training takes in an iteration of `actions` a trajectory.
 
-    A backward pass counts as `BACKWARD_FORWARDS`. Guidance without an embedding makes two forwards of each.
+    A backward pass counts as `BACKWARD_FORWARDS`, a prediction of a teacher as one of the model's. Guidance without
+    an embedding makes two forwards of each.
     """
     last = config.last_step
     a_sample = find_objective(config).forwards(config, actions - last.own_actions) + refreshes * actions
     if last.mode == "backprop":
-        a_sample += config.train.inner_epochs * last.calls * (1 + BACKWARD_FORWARDS)
+        passes = 1 + BACKWARD_FORWARDS
+        taught = passes + 1 if config.teacher.weight else 0
+        a_sample += config.train.inner_epochs * last.calls * (passes + taught)
     return round(config.sample.samples * a_sample)
 
 

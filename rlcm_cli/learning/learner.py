@@ -13,6 +13,7 @@ from torch import Tensor
 
 from rlcm_cli.config import Config
 from rlcm_cli.learning.rollout import Rollout
+from rlcm_cli.learning.teacher import Teacher
 from rlcm_cli.models.latent_model import LatentModel
 from rlcm_cli.models.weights import clone_weights, exchanged_weights
 from rlcm_cli.objectives import Need, find_objective
@@ -39,6 +40,8 @@ class Learner:
     stored log-probabilities are too coarse."""
     old_weights: Mapping[str, Tensor] | None = None
     """The trained weights of the policy that drew, by name, on the device, where the objective asks for them."""
+    teacher: Teacher | None = None
+    """Whose predicted images the policy's are drawn towards, in addition to the objective."""
     pairs: Tensor | None = None
     """Rows of the rollout, the better and the worse of each pair of a table, int64 [P, 2]; None: rewards say so."""
 

@@ -24,16 +24,19 @@ class Replay:
     log_probs_N: Tensor
     """float32, of the stored actions."""
     conditioning: dict[str, Tensor]
+    output_NCHW: Tensor
+    """Of the model, as it predicts."""
 
 
 def replay(model: LatentModel, rollout: Rollout, part: Transitions) -> Replay:
     """Score stored actions with the model as it is now; `part` lies on the model's device."""
     conditioning = pick_conditioning(model, rollout, part.samples_N)
-    gaussian = predict_transition(model, rollout, part.states_NCHW, part.calls_N, conditioning)
+    output = predict_output(model, rollout, part.states_NCHW, part.calls_N, conditioning)
+    gaussian = transition(rollout.schedule, output, part.states_NCHW, part.calls_N)
     # As in sampling: the mean is rounded to the model's dtype before the density is taken.
     mean = gaussian.mean.to(part.states_NCHW.dtype)
     _, log_probs = take_action(mean, gaussian.std, action=part.actions_NCHW, reduction=rollout.manifest.reduction)
-    return Replay(gaussian, log_probs, conditioning)
+    return Replay(gaussian, log_probs, conditioning, output)
 
 
 @torch.no_grad()
@@ -67,10 +70,16 @@ def predict_transition(
     model: LatentModel, rollout: Rollout, states_NCHW: Tensor, calls_N: Tensor, conditioning: dict[str, Tensor]
 ) -> Transition:
     """Ask the present policy for the Gaussians after N states at model calls 0 … H − 1, on the model's device."""
-    timesteps = rollout.schedule.timesteps.to(model.device)[calls_N]
-    guidance = rollout.manifest.schedule.guidance_scale
-    output = model.predict(states_NCHW, timesteps, conditioning, guidance)
+    output = predict_output(model, rollout, states_NCHW, calls_N, conditioning)
     return transition(rollout.schedule, output, states_NCHW, calls_N)
+
+
+def predict_output(
+    model: LatentModel, rollout: Rollout, states_NCHW: Tensor, calls_N: Tensor, conditioning: dict[str, Tensor]
+) -> Tensor:
+    """Return what the present policy predicts at N states of model calls 0 … H − 1, on the model's device."""
+    timesteps = rollout.schedule.timesteps.to(model.device)[calls_N]
+    return model.predict(states_NCHW, timesteps, conditioning, rollout.manifest.schedule.guidance_scale)
 
 
 def micro_batches(

@@ -17,6 +17,7 @@ from rlcm_cli.learning.minibatches import Minibatch
 from rlcm_cli.learning.preferences import find_pairs
 from rlcm_cli.learning.pretraining import accumulate_pretraining
 from rlcm_cli.learning.rollout import Rollout
+from rlcm_cli.learning.teacher import accumulate_last_distance, choose_teacher
 from rlcm_cli.models.latent_model import LatentModel
 from rlcm_cli.objectives import Objective, find_objective
 from rlcm_cli.processes.job import Processes
@@ -34,6 +35,8 @@ class IterationData:
     """Rewards whose gradient goes through the last call; empty but for `last_step.mode = "backprop"`."""
     pairs: Pairs | None
     """Real images with captions, for the pretraining loss."""
+    teacher_digest: str | None = None
+    """Of the pipeline that teaches, where one does."""
 
 
 def gather_iteration(
@@ -45,6 +48,7 @@ def gather_iteration(
     *,
     rewards: Mapping[str, Reward],
     pairs: Pairs | None,
+    teacher: LatentModel | None = None,
 ) -> IterationData:
     """Gather what a configuration learns from.
 
@@ -56,11 +60,20 @@ def gather_iteration(
         processes: The processes that share each step.
         rewards: The loaded rewards by name; only `last_step.mode = "backprop"` uses them.
         pairs: Of `pretraining.source`, where there is one.
+        teacher: The pipeline of `teacher.source`, where it is one.
     """
     weights = weigh_samples(config, torch.from_numpy(advantages).float())
     pathwise = choose_pathwise(rollout, config, rewards) if config.last_step.mode == "backprop" else []
-    learner = Learner(model, rollout, weights, config, processes, pairs=find_pairs(config, rollout))
-    return IterationData(find_objective(config), learner, pathwise, pairs)
+    learner = Learner(
+        model,
+        rollout,
+        weights,
+        config,
+        processes,
+        teacher=choose_teacher(config, model, rollout, teacher),
+        pairs=find_pairs(config, rollout),
+    )
+    return IterationData(find_objective(config), learner, pathwise, pairs, None if teacher is None else teacher.digest)
 
 
 def weigh_samples(config: Config, advantages: torch.Tensor) -> torch.Tensor:
@@ -90,6 +103,8 @@ def accumulate_update(data: IterationData, minibatch: Minibatch, seed: int) -> U
             processes=learner.processes,
         )
         record.add(1, reward)
+        if learner.teacher is not None:
+            record.add(1, accumulate_last_distance(learner, minibatch.samples_M))
     if not config.pretraining.own_steps:
         record.add(1, _accumulate_pretraining(data, seed))
     return _sum_parts(learner, record)

@@ -16,6 +16,7 @@ from rlcm_cli.learning.minibatches import Minibatch
 from rlcm_cli.learning.optimizer import clip_gradient, make_optimizer, optimizer_tensors
 from rlcm_cli.learning.rollout import Rollout, join_conditioning
 from rlcm_cli.learning.student import Student
+from rlcm_cli.learning.teacher import choose_teacher
 from rlcm_cli.learning.update import IterationData, accumulate_update, weigh_samples
 from rlcm_cli.models.latent_model import LatentModel
 from rlcm_cli.models.offloading import bring_denoiser
@@ -46,7 +47,9 @@ class Probe:
         rollout = _draw(config, model, samples, batch_size, steps, group_size=2 if self.paired else 1)
         bring_denoiser(model)
         weights = weigh_samples(config, torch.linspace(-1, 1, len(rollout.trajectories)))
-        learner = Learner(model, rollout, weights, config, old_weights=copy_policy(model, config))
+        # A second pipeline would not be at hand: the base model stands in for it.
+        teacher = choose_teacher(config, model, rollout, None)
+        learner = Learner(model, rollout, weights, config, old_weights=copy_policy(model, config), teacher=teacher)
         self.data = IterationData(objective, learner, [], find_pairs(config, model))
         self.parameters = model.trained.parameters(model)
         self.optimizer = make_optimizer(self.parameters, config.train, config.train.learning_rate)

@@ -61,6 +61,8 @@ class LatentModel:
     """Whether this process has only a part of the denoiser's frozen weights, but for a moment before each use."""
     kept: dict[Any, Tensor] = field(default_factory=dict)
     """Tensors that the family keeps on the device from one call to the next."""
+    companions: dict[str, LatentModel] = field(default_factory=dict)
+    """Other models that training asks, by what they are known by: loaded once, kept from one iteration to the next."""
     absent_encoders: AbsentEncoders | None = None
     """What loads the text encoders while prompts are encoded; None: they are in the pipeline."""
     _encoded: dict[str, dict[str, Tensor]] = field(default_factory=dict)

@@ -50,7 +50,7 @@ def accumulate_samples(learner: Learner, minibatch: Minibatch, times: int, loss_
 
 
 def add_gradient(learner: Learner, epoch: int, samples_IR: Tensor, calls_I: Tensor, loss_of: Loss) -> UpdateMetrics:
-    """Add the gradient of a loss of I items, and of the KL penalty where there is one, a micro-batch at a time.
+    """Add the gradient of a loss of I items, of the KL penalty and the teacher's term, a micro-batch at a time.
 
     The result depends on the micro-batch size by rounding only. Of several processes, each takes a part of the items.
     The penalty is the mean squared difference from the base model's predictions.
@@ -83,6 +83,12 @@ def add_gradient(learner: Learner, epoch: int, samples_IR: Tensor, calls_I: Tens
             distance = (new - predict_base(learner, images)).square().mean()
             loss = loss + settings.kl_weight * distance
             metrics["kl_to_base"] = distance.detach()
+        if learner.teacher is not None:
+            taught = learner.teacher.measure_distance(
+                model, rollout, new, images.latents_NCHW, calls_N, samples_N
+            ).mean()
+            loss = loss + learner.teacher.weight * taught
+            metrics["teacher_distance"] = taught.detach()
         share = (items.stop - items.start) / count
         return share * loss, None, {"loss": loss.detach(), **metrics}
 
@@ -138,8 +144,9 @@ def check(config: Config) -> None:
 def count_forwards(config: Config, others: int) -> int:
     """Count the forwards of denoising a sample at `objective.times` times, with its backward pass.
 
-    `others`: predictions of each noised image by other policies, that of the KL penalty apart.
+    `others`: predictions of each noised image by other policies, those of the KL penalty and the teacher apart.
     """
     settings: Any = config.objective
     times: int = min(settings.times, config.sample.steps)
-    return config.train.inner_epochs * times * (1 + BACKWARD_FORWARDS + others + bool(config.train.kl_weight))
+    asked = others + bool(config.train.kl_weight) + bool(config.teacher.weight)
+    return config.train.inner_epochs * times * (1 + BACKWARD_FORWARDS + asked)

@@ -116,7 +116,7 @@ def _accumulate(learner: Learner, minibatch: Minibatch, loss_of: PartLoss) -> Up
 
 
 def add_gradient(learner: Learner, transitions: Transitions, weights: Tensor, loss: Loss) -> UpdateMetrics:
-    """Add the gradient of a loss of transitions, and of the KL penalty where there is one, a micro-batch at a time.
+    """Add the gradient of a loss of transitions, of the KL penalty and the teacher's term, a micro-batch at a time.
 
     `weights`: float32 [B], one a sample of the rollout.
     """
@@ -152,6 +152,12 @@ def _add_gradient(learner: Learner, transitions: Transitions, weights: Tensor, l
             ).mean()
             loss = loss + settings.kl_weight * kl
             metrics["kl_to_base"] = kl.detach()
+        if learner.teacher is not None:
+            distance = learner.teacher.measure_distance(
+                model, rollout, replayed.output_NCHW, part.states_NCHW, part.calls_N, part.samples_N
+            ).mean()
+            loss = loss + learner.teacher.weight * distance
+            metrics["teacher_distance"] = distance.detach()
         return share * loss, None, {"loss": loss.detach(), **metrics}
 
     for share, part in micro_batches(model, transitions, learner.config.runtime.micro_batch_size, learner.processes):
@@ -179,7 +185,7 @@ def _score(learner: Learner, loss: Loss, replayed: Replay, part: Transitions, we
 
 def count_forwards(config: Config, actions: int) -> int:
     """Count the forwards of one pass over the trained actions of a sample, and of its backward pass."""
-    passes = 1 + BACKWARD_FORWARDS + bool(config.train.kl_weight)
+    passes = 1 + BACKWARD_FORWARDS + bool(config.train.kl_weight) + bool(config.teacher.weight)
     return config.train.trained_actions(actions) * config.train.inner_epochs * passes
 
 

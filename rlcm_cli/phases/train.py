@@ -49,6 +49,7 @@ from rlcm_cli.processes.job import Processes
 from rlcm_cli.runs.inputs import check_images, find_pairs
 from rlcm_cli.runs.policy import load_checkpoint, load_drawing_policy
 from rlcm_cli.runs.run import Run
+from rlcm_cli.runs.teacher import check_teacher, find_teacher
 from rlcm_cli.store.checkpoint import (
     AVERAGE_FOLDER,
     OLD_FOLDER,
@@ -189,6 +190,7 @@ def open_iteration(
             f"{count(len(flat), 'prompt')} (such as '{flat[0]}'): they teach nothing"
         )
     data = gather_data(run, model, rollout, advantages, scorers, processes)
+    check_teacher(run, state, data.teacher_digest)
     left_out = tell_pathwise(config, data.pathwise) if data.pathwise and iteration == 0 else None
     if left_out:
         yield Warned(left_out)
@@ -215,8 +217,10 @@ def gather_data(
         loaded = load_scorers(run) if scorers is None else scorers
         rewards = {name: scorer.reward for name, scorer in loaded.items()}
     check_images(run.layout, run.config)
-    pairs = find_pairs(run.config, model)
-    return gather_iteration(model, rollout, advantages, run.config, processes, rewards=rewards, pairs=pairs)
+    pairs, teacher = find_pairs(run.config, model), find_teacher(run.config, model, run.all_prompts())
+    return gather_iteration(
+        model, rollout, advantages, run.config, processes, rewards=rewards, pairs=pairs, teacher=teacher
+    )
 
 
 def run_updates(run: Run, opened: OpenIteration) -> Generator[Event, None, UpdatesDone]:
@@ -401,6 +405,7 @@ def publish_iteration(run: Run, opened: OpenIteration, measured: UpdatesDone, cl
             optimizer=optimizer_tensors(student.optimizer, student.parameters),
             optimizer_steps=steps,
             statistics=opened.statistics,
+            teacher_digest=opened.data.teacher_digest,
         )
     processes.wait()
     return metrics

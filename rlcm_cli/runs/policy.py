@@ -25,6 +25,7 @@ from rlcm_cli.processes.job import Processes
 from rlcm_cli.runs.inputs import check_images, find_pairs
 from rlcm_cli.runs.run import Run, check_run, create_run, pin_commit
 from rlcm_cli.runs.schedules import training_schedule
+from rlcm_cli.runs.teacher import find_teacher
 from rlcm_cli.store.adapters import read_adapter_settings
 from rlcm_cli.store.checkpoint import (
     OLD_FOLDER,
@@ -119,8 +120,9 @@ def attach(config: Config, model: LatentModel) -> None:
     """Make trainable what the configuration trains: a fresh adapter from the run's seed, or the base's denoiser."""
     checkpoint_activations(model, config.runtime.gradient_checkpointing)
     if config.train.parameters == "full":
-        # The KL penalty asks the base at each step.
-        attach_full(model, keep_base_on=model.device if config.train.kl_weight else torch.device("cpu"))
+        # The KL penalty and the teacher's term ask the base at each step.
+        asked = config.train.kl_weight or (config.teacher.weight and not config.teacher.is_pipeline)
+        attach_full(model, keep_base_on=model.device if asked else torch.device("cpu"))
         return
     lora = config.lora
     attach_lora(model, rank=lora.rank, alpha=lora.alpha, target_modules=lora.target_modules, run_seed=config.seed)
@@ -146,6 +148,7 @@ def start_run(
     training_schedule(config, model)
     check_images(run.layout, config)
     find_pairs(config, model)
+    find_teacher(config, model, run.all_prompts())
     if not run.layout.checkpoints():
         load_start(config, model)
     fitted = fit(replace(run, config=config), model)

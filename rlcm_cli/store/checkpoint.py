@@ -64,6 +64,8 @@ class TrainerState(Record):
     model_digest: str
     policy_digest: str
     """Of the file of the trained weights; `model_digest` where there is none."""
+    teacher_digest: str | None = None
+    """Of the pipeline that taught in the iteration before, where one did; absent where none did."""
 
 
 def _check_name(name: str) -> str:
@@ -96,6 +98,7 @@ def publish_checkpoint(
     optimizer: Mapping[str, Tensor],
     optimizer_steps: int,
     statistics: Mapping[str, PromptStatistics],
+    teacher_digest: str | None = None,
 ) -> TrainerState:
     """Publish a checkpoint; `write_weights` puts one of `WEIGHT_FILES`, or none, into the folder that it is given.
 
@@ -122,8 +125,9 @@ def publish_checkpoint(
             optimizer_steps=optimizer_steps,
             model_digest=model_digest,
             policy_digest=next((digest for name in WEIGHT_FILES if (digest := digests.get(name))), model_digest),
+            teacher_digest=teacher_digest,
         )
-        (folder / TRAINER_FILE).write_text(canonical_json(state.model_dump()), encoding="utf-8")
+        (folder / TRAINER_FILE).write_text(canonical_json(state.model_dump(exclude_none=True)), encoding="utf-8")
         digests[TRAINER_FILE] = _digest(folder / TRAINER_FILE)
         sizes = {name: (folder / name).stat().st_size for name in digests}
         marker = {"format_version": FORMAT_VERSION, "files": digests, "bytes": sizes}

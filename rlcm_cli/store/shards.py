@@ -58,7 +58,7 @@ those of RFC 2119.
     moved to `quarantine/`, after which its phase regenerates it.
 11. Checkpoints are folders that appear by one rename; `complete.json`, written last, holds `files`, the digest of
     each file (of trained weights over their tensors), and `bytes`, the size of each. `trainer.json` states `run`
-    and `number`.
+    and `number`, and `teacher_digest` only where another pipeline taught.
 12. `metrics/NNNNNN.json` states `run`, `checkpoint` (NNNNNN), `iteration` (one less), and `digest`, the SHA-256 of
     the canonical JSON of all its other members, because nothing else has a digest of it.
 13. What was removed on purpose is listed in `pruned.json`: `rollouts` and `checkpoints`, their numbers.

@@ -44,6 +44,8 @@ LEARNING_CHARTS = (
     Metric("learning_rate", "Learning rate"),
     Metric("flat_prompts", "Prompts with identical rewards", "They teach nothing in that iteration."),
     Metric("last_step_reward", "Reward of the last step", "Of the images that rewards are back-propagated through."),
+    Metric("teacher_distance", "Distance from the teacher", "Of the predicted images, mean squared, as latents."),
+    Metric("last_teacher_distance", "Distance from the teacher, last calls", "Those that rewards go back through."),
     Metric("pretraining_loss", "Pretraining loss", "On the real images."),
     Metric("loss_scale_backoffs", "Loss-scale reductions", "Each drops an update that overflowed in 16 bits."),
 )

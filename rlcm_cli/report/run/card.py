@@ -48,6 +48,7 @@ SETTINGS: Mapping[str, Sequence[str]] = {
     ),
     "lora": ("rank", "alpha", "target_modules"),
     "last_step": ("mode",),
+    "teacher": ("source", "weight"),
     "pretraining": ("source",),
 }
 """The settings that a reader of the card looks for; empty: all of their table."""
