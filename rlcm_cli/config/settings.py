@@ -190,22 +190,26 @@ class TeacherSettings(Section):
         """Whether another pipeline teaches."""
         return self.source != "base"
 
-    @model_validator(mode="after")
-    def _check_use(self) -> TeacherSettings:
-        idle = [
-            name for name in ("source", "revision", "guidance_scale") if getattr(self, name) != _default(self, name)
-        ]
-        if idle and not self.weight:
-            raise ValueError(
-                f"teacher.{idle[0]} has no effect while teacher.weight is 0; set a weight, or leave it out"
-            )
-        if self.revision is not None and not self.is_pipeline:
-            raise ValueError("teacher.revision is of a hub id, and teacher.source is base; leave it out")
-        return self
 
+class MatchingSettings(Section):
+    """Distribution matching beside the objective (DMD2, arXiv 2405.14867; DMDR, arXiv 2511.13649)."""
 
-def _default(section: Section, name: str) -> Any:
-    return type(section).model_fields[name].default
+    weight: NonNegativeFloat = 0.0
+    """Weight of the gradient that draws the policy's images to where those of `teacher.source` are, as the difference
+    of two scores says: the teacher's, and that of the teacher with a LoRA which learns from the policy's images; 0:
+    no such term."""
+    calls: Literal["last", "any"] = "last"
+    """Whose predicted images are matched: the last model call's, or those of a call drawn for each sample and step."""
+    times: Literal["uniform", "logit-normal"] = "uniform"
+    """How the noise levels are drawn at which both scores are asked."""
+    learning_rate: PositiveFloat = 1e-4
+    """Of the second score's LoRA."""
+    steps: PositiveInt = 1
+    """Optimizer steps that it takes for each of the policy's."""
+    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    """Optimizer steps that it takes before the policy learns from it."""
+    rank: PositiveInt = 16
+    alpha: PositiveInt = 32
 
 
 class PretrainingSettings(Section):
@@ -432,6 +436,7 @@ class Config(Section):
     """Tasks to train together; they replace `prompts`, `rewards` and `combine` above."""
     last_step: LastStepSettings = LastStepSettings()
     teacher: TeacherSettings = TeacherSettings()
+    matching: MatchingSettings = MatchingSettings()
     pretraining: PretrainingSettings = PretrainingSettings()
     lora: LoraSettings = LoraSettings()
     objective: ObjectiveSettings = Field(default_factory=_default_objective)
@@ -508,7 +513,22 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _check_teacher(self) -> Config:
-        if not self.teacher.is_pipeline:
+        teacher, matching = self.teacher, self.matching
+        used = teacher.model_copy(update={"weight": 0.0}) != TeacherSettings()
+        if used and not teacher.weight and not matching.weight:
+            raise ValueError(
+                "[teacher] has no effect while teacher.weight and matching.weight are 0; set one, or leave it out"
+            )
+        if teacher.revision is not None and not teacher.is_pipeline:
+            raise ValueError("teacher.revision is of a hub id, and teacher.source is base; leave it out")
+        if not matching.weight and matching != MatchingSettings():
+            raise ValueError("[matching] has no effect while matching.weight is 0; set a weight, or leave it out")
+        if matching.weight and not teacher.is_pipeline:
+            raise ValueError(
+                "matching.weight needs a teacher of many steps, which the policy's images are matched with; set "
+                "teacher.source to the pipeline that the model was distilled from"
+            )
+        if not teacher.is_pipeline:
             return self
         hindrances = {
             "runtime.offload, which moves one denoiser": self.runtime.offload,

@@ -37,6 +37,9 @@ def count_training_calls(config: Config, actions: int, *, refreshes: int) -> int
         passes = 1 + BACKWARD_FORWARDS
         taught = passes + 1 if config.teacher.weight else 0
         a_sample += config.train.inner_epochs * last.calls * (passes + taught)
+    if config.matching.weight:
+        passes = 1 + BACKWARD_FORWARDS  # of the policy, and of each step of the fake score
+        a_sample += config.train.inner_epochs * (passes + 2 + config.matching.steps * passes)
     return round(config.sample.samples * a_sample)
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from rlcm_cli.config import TrainSettings
 from rlcm_cli.core.learning_rate import learning_rate
 from rlcm_cli.errors import ConfigError
+from rlcm_cli.processes.job import Processes
 
 ADAM_STATE = frozenset({"step", "exp_avg", "exp_avg_sq"})
 """What torch's AdamW keeps of each parameter that has had a gradient."""
@@ -41,6 +42,22 @@ def clip_gradient(parameters: Iterable[torch.nn.Parameter], settings: TrainSetti
     """
     largest = settings.max_grad_norm or math.inf
     return float(torch.nn.utils.clip_grad_norm_(parameters, largest, error_if_nonfinite=False))
+
+
+def sum_gradients(parameters: Iterable[torch.nn.Parameter], processes: Processes) -> None:
+    """Replace each gradient by the sum of all processes' gradients, in float32; none where no process has one."""
+    if processes.size == 1:
+        return
+    listed = list(parameters)
+    present = torch.tensor([float(parameter.grad is not None) for parameter in listed], device=listed[0].device)
+    gradients = [
+        torch.zeros_like(parameter) if parameter.grad is None else parameter.grad.detach() for parameter in listed
+    ]
+    flat = torch.cat([present, *(gradient.flatten().float() for gradient in gradients)])
+    processes.sum(flat)
+    counts, *sums = torch.split(flat, [len(listed), *(parameter.numel() for parameter in listed)])
+    for parameter, count, summed in zip(listed, counts.tolist(), sums, strict=True):
+        parameter.grad = summed.view_as(parameter).to(parameter.dtype) if count else None
 
 
 def make_optimizer(

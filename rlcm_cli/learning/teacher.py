@@ -42,9 +42,7 @@ class Teacher:
     """Whose predicted images the policy's are drawn towards in an iteration."""
 
     model: LatentModel
-    """The policy's own, or another."""
-    is_base: bool
-    """Whether it is the policy's own, as it was before any training."""
+    """The policy's own, or another; what is trained of it is switched off."""
     weight: float
     guidance_scale: float
     timesteps_H: Tensor
@@ -61,7 +59,7 @@ class Teacher:
         picked = self.conditioning_index[samples_N.cpu()]
         conditioning = {name: table[picked].to(model.device) for name, table in self.conditioning.items()}
         timesteps = self.timesteps_H[calls_N.cpu()]
-        with model.trained.base_model(model) if self.is_base else contextlib.nullcontext():
+        with model.attached.base_model(model) if model.attached else contextlib.nullcontext():
             output = model.predict(latents_NCHW, timesteps.to(model.device), conditioning, self.guidance_scale)
         return predict_image(model, latents_NCHW, timesteps, output)
 
@@ -109,11 +107,15 @@ def choose_teacher(
     guidance = drawn if asked is None else asked
     if pipeline is None:
         times, tables = rollout.schedule.timesteps, rollout.conditioning
-        return Teacher(model, True, settings.weight, guidance, times, tables, rollout.conditioning_index)
+        return Teacher(model, settings.weight, guidance, times, tables, rollout.conditioning_index)
     times = match_times(model, pipeline, rollout.schedule.timesteps)
-    prompts = list(dict.fromkeys(rollout.prompts))
-    index = torch.tensor([prompts.index(prompt) for prompt in rollout.prompts])
-    return Teacher(pipeline, False, settings.weight, guidance, times, pipeline.encode_prompts(prompts), index)
+    return Teacher(pipeline, settings.weight, guidance, times, *encode_prompts(pipeline, rollout))
+
+
+def encode_prompts(teacher: LatentModel, rollout: Rollout) -> tuple[dict[str, Tensor], Tensor]:
+    """Encode the prompts of a rollout with a teacher: name → [U, …], and the row of each sample, int64 [B]."""
+    rows = {prompt: row for row, prompt in enumerate(dict.fromkeys(rollout.prompts))}
+    return teacher.encode_prompts(list(rows)), torch.tensor([rows[prompt] for prompt in rollout.prompts])
 
 
 def accumulate_last_distance(learner: Learner, samples_M: Tensor) -> dict[str, Tensor]:

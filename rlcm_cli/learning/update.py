@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,9 @@ import torch
 from rlcm_cli.config import Config
 from rlcm_cli.learning.last_step import PathwiseReward, accumulate_last_step, choose_pathwise
 from rlcm_cli.learning.learner import Learner, UpdateMetrics
+from rlcm_cli.learning.matching import Matching, accumulate_matching
 from rlcm_cli.learning.minibatches import Minibatch
+from rlcm_cli.learning.optimizer import sum_gradients
 from rlcm_cli.learning.preferences import find_pairs
 from rlcm_cli.learning.pretraining import accumulate_pretraining
 from rlcm_cli.learning.rollout import Rollout
@@ -37,6 +39,8 @@ class IterationData:
     """Real images with captions, for the pretraining loss."""
     teacher_digest: str | None = None
     """Of the pipeline that teaches, where one does."""
+    matching: Matching | None = None
+    """What the policy's images are matched with, where `matching.weight` asks for it."""
 
 
 def gather_iteration(
@@ -86,7 +90,9 @@ def weigh_samples(config: Config, advantages: torch.Tensor) -> torch.Tensor:
 
 
 def accumulate_update(data: IterationData, minibatch: Minibatch, seed: int) -> UpdateMetrics:
-    """Return the trained weights, which have none, the gradient of an optimizer step; `seed` is of its real images.
+    """Return the trained weights, which have none, the gradient of an optimizer step.
+
+    `seed`: of what is drawn at random, the real images among it. A fake score takes its own steps.
 
     Of several processes, each computes a part of it, and all end with the same sum and the same metrics.
     """
@@ -105,6 +111,8 @@ def accumulate_update(data: IterationData, minibatch: Minibatch, seed: int) -> U
         record.add(1, reward)
         if learner.teacher is not None:
             record.add(1, accumulate_last_distance(learner, minibatch.samples_M))
+    if data.matching is not None:
+        record.add(1, accumulate_matching(learner, data.matching, minibatch.samples_M, seed))
     if not config.pretraining.own_steps:
         record.add(1, _accumulate_pretraining(data, seed))
     return _sum_parts(learner, record)
@@ -139,19 +147,3 @@ def _sum_parts(learner: Learner, record: UpdateMetrics) -> UpdateMetrics:
         total.add(1, values)
     sum_gradients(learner.model.trained.parameters(learner.model).values(), learner.processes)
     return total
-
-
-def sum_gradients(parameters: Iterable[torch.nn.Parameter], processes: Processes) -> None:
-    """Replace each gradient by the sum of all processes' gradients, in float32; none where no process has one."""
-    if processes.size == 1:
-        return
-    listed = list(parameters)
-    present = torch.tensor([float(parameter.grad is not None) for parameter in listed], device=listed[0].device)
-    gradients = [
-        torch.zeros_like(parameter) if parameter.grad is None else parameter.grad.detach() for parameter in listed
-    ]
-    flat = torch.cat([present, *(gradient.flatten().float() for gradient in gradients)])
-    processes.sum(flat)
-    counts, *sums = torch.split(flat, [len(listed), *(parameter.numel() for parameter in listed)])
-    for parameter, count, summed in zip(listed, counts.tolist(), sums, strict=True):
-        parameter.grad = summed.view_as(parameter).to(parameter.dtype) if count else None

@@ -25,6 +25,8 @@ from rlcm_cli.sections import Quantization
 KEPT_BYTES = 4_000_000_000
 """Of encoded prompts that a model remembers: 20,000 of Stable Diffusion's, 1,000 where a text has 512 tokens of 4,096
 numbers each in 16 bits."""
+MOST_OF_DISTILLED = 8
+"""Steps: a model that is made for more was not distilled to few."""
 FEW_TOKENS = 64
 """Latents of so many places at most, where plain products beat a fused attention kernel (see `attention_kernel`)."""
 
@@ -87,6 +89,12 @@ class LatentModel:
     def guided_by_embedding(self) -> bool:
         """Whether guidance was distilled into the denoiser, so that it costs no second prediction."""
         return self.family.guidance.is_embedded(self._settings)
+
+    @property
+    def is_distilled(self) -> bool:
+        """Whether it was made for few steps, by its sampler or what its makers recommend."""
+        usual = None if self.recommended is None else self.recommended.steps
+        return self.sampler.distilled or (usual is not None and usual <= MOST_OF_DISTILLED)
 
     def count_predictions(self, guidance_scale: float) -> int:
         """Return how many predictions of the denoiser a guided one is made of."""

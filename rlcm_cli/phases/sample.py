@@ -42,8 +42,6 @@ from rlcm_cli.store.timings import timing
 REDUCTION: Reduction = "mean"
 FEWEST_OF_USUAL = 4
 """Below a fourth of the steps that a model was made for, images are blurred."""
-MOST_OF_DISTILLED = 8
-"""Steps: a model that is made for more was not distilled to few."""
 
 
 def sample(
@@ -113,9 +111,7 @@ def tell_double_guidance(model: LatentModel, guidance_scale: float) -> Iterator[
 
 def tell_blur(model: LatentModel, config: Config) -> Iterator[Event]:
     """Yield a warning where an objective that denoises images is to train a model that was distilled to few steps."""
-    usual = None if model.recommended is None else model.recommended.steps
-    distilled = model.sampler.distilled or (usual is not None and usual <= MOST_OF_DISTILLED)
-    if Need.FINAL_LATENTS in find_objective(config).needs and distilled:
+    if Need.FINAL_LATENTS in find_objective(config).needs and model.is_distilled:
         yield Warned(
             f"objective.kind {config.objective.kind} learns by denoising, and {config.model.name} was distilled to "
             "few steps: it is drawn towards the mean of all images that fit a noised one, which is blurred; watch the "

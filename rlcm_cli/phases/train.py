@@ -32,6 +32,7 @@ from rlcm_cli.learning.log_probs import (
     refresh_log_probs,
     refresh_passes,
 )
+from rlcm_cli.learning.matching import Matching, start_matching
 from rlcm_cli.learning.minibatches import draw_minibatches
 from rlcm_cli.learning.optimizer import make_optimizer, optimizer_tensors, rate_of, restore_optimizer
 from rlcm_cli.learning.pretraining import step_seed
@@ -49,9 +50,10 @@ from rlcm_cli.processes.job import Processes
 from rlcm_cli.runs.inputs import check_images, find_pairs
 from rlcm_cli.runs.policy import load_checkpoint, load_drawing_policy
 from rlcm_cli.runs.run import Run
-from rlcm_cli.runs.teacher import check_teacher, find_teacher
+from rlcm_cli.runs.teacher import check_teacher, find_teacher, open_fake_score, save_fake_score
 from rlcm_cli.store.checkpoint import (
     AVERAGE_FOLDER,
+    FAKE_FOLDER,
     OLD_FOLDER,
     OPTIMIZER_FILE,
     TrainerState,
@@ -218,9 +220,13 @@ def gather_data(
         rewards = {name: scorer.reward for name, scorer in loaded.items()}
     check_images(run.layout, run.config)
     pairs, teacher = find_pairs(run.config, model), find_teacher(run.config, model, run.all_prompts())
-    return gather_iteration(
+    data = gather_iteration(
         model, rollout, advantages, run.config, processes, rewards=rewards, pairs=pairs, teacher=teacher
     )
+    if teacher is None or not run.config.matching.weight:
+        return data
+    fake = open_fake_score(run, teacher, rollout.manifest.iteration)
+    return dataclasses.replace(data, matching=start_matching(run.config, rollout, fake))
 
 
 def run_updates(run: Run, opened: OpenIteration) -> Generator[Event, None, UpdatesDone]:
@@ -400,7 +406,7 @@ def publish_iteration(run: Run, opened: OpenIteration, measured: UpdatesDone, cl
         publish_checkpoint(
             run.layout,
             checkpoint,
-            write_weights=lambda folder: write_weights(student.model, averages, folder),
+            write_weights=lambda folder: write_weights(student.model, averages, folder, opened.data.matching),
             model_digest=student.model.digest,
             optimizer=optimizer_tensors(student.optimizer, student.parameters),
             optimizer_steps=steps,
@@ -463,9 +469,16 @@ def move_old(run: Run, student: Student, steps: int) -> Mapping[str, Tensor] | N
     return average_weights(student.old, student.parameters, share) if share else None
 
 
-def write_weights(model: LatentModel, averages: Mapping[str, Mapping[str, Tensor] | None], folder: Path) -> None:
+def write_weights(
+    model: LatentModel,
+    averages: Mapping[str, Mapping[str, Tensor] | None],
+    folder: Path,
+    matching: Matching | None = None,
+) -> None:
     """Write a checkpoint's weights and, where some are kept, averages of them: folder → weights by name."""
     model.trained.save(model, folder)
+    if matching is not None:
+        save_fake_score(matching.fake, folder / FAKE_FOLDER)
     for name, average in averages.items():
         if average is not None:
             with exchanged_weights(model.trained.parameters(model), average):

@@ -5,6 +5,7 @@ pytorch_lora_weights.safetensors   as diffusers writes and reads it, with the al
 ema/                               the same of the weights' moving average, where one is kept; not in checkpoint 0
 old/                               the same of the policy that draws with this checkpoint, where it is not the trained
                                    one: an average of the weights that an objective compares with
+fake/                              LoRA and optimizer of the teacher's second score, where distribution is matched
 optimizer.safetensors              Adam's moments; one metadata key
 prompt_statistics.json             component → prompt → newest rewards
 trainer.json                       `TrainerState`
@@ -46,6 +47,7 @@ DENOISER_FILES = tuple(f"{name}/diffusion_pytorch_model.safetensors" for name in
 WEIGHT_FILES = (LORA_FILE, *DENOISER_FILES)
 AVERAGE_FOLDER = "ema"
 OLD_FOLDER = "old"
+FAKE_FOLDER = "fake"
 OPTIMIZER_FILE = "optimizer.safetensors"
 STATISTICS_FILE = "prompt_statistics.json"
 TRAINER_FILE = "trainer.json"
@@ -105,17 +107,11 @@ def publish_checkpoint(
     What else it puts there is of the checkpoint too. Where another process published it first, that one stays: the
     same plan gives the same content. Raises `MissingFileError` where the run directory is gone.
     """
-    import safetensors.torch  # here: whoever reads receipts and metrics does not wait for torch
-
     path, run = layout.checkpoint(number), read_run_identity(layout)
     with publish_folder(path) as folder:
         with explain_safetensors():
             write_weights(folder)
-            safetensors.torch.save_file(
-                {name: tensor.detach().cpu().contiguous() for name, tensor in optimizer.items()},
-                folder / OPTIMIZER_FILE,
-                metadata={METADATA_KEY: canonical_json({"format_version": FORMAT_VERSION})},
-            )
+            write_optimizer(folder, optimizer)
         (folder / STATISTICS_FILE).write_text(canonical_json(statistics), encoding="utf-8")
         files = [file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()]
         digests = {name: _digest(folder / name) for name in files}
@@ -133,6 +129,17 @@ def publish_checkpoint(
         marker = {"format_version": FORMAT_VERSION, "files": digests, "bytes": sizes}
         (folder / MARKER_FILE).write_text(canonical_json(marker), encoding="utf-8")
     return read_trainer_state(layout, number)
+
+
+def write_optimizer(folder: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write an optimizer's tensors into a folder of a checkpoint."""
+    import safetensors.torch
+
+    safetensors.torch.save_file(
+        {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()},
+        folder / OPTIMIZER_FILE,
+        metadata={METADATA_KEY: canonical_json({"format_version": FORMAT_VERSION})},
+    )
 
 
 def read_trainer_state(layout: RunLayout, number: int) -> TrainerState:
@@ -231,7 +238,7 @@ def read_weights(layout: RunLayout, number: int) -> dict[str, Tensor]:
 def read_average(layout: RunLayout, number: int, folder: str = AVERAGE_FOLDER) -> dict[str, Tensor] | None:
     """Read an average of the trained tensors as `read_weights` does; None: the checkpoint has none.
 
-    `folder`: `AVERAGE_FOLDER` or `OLD_FOLDER`.
+    `folder`: `AVERAGE_FOLDER`, `OLD_FOLDER`, or `FAKE_FOLDER`, whose LoRA is the teacher's.
     """
     file = find_checkpoint_weights(layout.checkpoint(number) / folder)
     return read_safetensors(file) if file else None
@@ -249,11 +256,14 @@ def find_drawing_digest(layout: RunLayout, state: TrainerState) -> str:
     return read_marker(layout, state.number).files[file.relative_to(path).as_posix()]
 
 
-def read_optimizer(layout: RunLayout, number: int) -> dict[str, Tensor]:
-    """Read the optimizer's tensors of a checkpoint. Raises `CorruptFileError` where they are not as published."""
-    path = layout.checkpoint(number)
-    _check_files(path, read_marker(layout, number), [OPTIMIZER_FILE])
-    return read_safetensors(path / OPTIMIZER_FILE)
+def read_optimizer(layout: RunLayout, number: int, folder: str = "") -> dict[str, Tensor]:
+    """Read the optimizer's tensors of a checkpoint, or of a folder in it.
+
+    Raises `CorruptFileError` where they are not as published.
+    """
+    path, file = layout.checkpoint(number), (PurePosixPath(folder) / OPTIMIZER_FILE).as_posix()
+    _check_files(path, read_marker(layout, number), [file])
+    return read_safetensors(path / file)
 
 
 def read_statistics(layout: RunLayout, number: int) -> dict[str, PromptStatistics]:

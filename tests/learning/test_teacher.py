@@ -12,6 +12,7 @@ import pytest
 import torch
 from model_helpers import edit_json, load_tiny, shake_lora
 from phase_runs import fingerprint, finish, make_config, make_loop, prepare
+from teacher_pipelines import build_teacher
 from torch import Tensor
 
 from rlcm_cli.config import Config, override_config
@@ -62,6 +63,7 @@ class TestToy:
             sampler=SimpleNamespace(levels="alpha_bar"),
             alphas_cumprod=self.LEVELS,
             prediction_type="epsilon",
+            attached=None,
             device=torch.device("cpu"),
         )
 
@@ -71,7 +73,6 @@ class TestToy:
         latents, shift = torch.randn(2, 4, 4, 3, 3, dtype=torch.float64, generator=generator)
         teacher = Teacher(
             self.toy(torch.tensor(0.7, dtype=torch.float64)),
-            False,
             2.0,
             3.0,
             self.TIMES,
@@ -122,31 +123,7 @@ def taught(folder: Path, weight: float = 0.5, source: str | Path = "base", **sec
 
 @pytest.fixture(scope="module")
 def teacher_folder(tiny_lcm, tmp_path_factory):
-    """A pipeline of the same parts but for its denoiser, which knows no guidance embedding: as one not distilled."""
-    from diffusers import AutoencoderTiny, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-    from transformers import CLIPTextModel, CLIPTokenizer
-
-    torch.manual_seed(7)
-    folder = tmp_path_factory.mktemp("teacher") / "teacher"
-    settings = UNet2DConditionModel.load_config(tiny_lcm, subfolder="unet")
-    StableDiffusionPipeline(
-        vae=AutoencoderTiny.from_pretrained(tiny_lcm, subfolder="vae"),
-        text_encoder=CLIPTextModel.from_pretrained(tiny_lcm, subfolder="text_encoder"),
-        tokenizer=CLIPTokenizer.from_pretrained(tiny_lcm, subfolder="tokenizer"),
-        unet=UNet2DConditionModel.from_config({**settings, "time_cond_proj_dim": None}),
-        scheduler=DDIMScheduler(
-            beta_start=0.00085,
-            beta_end=0.012,
-            beta_schedule="scaled_linear",
-            clip_sample=False,
-            set_alpha_to_one=False,
-            steps_offset=1,
-        ),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    ).save_pretrained(folder)
-    return folder
+    return build_teacher(tmp_path_factory.mktemp("teacher") / "teacher", tiny_lcm)
 
 
 @pytest.fixture(scope="module")
@@ -342,8 +319,11 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("settings", "line"),
         [
-            ({"source": "emoji-diffusion"}, "teacher.source has no effect while teacher.weight is 0"),
-            ({"guidance_scale": 3.0}, "teacher.guidance_scale has no effect while teacher.weight is 0"),
+            (
+                {"source": "emoji-diffusion"},
+                r"\[teacher\] has no effect while teacher.weight and matching.weight are 0",
+            ),
+            ({"guidance_scale": 3.0}, r"\[teacher\] has no effect while teacher.weight and matching.weight are 0"),
             ({"weight": 1.0, "revision": "main"}, "teacher.revision is of a hub id, and teacher.source is base"),
         ],
     )

@@ -6,7 +6,8 @@ import pytest
 import torch
 from phase_runs import make_config
 
-from rlcm_cli.learning.update import sum_gradients, weigh_samples
+from rlcm_cli.learning.optimizer import sum_gradients
+from rlcm_cli.learning.update import weigh_samples
 from rlcm_cli.processes.job import Processes
 
 ADVANTAGES = torch.tensor([-3.0, 0.5, 20.0])

@@ -46,6 +46,8 @@ LEARNING_CHARTS = (
     Metric("last_step_reward", "Reward of the last step", "Of the images that rewards are back-propagated through."),
     Metric("teacher_distance", "Distance from the teacher", "Of the predicted images, mean squared, as latents."),
     Metric("last_teacher_distance", "Distance from the teacher, last calls", "Those that rewards go back through."),
+    Metric("matching_distance", "Difference of the two scores", "As latents; distribution matching makes it small."),
+    Metric("fake_score_loss", "Loss of the second score", "Of denoising the policy's images."),
     Metric("pretraining_loss", "Pretraining loss", "On the real images."),
     Metric("loss_scale_backoffs", "Loss-scale reductions", "Each drops an update that overflowed in 16 bits."),
 )

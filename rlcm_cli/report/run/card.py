@@ -49,6 +49,7 @@ SETTINGS: Mapping[str, Sequence[str]] = {
     "lora": ("rank", "alpha", "target_modules"),
     "last_step": ("mode",),
     "teacher": ("source", "weight"),
+    "matching": ("weight", "calls"),
     "pretraining": ("source",),
 }
 """The settings that a reader of the card looks for; empty: all of their table."""
