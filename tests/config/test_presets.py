@@ -37,7 +37,7 @@ def test_each_experiment_of_the_papers_has_a_preset():
         *("ddpo-compression", "ddpo-incompression", "ddpo-aesthetic", "ddpo-alignment"),
         *("rwr-compression", "rwr-sparse-compression", "rebel-compression", "rebel-aesthetic"),
         *("grpo-hps", "pinterest-imagereward", "draft", "nft", "awm", "pso"),
-        *("flow-grpo", "flow-grpo-fast", "mixgrpo", "grpo-guard", "dppo"),
+        *("flow-grpo", "flow-grpo-fast", "mixgrpo", "grpo-guard", "dppo", "rtdmd"),
     } == set(task_names())
 
 
@@ -159,6 +159,21 @@ def test_flow_matching_as_published(task):
     )
     assert (preset.advantage_kind, sampler.kind, train.max_grad_norm) == ("group", "flow", 1.0)
     assert sample.samples / train.minibatch_size == (4 if task == "mixgrpo" else 2)  # optimizer steps an iteration
+
+
+def test_rtdmd_as_published():
+    preset = published("rtdmd")
+    train, matching = preset.train, preset.matching
+    assert (preset.sampler.noise, preset.sampler.eta, preset.sampler.sigmas) == ("cps", 0.9, (1.0, 0.75, 0.5, 0.25))
+    assert (preset.sample.steps, preset.sample.group_size, preset.sample.guidance_scale) == (4, 24, 1.0)
+    assert (preset.advantage_kind, train.deviation, train.trained_actions(3)) == ("group", "batch", 2)
+    assert (preset.lora.rank, preset.lora.alpha, train.learning_rate, train.kl_weight) == (32, 64, 3e-6, 0)
+    assert (matching.weight, matching.calls, matching.times) == (1e-3, "last", "logit-normal")
+    assert (matching.learning_rate, matching.steps, preset.teacher.guidance_scale) == (1e-6, 1, 4.0)
+    assert (preset.last_step.mode, preset.last_step.calls) == ("backprop", 1)
+    sigmas = torch.tensor([1, 0.75, 0.5, 0.25, 0], dtype=torch.float64)
+    std = flow_schedule(sigmas, torch.full((4,), 0.9, dtype=torch.float64), "cps").std[:3]
+    assert (1e-5 / (2 * std**2)).tolist() == pytest.approx([9.1e-6, 2.05e-5, 8.2e-5], rel=0.01)
 
 
 def test_windows_as_published():

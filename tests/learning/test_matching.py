@@ -7,11 +7,14 @@ from typing import Any
 
 import pytest
 import torch
+from family_runs import describe_family_run
 from model_helpers import load_tiny, shake_lora
 from phase_runs import fingerprint, finish, make_config, make_loop, prepare
 from teacher_pipelines import build_teacher
+from tiny_sana import build_sana
 from torch import Tensor
 
+from rlcm_cli.cli.app import main
 from rlcm_cli.config import Config, override_config
 from rlcm_cli.errors import ConfigError
 from rlcm_cli.learning import matching as module
@@ -25,6 +28,7 @@ from rlcm_cli.phases.score import load_scorers
 from rlcm_cli.runs.policy import load_policy_model, start_run
 from rlcm_cli.runs.teacher import find_teacher
 from rlcm_cli.store.checkpoint import read_trainer_state
+from rlcm_cli.store.layout import RunLayout
 from rlcm_cli.store.metrics import read_metrics
 
 SAMPLES = 8
@@ -162,6 +166,19 @@ def test_it_resumes_to_the_byte(tiny_lcm, teacher_folder, tmp_path):
     assert {name: one[name] for name in same} == {name: other[name] for name in same}
     assert {f"checkpoints/000003/fake/{name}.safetensors" for name in ("optimizer", "pytorch_lora_weights")} <= {*same}
     assert all(row.measured["matching_distance"] > 0 for row in read_metrics(straight.layout))
+
+
+def test_a_flow_matching_model_learns_by_both_terms(tmp_path):
+    """Matching, and the teacher's images as targets, from a teacher that is guided where the policy is not."""
+    pipelines = [build_sana(tmp_path / name) for name in ("sana", "teacher")]
+    options = describe_family_run(tmp_path, pipelines[0], load_tiny(pipelines[0]))
+    values = {"teacher.source": pipelines[1], "teacher.guidance_scale": 3.0, "teacher.weight": 0.1}
+    settings = [f"--set={key}={value}" for key, value in {**values, "matching.weight": 0.1}.items()]
+    with pytest.raises(SystemExit) as leaving:
+        main(["loop", "--no-cache", "--quiet", *map(str, options), *settings, f"--run={tmp_path / 'run'}"])
+    assert not leaving.value.code
+    (row,) = read_metrics(RunLayout(tmp_path / "run"))
+    assert min(row.measured[name] for name in ("teacher_distance", "matching_distance", "fake_score_loss")) > 0
 
 
 class TestRefusals:

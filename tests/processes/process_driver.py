@@ -36,6 +36,7 @@ CASES = {
     "grpo": (MODEL, {"sample": GROUPS, "objective": {"kind": "grpo"}, "train": {"advantages": "leave-one-out"}}),
     "rebel": (MODEL, {"sample": GROUPS, "objective": {"kind": "rebel", "rebel_lr": 10.0}}),
     "rwr": (MODEL, {"sample": GROUPS, "objective": {"kind": "rwr"}}),
+    "teacher": (MODEL, {"sample": GROUPS, "teacher": {"weight": 0.1}}),
     "backprop": (MODEL, {"last_step": {"mode": "backprop"}, "reward": "brightness"}),
     "pretraining": (
         PLAIN,

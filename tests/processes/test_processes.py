@@ -74,8 +74,11 @@ def driven(tiny_lcm, pictures, tmp_path_factory):
     return json.loads(leader.out), folder
 
 
+CASES = ["ppo", "grpo", "rebel", "rwr", "teacher", "backprop", "pretraining", "one transition"]
+
+
 class TestTwoProcesses:
-    @pytest.mark.parametrize("case", ["ppo", "grpo", "rebel", "rwr", "backprop", "pretraining", "one transition"])
+    @pytest.mark.parametrize("case", CASES)
     def test_have_the_gradient_of_one(self, driven, case):
         found = driven[0][case]
         assert found["difference"] <= 1e-6
