@@ -4,13 +4,14 @@
 pictures ─▶ autoencoder ─▶ latents ─┼▶ teacher ─▶ trajectories ─▶ student ───┴▶ folders ─▶ evaluation ─▶ cards
             text encoder ─▶ captions ┘
 
-What is in `stages/` is taken from there, unless with `--from-nothing`.
+Tokenizer, text encoder and autoencoder are those of the embedded pipeline, unless with `--from-nothing`.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -85,8 +86,8 @@ class Settings:
     decoder: Training = Training(4000, 16, 1e-3)
     text_encoder: Training = Training(1000, 64, 3e-3)
     teacher: Training = Training(8000, 64, 1e-3)
-    trajectories: int = 14_000
-    student: Training = Training(4500, 32, 1e-3)
+    trajectories: int = 20_000
+    student: Training = Training(4500, 64, 1e-3)
     classifier: Training = Training(1500, 64, 2e-3)
 
 
@@ -96,7 +97,7 @@ class Build:
 
     work: Path
     device: torch.device
-    stages: Path | None = paths.STAGES
+    finished: Path | None = paths.EMBEDDED
     settings: Settings = field(default_factory=Settings)
     checkpoint_seconds: float = 120.0
 
@@ -109,12 +110,12 @@ class Build:
     def _loop(self, name: str, training: Training) -> Loop:
         return Loop(name, training.steps, self.work, self.log, self.checkpoint_seconds)
 
-    def _take(self, name: str) -> bool:
-        """Copy the output of a stage that is finished, and return whether there is one."""
-        if self.stages is None or not (self.stages / name).exists():
+    def _take(self, part: str, folder: Path) -> bool:
+        """Copy a part of the finished pipeline as the output of a stage, and return whether there is one."""
+        if self.finished is None:
             return False
-        copy_folder(self.stages / name, self.work / name)
-        self.log(f"{name}: taken from {self.stages}")
+        copy_folder(self.finished / part, folder)
+        self.log(f"{folder.name}: {part} of {self.finished.name}")
         return True
 
     def pictures(self) -> Pictures:
@@ -143,7 +144,7 @@ class Build:
     def autoencoder(self) -> AutoencoderDC:
         """Train the autoencoder."""
         folder = self.work / "autoencoder"
-        if not folder.exists() and not self._take(folder.name):
+        if not folder.exists() and not self._take("vae", folder):
             how = self.settings.autoencoder
             model = train_autoencoder(
                 self.pictures(),
@@ -169,7 +170,7 @@ class Build:
     def decoder(self) -> AutoencoderDC:
         """Train the decoder further, now that the latents are fixed; return the autoencoder with it."""
         folder = self.work / "decoder"
-        if not folder.exists() and not self._take(folder.name):
+        if not folder.exists() and not self._take("vae", folder):
             how = self.settings.decoder
             model = train_decoder(
                 self.autoencoder(),
@@ -193,14 +194,14 @@ class Build:
     def tokenizer(self) -> GemmaTokenizer:
         """Train the tokenizer, once: ties between merges fall differently from one training to the next."""
         folder = self.work / "tokenizer"
-        if not folder.exists() and not self._take(folder.name):
+        if not folder.exists() and not self._take(folder.name, folder):
             replace_folder(folder, new_tokenizer().save_pretrained)
         return GemmaTokenizer.from_pretrained(folder)
 
     def text_encoder(self) -> Gemma2Model:
         """Train the text encoder."""
         folder = self.work / "text_encoder"
-        if not folder.exists() and not self._take(folder.name):
+        if not folder.exists() and not self._take(folder.name, folder):
             how = self.settings.text_encoder
             model = train_text_encoder(
                 self.tokenizer(),
@@ -324,6 +325,17 @@ class Build:
         """Write the README of the two pipelines."""
         card.write_cards(self.work)
 
+    def install(self) -> None:
+        """Put what was made in its places in the repository."""
+        for name, place in (
+            (evaluate.STUDENT, paths.EMBEDDED),
+            (evaluate.TEACHER, paths.EMBEDDED.with_name(evaluate.TEACHER)),
+            ("classifier", paths.RECIPE / "classifier"),
+        ):
+            copy_folder(self.work / name, place)
+        for file in (self.work / "evaluation.json", *self.work.glob("*.png")):
+            shutil.copyfile(file, paths.RECIPE / file.name)
+
     def run(self, stages: Sequence[str]) -> None:
         """Do stages by name, and log how long each took."""
         self.work.mkdir(parents=True, exist_ok=True)
@@ -357,13 +369,16 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=paths.WORK, help="folder for downloads and intermediate results")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--from-nothing", action="store_true", help="train the stages in stages/ too")
+    parser.add_argument("--from-nothing", action="store_true", help="train tokenizer, text encoder and autoencoder too")
     parser.add_argument("--until", choices=STAGES, default=STAGES[-1], help="the last stage to do")
+    parser.add_argument("--install", action="store_true", help="at the end, replace what the repository holds")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    stages = None if arguments.from_nothing else paths.STAGES
-    build = Build(arguments.work, torch.device(arguments.device), stages)
+    finished = None if arguments.from_nothing else paths.EMBEDDED
+    build = Build(arguments.work, torch.device(arguments.device), finished)
     build.run(STAGES[: STAGES.index(arguments.until) + 1])
+    if arguments.install:
+        build.install()
 
 
 if __name__ == "__main__":

@@ -7,5 +7,5 @@ from pathlib import Path
 RECIPE = Path(__file__).resolve().parent
 ROOT = RECIPE.parents[1]
 WORK = ROOT / "build" / "emoji_sprint"
-STAGES = RECIPE / "stages"
-"""Finished stages that a build begins with, such as `text_encoder/`."""
+EMBEDDED = ROOT / "rlcm_cli" / "models" / "embedded" / "emoji-sprint"
+"""The finished pipeline, whose tokenizer, text encoder and autoencoder a build begins with."""

@@ -23,7 +23,8 @@ from rlcm_cli.runs.policy import load_policy_model
 from rlcm_cli.runs.run import Run, open_run
 from rlcm_cli.store.evaluations import Evaluation, read_evaluation
 
-CLASSIFIER = Path(__file__).parents[1] / "emoji_lcm" / "classifier"
+CLASSIFIERS = {64: "emoji_lcm", 96: "emoji_sprint"}
+"""The recipe whose evaluation classifier is made for pictures of so many pixels a side."""
 
 
 def run_loop(task: str, seed: int, folder: Path, extra: list[str]) -> float:
@@ -75,7 +76,8 @@ def named_label_wins(images: Tensor, prompts: list[str]) -> Tensor:
     """Tell of each image whether the label that its prompt names is the classifier's first choice, bool [B]."""
     from transformers import AutoModelForImageClassification
 
-    model = AutoModelForImageClassification.from_pretrained(CLASSIFIER).eval()
+    folder = Path(__file__).parents[1] / CLASSIFIERS[images.shape[-1]] / "classifier"
+    model = AutoModelForImageClassification.from_pretrained(folder).eval()
     with torch.no_grad():
         logits = torch.cat([model(part.float() / 127.5 - 1).logits for part in images.split(64)])
     found = [model.config.id2label[index] for index in logits.argmax(1).tolist()]

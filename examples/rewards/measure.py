@@ -1,6 +1,7 @@
-"""Train the embedded model for rewards, and measure on held-out seeds and prompts what became of them.
+"""Train an embedded model for rewards, and measure on held-out seeds and prompts what became of them.
 
     python -m examples.rewards.measure alignment mirror two_rewards --seed 401 --seed 402 --seed 403
+    python -m examples.rewards.measure compression mirror --model emoji-sprint --seed 401 --seed 402 --seed 403
 
 Each run is `rlcm loop` as a user would start it; the images are those of its first and last evaluation. The
 standard error is that of the mean difference of the image pairs (same prompt, same seed, before and after). The
@@ -20,6 +21,7 @@ from torch import Tensor
 
 from examples.frontier.measure import recognised, run_loop
 from rlcm_cli.config import Config
+from rlcm_cli.models.embedded import EMBEDDED
 from rlcm_cli.runs.hacking import find_hacking, trained_progress
 from rlcm_cli.runs.run import open_run
 from rlcm_cli.store.evaluations import Evaluation, read_evaluation
@@ -30,6 +32,8 @@ OF_45_PROMPTS = ["--set", "evaluate.images_per_prompt=32", "--set", "prompts.hel
 """1,440 images a run, 448 of them of the 14 prompts that are kept out of training; of `alignment` 1,440 and 480."""
 
 RUNS: dict[str, tuple[str, list[str]]] = {
+    "compression": ("compression", OF_45_PROMPTS),
+    "incompression": ("incompression", OF_45_PROMPTS),
     "alignment": (
         "prompt_image_alignment",
         ["--monitor", "emoji_clip", "--set", "evaluate.images_per_prompt=12"],
@@ -138,6 +142,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", nargs="+", choices=RUNS)
     parser.add_argument("--seed", action="append", type=int, required=True)
+    parser.add_argument("--model", choices=EMBEDDED, default="emoji-lcm")
     parser.add_argument("--out", type=Path, default=Path("runs/rewards"))
     arguments = parser.parse_args()
 
@@ -146,7 +151,7 @@ def main() -> None:
         task, options = RUNS[run]
         for seed in arguments.seed:
             folder = arguments.out / f"{run}-{seed}"
-            seconds = run_loop(task, seed, folder, options)
+            seconds = run_loop(task, seed, folder, [*options, "--model", arguments.model])
             # Read again: several of these may run side by side.
             results = json.loads(path.read_text()) if path.exists() else {}
             results[f"{run}, seed {seed}"] = {"seconds": seconds, **measure_run(folder)}

@@ -24,7 +24,12 @@ if TYPE_CHECKING:
     from rlcm_cli.report.trackers import RunTrackers
     from rlcm_cli.runs.run import Run
 
-PAPERS_MODELS = {"emoji-lcm": "SimianLuo/LCM_Dreamshaper_v7", "emoji-diffusion": "CompVis/stable-diffusion-v1-4"}
+FULL_SIZE = {
+    "emoji-lcm": "SimianLuo/LCM_Dreamshaper_v7",
+    "emoji-diffusion": "CompVis/stable-diffusion-v1-4",
+    "emoji-sprint": "Efficient-Large-Model/Sana_Sprint_0.6B_1024px_diffusers",
+    "emoji-sana": "Efficient-Large-Model/Sana_1600M_1024px_BF16_diffusers",
+}
 """What each embedded model stands for."""
 SETTINGS = (
     "prompts.source", "monitor.rewards", "monitor.on_hacking", "model.name", "sampler.kind", "objective.kind",
@@ -166,11 +171,11 @@ def describe_start(started: StartedLoop, named: str, *, names_rewards: bool) -> 
 
 
 def device_line(model: str, device: str) -> str:
-    """Name the device, and the papers' model where a GPU is idle under a laptop's model."""
-    if device.startswith(("cuda", "mps")) and model in PAPERS_MODELS:
+    """Name the device, and a larger model where a GPU is idle under a laptop's model."""
+    if device.startswith(("cuda", "mps")) and model in FULL_SIZE:
         return (
-            f"device {device}: there is a GPU, so you could train the papers' model with --model "
-            f"{PAPERS_MODELS[model]}; {model} is for trying things out"
+            f"device {device}: there is a GPU, so you could train a model of full size with --model "
+            f"{FULL_SIZE[model]}; {model} is for trying things out"
         )
     return f"device {device}"
 

@@ -20,7 +20,7 @@ from rlcm_cli.sections import NonNegativeFloat, PositiveFloat, PositiveInt, Quan
 from rlcm_cli.wording import shorten
 
 EMBEDDED_MODEL = "emoji-lcm"
-EMBEDDED_MODELS = (EMBEDDED_MODEL, "emoji-diffusion")
+EMBEDDED_MODELS = (EMBEDDED_MODEL, "emoji-diffusion", "emoji-sprint", "emoji-sana")
 
 Combination = Literal["normalised", "sum"]
 """How several rewards become one advantage: each is normalised by its prompt's statistics and then weighted, so that
@@ -56,7 +56,7 @@ class ModelSettings(Section):
     """The pipeline that is fine-tuned."""
 
     name: str = EMBEDDED_MODEL
-    """The embedded `emoji-lcm` or `emoji-diffusion`, a local diffusers pipeline folder, or a hub id."""
+    """An embedded model (`EMBEDDED_MODELS`), a local diffusers pipeline folder, or a hub id."""
     revision: str | None = None
     """Branch, tag or commit of a hub id."""
     commit: str | None = None

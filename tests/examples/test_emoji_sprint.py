@@ -8,6 +8,7 @@ from itertools import pairwise
 import pytest
 import torch
 from diffusers import SanaPipeline, SanaSprintPipeline
+from safetensors.torch import load_file
 from transformers import AutoModelForImageClassification
 
 from examples.emoji_lcm.classifiers import new_evaluation_classifier, save_classifier
@@ -23,6 +24,7 @@ from examples.emoji_sprint.pipelines import (
     new_student_pipeline,
     new_teacher_pipeline,
     new_transformer,
+    round_weights,
     save_pipeline,
 )
 from examples.emoji_sprint.student import guess, level_of, new_student
@@ -263,7 +265,7 @@ def test_a_picture_gets_the_captions_of_its_subject_and_colour():
 
 def build(work, **settings):
     work.mkdir(exist_ok=True)
-    return Build(work, torch.device("cpu"), stages=None, settings=TINY, checkpoint_seconds=0, **settings)
+    return Build(work, torch.device("cpu"), finished=None, settings=TINY, checkpoint_seconds=0, **settings)
 
 
 class Killed(BaseException):
@@ -312,13 +314,18 @@ def test_what_is_there_is_not_made_again(undisturbed):
     assert {path: path.stat().st_mtime_ns for path in undisturbed.rglob("*.safetensors")} == before
 
 
-def test_finished_stages_are_taken_instead_of_trained(undisturbed, tmp_path):
+def test_finished_parts_are_taken_instead_of_trained(undisturbed, tmp_path):
     fill(tmp_path)
-    begun = Build(tmp_path, torch.device("cpu"), stages=undisturbed, settings=TINY)
-    begun.run(["tokenizer", "text_encoder", "autoencoder"])
-    for name in ("text_encoder", "autoencoder"):
-        weights = (undisturbed / name).glob("*.safetensors")
-        assert all((tmp_path / name / file.name).read_bytes() == file.read_bytes() for file in weights)
+    finished = tmp_path / "finished"
+    finished.mkdir()
+    parts = {"tokenizer": "tokenizer", "text_encoder": "text_encoder", "decoder": "vae"}
+    for stage, part in parts.items():
+        (finished / part).symlink_to(undisturbed / stage)
+    begun = Build(tmp_path, torch.device("cpu"), finished=finished, settings=TINY)
+    begun.run([*parts, "autoencoder"])
+    for stage, part in (*parts.items(), ("autoencoder", "vae")):
+        weights = (finished / part).glob("*.safetensors")
+        assert all((tmp_path / stage / file.name).read_bytes() == file.read_bytes() for file in weights)
     assert "autoencoder 1" not in (tmp_path / "log.txt").read_text(encoding="utf-8")
 
 
@@ -336,11 +343,22 @@ def test_the_folders_are_plain_pipelines_in_float16(tokenizer, encoder, tmp_path
         pipe = put_together(new_autoencoder(SHAPE), encoder, tokenizer, random_transformer(guidance_embedding=guided))
         save_pipeline(pipe, tmp_path / kind.__name__)
         encoder.float()
+        for part in ("transformer", "vae"):
+            (file,) = (tmp_path / kind.__name__ / part).glob("*.safetensors")
+            assert not any((weight.view(torch.int16) & 3).any() for weight in load_file(file).values())
         loaded = evaluate.load(tmp_path / kind.__name__, kind, torch.device("cpu"))
         assert {part.dtype for part in (loaded.transformer, loaded.vae, loaded.text_encoder)} == {torch.float32}
         images = evaluate.sample(at_own_size(loaded), ["a cat", "a dog"], 7, 2, 3.0)
         assert images.shape == (2, SIZE, SIZE, 3)
         assert (images[0] != images[1]).any()
+
+
+def test_weights_are_rounded_to_the_nearest():
+    module = torch.nn.Linear(64, 64)
+    exact = module.weight.detach().half()
+    round_weights(module)
+    # Half of four last places, of numbers down to 2⁻¹⁴.
+    assert ((module.weight - exact).float().abs() <= 2 * exact.float().abs().clamp(min=2**-14) * 2**-10).all()
 
 
 @pytest.mark.slow

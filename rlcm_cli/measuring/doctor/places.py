@@ -15,7 +15,7 @@ from rlcm_cli.measuring.doctor.finding import Finding, shorten_home
 from rlcm_cli.models.embedded import EMBEDDED
 from rlcm_cli.models.embedded.integrity import find_damaged
 from rlcm_cli.store.cache import cache_folder, stages_folder
-from rlcm_cli.wording import format_size
+from rlcm_cli.wording import format_size, join_words
 
 LITTLE_DISK = 10e9
 SIZE_SECONDS = 1.0
@@ -44,8 +44,8 @@ def check_embedded() -> Finding:
     damaged = find_damaged()
     if damaged:
         advice = "pip install --force-reinstall --no-deps . (in a checkout of rlcm)"
-        return Finding("embedded models", "problem", f"{' and '.join(damaged)}: not as shipped", advice)
-    return Finding("embedded models", "ok", f"{' and '.join(EMBEDDED)}, with the digests that they were shipped with")
+        return Finding("embedded models", "problem", f"{join_words(damaged)}: not as shipped", advice)
+    return Finding("embedded models", "ok", f"{join_words(list(EMBEDDED))}, with the digests that they were shipped with")
 
 
 def check_caches() -> Iterator[Finding]:

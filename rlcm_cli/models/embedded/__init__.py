@@ -9,6 +9,14 @@ from rlcm_cli.recommendation import Recommendation
 EMBEDDED = {
     "emoji-lcm": Recommendation("lcm", steps=4, guidance_scale=4.0, source="its card"),
     "emoji-diffusion": Recommendation("ddim", steps=20, guidance_scale=4.0, source="its card"),
+    "emoji-sprint": Recommendation("scm", steps=4, guidance_scale=4.5, source="its card"),
+    "emoji-sana": Recommendation(
+        "flow",
+        steps=20,
+        guidance_scale=4.5,
+        training={"sampler.noise": "flow-sde", "sampler.eta": 0.7},
+        source="its card",
+    ),
 }
 """How each was found to draw best. The configuration has the names too, in `EMBEDDED_MODELS`."""
 
