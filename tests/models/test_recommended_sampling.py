@@ -20,12 +20,19 @@ from rlcm_cli.recommendation import Recommendation
 from rlcm_cli.samplers import SAMPLERS
 
 
-@pytest.mark.parametrize(("name", "steps", "guidance_scale"), [("emoji-lcm", 4, 4.0), ("emoji-diffusion", 20, 4.0)])
-def test_embedded_models_are_drawn_as_their_cards_say(name, steps, guidance_scale):
+@pytest.mark.parametrize(
+    ("name", "steps", "guidance_scale", "eta"),
+    [
+        ("emoji-lcm", 4, 4.0, 1.0),
+        ("emoji-diffusion", 20, 4.0, 0.0),
+        ("emoji-sprint", 4, 4.5, 1.0),
+        ("emoji-sana", 20, 4.5, 0.0),
+    ],
+)
+def test_embedded_models_are_drawn_as_their_cards_say(name, steps, guidance_scale, eta):
     found = recommend(name, revision=None)
     assert (found.steps, found.guidance_scale) == (steps, guidance_scale)
-    settings = SAMPLERS[found.sampler].drawing_settings().model_dump()
-    assert settings["eta"] == (0.0 if name == "emoji-diffusion" else 1.0)
+    assert SAMPLERS[found.sampler].drawing_settings().model_dump()["eta"] == eta
 
 
 @pytest.mark.parametrize(

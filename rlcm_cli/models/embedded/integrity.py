@@ -11,6 +11,8 @@ from rlcm_cli.models.embedded import EMBEDDED, embedded_folder
 SHIPPED = {
     "emoji-lcm": "a3798968ef928f5e1148988ca45214f8ff0dc4342ab22f3cd7299cf7ff5d867f",
     "emoji-diffusion": "980e1b5747bba792fd6aa2613a6580f05de41f9160b72d2d6fedf6fbd11343f4",
+    "emoji-sprint": "8e044c4dfaf81bd4e28015067b02e41a2a4991fc688eee2b34ed026f69e4c958",
+    "emoji-sana": "8e50409dca87e8c25001cdcd87bc2ee2ee0850abcad40246b2fc582e9843bb88",
 }
 """SHA-256 of what a pipeline is loaded from, as `digest_folder` gives it."""
 
