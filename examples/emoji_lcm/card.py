@@ -97,14 +97,17 @@ def choice_table(figures: dict[str, dict[str, float]]) -> str:
     return _table(["guidance", *figures], rows)
 
 
-def data_section() -> str:
-    """Tell what the generator was trained on."""
+ANYWHERE = "mirrored or not, scaled to 0.6–1.0 of the canvas, shifted a little"
+
+
+def data_section(placed: str = ANYWHERE) -> str:
+    """Tell what a generator was trained on; `placed`: how drawings lie on the canvas."""
     return f"""## Data
 
 {style_table(GENERATOR_STYLES)}
 
 The packages are Iconify's repackaging of the emoji sets as SVG. Each drawing is trimmed to its drawn part,
-mirrored or not, scaled to 0.6–1.0 of the canvas, shifted a little, turned slightly in hue, and laid on white or
+{placed}, turned slightly in hue, and laid on white or
 on one of eight plain colours. One subject × colour pair in six is kept out of training (`is_held_out` in
 `examples/emoji_lcm/subjects.py`).
 
