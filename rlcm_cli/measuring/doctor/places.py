@@ -45,7 +45,8 @@ def check_embedded() -> Finding:
     if damaged:
         advice = "pip install --force-reinstall --no-deps . (in a checkout of rlcm)"
         return Finding("embedded models", "problem", f"{join_words(damaged)}: not as shipped", advice)
-    return Finding("embedded models", "ok", f"{join_words(list(EMBEDDED))}, with the digests that they were shipped with")
+    found = f"{join_words(list(EMBEDDED))}, with the digests that they were shipped with"
+    return Finding("embedded models", "ok", found)
 
 
 def check_caches() -> Iterator[Finding]:
