@@ -369,9 +369,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=paths.WORK, help="folder for downloads and intermediate results")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
-    parser.add_argument(
-        "--from-nothing", action="store_true", help="train what is taken from the pipeline too"
-    )
+    parser.add_argument("--from-nothing", action="store_true", help="train what is taken from the pipeline too")
     parser.add_argument("--until", choices=STAGES, default=STAGES[-1], help="the last stage to do")
     parser.add_argument("--install", action="store_true", help="at the end, replace what the repository holds")
     arguments = parser.parse_args()

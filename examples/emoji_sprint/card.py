@@ -23,7 +23,6 @@ from examples.emoji_sprint.evaluate import STUDENT, TEACHER, TEACHER_STEPS
 from examples.emoji_sprint.student import LARGEST_GUIDANCE, LEAST_GUIDANCE
 from rlcm_cli.wording import count
 
-
 PLACED = "laid in the middle, 0.75 or 0.9 of the canvas wide or high"
 
 
