@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -88,6 +88,15 @@ class CostEstimated:
 
 
 @dataclass(frozen=True)
+class FilesPruned:
+    """Rollouts and checkpoints of before were removed, because the settings keep fewer."""
+
+    rollouts: Sequence[int]
+    checkpoints: Sequence[int]
+    bytes: int
+
+
+@dataclass(frozen=True)
 class FileWritten:
     """A picture or file for the user."""
 
@@ -104,5 +113,6 @@ Event = (
     | Evaluated
     | HackingFound
     | CostEstimated
+    | FilesPruned
     | FileWritten
 )

@@ -32,6 +32,21 @@ def join_words(words: Sequence[str]) -> str:
     return " and ".join([", ".join(words[:-1]), words[-1]]) if len(words) > 1 else "".join(words)
 
 
+def join_numbers(numbers: Sequence[int]) -> str:
+    """Write ascending whole numbers, those in a row by their first and last.
+
+    >>> join_numbers([0, 1, 2, 5, 7, 8])
+    '0 to 2, 5, 7, 8'
+    """
+    rows: list[list[int]] = []
+    for number in numbers:
+        if rows and number == rows[-1][-1] + 1:
+            rows[-1].append(number)
+        else:
+            rows.append([number])
+    return ", ".join(f"{row[0]} to {row[-1]}" if len(row) > 2 else ", ".join(map(str, row)) for row in rows)
+
+
 def format_duration(seconds: float) -> str:
     """Return a duration with two or three digits, in s, min or h."""
     if seconds < 1:

@@ -15,6 +15,7 @@ from rlcm_cli.wording import (
     format_duration,
     format_gb,
     format_size,
+    join_numbers,
     shorten,
     slug,
 )
@@ -73,6 +74,14 @@ def test_a_long_text_loses_its_middle():
 )
 def test_durations(seconds, text):
     assert format_duration(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("numbers", "text"),
+    [([], ""), ([3], "3"), ([0, 1], "0, 1"), ([0, 1, 2], "0 to 2"), ([1, 3, 4, 5, 9, 10], "1, 3 to 5, 9, 10")],
+)
+def test_numbers_in_a_row_are_named_by_their_ends(numbers, text):
+    assert join_numbers(numbers) == text
 
 
 @pytest.mark.parametrize(

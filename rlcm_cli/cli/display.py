@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Generator, Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from rich.progress import (
@@ -21,7 +21,7 @@ from rlcm_cli.cli.headline import shorten_names
 from rlcm_cli.cli.streams import print_data
 from rlcm_cli.cli.terminal import open_console
 from rlcm_cli.store.metrics import PHASES
-from rlcm_cli.wording import count, format_duration, format_size, to_json_values
+from rlcm_cli.wording import count, format_duration, format_size, join_numbers, join_words, to_json_values
 
 if TYPE_CHECKING:
     from rlcm_cli.cli.live import LiveRun
@@ -131,6 +131,13 @@ class Display:
                     f"{count(iterations, 'iteration')} will take about {format_duration(seconds)} and "
                     f"{format_size(disk_bytes)} of disk"
                 )
+            case events.FilesPruned(rollouts, checkpoints, size):
+                self.say(f"removed {describe_pruned(rollouts, checkpoints)}: {format_size(size)}")
+                self.summary["pruned"] = {
+                    "rollouts": [*rollouts],
+                    "checkpoints": [*checkpoints],
+                    "bytes": size,
+                }
             case events.FileWritten(path, what):
                 self.console.print(f"{path}: {what}", markup=False)
                 self.summary.setdefault("files", []).append(str(path))
@@ -174,6 +181,16 @@ class Display:
             "reward_held_out": event.reward_held_out,
             **event.components,
         }
+
+
+def describe_pruned(rollouts: Sequence[int], checkpoints: Sequence[int]) -> str:
+    """Name what was or will be removed of a run."""
+    parts = [
+        f"{count(len(numbers), noun)} ({join_numbers(numbers)})"
+        for noun, numbers in (("rollout", rollouts), ("checkpoint", checkpoints))
+        if numbers
+    ]
+    return join_words(parts)
 
 
 def describe_iteration(number: int, iterations: int | None, metrics: IterationMetrics) -> str:

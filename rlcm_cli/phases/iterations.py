@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from rlcm_cli.events import Event, HackingFound, IterationTrained, Warned
+from rlcm_cli.events import Event, FilesPruned, HackingFound, IterationTrained, Warned
 from rlcm_cli.learning.signal import describe_rest
 from rlcm_cli.runs.hacking import best_checkpoints, find_hacking, trained_progress
+from rlcm_cli.runs.held_out import HeldOutRewards
+from rlcm_cli.runs.pruning import plan_pruning, prune
 from rlcm_cli.runs.run import Run
 from rlcm_cli.store.checkpoint import latest_checkpoint
 from rlcm_cli.store.metrics import read_metrics
@@ -27,13 +29,15 @@ def run_iterations(
     Between them it is called on each `evaluate.every`-th, where the configuration has one.
 
     `iterate` samples, scores and trains once, and yields the `IterationTrained`. Where a monitored reward falls while
-    the trained one rises, warn, or stop if the configuration says so; the best checkpoint by each monitored reward is
-    never pruned. `prunes`: whether this process removes what is not to be kept.
+    the trained one rises, warn, or stop if the configuration says so; the best checkpoint by each monitored reward and
+    on the fixed images is never pruned. `prunes`: whether this process removes what is not to be kept.
     """
     layout, runtime, monitor, sampling = run.layout, run.config.runtime, run.config.monitor, run.config.sample
     first_iteration = latest_checkpoint(layout)
+    held_out = HeldOutRewards(layout, run.config)
     if prunes:
         note_planned(layout, first_iteration, runtime.iterations)
+        yield from prune_before(run)
     if 0 in layout.checkpoints():
         yield from evaluate(0)
     # Metrics are published before their checkpoint, so that one without it is of an iteration yet to be done.
@@ -64,8 +68,17 @@ def run_iterations(
             prune_rollouts(layout, runtime.keep_rollouts, latest_checkpoint(layout))
         kept = run.config.kept_checkpoints
         if prunes and kept is not None:
-            prune_checkpoints(layout, kept, best_checkpoints(history, monitor, sampling).values())
+            best = {*best_checkpoints(history, monitor, sampling).values(), *held_out.best()}
+            prune_checkpoints(layout, kept, best)
     last = latest_checkpoint(layout)
-    best = best_checkpoints(history, monitor, sampling).values() if alarms else ()
-    for number in sorted({last, *best} & {*layout.checkpoints()} - {0, *drawn}):
+    monitored = best_checkpoints(history, monitor, sampling).values() if alarms else ()
+    for number in sorted({last, *monitored} & {*layout.checkpoints()} - {0, *drawn}):
         yield from evaluate(number)
+
+
+def prune_before(run: Run) -> Iterator[FilesPruned]:
+    """Remove what a run has already and is not to keep, such as of a finished one that is called with other limits."""
+    pruning = plan_pruning(run, run.config.runtime.keep_rollouts, run.config.kept_checkpoints)
+    if pruning.bytes:
+        prune(run.layout, pruning)
+        yield FilesPruned([*pruning.rollouts], [*pruning.checkpoints], pruning.bytes)

@@ -11,6 +11,7 @@ from rlcm_cli.config import Tracker
 from rlcm_cli.events import Event
 from rlcm_cli.processes.worker import Worker
 from rlcm_cli.runs.hacking import best_checkpoints
+from rlcm_cli.runs.held_out import HeldOutRewards
 from rlcm_cli.runs.run import Run, open_run
 from rlcm_cli.store.checkpoint import MARKER_FILE
 from rlcm_cli.store.metrics import read_metrics
@@ -211,6 +212,10 @@ class LoopPublisher:
     _trained: int = -1
     """Newest checkpoint when the store was pruned last."""
     _pruned: set[int] = field(default_factory=set)
+    _held_out: HeldOutRewards = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._held_out = HeldOutRewards(self.run.layout, self.run.config)
 
     def __call__(self) -> None:
         """Publish and prune."""
@@ -238,7 +243,8 @@ class LoopPublisher:
         kept = config.kept_checkpoints
         if kept is None:
             return
-        protected = best_checkpoints(read_metrics(self.run.layout), config.monitor, config.sample).values()
+        monitored = best_checkpoints(read_metrics(self.run.layout), config.monitor, config.sample).values()
+        protected = {*monitored, *self._held_out.best()}
         listed = [number for number in _numbers(remote.store.folders("checkpoints")) if number <= self._trained]
         for number in old_checkpoints(listed, kept, protected):
             remote.remove_checkpoint(number)

@@ -23,7 +23,7 @@ class Evaluation:
     checkpoint: int
     policy_digest: str
     images: np.ndarray
-    """uint8 [B, 3, H, W]."""
+    """uint8 [B, 3, H, W]; [0] where only the rewards were read."""
     prompts: list[str]
     """Prompt of each image."""
     tasks: list[str]
@@ -62,13 +62,14 @@ def publish_evaluation(layout: RunLayout, evaluation: Evaluation) -> None:
     publish_record(layout.evaluation(evaluation.checkpoint), "evaluation", tensors, fields)
 
 
-def read_evaluation(layout: RunLayout, checkpoint: int) -> Evaluation:
+def read_evaluation(layout: RunLayout, checkpoint: int, *, images: bool = True) -> Evaluation:
     """Read the evaluation of a checkpoint, with the rewards that it was given last.
 
-    Raises the errors of `read_arrays`, and `ForeignFileError` for that of another run or checkpoint.
+    `images`: whether its images are needed, which are most of its bytes; they are checked in any case. Raises the
+    errors of `read_arrays`, and `ForeignFileError` for that of another run or checkpoint.
     """
     path = layout.evaluation(checkpoint)
-    arrays, fields = read_arrays(path, "evaluation")
+    arrays, fields = read_arrays(path, "evaluation", left_out=() if images else ("images",))
     check_owner(fields["run"], layout, path)
     if fields["checkpoint"] != checkpoint:
         raise ForeignFileError(
@@ -88,7 +89,7 @@ def read_evaluation(layout: RunLayout, checkpoint: int) -> Evaluation:
     return Evaluation(
         checkpoint=fields["checkpoint"],
         policy_digest=fields["policy_digest"],
-        images=arrays["images"],
+        images=arrays.get("images", np.zeros(0, np.uint8)),
         prompts=[fields["prompts"][index] for index in arrays["prompt_index"].tolist()],
         tasks=[fields["tasks"][index] for index in arrays["task_index"].tolist()],
         seed=arrays["seed"],

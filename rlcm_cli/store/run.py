@@ -50,28 +50,37 @@ def read_versions(layout: RunLayout) -> dict[str, str]:
 
 def prune_rollouts(layout: RunLayout, keep: int, trained: int) -> list[Path]:
     """Remove the shards of trained iterations but the newest `keep`; receipts, rewards and manifests stay."""
-    old = old_rollouts(layout.iterations(), keep, trained)
-    removed = []
-    for iteration in old:
-        for shard in layout.rollout(iteration).glob("shard-*.safetensors"):
-            if receipt_path(shard).exists():
-                removed.append(shard)
+    return remove_rollouts(layout, old_rollouts(layout.iterations(), keep, trained))
+
+
+def prune_checkpoints(layout: RunLayout, keep: int, protected: Collection[int] = ()) -> list[Path]:
+    """Remove all checkpoints but the first, which is the start, the newest `keep`, and the protected ones."""
+    return remove_checkpoints(layout, old_checkpoints(layout.checkpoints(), keep, protected))
+
+
+def remove_rollouts(layout: RunLayout, iterations: Sequence[int]) -> list[Path]:
+    """Remove the shards of iterations; return their paths. Receipts, rewards and manifests stay."""
+    removed = [shard for iteration in iterations for shard in stored_shards(layout, iteration)]
     if removed:
-        _note_pruned(layout, rollouts=old)
+        note_pruned(layout, rollouts=iterations)
     for shard in removed:
         shard.unlink(missing_ok=True)
     return removed
 
 
-def prune_checkpoints(layout: RunLayout, keep: int, protected: Collection[int] = ()) -> list[Path]:
-    """Remove all checkpoints but the first, which is the start, the newest `keep`, and the protected ones."""
-    old = old_checkpoints(layout.checkpoints(), keep, protected)
-    if old:
-        _note_pruned(layout, checkpoints=old)
-    removed = [layout.checkpoint(number) for number in old]
+def remove_checkpoints(layout: RunLayout, numbers: Sequence[int]) -> list[Path]:
+    """Remove checkpoints; return the paths of their folders."""
+    if numbers:
+        note_pruned(layout, checkpoints=numbers)
+    removed = [layout.checkpoint(number) for number in numbers]
     for folder in removed:
         remove_folder(folder)
     return removed
+
+
+def stored_shards(layout: RunLayout, iteration: int) -> list[Path]:
+    """List the published shards of an iteration that were not removed."""
+    return [shard for shard in layout.rollout(iteration).glob("shard-*.safetensors") if receipt_path(shard).exists()]
 
 
 def read_pruned(layout: RunLayout) -> Pruned:
@@ -81,7 +90,7 @@ def read_pruned(layout: RunLayout) -> Pruned:
     return read_object(layout.pruned, Pruned, "list of what was pruned")
 
 
-def _note_pruned(layout: RunLayout, rollouts: Sequence[int] = (), checkpoints: Sequence[int] = ()) -> None:
+def note_pruned(layout: RunLayout, rollouts: Sequence[int] = (), checkpoints: Sequence[int] = ()) -> None:
     """Add to the list before anything is removed, so that a process that dies leaves nothing unexplained."""
     before = read_pruned(layout)
     pruned = Pruned(

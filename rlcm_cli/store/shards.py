@@ -177,15 +177,18 @@ def read_record(path: Path, kind: Kind) -> tuple[dict[str, Tensor], dict[str, An
 
 
 def read_arrays(
-    path: Path, kind: Kind, names: Collection[str] | None = None
+    path: Path, kind: Kind, names: Collection[str] | None = None, *, left_out: Collection[str] = ()
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Read a record as `read_record` does, into NumPy arrays and without torch.
 
-    `names`: the tensors to read, with all indices; None: all. NumPy has no bfloat16, which latents and conditioning
-    may be stored in.
+    `names`: the tensors to read, with all indices; None: all but those that are left out. NumPy has no bfloat16,
+    which latents and conditioning may be stored in.
     """
     arrays, fields, _ = _read_record(
-        path, kind, "np", lambda name, info: names is None or name in names or _is_index(name, info)
+        path,
+        kind,
+        "np",
+        lambda name, info: name not in left_out if names is None else name in names or _is_index(name, info),
     )
     return arrays, fields
 

@@ -57,6 +57,7 @@ def runs(tmp_path_factory, tiny_lcm):
         "inspect {runs}/1 --images {runs}/images --rollout 0",
         "runs {runs}",
         "runs {runs} --json",
+        "prune {runs}/1 --dry-run",
         "watch {runs}/1 --once",
         "watch {runs}/1 --once --json",
         "compare {runs}/1 {runs}/2 --out {runs}/comparison",

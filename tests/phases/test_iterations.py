@@ -6,10 +6,11 @@ from store_samples import make_manifest, write_checkpoint, write_rollout
 from trainable_runs import make_rising_row, publish_trainable_run
 
 from rlcm_cli.config import parse_config
-from rlcm_cli.events import Evaluated, HackingFound, IterationTrained, Warned
+from rlcm_cli.events import Evaluated, FilesPruned, HackingFound, IterationTrained, Warned
 from rlcm_cli.phases import iterations
 from rlcm_cli.phases.iterations import run_iterations
 from rlcm_cli.phases.loop import loop
+from rlcm_cli.runs import held_out
 from rlcm_cli.runs.run import Run, check_run
 from rlcm_cli.store.layout import RunLayout
 from rlcm_cli.store.metrics import publish_metrics
@@ -78,6 +79,20 @@ class TestOrder:
         assert layout.planned(0).exists()
         assert layout.checkpoints() == [0, 3]
         assert {file.parent.name for file in layout.root.glob("rollouts/*/shard-*.safetensors")} == {"000002"}
+
+    def test_a_run_that_is_done_loses_what_it_is_not_to_keep_any_more(self, go_on):
+        layout, calls, events = go_on(3, runtime={"keep_rollouts": 1, "keep_checkpoints": 2})
+        assert calls == ["evaluate 0", "evaluate 3"]
+        assert layout.checkpoints() == [0, 2, 3]
+        assert {file.parent.name for file in layout.root.glob("rollouts/*/shard-*.safetensors")} == {"000002"}
+        (pruned,) = [event for event in events if isinstance(event, FilesPruned)]
+        assert (pruned.rollouts, pruned.checkpoints) == ([0, 1], [1])
+        assert pruned.bytes > 0
+
+    def test_the_best_checkpoint_on_the_fixed_images_is_kept(self, go_on, monkeypatch):
+        monkeypatch.setattr(held_out, "read_held_out", lambda layout, config: {0: 1.0, 2: 3.0, 3: 2.0})
+        layout, _, _ = go_on(wanted=5, runtime={"keep_checkpoints": 1})
+        assert layout.checkpoints() == [0, 2, 5]
 
     def test_unless_another_process_does_that(self, go_on):
         layout, _, _ = go_on(runtime={"keep_rollouts": 1, "keep_checkpoints": 1}, prunes=False)

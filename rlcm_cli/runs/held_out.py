@@ -1,0 +1,77 @@
+"""The rewards of the fixed images: what each evaluated checkpoint reached, and which one is the best."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from rlcm_cli.config import Config
+from rlcm_cli.store.evaluations import Evaluation, comparable_evaluations, read_evaluation
+from rlcm_cli.store.layout import RunLayout
+
+
+class HeldOutRewards:
+    """What the evaluated checkpoints of a run reached, read again only when another one has been evaluated."""
+
+    def __init__(self, layout: RunLayout, config: Config) -> None:
+        self._layout, self._config = layout, config
+        self._numbers: list[int] = []
+        self._reached: dict[int, float] = {}
+
+    def reached(self) -> Mapping[int, float]:
+        """Return what `read_held_out` does."""
+        numbers = self._layout.evaluations()
+        if numbers != self._numbers:
+            self._reached = read_held_out(self._layout, self._config)
+            self._numbers = numbers
+        return self._reached
+
+    def best(self) -> set[int]:
+        """Return the best checkpoint, of the one or none that `best_held_out` finds."""
+        number = best_held_out(self.reached())
+        return set() if number is None else {number}
+
+
+def read_held_out(layout: RunLayout, config: Config) -> dict[int, float]:
+    """Read what each evaluated checkpoint of a run reached, as `measure_held_out` has it.
+
+    Evaluations whose rewards were given by another version of a reward than the last one's are left out. Raises as
+    `read_evaluation`.
+    """
+    found = [read_evaluation(layout, number, images=False) for number in layout.evaluations()]
+    return measure_held_out(comparable_evaluations(found), config)
+
+
+def measure_held_out(evaluations: Sequence[Evaluation], config: Config) -> dict[int, float]:
+    """Return what each evaluation reached of what is trained for, by checkpoint, ascending.
+
+    It is one number that only a comparison gives a meaning: the weighted means of the rewards over all fixed images,
+    as they are where the task sums them, else in standard deviations over the first evaluation's images, so that the
+    reward with the largest unit does not decide. An evaluation without a trained reward is left out.
+    """
+    tasks = config.joint_tasks()
+    weights = {(task, name): weight for task in tasks for name, weight in tasks[task].rewards.items()}
+    whole = [found for found in evaluations if all(name in found.rewards for _, name in weights)]
+    scales = {
+        (task, name): 1.0 if tasks[task].combine == "sum" else _values(whole[0], task, name).std() or 1.0
+        for task, name in weights
+        if whole
+    }
+    return {
+        found.checkpoint: float(
+            sum(weight * _values(found, *key).mean() / scales[key] for key, weight in weights.items())
+        )
+        for found in sorted(whole, key=lambda found: found.checkpoint)
+    }
+
+
+def best_held_out(reached: Mapping[int, float]) -> int | None:
+    """Return the checkpoint that reached most, the first of equals; None where fewer than two can be compared."""
+    return max(reached, key=lambda number: reached[number]) if len(reached) > 1 else None
+
+
+def _values(found: Evaluation, task: str, name: str) -> np.ndarray:
+    rows = np.array([of_image == task for of_image in found.tasks], dtype=bool)
+    values: np.ndarray = found.rewards[name][rows].astype(np.float64)
+    return values

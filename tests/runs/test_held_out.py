@@ -1,0 +1,97 @@
+"""What the fixed images of a run's evaluations say: which checkpoint is the best."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from reported_runs import write_evaluation, write_reported
+
+from rlcm_cli.config import parse_config
+from rlcm_cli.runs import held_out
+from rlcm_cli.runs.held_out import HeldOutRewards, best_held_out, measure_held_out, read_held_out
+from rlcm_cli.store.evaluations import Evaluation, read_evaluation
+
+
+def make_config(**sections: Any):
+    return parse_config({"task": "compression", "model": {"name": "tiny"}, **sections})
+
+
+def make_evaluation(checkpoint: int, tasks: tuple[str, ...] = ("compression",), **rewards: list[float]) -> Evaluation:
+    count = len(next(iter(rewards.values())))
+    return Evaluation(
+        checkpoint=checkpoint,
+        policy_digest="",
+        images=np.zeros(0, np.uint8),
+        prompts=["cat"] * count,
+        tasks=[tasks[image % len(tasks)] for image in range(count)],
+        seed=np.arange(count),
+        held_out=np.zeros(count, bool),
+        rewards={name: np.array(values, np.float32) for name, values in rewards.items()},
+    )
+
+
+def test_of_one_reward_the_highest_mean_is_the_best():
+    config = make_config(rewards={"sharpness": 1.0})
+    given = [make_evaluation(number, sharpness=[mean - 1, mean + 1]) for number, mean in ((0, 1), (5, 4), (10, 3))]
+    reached = measure_held_out(given, config)
+    assert [*reached] == [0, 5, 10]
+    assert best_held_out(reached) == 5
+
+
+def test_a_reward_with_a_negative_weight_counts_the_other_way():
+    config = make_config(rewards={"sharpness": -1.0})
+    assert best_held_out(measure_held_out([make_evaluation(n, sharpness=[n, n + 1]) for n in range(3)], config)) == 0
+
+
+@pytest.mark.parametrize(("combine", "best"), [("sum", 1), ("normalised", 2)])
+def test_the_largest_unit_decides_only_where_rewards_are_summed(combine, best):
+    config = make_config(rewards={"sharpness": 1.0, "brightness": 1.0}, combine=combine)
+    given = [
+        make_evaluation(0, sharpness=[0, 200], brightness=[0, 2]),
+        make_evaluation(1, sharpness=[50, 250], brightness=[-1, 1]),  # +50 of a spread of 100, -1 of a spread of 1
+        make_evaluation(2, sharpness=[0, 200], brightness=[1, 3]),  # +1 of a spread of 1
+    ]
+    assert best_held_out(measure_held_out(given, config)) == best
+
+
+def test_tasks_count_by_their_own_images():
+    tasks = {"one": {"rewards": {"sharpness": 1.0}}, "two": {"rewards": {"brightness": 2.0}}}
+    config = make_config(tasks={name: {**task, "combine": "sum"} for name, task in tasks.items()})
+    nan = float("nan")
+    given = make_evaluation(3, ("one", "two"), sharpness=[1, nan, 3, nan], brightness=[nan, 5, nan, 7])
+    assert measure_held_out([given], config) == {3: 2.0 + 2 * 6.0}
+
+
+def test_an_evaluation_without_a_trained_reward_is_left_out_and_one_is_no_choice():
+    config = make_config(rewards={"sharpness": 1.0})
+    reached = measure_held_out([make_evaluation(0, sharpness=[1.0]), make_evaluation(1, other=[9.0])], config)
+    assert reached == {0: 1.0}
+    assert best_held_out(reached) is None
+    assert best_held_out({}) is None
+
+
+def test_it_is_read_from_the_files_of_a_run_and_again_only_when_there_are_more(tmp_path, monkeypatch):
+    layout = write_reported(tmp_path / "run", checkpoints=(0, 2))
+    config = make_config(rewards={"compressibility": 1.0}, combine="sum")
+    means = {n: float(read_evaluation(layout, n).rewards["compressibility"].mean()) for n in (0, 2)}
+    assert read_held_out(layout, config) == pytest.approx(means)
+    calls = []
+    monkeypatch.setattr(held_out, "read_held_out", lambda *_: calls.append(1) or means)
+    rewards = HeldOutRewards(layout, config)
+    assert (rewards.best(), rewards.best(), len(calls)) == ({2}, {2}, 1)
+    write_evaluation(layout, 4)
+    rewards.reached()
+    assert len(calls) == 2
+
+
+def test_its_images_need_not_be_read(tmp_path):
+    layout = write_reported(tmp_path / "run", checkpoints=(0,))
+    whole, light = read_evaluation(layout, 0), read_evaluation(layout, 0, images=False)
+    assert whole.images.ndim == 4
+    assert light.images.size == 0
+    assert light.prompts == whole.prompts
+    assert {name: values.tolist() for name, values in light.rewards.items()} == {
+        name: values.tolist() for name, values in whole.rewards.items()
+    }
