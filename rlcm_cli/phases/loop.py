@@ -119,10 +119,8 @@ def estimate_cost(
     latents = torch.zeros(batch, *model.latent_shape, device=model.device, dtype=model.dtype)
     schedule = training_schedule(config, model)
     timesteps = schedule.timesteps[:1].expand(batch).to(model.device)
-    conditioning = {
-        name: table.to(model.device).expand(batch, *table.shape[1:])
-        for name, table in model.encode_prompts([""]).items()
-    }
+    texts = model.encode_prompts(["", max(run.all_prompts(), key=len)])  # in one call, which loads encoders once
+    conditioning = {name: table[:1].to(model.device).expand(batch, *table.shape[1:]) for name, table in texts.items()}
     seconds_a_call = []
     for _ in range(3):
         started = time.perf_counter()
@@ -136,13 +134,24 @@ def estimate_cost(
     drawn = len(plan_evaluation(config, run.prompts)) * (2 + between)
     drawing = min(processes.size, config.sample.shards)  # processes; all of them train and evaluate
     forwards = iterations * (samples * steps / drawing + trained / processes.size) + drawn * steps / processes.size
+    text_bytes = sum(table[1:].nbytes for table in texts.values())
+    disk = estimate_disk(run, model, iterations, actions + 1, text_bytes) + drawn * 3 * math.prod(model.image_size)
+    return CostEstimated(forwards * forward, disk, iterations)
 
-    latent_bytes = (actions + 1) * torch.zeros(model.latent_shape, dtype=model.dtype).nbytes
-    image_bytes = 3 * math.prod(model.image_size)
-    sample_bytes = latent_bytes + image_bytes
-    kept = iterations if config.runtime.keep_rollouts is None else config.runtime.keep_rollouts
+
+def estimate_disk(run: Run, model: LatentModel, iterations: int, states: int, text_bytes: int) -> int:
+    """Estimate the bytes of the rollouts and checkpoints of some iterations, as far as they are kept.
+
+    `states`: of a trajectory. `text_bytes`: what a prompt is conditioned on, which each shard holds once.
+    """
+    config, settings = run.config, run.config.sample
+    sample_bytes = states * torch.zeros(model.latent_shape, dtype=model.dtype).nbytes + 3 * math.prod(model.image_size)
+    prompts = sum(len(own.training) for own in run.prompts.values())
+    texts = min(settings.samples // settings.group_size, prompts * settings.shards)
     copies = 3 + (config.train.ema_decay is not None)  # the weights and Adam's two moments
     trained_bytes = copies * 4 * sum(p.numel() for p in model.denoiser.parameters() if p.requires_grad)
-    checkpoints = iterations if config.kept_checkpoints is None else config.kept_checkpoints
-    disk = min(kept, iterations) * samples * sample_bytes + min(checkpoints, iterations) * trained_bytes
-    return CostEstimated(forwards * forward, disk + drawn * image_bytes, iterations)
+    rollouts, checkpoints = (
+        iterations if kept is None else min(kept, iterations)
+        for kept in (config.runtime.keep_rollouts, config.kept_checkpoints)
+    )
+    return rollouts * (settings.samples * sample_bytes + texts * text_bytes) + checkpoints * trained_bytes
