@@ -79,6 +79,17 @@ class HackingFound:
 
 
 @dataclass(frozen=True)
+class FlatFound:
+    """The reward of the fixed images has not risen for as many evaluations as the loop waits; it ends here."""
+
+    checkpoint: int
+    evaluations: int
+    """In a row, up to this checkpoint's."""
+    best: int
+    """Checkpoint that reached most."""
+
+
+@dataclass(frozen=True)
 class CostEstimated:
     """What the remaining iterations will take, from one timed model call."""
 
@@ -112,6 +123,7 @@ Event = (
     | IterationTrained
     | Evaluated
     | HackingFound
+    | FlatFound
     | CostEstimated
     | FilesPruned
     | FileWritten

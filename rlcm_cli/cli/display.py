@@ -126,6 +126,14 @@ class Display:
             case events.HackingFound():
                 self._warn(describe_hacking(event))
                 self.summary.setdefault("hacking", {})[event.monitored] = event.checkpoint
+            case events.FlatFound(checkpoint, evaluations, best):
+                self.console.print(
+                    f"stopped at iteration {checkpoint}: the held-out reward has not risen for "
+                    f"{count(evaluations, 'evaluation')}, since checkpoint {best}; to continue, raise "
+                    "--stop-when-flat",
+                    markup=False,
+                )
+                self.summary["flat"] = {"checkpoint": checkpoint, "best": best}
             case events.CostEstimated(seconds, disk_bytes, iterations):
                 self.say(
                     f"{count(iterations, 'iteration')} will take about {format_duration(seconds)} and "

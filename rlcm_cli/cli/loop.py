@@ -33,7 +33,8 @@ FULL_SIZE = {
 """What each embedded model stands for."""
 SETTINGS = (
     "prompts.source", "monitor.rewards", "monitor.on_hacking", "model.name", "sampler.kind", "objective.kind",
-    "train.parameters", "last_step.mode", "runtime.iterations", "sample.samples", "sample.steps", "seed",
+    "train.parameters", "last_step.mode", "runtime.iterations", "runtime.stop_when_flat", "sample.samples",
+    "sample.steps", "seed",
     "runtime.device", "runtime.offload", "runtime.memory_budget", "runtime.shard_weights", "model.dtype",
     "model.quantize", "model.tiled_decoding", "model.image_size", "train.kl_weight",
     "runtime.keep_rollouts", "runtime.keep_checkpoints", "runtime.log_with", "ray.address",
@@ -201,6 +202,7 @@ def show_result(run: Run, location: Location, display: Display) -> None:
     from rlcm_cli.report.run.before_after import write_pairs
     from rlcm_cli.report.run.curves import write_curves
     from rlcm_cli.runs.hacking import advise_checkpoint
+    from rlcm_cli.runs.held_out import find_flat, read_held_out
     from rlcm_cli.store.metrics import read_metrics
 
     layout, config = run.layout, run.config
@@ -211,12 +213,16 @@ def show_result(run: Run, location: Location, display: Display) -> None:
         display.say(f"{location.describe(picture)}: the same held-out seeds before (left) and after (right)")
     options = ["--prompt", "cat", "--count", 8, "--steps", config.sample.steps]
     advised = advise_checkpoint(read_metrics(layout), config)
+    flat = find_flat(read_held_out(layout, config), config) if config.runtime.stop_when_flat else None
     if advised and advised[0] in layout.checkpoints():
         best, name = advised
         generate = command("generate", "--lora", location.describe(layout.checkpoint(best)), *options)
         display.say(
             f"the newest checkpoint games the reward; generate with {best}, the best one by '{name}': {generate}"
         )
+    elif flat and flat[0] in layout.checkpoints():
+        generate = command("generate", "--lora", location.describe(layout.checkpoint(flat[0])), *options)
+        display.say(f"generate with checkpoint {flat[0]}, the best on the held-out images: {generate}")
     else:
         display.say(f"generate with it: {command('generate', '--lora', location.describe(layout.root), *options)}")
     display.finish(

@@ -67,6 +67,7 @@ FLAGS = {
     "sample.samples": Flag("--samples"),
     "sample.steps": Flag("--steps", "H", "Model calls per image, 2 or more."),
     "runtime.iterations": Flag("--iterations"),
+    "runtime.stop_when_flat": Flag("--stop-when-flat", default="no"),
     "seed": Flag("--seed"),
     "train.kl_weight": Flag("--kl", help="Weight of the KL divergence from the base model."),
     "monitor.rewards": Flag(

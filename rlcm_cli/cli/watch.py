@@ -73,6 +73,7 @@ def to_values(progress: RunProgress) -> dict[str, Any]:
         "iterations_planned": progress.planned,
         "phase": progress.phase.name if progress.phase else None,
         "finished": progress.finished,
+        "ended": progress.ended or None,
         "stopped": seconds_still(progress, now) is not None,
         "seconds_since_change": None if progress.changed is None else now - progress.changed,
         "seconds_per_iteration": seconds_an_iteration(progress.rows),

@@ -334,6 +334,9 @@ class RuntimeSettings(Section):
 
     iterations: PositiveInt = 100
     """Sample-score-train cycles in total."""
+    stop_when_flat: PositiveInt | None = None
+    """Stop when the reward of the held-out images has not risen for this many evaluations in a row; needs
+    evaluate.every. None: train until all iterations are done."""
     device: str = "auto"
     """`auto` (CUDA, then MPS, then CPU) or a torch device."""
     micro_batch_size: PositiveInt = 64
@@ -633,6 +636,11 @@ class Config(Section):
             )
         if self.monitor.on_hacking == "stop" and not self.monitor.rewards:
             raise ValueError("monitor.on_hacking is stop, but no reward is monitored; name one with --monitor")
+        if self.runtime.stop_when_flat and not self.evaluate.every:
+            raise ValueError(
+                "runtime.stop_when_flat counts evaluations, and there are none between the first and the last "
+                "iteration; evaluate every 10 iterations with --set evaluate.every=10"
+            )
         return self
 
     def joint_tasks(self) -> dict[str, TaskSettings]:

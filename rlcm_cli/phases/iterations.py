@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from rlcm_cli.events import Event, FilesPruned, HackingFound, IterationTrained, Warned
+from rlcm_cli.events import Event, FilesPruned, FlatFound, HackingFound, IterationTrained, Warned
 from rlcm_cli.learning.signal import describe_rest
 from rlcm_cli.runs.hacking import best_checkpoints, find_hacking, trained_progress
-from rlcm_cli.runs.held_out import HeldOutRewards
+from rlcm_cli.runs.held_out import HeldOutRewards, find_flat
 from rlcm_cli.runs.pruning import plan_pruning, prune
 from rlcm_cli.runs.run import Run
 from rlcm_cli.store.checkpoint import latest_checkpoint
 from rlcm_cli.store.metrics import read_metrics
 from rlcm_cli.store.reward_versions import changed_rewards, comparable_rows
 from rlcm_cli.store.run import prune_checkpoints, prune_rollouts
-from rlcm_cli.store.timings import note_planned
+from rlcm_cli.store.timings import Ending, note_planned
 
 
 def run_iterations(
@@ -26,7 +26,8 @@ def run_iterations(
 ) -> Iterator[Event]:
     """Call `iterate` until the run's iterations are done, and `evaluate` on the first and the last checkpoint.
 
-    Between them it is called on each `evaluate.every`-th, where the configuration has one.
+    Between them it is called on each `evaluate.every`-th, where the configuration has one, until the reward of the
+    fixed images has not risen for `runtime.stop_when_flat` of them.
 
     `iterate` samples, scores and trains once, and yields the `IterationTrained`. Where a monitored reward falls while
     the trained one rises, warn, or stop if the configuration says so; the best checkpoint by each monitored reward and
@@ -43,7 +44,7 @@ def run_iterations(
     # Metrics are published before their checkpoint, so that one without it is of an iteration yet to be done.
     history = comparable_rows([row for row in read_metrics(layout) if row.iteration < first_iteration])
     alarms: dict[str, str] = {}
-    every, drawn = run.config.evaluate.every, set()
+    every, drawn, flat = run.config.evaluate.every, set(), None
     rest = describe_rest(run.config, first_iteration)
     if rest:
         yield Warned(rest)
@@ -52,11 +53,14 @@ def run_iterations(
         if every and newest and newest % every == 0:
             yield from evaluate(newest)
             drawn.add(newest)
+            if runtime.stop_when_flat and newest < runtime.iterations:
+                flat = find_flat(held_out.reached(newest), run.config)
         found = find_hacking(history, monitor, trained_progress(history, run.config), sampling)
         for name in [name for name in found if name not in alarms]:
             yield HackingFound(latest_checkpoint(layout), name, found[name], stops=monitor.on_hacking == "stop")
         alarms = found
-        if latest_checkpoint(layout) >= runtime.iterations or (alarms and monitor.on_hacking == "stop"):
+        ending: Ending = "hacking" if alarms and monitor.on_hacking == "stop" else "flat" if flat else ""
+        if newest >= runtime.iterations or ending:
             break
         for event in iterate():
             yield event
@@ -71,6 +75,10 @@ def run_iterations(
             best = {*best_checkpoints(history, monitor, sampling).values(), *held_out.best()}
             prune_checkpoints(layout, kept, best)
     last = latest_checkpoint(layout)
+    if flat and ending == "flat":
+        yield FlatFound(last, evaluations=flat[1], best=flat[0])
+    if prunes and last < runtime.iterations:
+        note_planned(layout, last, runtime.iterations, ending)
     monitored = best_checkpoints(history, monitor, sampling).values() if alarms else ()
     for number in sorted({last, *monitored} & {*layout.checkpoints()} - {0, *drawn}):
         yield from evaluate(number)

@@ -145,11 +145,12 @@ def estimate_disk(run: Run, model: LatentModel, iterations: int, states: int, te
     `states`: of a trajectory. `text_bytes`: what a prompt is conditioned on, which each shard holds once.
     """
     config, settings = run.config, run.config.sample
-    sample_bytes = states * torch.zeros(model.latent_shape, dtype=model.dtype).nbytes + 3 * math.prod(model.image_size)
+    latent_bytes: int = torch.zeros(model.latent_shape, dtype=model.dtype).nbytes
+    sample_bytes = states * latent_bytes + 3 * math.prod(model.image_size)
     prompts = sum(len(own.training) for own in run.prompts.values())
     texts = min(settings.samples // settings.group_size, prompts * settings.shards)
     copies = 3 + (config.train.ema_decay is not None)  # the weights and Adam's two moments
-    trained_bytes = copies * 4 * sum(p.numel() for p in model.denoiser.parameters() if p.requires_grad)
+    trained_bytes: int = copies * 4 * sum(p.numel() for p in model.denoiser.parameters() if p.requires_grad)
     rollouts, checkpoints = (
         iterations if kept is None else min(kept, iterations)
         for kept in (config.runtime.keep_rollouts, config.kept_checkpoints)

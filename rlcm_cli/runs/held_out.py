@@ -19,11 +19,11 @@ class HeldOutRewards:
         self._numbers: list[int] = []
         self._reached: dict[int, float] = {}
 
-    def reached(self) -> Mapping[int, float]:
-        """Return what `read_held_out` does."""
-        numbers = self._layout.evaluations()
+    def reached(self, newest: int | None = None) -> Mapping[int, float]:
+        """Return what `read_held_out` does; `newest`: a checkpoint whose evaluation a file system may list late."""
+        numbers = sorted({*self._layout.evaluations(), *([] if newest is None else [newest])})
         if numbers != self._numbers:
-            self._reached = read_held_out(self._layout, self._config)
+            self._reached = read_held_out(self._layout, self._config, numbers)
             self._numbers = numbers
         return self._reached
 
@@ -33,13 +33,14 @@ class HeldOutRewards:
         return set() if number is None else {number}
 
 
-def read_held_out(layout: RunLayout, config: Config) -> dict[int, float]:
-    """Read what each evaluated checkpoint of a run reached, as `measure_held_out` has it.
+def read_held_out(layout: RunLayout, config: Config, numbers: Sequence[int] | None = None) -> dict[int, float]:
+    """Read what evaluated checkpoints of a run reached, as `measure_held_out` has it; `numbers`: None means all.
 
     Evaluations whose rewards were given by another version of a reward than the last one's are left out. Raises as
     `read_evaluation`.
     """
-    found = [read_evaluation(layout, number, images=False) for number in layout.evaluations()]
+    chosen = layout.evaluations() if numbers is None else numbers
+    found = [read_evaluation(layout, number, images=False) for number in chosen]
     return measure_held_out(comparable_evaluations(found), config)
 
 
@@ -69,6 +70,20 @@ def measure_held_out(evaluations: Sequence[Evaluation], config: Config) -> dict[
 def best_held_out(reached: Mapping[int, float]) -> int | None:
     """Return the checkpoint that reached most, the first of equals; None where fewer than two can be compared."""
     return max(reached, key=lambda number: reached[number]) if len(reached) > 1 else None
+
+
+def find_flat(reached: Mapping[int, float], config: Config) -> tuple[int, int] | None:
+    """Return the best checkpoint and for how many evaluations none was better, where a run is to stop because of it.
+
+    Only the evaluations that `evaluate.every` asks for count; None: the run goes on.
+    """
+    every, patience = config.evaluate.every, config.runtime.stop_when_flat
+    if every is None or patience is None:
+        return None
+    regular = {number: value for number, value in sorted(reached.items()) if number % every == 0}
+    best = best_held_out(regular)
+    since = 0 if best is None else sum(number > best for number in regular)
+    return (best, since) if best is not None and since >= patience else None
 
 
 def _values(found: Evaluation, task: str, name: str) -> np.ndarray:

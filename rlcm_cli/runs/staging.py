@@ -137,7 +137,7 @@ def stage_progress(remote: RemoteRun) -> None:
     if newest is None:
         return
     metrics = [layout.metrics(number) for number in range(1, newest + 1)]
-    remote.fetch_files(file for file in metrics if not file.exists())
+    remote.fetch_files([*(file for file in metrics if not file.exists()), layout.planned(newest)])
     folders = _numbers(remote.store.folders("evaluations"))
     remote.fetch_records((layout.evaluation(number) for number in folders), lambda _: False)
     _fetch_rewards(remote, newest, _none)

@@ -8,6 +8,7 @@ from pathlib import Path, PurePath
 from typing import TypeVar
 
 FORMAT_VERSION = 1
+PLANNED_FILE = "loop.json"
 
 AnyPath = TypeVar("AnyPath", bound=PurePath)
 
@@ -76,7 +77,7 @@ class RunLayout:
 
     def planned(self, iteration: int) -> Path:
         """How many iterations the loop wanted that went on with an iteration."""
-        return self.root / "timings" / f"{iteration:06d}" / "loop.json"
+        return self.root / "timings" / f"{iteration:06d}" / PLANNED_FILE
 
     @property
     def pruned(self) -> Path:

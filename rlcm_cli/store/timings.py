@@ -7,6 +7,7 @@ import json
 import re
 import time
 from collections.abc import Iterator
+from typing import Literal
 
 from pydantic import Field
 
@@ -16,11 +17,15 @@ from rlcm_cli.store.identity import read_run_identity
 from rlcm_cli.store.layout import RunLayout
 from rlcm_cli.store.reading import Record, read_object
 
+Ending = Literal["", "hacking", "flat"]
+"""Why a loop ended before all its iterations were done: a reward was hacked, or the held-out one did not rise."""
+
 
 class Planned(Record):
     """How many iterations a loop wants in all."""
 
     iterations: int = Field(ge=0)
+    ended: Ending = ""
 
 
 class Timing(Record):
@@ -43,9 +48,13 @@ def timing(layout: RunLayout, iteration: int, phase: str, shard: int) -> Iterato
     publish_bytes(layout.timing(iteration, phase, shard), json.dumps(record).encode())
 
 
-def note_planned(layout: RunLayout, iteration: int, iterations: int) -> None:
-    """Write down how many iterations in all a loop wants that works on an iteration, for whoever watches it."""
-    replace_bytes(layout.planned(iteration), json.dumps({"iterations": iterations}).encode())
+def note_planned(layout: RunLayout, iteration: int, iterations: int, ended: Ending = "") -> None:
+    """Write down how many iterations in all a loop wants that works on an iteration, for whoever watches it.
+
+    `ended`: why it goes no further than this iteration.
+    """
+    planned = Planned(iterations=iterations, ended=ended)
+    replace_bytes(layout.planned(iteration), planned.model_dump_json(exclude_defaults=True).encode())
 
 
 def read_planned(layout: RunLayout, iteration: int) -> int | None:
@@ -56,6 +65,13 @@ def read_planned(layout: RunLayout, iteration: int) -> int | None:
         with contextlib.suppress(MissingFileError, CorruptFileError):
             return read_object(layout.planned(number), Planned, "number of iterations").iterations
     return None
+
+
+def read_ending(layout: RunLayout, iteration: int) -> Ending:
+    """Read why the newest loop ended before it began with an iteration; empty where it did not."""
+    with contextlib.suppress(MissingFileError, CorruptFileError):
+        return read_object(layout.planned(iteration), Planned, "number of iterations").ended
+    return ""
 
 
 def read_timings(layout: RunLayout, iteration: int, phase: str, shards: int) -> list[dict[str, float]]:

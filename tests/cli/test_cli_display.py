@@ -17,6 +17,7 @@ from rlcm_cli.events import (
     Evaluated,
     FilesPruned,
     FileWritten,
+    FlatFound,
     HackingFound,
     IterationTrained,
     PhaseSkipped,
@@ -41,6 +42,7 @@ EVENTS = [
     PhaseSkipped("score", 0, "all is there"),
     IterationTrained(1, make_row(0, **METRICS)),
     Evaluated(1, -1.5, None, {"compressibility": -1.5}, {"compression": -1.5}),
+    FlatFound(40, 3, 10),
     FilesPruned([0, 1, 2], [1], 12_300_000),
     FileWritten(Path("sheet.png"), "a sheet"),
 ]
@@ -60,6 +62,8 @@ def test_people_read_cost_reward_warnings_and_results(capsys):
         "2 iterations will take about 3 min and 12 MB of disk",
         "iteration 1/2  weighted sum -1.250 ± 0.500  best -0.750  (compressibility -1.000, recognition -0.250)",
         "warning: mind this",
+        "stopped at iteration 40: the held-out reward has not risen for 3 evaluations, since checkpoint 10; to "
+        "continue, raise --stop-when-flat",
         "removed 3 rollouts (0 to 2) and 1 checkpoint (1): 12 MB",
         "score of iteration 1: nothing to do, all is there",
         "held-out evaluation, checkpoint 1: -1.500 on training prompts  (compressibility -1.500)",
@@ -75,7 +79,7 @@ def test_piped_output_has_no_control_characters(capsys):
 
 def test_quiet_prints_results_and_warnings_only(capsys):
     out, _ = show(capsys, quiet=True)
-    assert [line.split()[0] for line in out.splitlines()] == ["warning:", "held-out", "sheet.png:"]
+    assert [line.split()[0] for line in out.splitlines()] == ["warning:", "held-out", "stopped", "sheet.png:"]
 
 
 @pytest.mark.parametrize("quiet", [False, True])
@@ -88,6 +92,7 @@ def test_json_is_the_only_line_on_stdout(capsys, quiet):
         "reward_mean": -1.25,
         "reward_std": 0.5,
         "evaluations": {"1": {"reward_training": -1.5, "reward_held_out": None, "compressibility": -1.5}},
+        "flat": {"checkpoint": 40, "best": 10},
         "pruned": {"rollouts": [0, 1, 2], "checkpoints": [1], "bytes": 12_300_000},
         "files": ["sheet.png"],
     }

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from command_line import refuse, succeed
-from reported_runs import make_metrics, write_evaluation, write_reported
+from reported_runs import make_metrics, write_evaluation, write_reported, write_rollout
 
 from rlcm_cli.cli.completion import complete_run
 from rlcm_cli.cli.runs import to_cells
@@ -19,6 +19,7 @@ from rlcm_cli.errors import ConfigError, MissingFileError
 from rlcm_cli.report.run.listing import find_runs, read_listed
 from rlcm_cli.store.layout import RunLayout
 from rlcm_cli.store.metrics import publish_metrics
+from rlcm_cli.store.timings import note_planned
 
 HEADER = ["run", "task", "state", "iterations", "reward", "disk", "changed"]
 
@@ -110,6 +111,21 @@ def test_a_run_that_ended_itself_is_not_called_stopped(capsys, tmp_path):
     layout.config.write_text(json.dumps(values))
     age(layout, 10**6)
     assert listed(capsys, tmp_path)["hacked"]["state"] == "stopped"
+
+
+def test_a_run_that_was_flat_has_ended_until_it_is_continued(capsys, tmp_path):
+    layout = write_run(tmp_path / "flat")
+    write_evaluation(layout, 4)
+    note_planned(layout, 4, 60, "flat")
+    age(layout, 10**6)
+    found = listed(capsys, tmp_path)["flat"]
+    assert (found["state"], found["ended"], found["finished"]) == ("ended", "flat", True)
+    write_rollout(layout, 4)  # sampled ahead
+    age(layout, 10**6)
+    assert listed(capsys, tmp_path)["flat"]["state"] == "ended"
+    note_planned(layout, 4, 60)
+    found = listed(capsys, tmp_path)["flat"]
+    assert (found["ended"], found["finished"], found["iterations_planned"]) == (None, False, 60)
 
 
 def test_a_run_that_has_only_begun_and_a_joint_one_have_no_reward(tmp_path):

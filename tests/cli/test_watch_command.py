@@ -80,7 +80,7 @@ def test_hacking_is_told_and_ends_a_run_that_it_stops(layout):
     progress = read_watched_run(str(layout.root), None)
     assert len(progress.warnings) == 1
     assert progress.warnings[0].startswith("hacking: the monitored reward 'recognition' fell")
-    assert progress.stopped
+    assert progress.ended == "hacking"
     assert not progress.finished
     write_evaluation(layout, 6)
     assert read_watched_run(str(layout.root), progress).finished

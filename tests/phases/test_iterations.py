@@ -6,7 +6,7 @@ from store_samples import make_manifest, write_checkpoint, write_rollout
 from trainable_runs import make_rising_row, publish_trainable_run
 
 from rlcm_cli.config import parse_config
-from rlcm_cli.events import Evaluated, FilesPruned, HackingFound, IterationTrained, Warned
+from rlcm_cli.events import Evaluated, FilesPruned, FlatFound, HackingFound, IterationTrained, Warned
 from rlcm_cli.phases import iterations
 from rlcm_cli.phases.iterations import run_iterations
 from rlcm_cli.phases.loop import loop
@@ -14,6 +14,7 @@ from rlcm_cli.runs import held_out
 from rlcm_cli.runs.run import Run, check_run
 from rlcm_cli.store.layout import RunLayout
 from rlcm_cli.store.metrics import publish_metrics
+from rlcm_cli.store.timings import read_ending, read_planned
 
 
 class TestOrder:
@@ -90,9 +91,32 @@ class TestOrder:
         assert pruned.bytes > 0
 
     def test_the_best_checkpoint_on_the_fixed_images_is_kept(self, go_on, monkeypatch):
-        monkeypatch.setattr(held_out, "read_held_out", lambda layout, config: {0: 1.0, 2: 3.0, 3: 2.0})
+        monkeypatch.setattr(held_out, "read_held_out", lambda *_: {0: 1.0, 2: 3.0, 3: 2.0})
         layout, _, _ = go_on(wanted=5, runtime={"keep_checkpoints": 1})
         assert layout.checkpoints() == [0, 2, 5]
+
+    def test_a_run_ends_where_the_fixed_images_have_not_become_better_for_long(self, go_on, monkeypatch):
+        reached = {0: 1.0, 2: 3.0, 4: 2.0, 6: 3.0, 8: 9.0}
+        monkeypatch.setattr(held_out, "read_held_out", lambda _, config, numbers: {n: reached[n] for n in numbers})
+        monkeypatch.setattr(RunLayout, "evaluations", lambda own: [n for n in reached if n <= own.checkpoints()[-1]])
+        settings = {"wanted": 9, "evaluate": {"every": 2}}
+        layout, calls, events = go_on(runtime={"stop_when_flat": 2, "keep_checkpoints": 1}, **settings)
+        assert calls[-2:] == ["train 6", "evaluate 6"]
+        assert [event for event in events if isinstance(event, FlatFound)] == [FlatFound(6, 2, 2)]
+        assert layout.checkpoints() == [0, 2, 6]
+        assert (read_planned(layout, 6), read_ending(layout, 6)) == (9, "flat")
+        layout, calls, events = go_on(6, runtime={"stop_when_flat": 2}, **settings)
+        assert calls == ["evaluate 0", "evaluate 6"]
+        assert [event for event in events if isinstance(event, FlatFound)] == [FlatFound(6, 2, 2)]
+        layout, calls, events = go_on(6, runtime={"stop_when_flat": 3}, **settings)
+        assert calls[1:] == ["evaluate 6", "train 7", "train 8", "evaluate 8", "train 9", "evaluate 9"]
+        assert not [event for event in events if isinstance(event, FlatFound)]
+        assert (read_ending(layout, 6), read_ending(layout, 9)) == ("", "")
+
+    def test_a_run_whose_iterations_are_done_is_not_called_flat(self, go_on, monkeypatch):
+        monkeypatch.setattr(held_out, "read_held_out", lambda _, config, numbers: dict.fromkeys(numbers, 0.0))
+        _, _, events = go_on(wanted=2, runtime={"stop_when_flat": 2}, evaluate={"every": 1})
+        assert not [event for event in events if isinstance(event, FlatFound)]
 
     def test_unless_another_process_does_that(self, go_on):
         layout, _, _ = go_on(runtime={"keep_rollouts": 1, "keep_checkpoints": 1}, prunes=False)
@@ -113,6 +137,7 @@ class TestOrder:
         last = 3 if action == "stop" else 5
         assert calls[-2:] == ["evaluate 1", f"evaluate {last}"]  # which drew the images of the best iteration
         assert layout.checkpoints() == [0, 1, last]
+        assert read_ending(layout, last) == ("hacking" if action == "stop" else "")
 
     def test_what_came_before_a_changed_reward_is_no_measure(self, go_on, monkeypatch):
         seen = []

@@ -9,8 +9,9 @@ import pytest
 from reported_runs import write_evaluation, write_reported
 
 from rlcm_cli.config import parse_config
+from rlcm_cli.errors import ConfigError
 from rlcm_cli.runs import held_out
-from rlcm_cli.runs.held_out import HeldOutRewards, best_held_out, measure_held_out, read_held_out
+from rlcm_cli.runs.held_out import HeldOutRewards, best_held_out, find_flat, measure_held_out, read_held_out
 from rlcm_cli.store.evaluations import Evaluation, read_evaluation
 
 
@@ -95,3 +96,41 @@ def test_its_images_need_not_be_read(tmp_path):
     assert {name: values.tolist() for name, values in light.rewards.items()} == {
         name: values.tolist() for name, values in whole.rewards.items()
     }
+
+
+@pytest.mark.parametrize(
+    ("reached", "found"),
+    [
+        ([1.0, 2.0, 3.0, 4.0], None),
+        ([4.0, 3.0], None),
+        ([4.0, 3.0, 3.5], (0, 2)),
+        ([1.0, 3.0, 2.0, 2.9], (10, 2)),
+        ([1.0, 3.0, 3.0, 3.0], (10, 2)),  # as good is no rise
+        ([1.0, 3.0, 2.0, 3.1], None),
+        ([1.0, 3.0, 2.0, 2.0, 2.0], (10, 3)),
+        ([1.0], None),
+        ([], None),
+    ],
+)
+def test_a_run_is_flat_where_no_evaluation_was_better_for_long(reached, found):
+    config = make_config(rewards={"sharpness": 1.0}, evaluate={"every": 10}, runtime={"stop_when_flat": 2})
+    assert find_flat({10 * index: value for index, value in enumerate(reached)}, config) == found
+
+
+def test_only_the_evaluations_that_the_settings_ask_for_count():
+    config = make_config(rewards={"sharpness": 1.0}, evaluate={"every": 10}, runtime={"stop_when_flat": 2})
+    assert find_flat({0: 1.0, 10: 2.0, 11: 1.0, 12: 1.0, 20: 1.5}, config) is None
+    assert find_flat({0: 2.0, 9: 7.0, 10: 1.0, 20: 1.5}, config) == (0, 2)
+    assert find_flat({0: 2.0, 10: 1.0, 20: 1.5}, make_config(rewards={"sharpness": 1.0})) is None
+
+
+def test_a_late_listing_does_not_hide_the_newest_evaluation(tmp_path, monkeypatch):
+    layout = write_reported(tmp_path / "run", checkpoints=(0, 2))
+    rewards = HeldOutRewards(layout, make_config(rewards={"compressibility": 1.0}))
+    monkeypatch.setattr(type(layout), "evaluations", lambda self: [0])
+    assert [*rewards.reached(2)] == [0, 2]
+
+
+def test_without_evaluations_between_it_is_refused():
+    with pytest.raises(ConfigError, match=r"runtime.stop_when_flat counts evaluations.*--set evaluate.every=10"):
+        make_config(rewards={"sharpness": 1.0}, runtime={"stop_when_flat": 2})

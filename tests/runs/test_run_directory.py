@@ -43,6 +43,7 @@ def test_every_runtime_setting_may_change(tiny_config, tmp_path):
         "memory_budget": "8GB",
         "shard_weights": True,
         "keep_rollouts": 1,
+        "stop_when_flat": 3,
         "keep_checkpoints": 2,
         "log_with": ("tensorboard",),
     }

@@ -17,7 +17,7 @@ from rlcm_cli.store.layout import RunLayout, receipt_path
 from rlcm_cli.store.manifest import RolloutManifest, read_manifest
 from rlcm_cli.store.metrics import PHASES, IterationMetrics, read_iteration_metrics
 from rlcm_cli.store.shards import is_published
-from rlcm_cli.store.timings import read_planned
+from rlcm_cli.store.timings import Ending, read_ending, read_planned
 from rlcm_cli.wording import count
 
 RECENT = 10
@@ -63,13 +63,13 @@ class RunProgress:
     """When a file was last written, in seconds since the epoch; None: by this process, now."""
     idle: bool = False
     """Nothing is begun after the newest checkpoint, with which the fixed images were drawn."""
-    stopped: bool = False
-    """Reward hacking has ended the run."""
+    ended: Ending = ""
+    """Why the run ended before all its iterations were done."""
 
     @property
     def finished(self) -> bool:
         """Whether nothing more will come, unless the run is extended."""
-        return self.idle and (self.done >= self.iterations or self.stopped)
+        return self.idle and (self.done >= self.iterations or bool(self.ended))
 
     @property
     def done(self) -> int:
@@ -98,6 +98,7 @@ def read_progress(layout: RunLayout, config: Config, title: str, before: RunProg
     # What the newest call asked for, which the configuration of the run need not say.
     iterations = read_planned(layout, newest or 0) or config.runtime.iterations
     manifest = None if newest is None else _read_plan(layout, newest)
+    ended = read_ending(layout, newest or 0)
     return RunProgress(
         title=title,
         iterations=iterations,
@@ -109,7 +110,8 @@ def read_progress(layout: RunLayout, config: Config, title: str, before: RunProg
         evaluated=evaluated,
         warnings=_read_warnings(layout),
         changed=_last_change(layout, newest),
-        idle=manifest is None and newest in evaluated,
+        idle=(manifest is None or bool(ended)) and newest in evaluated,  # it may have been sampled ahead
+        ended=ended,
     )
 
 
@@ -119,7 +121,7 @@ def add_alarms(progress: RunProgress, config: Config) -> RunProgress:
     return replace(
         progress,
         warnings=(*progress.warnings, *(f"hacking: {message}" for message in alarms.values())),
-        stopped=bool(alarms) and config.monitor.on_hacking == "stop",
+        ended="hacking" if alarms and config.monitor.on_hacking == "stop" else progress.ended,
     )
 
 

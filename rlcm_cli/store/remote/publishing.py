@@ -12,7 +12,7 @@ from pathlib import PurePosixPath
 from rlcm_cli.errors import CorruptFileError, ForeignFileError, StoreError
 from rlcm_cli.store.atomic import replace_bytes
 from rlcm_cli.store.checkpoint import MARKER_FILE, damaged_files, parse_marker
-from rlcm_cli.store.layout import receipt_path
+from rlcm_cli.store.layout import PLANNED_FILE, receipt_path
 from rlcm_cli.store.reading import REMEDY
 from rlcm_cli.store.remote.remote_run import RemoteRun, fits
 from rlcm_cli.store.shards import encode_receipt, read_receipt, restore_receipt
@@ -146,10 +146,10 @@ class Publisher:
         self.remote.fetch_files([layout.metrics(number)])
 
     def _put_file(self, name: str) -> None:
-        """Put a file that belongs to no record: timings once, others as they are now."""
+        """Put a file that belongs to no record: how long a phase took once, others as they are now."""
         stage, store = self.remote.stage, self.remote.store
         content = stage.path(name).read_bytes()
-        if PurePosixPath(name).parts[0] in ONCE:
+        if PurePosixPath(name).parts[0] in ONCE and stage.path(name).name != PLANNED_FILE:
             store.create(name, content)
         else:
             store.replace(name, content)
