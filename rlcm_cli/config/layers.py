@@ -134,10 +134,7 @@ def _model_of(layer: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def _layers_of_file(file_layer: Mapping[str, Any], preset: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """Return the layers of a file that apply to the model of a preset."""
-    always, embedded = _split_embedded(file_layer)
-    model = preset.get("model", {})
-    name = model.get("name", EMBEDDED_MODEL) if isinstance(model, dict) else EMBEDDED_MODEL
-    return [always, embedded] if name in EMBEDDED_MODELS else [always]
+    return [_without_embedded(file_layer), *_embedded_layers(file_layer, _model_name(preset))]
 
 
 def _drop_weightless(values: dict[str, Any]) -> dict[str, Any]:
@@ -164,13 +161,12 @@ def _layered(
     task: str, file_layer: Mapping[str, Any], assignments: Sequence[str], flags: Mapping[str, Any] | None
 ) -> dict[str, Any]:
     """Merge the layers of one preset."""
-    preset, embedded = _split_embedded(tomllib.loads(task_text(task)))
-    file_layer, embedded_in_file = _split_embedded(file_layer)
-    chosen = _explicit([preset, file_layer], assignments, flags)
-    model = chosen.get("model", {})
-    name = model.get("name", EMBEDDED_MODEL) if isinstance(model, dict) else EMBEDDED_MODEL
-    if name in EMBEDDED_MODELS:
-        chosen = _explicit([preset, embedded, file_layer, embedded_in_file], assignments, flags)
+    preset = tomllib.loads(task_text(task))
+    always, in_file = _without_embedded(preset), _without_embedded(file_layer)
+    # The embedded layers do not choose the model that they are for.
+    name = _model_name(_explicit([always, in_file], assignments, flags))
+    layers = [always, *_embedded_layers(preset, name), in_file, *_embedded_layers(file_layer, name)]
+    chosen = _explicit(layers, assignments, flags)
     if "tasks" in file_layer:
         for key in PER_TASK:
             if key not in file_layer:
@@ -178,13 +174,27 @@ def _layered(
     return chosen
 
 
-def _split_embedded(layer: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Split a layer into what always applies and what applies to an embedded model. Raises `ConfigError`."""
-    always = {key: value for key, value in layer.items() if key != EMBEDDED_TABLE}
-    embedded = layer.get(EMBEDDED_TABLE, {})
-    if not isinstance(embedded, dict):
-        raise ConfigError(f"'{EMBEDDED_TABLE}' is {shorten(json.dumps(embedded))}, but it must be a table of settings")
-    return always, embedded
+def _model_name(layer: Mapping[str, Any]) -> Any:
+    model = layer.get("model", {})
+    return model.get("name", EMBEDDED_MODEL) if isinstance(model, dict) else EMBEDDED_MODEL
+
+
+def _without_embedded(layer: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in layer.items() if key != EMBEDDED_TABLE}
+
+
+def _embedded_layers(layer: Mapping[str, Any], model: Any) -> list[dict[str, Any]]:
+    """Return what a layer has for an embedded model: for all of them, then for this one. Raises `ConfigError`."""
+    embedded = _table(layer, EMBEDDED_TABLE, EMBEDDED_TABLE)
+    own = [_table(embedded, name, f"{EMBEDDED_TABLE}.{name}") for name in EMBEDDED_MODELS if name == model]
+    return [{key: value for key, value in embedded.items() if key not in EMBEDDED_MODELS}, *own] if own else []
+
+
+def _table(layer: Mapping[str, Any], key: str, name: str) -> dict[str, Any]:
+    table = layer.get(key, {})
+    if not isinstance(table, dict):
+        raise ConfigError(f"'{name}' is {shorten(json.dumps(table))}, but it must be a table of settings")
+    return table
 
 
 def _is_whole(layer: Mapping[str, Any]) -> bool:

@@ -113,6 +113,28 @@ def test_the_embedded_table_serves_the_model_that_is_chosen_in_the_end(preset, t
     assert resolve_config([preset], config_file=over, assignments=assignments, flags=back).sample.samples == 30
 
 
+@pytest.mark.parametrize(("model", "samples", "steps"), [("emoji-sprint", 35, 6), ("emoji-lcm", 30, 5)])
+def test_a_table_of_an_embedded_model_overrides_that_of_all_of_them(tmp_path, monkeypatch, model, samples, steps):
+    own = "[embedded.emoji-sprint.sample]\nsamples = 35\n"
+    (tmp_path / "mine.toml").write_text(f"{PRESET}\n{own}", encoding="utf-8")
+    monkeypatch.setattr(presets, "_tasks_folder", lambda: tmp_path)
+    over = write_toml(tmp_path, "[embedded.emoji-sprint.sample]\nsteps = 6\n")
+    sample = resolve_config(["mine"], config_file=over, flags={"model.name": model}).sample
+    assert (sample.samples, sample.steps) == (samples, steps)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[embedded]\nemoji-sprint = 3\n", r"'embedded.emoji-sprint' is 3, but it must be a table of settings"),
+        ("[embedded.emoji-sprnt.sample]\nsteps = 6\n", "emoji-sprnt"),
+    ],
+)
+def test_what_is_no_table_of_an_embedded_model_is_refused(preset, tmp_path, text, message):
+    with pytest.raises(ConfigError, match=message):
+        resolve_config([preset], config_file=write_toml(tmp_path, text), flags={"model.name": "emoji-sprint"})
+
+
 def test_the_file_may_name_the_task_and_the_flag_wins(preset, tmp_path):
     over = write_toml(tmp_path, 'task = "nothing-of-that-name"\n')
     assert resolve_config([preset], config_file=over).task == preset

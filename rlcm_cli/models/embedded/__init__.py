@@ -9,7 +9,9 @@ from rlcm_cli.recommendation import Recommendation
 EMBEDDED = {
     "emoji-lcm": Recommendation("lcm", steps=4, guidance_scale=4.0, source="its card"),
     "emoji-diffusion": Recommendation("ddim", steps=20, guidance_scale=4.0, source="its card"),
-    "emoji-sprint": Recommendation("scm", steps=4, guidance_scale=4.5, source="its card"),
+    "emoji-sprint": Recommendation(
+        "scm", steps=4, guidance_scale=4.5, training={"sample.steps": 2}, source="its card"
+    ),
     "emoji-sana": Recommendation(
         "flow",
         steps=20,
