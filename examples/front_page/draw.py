@@ -1,6 +1,6 @@
 """Draw the pictures of the front page: images of a run before and after, under their prompts and JPEG sizes.
 
-python -m examples.front_page.draw runs/compression
+python -m examples.front_page.draw runs/sprint/compression-401
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from rlcm_cli.rewards.compressibility import jpeg_kilobytes
 from rlcm_cli.store.evaluations import Evaluation, read_evaluation
 from rlcm_cli.store.layout import RunLayout
 
-SHOWN = ("cat", "lion", "bear", "fox", "dolphin", "fish")
+SHOWN = ("cat", "chicken", "tiger", "cow", "wolf", "raccoon")
 """Chosen by hand, one of them for what it loses; `all.png` has every prompt."""
 A_ROW = 9
 

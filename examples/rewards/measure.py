@@ -36,7 +36,7 @@ RUNS: dict[str, tuple[str, list[str]]] = {
     "incompression": ("incompression", OF_45_PROMPTS),
     "alignment": (
         "prompt_image_alignment",
-        ["--monitor", "emoji_clip", "--set", "evaluate.images_per_prompt=12"],
+        ["--set", "evaluate.images_per_prompt=12"],
     ),
     "mirror": ("mirror_symmetry", OF_45_PROMPTS),
     "two_rewards": (
