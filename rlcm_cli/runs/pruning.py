@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from rlcm_cli.config import Config
@@ -94,20 +94,27 @@ def plan_remote_pruning(
 
 def prune_remote(remote: RemoteRun, pruning: Pruning) -> None:
     """Remove what was chosen from the store, as `prune` does, and from the stage."""
-    layout, store = remote.layout, remote.store
-    note_pruned(layout, [*pruning.rollouts], [*pruning.checkpoints])
-    name = remote.stage.name(layout.pruned)
-    content = layout.pruned.read_bytes()
-    store.replace(name, content)
-    remote.stage.note(name, content)
-    for iteration in pruning.rollouts:
-        for shard in store.sizes(remote.stage.name(layout.rollout(iteration))):
-            if SHARD.fullmatch(shard):
-                store.remove(shard)
-    for number in pruning.checkpoints:
-        remote.remove_checkpoint(number)
+    layout = remote.layout
+    remove_stored(remote, [*pruning.rollouts], [*pruning.checkpoints])
     remove_rollouts(layout, [*pruning.rollouts])
     remove_checkpoints(layout, [number for number in pruning.checkpoints if layout.checkpoint(number).is_dir()])
+
+
+def remove_stored(remote: RemoteRun, rollouts: Sequence[int] = (), checkpoints: Sequence[int] = ()) -> None:
+    """Remove the shards of iterations, and checkpoints, from the store, after it says that they were pruned."""
+    layout, store, stage = remote.layout, remote.store, remote.stage
+    if not (rollouts or checkpoints):
+        return
+    note_pruned(layout, rollouts, checkpoints)
+    content = layout.pruned.read_bytes()
+    store.replace(stage.name(layout.pruned), content)
+    stage.note(stage.name(layout.pruned), content)
+    for iteration in rollouts:
+        for shard in store.sizes(stage.name(layout.rollout(iteration))):
+            if SHARD.fullmatch(shard):
+                store.remove(shard)
+    for number in checkpoints:
+        remote.remove_checkpoint(number)
 
 
 def find_best(layout: RunLayout, config: Config) -> dict[int, str]:

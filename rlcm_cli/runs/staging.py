@@ -12,6 +12,7 @@ from rlcm_cli.events import Event
 from rlcm_cli.processes.worker import Worker
 from rlcm_cli.runs.hacking import best_checkpoints
 from rlcm_cli.runs.held_out import HeldOutRewards
+from rlcm_cli.runs.pruning import remove_stored
 from rlcm_cli.runs.run import Run, open_run
 from rlcm_cli.store.checkpoint import MARKER_FILE
 from rlcm_cli.store.metrics import read_metrics
@@ -98,6 +99,7 @@ def stage_loop(remote: RemoteRun) -> None:
     """Fetch what `loop` needs: what `train` does, the evaluations, and the checkpoints that it may evaluate."""
     stage_training(remote)
     stage_evaluations(remote)
+    remote.fetch_files([remote.layout.pruned])  # to which this machine's is added
     if remote.layout.config.exists():
         config = open_run(remote.layout.root).config
         best = best_checkpoints(read_metrics(remote.layout), config.monitor, config.sample)
@@ -228,14 +230,11 @@ class LoopPublisher:
             self._prune_checkpoints()
 
     def _prune_rollouts(self) -> None:
-        keep, store = self.run.config.runtime.keep_rollouts, self.publisher.remote.store
+        keep, remote = self.run.config.runtime.keep_rollouts, self.publisher.remote
         if keep is None:
             return
-        old = set(old_rollouts(_numbers(store.folders("rollouts")), keep, self._trained)) - self._pruned
-        for iteration in sorted(old):
-            for name in store.sizes(self.publisher.remote.stage.name(self.run.layout.rollout(iteration))):
-                if re.fullmatch(r"rollouts/\d+/shard-\d+-of-\d+\.safetensors", name):
-                    store.remove(name)
+        old = set(old_rollouts(_numbers(remote.store.folders("rollouts")), keep, self._trained)) - self._pruned
+        remove_stored(remote, rollouts=sorted(old))
         self._pruned |= old
 
     def _prune_checkpoints(self) -> None:
@@ -246,8 +245,7 @@ class LoopPublisher:
         monitored = best_checkpoints(read_metrics(self.run.layout), config.monitor, config.sample).values()
         protected = {*monitored, *self._held_out.best()}
         listed = [number for number in _numbers(remote.store.folders("checkpoints")) if number <= self._trained]
-        for number in old_checkpoints(listed, kept, protected):
-            remote.remove_checkpoint(number)
+        remove_stored(remote, checkpoints=old_checkpoints(listed, kept, protected))
 
 
 def _rollouts(remote: RemoteRun) -> list[int]:

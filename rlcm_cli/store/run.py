@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -92,6 +93,15 @@ def read_pruned(layout: RunLayout) -> Pruned:
 
 def note_pruned(layout: RunLayout, rollouts: Sequence[int] = (), checkpoints: Sequence[int] = ()) -> None:
     """Add to the list before anything is removed, so that a process that dies leaves nothing unexplained."""
+    with _NOTING:
+        _note_pruned(layout, rollouts, checkpoints)
+
+
+_NOTING = threading.Lock()
+"""A loop prunes its stage while its publisher prunes the store."""
+
+
+def _note_pruned(layout: RunLayout, rollouts: Sequence[int], checkpoints: Sequence[int]) -> None:
     before = read_pruned(layout)
     pruned = Pruned(
         rollouts=tuple(sorted({*before.rollouts, *rollouts})),

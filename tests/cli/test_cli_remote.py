@@ -152,6 +152,7 @@ def test_loop_goes_on_elsewhere_and_prunes_what_other_machines_made(capsys, sett
     assert [int(folder.name) for folder in sorted(copy.glob("checkpoints/*"))] == sorted({0, best, 3, 4})
     assert {file.parent.name for file in copy.glob("rollouts/*/shard-*.safetensors")} == {"000003"}
     assert len(list(copy.glob("rollouts/*/shard-*.json"))) == 8
+    assert "no faults" in succeed(capsys, "inspect", copy, "--verify").out
     assert (copy / "before_after.png").read_bytes() == (local / "before_after.png").read_bytes()
     theirs, ours = tensor_files(local), tensor_files(copy)
     assert {name: theirs[name] for name in ours} == ours
