@@ -180,7 +180,7 @@ def _bars(progress: RunProgress) -> RenderableType:
     phase = progress.phase or PhaseProgress("")
     left = seconds_left(progress, time.time())
     if progress.finished or progress.done >= progress.planned:
-        note = "done"
+        note = "done" if progress.done >= progress.planned else "ended early"
     elif seconds_still(progress, time.time()) is not None:
         note = "stopped?"
     else:

@@ -119,7 +119,8 @@ def test_a_run_that_was_flat_has_ended_until_it_is_continued(capsys, tmp_path):
     note_planned(layout, 4, 60, "flat")
     age(layout, 10**6)
     found = listed(capsys, tmp_path)["flat"]
-    assert (found["state"], found["ended"], found["finished"]) == ("ended", "flat", True)
+    assert (found["state"], found["ended"], found["finished"], found["phase"]) == ("ended", "flat", True, None)
+    assert "ended early" in succeed(capsys, "watch", layout.root, "--once").out
     write_rollout(layout, 4)  # sampled ahead
     age(layout, 10**6)
     assert listed(capsys, tmp_path)["flat"]["state"] == "ended"

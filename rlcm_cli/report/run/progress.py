@@ -99,6 +99,8 @@ def read_progress(layout: RunLayout, config: Config, title: str, before: RunProg
     iterations = read_planned(layout, newest or 0) or config.runtime.iterations
     manifest = None if newest is None else _read_plan(layout, newest)
     ended = read_ending(layout, newest or 0)
+    idle = (manifest is None or bool(ended)) and newest in evaluated  # the next rollout may have been sampled ahead
+    phase = _find_phase(layout, config, newest, manifest, newest in evaluated, iterations)
     return RunProgress(
         title=title,
         iterations=iterations,
@@ -106,11 +108,11 @@ def read_progress(layout: RunLayout, config: Config, title: str, before: RunProg
         monitored=tuple(name for name in config.monitor.rewards if name not in names),
         tasks=tuple(config.tasks),
         rows=rows,
-        phase=_find_phase(layout, config, newest, manifest, newest in evaluated, iterations),
+        phase=None if idle and ended else phase,
         evaluated=evaluated,
         warnings=_read_warnings(layout),
         changed=_last_change(layout, newest),
-        idle=(manifest is None or bool(ended)) and newest in evaluated,  # it may have been sampled ahead
+        idle=idle,
         ended=ended,
     )
 
