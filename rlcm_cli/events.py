@@ -57,10 +57,10 @@ class Evaluated:
     """The fixed images were drawn with a checkpoint. Means are of the training reward."""
 
     checkpoint: int
-    reward_training: float
-    """On training prompts."""
+    reward_training: float | None
+    """On training prompts; None where people have not voted on its images."""
     reward_held_out: float | None
-    """On held-out prompts; None where there are none."""
+    """On held-out prompts; None where there are none, or no votes."""
     components: Mapping[str, float]
     """Mean of each reward over the images that have it."""
     tasks: Mapping[str, float]

@@ -71,6 +71,8 @@ RULES = (
     Rule(r"^rlcm bench\b", "run", append="--seconds 0 --batch 1 --steps 2"),
     Rule(r"^rlcm (doctor|generate) .*--model [\w.-]+/", "parse", reason="a model of the hub"),
     Rule(r"^rlcm (sample|score|train|generate|evaluate|compare|report|export)\b", "run"),
+    Rule(r"^rlcm vote\b(?!.*--count)", "parse", reason="it serves until it is stopped; tests/voting have a browser"),
+    Rule(r"^rlcm vote\b", "run"),
     Rule(r"^rlcm (tasks|rewards|inspect|quarantine|doctor|runs|prune)\b", "run"),
     Rule(r"^rlcm --(install|show)-completion\b", "parse", reason="it changes the shell of whoever calls it"),
     Rule(r"^rlcm (-h|--help|--version)", "run"),

@@ -36,6 +36,7 @@ from rlcm_cli.cli import (
     serve_reward,
     tasks,
     train,
+    vote,
     watch,
 )
 from rlcm_cli.cli.streams import clean, fault_of, prepare_streams, silence
@@ -106,6 +107,7 @@ for module in (
     export,
     compare,
     report,
+    vote,
     watch,
     runs,
     prune,

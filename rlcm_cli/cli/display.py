@@ -177,7 +177,8 @@ class Display:
         if len(event.tasks) > 1:  # their rewards have no common scale
             reward = ", ".join(f"{task} {value:.3f}" for task, value in event.tasks.items())
         else:
-            reward = f"{event.reward_training:.3f} on training prompts"
+            known = event.reward_training is not None
+            reward = f"{event.reward_training:.3f} on training prompts" if known else "drawn, without votes"
             if event.reward_held_out is not None:
                 reward += f", {event.reward_held_out:.3f} on held-out prompts"
         self.console.print(

@@ -87,7 +87,7 @@ def serve_reward_command(
     rewards = load_served(parse_rewards(names, assignments))
     served_app = app.build_app(rewards, token=token, limits=limits, device=select_device(device))
     with server.listen(host, port) as sock:
-        root = f"http://{_reachable(host)}:{sock.getsockname()[1]}"
+        root = f"http://{server.reachable(host)}:{sock.getsockname()[1]}"
         described = {f"{root}/{served.name}": served for served in rewards}
         if as_json:
             print_json({"rewards": {url: served.revision for url, served in described.items()}})
@@ -125,12 +125,3 @@ def parse_rewards(names: list[str], assignments: list[str]) -> list[RewardSpec]:
     for spec in specs:
         _ = spec.resolved
     return specs
-
-
-def _reachable(host: str) -> str:
-    """Return the host as clients write it."""
-    import socket
-
-    if host in ("0.0.0.0", "::", ""):  # noqa: S104
-        return socket.gethostname()
-    return f"[{host}]" if ":" in host else host

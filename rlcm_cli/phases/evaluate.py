@@ -78,6 +78,7 @@ def evaluate(
                     rewards={
                         name: score_fixed(scorer, plan, pictures, checkpoint, model.device).numpy()
                         for name, scorer in scorers.items()
+                        if not scorer.reward.by_people  # who may vote on these images later
                     },
                     revisions=_revisions(scorers),
                 ),
@@ -172,16 +173,31 @@ def score_fixed(
 
 
 def average_evaluation(evaluation: Evaluation, config: Config) -> Evaluated:
-    """Average the rewards of an evaluation over its training and its held-out prompts."""
+    """Average the rewards of an evaluation over its training and its held-out prompts.
+
+    Images that people have not voted on do not count.
+    """
     rewards = {name: torch.from_numpy(values) for name, values in evaluation.rewards.items()}
-    total = sum_rewards(config, evaluation.tasks, rewards)
+    unknown = torch.full((len(evaluation.tasks),), torch.nan)
+    trained = {name for task in config.joint_tasks().values() for name in task.rewards}
+    total = sum_rewards(config, evaluation.tasks, {**dict.fromkeys(trained, unknown), **rewards})
     held_out = torch.from_numpy(evaluation.held_out)
     # An evaluation may be older than what is monitored today.
     present = [name for name in config.reward_names() if name in rewards]
     return Evaluated(
         checkpoint=evaluation.checkpoint,
-        reward_training=total[~held_out].mean().item(),
-        reward_held_out=total[held_out].mean().item() if held_out.any() else None,
+        reward_training=_mean(total[~held_out]),
+        reward_held_out=_mean(total[held_out]),
         components={name: rewards[name].nanmean().item() for name in present},
-        tasks={task: total[rows_of(evaluation.tasks, task)].mean().item() for task in dict.fromkeys(evaluation.tasks)},
+        tasks={
+            task: mean
+            for task in dict.fromkeys(evaluation.tasks)
+            if (mean := _mean(total[rows_of(evaluation.tasks, task)])) is not None
+        },
     )
+
+
+def _mean(values: Tensor) -> float | None:
+    """Return the mean of the values that are known; None: none is."""
+    known = values[~values.isnan()]
+    return known.mean().item() if len(known) else None

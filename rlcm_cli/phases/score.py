@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rlcm_cli.errors import MissingFileError, RunMismatchError
+from rlcm_cli.errors import ConfigError, MissingFileError, RewardError, RunMismatchError
 from rlcm_cli.events import Advanced, Event, PhaseSkipped, PhaseStarted, Warned
 from rlcm_cli.processes.worker import Worker
 from rlcm_cli.rewards import Reward, RewardSpec, is_address, is_code, load_reward
@@ -19,7 +19,7 @@ from rlcm_cli.runs.run import Run
 from rlcm_cli.store.background import BackgroundWriter, writing_behind
 from rlcm_cli.store.layout import RunLayout
 from rlcm_cli.store.manifest import RolloutManifest, read_manifest
-from rlcm_cli.store.reward_versions import claim_version, current_version
+from rlcm_cli.store.reward_versions import claim_version, current_version, newest_scores
 from rlcm_cli.store.rollouts import (
     RolloutShard,
     is_pruned,
@@ -120,11 +120,17 @@ def load_scorers(
     """Load rewards of a run's configuration: those named, or all.
 
     Raises what `load_reward` raises, and `RunMismatchError` where what is behind a reward (its code, weights or
-    server) is another than when the run last scored with it, unless `allow_changed` admits that.
+    server) is another than when the run last scored with it, unless `allow_changed` admits that. Raises `ConfigError`
+    for a reward that people give and that is not trained for.
     """
     specs, scorers = run.reward_specs(), {}
     for name in specs if names is None else names:
         reward = load_reward(specs[name])
+        if reward.by_people and not any(name in task.rewards for task in run.config.joint_tasks().values()):
+            raise ConfigError(
+                f"reward {name!r} is given by people and cannot be monitored; leave it out, and collect votes at any "
+                f"time with `{command('vote', run.layout.root)}`"
+            )
         scorers[name] = Scorer(specs[name], reward, run.scored_tasks(name), cache, allow_changed)
         scorers[name].check_unchanged(run.layout)
     return scorers
@@ -141,7 +147,8 @@ def score(
     """Score the shards of this worker that lack a reward.
 
     `iterations`: whose; by default of every rollout that is not trained yet. `device`: of rewards that run a
-    network. Raises `MissingFileError` where nothing was sampled.
+    network. Raises `MissingFileError` where nothing was sampled, and, after all else is scored, where people have not
+    given a reward that is theirs.
     """
     layout = run.layout
     for iteration in choose_iterations(run) if iterations is None else iterations:
@@ -153,15 +160,17 @@ def score(
                 "run `rlcm sample`, then `rlcm score` again"
             )
         folders = {name: scorer.claim(layout) for name, scorer in scorers.items()}
-        missing = {name: missing_rewards(layout, manifest, folder) for name, folder in folders.items()}
+        computed = [name for name, scorer in scorers.items() if not scorer.reward.by_people]
+        missing = {name: missing_rewards(layout, manifest, folders[name]) for name in computed}
         todo = {
             number: names
             for number in range(len(manifest.shards))
             if number not in absent
             and worker.takes(number)
-            and (names := [name for name in scorers if number in missing[name]])
+            and (names := [name for name in computed if number in missing[name]])
         }
         if not todo:
+            require_votes(run, manifest, scorers)
             yield PhaseSkipped("score", iteration, "all sampled shards have their rewards")
             continue
         total = sum(len(manifest.samples_of(scorers[name].tasks, n)) for n, names in todo.items() for name in names)
@@ -173,6 +182,20 @@ def score(
                         yield from score_shard(layout, manifest, number, shard, digests, scorers[name], device, writer)
                     if number == [*todo][-1]:
                         writer.wait()
+        require_votes(run, manifest, scorers)
+
+
+def require_votes(run: Run, manifest: RolloutManifest, scorers: Mapping[str, Scorer]) -> None:
+    """Raise `RewardError` where all of a rollout is sampled, and people have not given it a reward that is theirs."""
+    layout, iteration = run.layout, manifest.iteration
+    for name, scorer in scorers.items():
+        folder = newest_scores(layout, iteration, scorer.spec.directory)
+        absent = scorer.reward.by_people and missing_rewards(layout, manifest, folder)
+        if absent and not missing_shards(layout, manifest):
+            raise RewardError(
+                f"{layout.rollout(iteration)}: reward {name!r} is given by people; collect their votes with "
+                f"`{command('vote', layout.root)}`, then run the same command again"
+            )
 
 
 def choose_iterations(

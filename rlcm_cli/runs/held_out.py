@@ -49,11 +49,14 @@ def measure_held_out(evaluations: Sequence[Evaluation], config: Config) -> dict[
 
     It is one number that only a comparison gives a meaning: the weighted means of the rewards over all fixed images,
     as they are where the task sums them, else in standard deviations over the first evaluation's images, so that the
-    reward with the largest unit does not decide. An evaluation without a trained reward is left out.
+    reward with the largest unit does not decide. An evaluation without a trained reward is left out; of people's votes
+    the images count that somebody voted on.
     """
     tasks = config.joint_tasks()
     weights = {(task, name): weight for task in tasks for name, weight in tasks[task].rewards.items()}
-    whole = [found for found in evaluations if all(name in found.rewards for _, name in weights)]
+    whole = [
+        found for found in evaluations if all(key[1] in found.rewards and len(_values(found, *key)) for key in weights)
+    ]
     scales = {
         (task, name): 1.0 if tasks[task].combine == "sum" else _values(whole[0], task, name).std() or 1.0
         for task, name in weights
@@ -89,4 +92,4 @@ def find_flat(reached: Mapping[int, float], config: Config) -> tuple[int, int] |
 def _values(found: Evaluation, task: str, name: str) -> np.ndarray:
     rows = np.array([of_image == task for of_image in found.tasks], dtype=bool)
     values: np.ndarray = found.rewards[name][rows].astype(np.float64)
-    return values
+    return values[~np.isnan(values)]

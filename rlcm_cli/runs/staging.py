@@ -152,6 +152,14 @@ def stage_scores(remote: RemoteRun) -> None:
         _fetch_rewards(remote, iteration, _all)
 
 
+def stage_voting(remote: RemoteRun, iterations: Sequence[int] = ()) -> None:
+    """Fetch what a vote needs: evaluations, rewards, votes, and the images of rollouts, by default of the newest."""
+    stage_scores(remote)
+    for iteration in iterations or _rollouts(remote)[-1:]:
+        remote.fetch_rollout(iteration, _all)
+    remote.fetch_files(remote.stage.path(name) for name in remote.store.sizes("votes"))
+
+
 def stage_inspection(
     remote: RemoteRun, *, path: str = "", whole: bool = False, images_of: Sequence[int] | None = None
 ) -> None:

@@ -80,6 +80,15 @@ class RunLayout:
         return self.root / "timings" / f"{iteration:06d}" / PLANNED_FILE
 
     @property
+    def votes(self) -> Path:
+        """What people said of pairs of images."""
+        return self.root / "votes"
+
+    def vote(self, voter: str, number: int) -> Path:
+        """One vote; `number` counts those of the voter from 0."""
+        return self.votes / voter / f"{number:06d}.json"
+
+    @property
     def pruned(self) -> Path:
         """What was removed on purpose."""
         return self.root / "pruned.json"

@@ -118,11 +118,11 @@ def sweep(layout: RunLayout) -> list[Path]:
 
 def _folders(layout: RunLayout) -> Iterator[Path]:
     yield layout.root
-    for name in ("checkpoints", "evaluations", "metrics", "rollouts", "timings"):
+    for name in ("checkpoints", "evaluations", "metrics", "rollouts", "timings", "votes"):
         folder = layout.root / name
         if folder.is_dir() and not folder.is_symlink():
             yield folder
-            if name in ("evaluations", "rollouts", "timings"):
+            if name in ("evaluations", "rollouts", "timings", "votes"):
                 yield from (inner for inner in folder.rglob("*") if inner.is_dir() and not inner.is_symlink())
 
 

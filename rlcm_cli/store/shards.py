@@ -63,6 +63,10 @@ those of RFC 2119.
     the canonical JSON of all its other members, because nothing else has a digest of it.
 13. What was removed on purpose is listed in `pruned.json`: `rollouts` and `checkpoints`, their numbers.
 14. Names that begin with a dot and end in `.tmp` are not part of the format.
+15. `votes/VVVVVVVV/NNNNNN.json` is what a voter (VVVVVVVV, random) said of two images, the votes numbered from 0:
+    `run`, `voter`, `number`, `left` and `right` (each `record`, the SHA-256 of the record that holds the image, and
+    `row`), and `answer`: left, right, tie or skip. Of a voter's votes on the same two images the last one counts.
+    Scores made of them are rewards of the name `votes`; those made again, of more votes, are a later version.
 """
 
 from __future__ import annotations

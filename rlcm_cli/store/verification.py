@@ -22,6 +22,7 @@ from rlcm_cli.store.rollouts import check_rewards_place, check_shard
 from rlcm_cli.store.run import Pruned, read_pruned
 from rlcm_cli.store.shards import read_arrays, read_receipt
 from rlcm_cli.store.timings import read_timings
+from rlcm_cli.store.votes import list_voters, read_vote, vote_files
 
 REWARDS = "rewards"
 MOST_MISSING = 20
@@ -48,6 +49,9 @@ def verify_run(layout: RunLayout) -> list[str]:
         faults += _fault_of(partial(read_evaluation, layout, number))
     for folder in _entries(layout.root / REWARDS):
         faults += _fault_of(partial(current_version, layout, folder.name))
+    for voter in list_voters(layout):
+        for file in vote_files(layout, voter):
+            faults += _fault_of(partial(read_vote, layout, file))
     return faults + list(_find_misplaced(layout, newest))
 
 

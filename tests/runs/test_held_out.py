@@ -124,6 +124,17 @@ def test_only_the_evaluations_that_the_settings_ask_for_count():
     assert find_flat({0: 2.0, 10: 1.0, 20: 1.5}, make_config(rewards={"sharpness": 1.0})) is None
 
 
+def test_of_people_s_votes_the_images_count_that_somebody_voted_on():
+    config, nobody = make_config(rewards={"votes": 1.0}), float("nan")
+    found = [
+        make_evaluation(0, votes=[nobody, 0.5, nobody, -1.5]),
+        make_evaluation(2, votes=[nobody] * 4),
+        make_evaluation(4, votes=[0.5, 0.5, nobody, nobody]),
+        make_evaluation(6, sharpness=[1.0] * 4),
+    ]
+    assert measure_held_out(found, config) == pytest.approx({0: -0.5, 4: 0.5})
+
+
 def test_a_late_listing_does_not_hide_the_newest_evaluation(tmp_path, monkeypatch):
     layout = write_reported(tmp_path / "run", checkpoints=(0, 2))
     rewards = HeldOutRewards(layout, make_config(rewards={"compressibility": 1.0}))

@@ -68,6 +68,7 @@ class RunData:
     def rewards(self) -> list[str]:
         """Every reward of the run, those that are trained on first."""
         scored = [name for row in self.metrics for name in (*row.rewards, *row.monitored)]
+        scored += [name for evaluation in self.evaluations for name in evaluation.rewards]
         return list(dict.fromkeys([*self.run.trained, *self.run.rewards, *scored]))
 
 

@@ -127,6 +127,7 @@ class Reward:
         neural: As in `RewardEntry`.
         differentiable: Whether `function` takes float images as well. Never true of a set-level reward.
         revision: Digest of the weights, the code or the service behind it; empty where there is none.
+        by_people: Only people give it: `function` raises `RewardError`, and no phase asks it.
     """
 
     name: str
@@ -135,6 +136,7 @@ class Reward:
     neural: bool = False
     differentiable: bool = False
     revision: str = ""
+    by_people: bool = False
 
     def score(self, images: Tensor, prompts: Sequence[str], metadata: Sequence[Mapping[str, object]]) -> Tensor:
         """Score a batch and check what comes back.

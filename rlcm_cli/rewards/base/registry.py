@@ -173,6 +173,7 @@ def load_reward(spec: RewardSpec) -> Reward:
         neural=entry.neural,
         differentiable=getattr(function, "differentiable", entry.differentiable) and not set_level,
         revision=spec.revise(paths),
+        by_people=getattr(function, "by_people", False),
     )
 
 

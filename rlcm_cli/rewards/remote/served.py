@@ -52,6 +52,8 @@ def load_served(specs: Sequence[RewardSpec]) -> list[ServedReward]:
     served = []
     for spec in specs:
         reward = load_reward(spec)
+        if reward.by_people:
+            raise ConfigError(f"reward {spec.name!r} is given by people, not by a server; `rlcm vote RUN` asks them")
         served.append(ServedReward(spec, reward, _revision(spec, reward)))
     return served
 

@@ -31,7 +31,7 @@ def read_token(host: str, variable: str, *, named: bool) -> str | None:
     token = os.environ.get(variable, "").strip()
     if not all("!" <= character <= "~" for character in token):
         raise ConfigError(f"{variable} holds what no token has (spaces, or letters outside ASCII); fix it")
-    if not token and (named or not _is_loopback(host)):
+    if not token and (named or not is_loopback(host)):
         reason = f"--token-env {variable}" if named else f"--host {host} lets other machines in"
         raise ConfigError(
             f"{reason}, and the environment variable {variable} is not set; choose a token that the clients set too: "
@@ -48,6 +48,13 @@ def listen(host: str, port: int) -> socket.socket:
     except (OSError, OverflowError) as error:
         reason = getattr(error, "strerror", None) or error
         raise ConfigError(f"--host {host} --port {port} cannot be listened on ({reason}); choose others") from None
+
+
+def reachable(host: str) -> str:
+    """Return the host as clients write it; `host`: what the server is bound to."""
+    if host in ("0.0.0.0", "::", ""):  # noqa: S104
+        return socket.gethostname()
+    return f"[{host}]" if ":" in host else host
 
 
 def serve(app: FastAPI, sock: socket.socket) -> None:
@@ -79,7 +86,8 @@ def configure(app: FastAPI) -> uvicorn.Config:
     )
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Return whether only this machine can reach an address."""
     try:
         return host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:

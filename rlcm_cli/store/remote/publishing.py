@@ -21,7 +21,7 @@ PAUSE = 0.5
 """Seconds between two looks for new files, at least."""
 PAUSES = 4
 """Times that a look took, which are waited before the next, at least."""
-ONCE = ("timings", "rewards")
+ONCE = ("timings", "rewards", "votes")
 """Folders of files that belong to no record and are published once."""
 
 
