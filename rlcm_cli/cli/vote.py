@@ -178,9 +178,9 @@ def describe(named: str, run: Run, counted: Count) -> Iterator[str]:
         yield f"two voters said the same of the same pair in {100 * share:.0f} % of {count(twos, 'case')}"
     for found in counted.comparisons:
         rate = found.rate
-        share, low, high = (f"{100 * value:.1f}" for value in (rate.share, *rate.interval))
+        won, low, high = (f"{100 * value:.1f}" for value in (rate.share, *rate.interval))
         yield (
-            f"{found.contender.name} against {found.against.name}: {rate.verdict()}; it wins {share} % (95 % interval "
+            f"{found.contender.name} against {found.against.name}: {rate.verdict()}; it wins {won} % (95 % interval "
             f"{low} to {high} %) over {count(rate.prompts, 'prompt')}, {count(rate.votes, 'vote')}"
         )
     for own in counted.rollouts:

@@ -91,5 +91,6 @@ def find_flat(reached: Mapping[int, float], config: Config) -> tuple[int, int] |
 
 def _values(found: Evaluation, task: str, name: str) -> np.ndarray:
     rows = np.array([of_image == task for of_image in found.tasks], dtype=bool)
-    values: np.ndarray = found.rewards[name][rows].astype(np.float64)
-    return values[~np.isnan(values)]
+    given = found.rewards[name][rows].astype(np.float64)
+    values: np.ndarray = given[~np.isnan(given)]
+    return values
