@@ -19,6 +19,7 @@ from rlcm_cli.phases.sample import sample
 from rlcm_cli.phases.score import load_scorers, score
 from rlcm_cli.phases.train import gather_data, refresh_stale, train
 from rlcm_cli.runs.hacking import best_checkpoints
+from rlcm_cli.runs.held_out import best_held_out, read_held_out
 from rlcm_cli.runs.policy import load_checkpoint, load_policy_model
 from rlcm_cli.runs.run import create_run, open_run
 from rlcm_cli.store.checkpoint import publish_checkpoint, read_trainer_state
@@ -161,7 +162,8 @@ def test_the_checkpoint_that_draws_next_is_never_pruned(finished, tiny_lcm, tmp_
     assert {name for name in ours if ours[name] != theirs.get(name)} == {"config.json", "pruned.json"}
     longer = stale_config(tiny_lcm, runtime={"keep_checkpoints": 1, "iterations": 5})
     go_on(run.layout.root, longer, shared_model(tiny_lcm))
-    assert run.layout.checkpoints() == [0, 4, 5]
+    best = best_held_out(read_held_out(run.layout, longer))
+    assert run.layout.checkpoints() == sorted({0, best, 4, 5})
     assert read_manifest(run.layout.manifest(4)).policy.checkpoint == 3
 
 
