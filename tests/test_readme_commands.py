@@ -26,10 +26,10 @@ PROGRAM = typer.main.get_command(app)
 LONGEST = 1200  # seconds; a loaded machine starts a process slowly
 
 SMALL = (
-    "--samples 12 --steps 2 --set sample.batch_size=12 --set train.minibatch_size=12 --set evaluate.prompts=2 "
+    "--samples 24 --steps 2 --set sample.batch_size=24 --set train.minibatch_size=24 --set evaluate.prompts=2 "
     "--set evaluate.images_per_prompt=2"
 )
-"""Appended to what starts a run, which would take minutes as it is; 12 images are whole groups of 1, 2, 3, 4 or 6."""
+"""Appended to what starts a run, which else takes minutes; 24 images are whole groups of 1, 2, 3, 4, 6 or 8."""
 
 
 LENT = "runs/lent"
@@ -58,6 +58,7 @@ RULES = (
     Rule(r"^rlcm serve-reward\b", "parse", reason="it serves until it is stopped; examples/reward_server is run"),
     Rule(r"^rlcm loop .*--model [\w.-]+/.*\bsampler\.", "parse", reason="only a model of the hub says what sampler"),
     Rule(r"^rlcm (loop|sample) .*(--model [\w.-]+/|distilled_lora=)", "run", "--dry-run", "weights of the model hub"),
+    Rule(r"^rlcm loop .*sampler\.window=", "run", "--dry-run", "it names calls of the preset's own number of steps"),
     Rule(r"^rlcm loop .*https?://", "run", "--dry-run", "a server that is elsewhere"),
     Rule(r"^rlcm loop .*--executor ray", "run", "--dry-run", "a Ray cluster; tests/ray/test_ray_loop.py has one"),
     Rule(r"^rlcm \S+ .*(\b(s3|gs|hf)://|--hub\b)", "parse", reason="an account elsewhere; tests/cli have a server"),
