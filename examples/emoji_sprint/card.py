@@ -45,7 +45,7 @@ pipe("a cat on blue", num_inference_steps=2, guidance_scale={guidance:g}, **size
 ```
 
 For one or four steps, pass `intermediate_timesteps=None`. Recommended `guidance_scale`: **{guidance:g}**
-(distilled for {LEAST_GUIDANCE:g}–{LARGEST_GUIDANCE:g}).
+(distilled for {LEAST_GUIDANCE:g}–{LARGEST_GUIDANCE:g}). `rlcm` draws it in four steps and trains it in two.
 
 ![The 45 animals in four steps](contact_sheet.png)
 

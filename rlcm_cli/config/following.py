@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from rlcm_cli.config.settings import ModelSettings, write_size
 from rlcm_cli.recommendation import Recommendation
-from rlcm_cli.samplers import DEFAULT
+from rlcm_cli.samplers import DEFAULT, SAMPLERS
 
 Values = Mapping[str, Any]
 """A configuration, or a layer of one, as nested tables that are not validated yet."""
@@ -119,12 +119,14 @@ def _follow_model(
     }
     followed: list[tuple[str, Any, str]] = []
     if asked is None and found.sampler != before:
+        other = SAMPLERS.get(before)
+        drawable = other is not None and other.levels == SAMPLERS[found.sampler].levels
         followed.append(
             (
                 "sampler",
                 {"kind": found.sampler, **table, **_table(file, "sampler"), **_table(line, "sampler")},
-                f"sampler.kind is {found.sampler}, not the preset's {before}: it follows model.name {model.name} "
-                f"(--sampler {before} overrides)",
+                f"sampler.kind is {found.sampler}, not the preset's {before}: it follows model.name {model.name}"
+                + (f" (--sampler {before} overrides)" if drawable else ""),
             )
         )
     return [*followed, *_follow_makers(preset, file, line, found, model, chosen=bool(followed))]

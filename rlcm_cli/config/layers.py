@@ -175,8 +175,7 @@ def _layered(
 
 
 def _model_name(layer: Mapping[str, Any]) -> Any:
-    model = layer.get("model", {})
-    return model.get("name", EMBEDDED_MODEL) if isinstance(model, dict) else EMBEDDED_MODEL
+    return _model_of(layer).get("name", EMBEDDED_MODEL)
 
 
 def _without_embedded(layer: Mapping[str, Any]) -> dict[str, Any]:
@@ -186,8 +185,10 @@ def _without_embedded(layer: Mapping[str, Any]) -> dict[str, Any]:
 def _embedded_layers(layer: Mapping[str, Any], model: Any) -> list[dict[str, Any]]:
     """Return what a layer has for an embedded model: for all of them, then for this one. Raises `ConfigError`."""
     embedded = _table(layer, EMBEDDED_TABLE, EMBEDDED_TABLE)
-    own = [_table(embedded, name, f"{EMBEDDED_TABLE}.{name}") for name in EMBEDDED_MODELS if name == model]
-    return [{key: value for key, value in embedded.items() if key not in EMBEDDED_MODELS}, *own] if own else []
+    if model not in EMBEDDED_MODELS:
+        return []
+    of_all = {key: value for key, value in embedded.items() if key not in EMBEDDED_MODELS}
+    return [of_all, _table(embedded, model, f"{EMBEDDED_TABLE}.{model}")]
 
 
 def _table(layer: Mapping[str, Any], key: str, name: str) -> dict[str, Any]:

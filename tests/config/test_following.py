@@ -261,6 +261,11 @@ class TestSampler:
             "sampler.kind is ddim, not the preset's lcm: it follows model.name my-ddim (--sampler lcm overrides)"
         ]
 
+    @pytest.mark.parametrize(("name", "kind"), [("my-scm", "scm"), ("my-flow", "flow")])
+    def test_a_sampler_of_other_noise_levels_is_no_way_out(self, ask, name, kind):
+        _, told, _ = ask("compression", model=name)
+        assert told == [f"sampler.kind is {kind}, not the preset's lcm: it follows model.name {name}"]
+
     def test_settings_of_the_other_sampler_stay_the_user_s(self, ask, tmp_path):
         file = tmp_path / "mine.toml"
         file.write_text('[model]\nname = "my-tcd"\n[sampler]\ngamma = 0.5\n')
