@@ -1,8 +1,9 @@
-"""What people prefer among images of one prompt, learnt by fine-tuning CLIP ViT-H/14: PickScore and HPS v2."""
+"""What people prefer among images of one prompt, learnt by fine-tuning CLIP ViT-H/14: PickScore, HPS v2.1 and v2.0."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 PICK_SCORE = Weights("yuvalkirstain/PickScore_v1", WEIGHT_FILES, "3.9 GB")
 HPS = WeightFile("xswu/HPSv2/HPS_v2.1_compressed.pt", "2.0 GB")
+HPS_2_0 = WeightFile("xswu/HPSv2/HPS_v2_compressed.pt", "2.0 GB")
 CLIP_H14 = Weights(
     "laion/CLIP-ViT-H-14-laion2B-s32B-b79K",
     # Its config.json says how many heads there are, which no shape of an HPS tensor tells.
@@ -30,7 +32,7 @@ CLIP_H14 = Weights(
     "4 MB",
     words="the processor of",
 )
-"""The model that both were tuned from: their repositories have neither tokenizer nor preprocessing."""
+"""The model that all were tuned from: their repositories have neither tokenizer nor preprocessing."""
 
 
 def pick_score(model: Path, processor: Path) -> RewardFn:
@@ -48,8 +50,10 @@ def pick_score(model: Path, processor: Path) -> RewardFn:
     return lambda images, prompts, metadata: scale * clip.cosines(images, prompts)
 
 
-def hps_v2(checkpoint: Path, processor: Path) -> RewardFn:
+def hps_v2(checkpoint: Path, processor: Path, *, reward: str = "hps_v2") -> RewardFn:
     """Make the reward: cos(image, prompt), without the logit scale, as the hpsv2 package gives it (arXiv 2306.09341).
+
+    Versions 2.0 and 2.1 are the same network with other weights, and their values cannot be compared.
 
     As there, prompts are cleaned, and an image that is not square is fitted into black. The package resizes images as
     floats and does not round them to whole levels afterwards, as transformers does.
@@ -58,35 +62,50 @@ def hps_v2(checkpoint: Path, processor: Path) -> RewardFn:
         checkpoint: HPS_v2.1_compressed.pt or HPS_v2_compressed.pt, weights of open_clip's ViT-H-14, or the same
             tensors as safetensors.
         processor: Folder with the configuration, the tokenizer and the preprocessing of CLIP ViT-H/14.
+        reward: Name of the reward, for error messages.
 
     Raises:
         RewardError: If the weights or the processor cannot be loaded, or are not of one architecture. The reward
             itself raises it for a prompt that cannot be cleaned without the package ftfy, where that is missing.
     """
-    clip = _load_open_clip(checkpoint, processor)
+    clip = _load_open_clip(checkpoint, processor, reward)
     clip = replace(clip, preprocess=replace(clip.preprocess, fit="pad"))
 
     def score(images: Tensor, prompts: Sequence[str], metadata: Sequence[Mapping[str, object]]) -> Tensor:
-        return clip.cosines(images, [clean_prompt(prompt, reward="hps_v2") for prompt in prompts])
+        return clip.cosines(images, [clean_prompt(prompt, reward=reward) for prompt in prompts])
 
     return score
 
 
-def _load_open_clip(path: Path, processor: Path) -> ClipModel:
+def _load_open_clip(path: Path, processor: Path, reward: str) -> ClipModel:
     from transformers import CLIPConfig, CLIPModel
 
-    tensors = map_open_clip(read_tensors(path, reward="hps_v2"))
+    tensors = map_open_clip(read_tensors(path, reward=reward))
     try:
         check_configuration(read_json_object(processor / "config.json"), processor / "config.json")
         with quiet_transformers(), faults_of_libraries():
             config = CLIPConfig.from_pretrained(processor, local_files_only=True)
     except ForeignError as error:
         raise RewardError(
-            f"reward 'hps_v2': {processor} holds no config.json of a CLIP model ({error}); set processor to "
+            f"reward {reward!r}: {processor} holds no config.json of a CLIP model ({error}); set processor to "
             f"{CLIP_H14.source} or a copy of it"
         ) from error
-    network = fill_network(CLIPModel, config, tensors, path, reward="hps_v2")
-    return assemble_clip(network, processor, reward="hps_v2")
+    network = fill_network(CLIPModel, config, tensors, path, reward=reward)
+    return assemble_clip(network, processor, reward=reward)
+
+
+def _describe_hps(factory: Callable[..., RewardFn], release: str, checkpoint: WeightFile) -> RewardEntry:
+    return RewardEntry(
+        factory,
+        description=f"which image people prefer for the prompt: HPS {release}, a CLIP ViT-H/14",
+        value_range="-1 to 1, mostly 0.2 to 0.35",
+        bounds=(-1.0, 1.0),
+        weights={"checkpoint": checkpoint, "processor": CLIP_H14},
+        needs="for prompts beyond ASCII the extra hps",
+        version=2,
+        neural=True,
+        differentiable=True,
+    )
 
 
 ENTRIES = {
@@ -99,15 +118,6 @@ ENTRIES = {
         neural=True,
         differentiable=True,
     ),
-    "hps_v2": RewardEntry(
-        hps_v2,
-        description="which image people prefer for the prompt: HPS v2.1 (or v2), a CLIP ViT-H/14",
-        value_range="-1 to 1, mostly 0.2 to 0.35",
-        bounds=(-1.0, 1.0),
-        weights={"checkpoint": HPS, "processor": CLIP_H14},
-        needs="for prompts beyond ASCII the extra hps",
-        version=2,
-        neural=True,
-        differentiable=True,
-    ),
+    "hps_v2": _describe_hps(hps_v2, "v2.1", HPS),
+    "hps_v2_0": _describe_hps(functools.partial(hps_v2, reward="hps_v2_0"), "v2.0", HPS_2_0),
 }

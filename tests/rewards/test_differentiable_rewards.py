@@ -112,7 +112,7 @@ class TestClip:
 class TestDeclared:
     def test_which_are(self):
         declared = {name for name, entry in REWARDS.items() if entry.differentiable}
-        others = {"clip_score", "aesthetic", "pick_score", "hps_v2", "image_reward"}
+        others = {"clip_score", "aesthetic", "pick_score", "hps_v2", "hps_v2_0", "image_reward"}
         assert declared == {*EMBEDDED, *others}
 
     def test_uint8_images_take_no_gradient(self):

@@ -26,6 +26,7 @@ from small_clip import (
 from torch.nn.functional import conv2d, gelu, layer_norm, linear, normalize, softmax
 
 from rlcm_cli.errors import ConfigError, RewardError
+from rlcm_cli.rewards import RewardSpec
 from rlcm_cli.rewards.networks.open_clip import map_open_clip
 from rlcm_cli.rewards.networks.prompt_cleaning import clean_prompt
 from rlcm_cli.rewards.preference import CLIP_H14, pick_score
@@ -321,6 +322,19 @@ class TestHps:
         save_file(weights, tmp_path / "hps.safetensors")
         message = refusal(RewardError, "hps_v2", checkpoint=str(tmp_path / "hps.safetensors"))
         assert "--set reward_settings.hps_v2.processor=DIR" in message
+
+    def test_both_releases_are_there_at_once(self, monkeypatch, checkpoint, processor, weights, tmp_path):
+        """The same network: what differs is the file, and where the numbers are kept."""
+        settings, batch = self.settings(checkpoint, processor), images(5)
+        assert torch.equal(score("hps_v2", batch, PROMPTS, **settings), score("hps_v2_0", batch, PROMPTS, **settings))
+        assert RewardSpec("hps_v2", settings).directory != RewardSpec("hps_v2_0", settings).directory
+        cut_off_hub(monkeypatch)
+        message = refusal(RewardError, "hps_v2_0", processor=str(processor))
+        assert "hf download xswu/HPSv2 HPS_v2_compressed.pt --local-dir DIR` (2.0 GB)" in message
+        assert "--set reward_settings.hps_v2_0.checkpoint=DIR/HPS_v2_compressed.pt" in message
+        torch.save({"state_dict": {"logit_scale": weights["logit_scale"]}}, tmp_path / "part.pt")
+        message = refusal(RewardError, "hps_v2_0", **self.settings(tmp_path / "part.pt", processor))
+        assert message.startswith("reward 'hps_v2_0': the weights in")
 
     def test_obstacles(self, monkeypatch, checkpoint, processor):
         cut_off_hub(monkeypatch)
