@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from rlcm_cli.cli import options as o
 from rlcm_cli.cli.asked import reopen_run
+from rlcm_cli.cli.completion import complete_reward
 from rlcm_cli.cli.location import open_location
 from rlcm_cli.cli.setting_options import chosen_settings, command_with
 from rlcm_cli.cli.streams import announce
+from rlcm_cli.wording import command
+
+if TYPE_CHECKING:
+    from rlcm_cli.cli.display import Display
+    from rlcm_cli.events import Event
+    from rlcm_cli.phases.score import Scorer
+    from rlcm_cli.processes.job import Processes
+    from rlcm_cli.runs.run import Run
 
 
 def register(app: typer.Typer) -> None:
@@ -19,7 +29,7 @@ def register(app: typer.Typer) -> None:
     app.command(
         "evaluate",
         cls=command_with("runtime.device", "runtime.shard_weights"),
-        epilog="Example: rlcm evaluate --run runs/a --checkpoint 0 --checkpoint 40",
+        epilog="Example: rlcm evaluate --run runs/a --checkpoint 0 --checkpoint best --reward sharpness",
     )(evaluate_command)
 
 
@@ -27,9 +37,22 @@ def evaluate_command(
     context: typer.Context,
     named: o.ExistingRunOption,
     checkpoints: Annotated[
-        list[int],
+        list[str],
         typer.Option(
-            "--checkpoint", metavar="N", help="Checkpoint to evaluate; repeatable.", show_default="the newest"
+            "--checkpoint",
+            metavar="N|best",
+            help="Checkpoint to evaluate: a number, last, best, or best:REWARD; repeatable.",
+            show_default="the newest; with --reward all that were evaluated",
+        ),
+    ] = [],
+    rewards: Annotated[
+        list[str],
+        typer.Option(
+            "--reward",
+            metavar="NAME",
+            help="Score the held-out images with this reward, whatever the run trains for; repeatable.",
+            show_default="the run's own",
+            autocompletion=complete_reward,
         ),
     ] = [],
     assignments: o.SetOfRunOption = [],
@@ -40,34 +63,105 @@ def evaluate_command(
     quiet: o.QuietOption = False,
     as_json: o.JsonOption = False,
 ) -> None:
-    """Generate and score the run's fixed held-out images with some of its checkpoints."""
-    announce(named, quiet=quiet, as_json=as_json)
+    """Generate and score the run's fixed held-out images with some of its checkpoints.
+
+    With --reward, images that are stored are only scored, which needs no model.
+    """
+    announce(f"the rewards of {named}" if rewards else named, quiet=quiet, as_json=as_json)
 
     from rlcm_cli.cli.consent import Given, named_texts, permit
     from rlcm_cli.cli.display import Display
-    from rlcm_cli.phases.evaluate import evaluate, plan_evaluation
+    from rlcm_cli.core.device import select_device
+    from rlcm_cli.phases.evaluate import score_evaluations
     from rlcm_cli.phases.score import load_scorers
     from rlcm_cli.processes.join import check_shares, join_processes
-    from rlcm_cli.runs.policy import load_policy_model
+    from rlcm_cli.runs.run import open_run
     from rlcm_cli.runs.staging import stage_evaluating
-    from rlcm_cli.store.checkpoint import latest_checkpoint
     from rlcm_cli.store.score_cache import open_cache
 
-    with open_location(named, partial(stage_evaluating, checkpoints=checkpoints), publishes=True) as location:
-        run = reopen_run(location.existing, assignments=assignments, flags=chosen_settings(context))
-        trusted = permit(run, Given(named_texts(assignments), allow_code, allow_hosts))
-        chosen = checkpoints or [latest_checkpoint(run.layout)]
+    fetch = partial(stage_evaluating, checkpoints=checkpoints, later=bool(rewards))
+    with open_location(named, fetch, publishes=True) as location:
+        own = open_run(location.existing).config
+        monitored = [*own.monitor.rewards, *(name for name in rewards if name not in own.reward_names())]
+        # Rewards that the command line names become the run's, to have its settings.
+        flags = {**chosen_settings(context), **({"monitor.rewards": monitored} if rewards else {})}
+        run = reopen_run(location.existing, assignments=assignments, flags=flags)
+        chosen, notes = choose_checkpoints(run, checkpoints, stored=bool(rewards))
+        missing = [number for number in chosen if number not in run.layout.evaluations()]
+        asked = list(dict.fromkeys([*(run.config.reward_names() if missing or not rewards else []), *rewards]))
+        given = Given(named_texts(assignments, rewards), allow_code, allow_hosts)
+        trusted = permit(run, given, rewards=asked)
         processes = join_processes(run.config.runtime.device)
         display = Display(quiet=quiet, as_json=as_json, silent=not processes.leads)
-        display.say_all(trusted)
-        display.follow(
-            check_shares(processes, processes.size)
-        )  # all processes generate, even if there are fewer shards
+        display.say_all([*trusted, *notes])
+        # All processes generate, even if there are fewer shards.
+        display.follow(check_shares(processes, processes.size))
         with open_cache(wanted=not no_cache) as cache:
-            scorers = load_scorers(run, cache=cache, allow_changed=allow_changed)
-            prompts = [planned.prompt for planned in plan_evaluation(run.config, run.prompts)]
-            model = load_policy_model(run.config, prompts, processes)
-            for checkpoint in chosen:
-                display.follow(location.follow(evaluate(run, model, scorers, checkpoint, processes)))
+            scorers = load_scorers(run, asked, cache=cache, allow_changed=allow_changed)
+            if missing:
+                display.follow(location.follow(draw_missing(run, scorers, missing, processes)))
+            stored = [number for number in chosen if number not in missing]
+            if processes.leads and stored:
+                later = {name: scorers[name] for name in rewards or asked}
+                device = select_device(run.config.runtime.device)
+                display.follow(location.follow(score_evaluations(run, later, stored, device)))
+            processes.wait()
         processes.leave()
-        display.finish({"run": named})
+        judged = show_checkpoints(run, chosen, rewards, display)
+        if rewards:
+            display.say(f"next: {command('report', named)}, which shows them with the images")
+        display.finish({"run": named, "checkpoints": chosen, **judged})
+
+
+def choose_checkpoints(run: Run, texts: Sequence[str], *, stored: bool) -> tuple[list[int], list[str]]:
+    """Choose the checkpoints that a command line names, and say which the best ones are.
+
+    By default it is the newest or, where `stored` images are enough, each one that was evaluated. Raises as
+    `choose_checkpoint`, and `MissingFileError` for one of which there are neither images nor weights.
+    """
+    from rlcm_cli.runs.choosing import choose_checkpoint, describe_better, require_checkpoint
+    from rlcm_cli.store.checkpoint import latest_checkpoint
+
+    layout, config = run.layout, run.config
+    notes = []
+    if texts:
+        found = [choose_checkpoint(layout, config, text) for text in texts]
+        notes = [f"{choice}" for choice in found if choice.why]
+        chosen = [choice.number for choice in found]
+    elif stored and layout.evaluations():
+        chosen = layout.evaluations()
+    else:
+        chosen = [latest_checkpoint(layout)]
+        better = describe_better(layout, config)
+        notes = [better] if better else []
+    for number in chosen:
+        if number not in layout.evaluations():
+            require_checkpoint(layout, number)
+    return list(dict.fromkeys(chosen)), notes
+
+
+def draw_missing(
+    run: Run, scorers: Mapping[str, Scorer], checkpoints: Sequence[int], processes: Processes
+) -> Iterator[Event]:
+    """Draw and score the held-out images with checkpoints that lack them, with one model."""
+    from rlcm_cli.phases.evaluate import evaluate, plan_evaluation
+    from rlcm_cli.runs.policy import load_policy_model
+
+    prompts = [planned.prompt for planned in plan_evaluation(run.config, run.prompts)]
+    model = load_policy_model(run.config, prompts, processes)
+    for checkpoint in checkpoints:
+        yield from evaluate(run, model, scorers, checkpoint, processes)
+
+
+def show_checkpoints(
+    run: Run, checkpoints: Sequence[int], rewards: Sequence[str], display: Display
+) -> Mapping[str, Any]:
+    """Print how checkpoints compare by the rewards that were asked for, else by the run's own; return it."""
+    from rlcm_cli.cli.judgements import show_judgements
+    from rlcm_cli.judging.held_out import judge_checkpoints
+    from rlcm_cli.judging.summary import to_json
+
+    judged = judge_checkpoints(run.layout, checkpoints, rewards or run.config.reward_names())
+    if rewards or len(checkpoints) > 1:
+        show_judgements(judged.get("all", []), display, "checkpoint")
+    return {"judged": {part: [to_json(found) for found in own] for part, own in judged.items()}}

@@ -181,7 +181,7 @@ def describe(named: str, run: Run, counted: Count) -> Iterator[str]:
         won, low, high = (f"{100 * value:.1f}" for value in (rate.share, *rate.interval))
         yield (
             f"{found.contender.name} against {found.against.name}: {rate.verdict()}; it wins {won} % (95 % interval "
-            f"{low} to {high} %) over {count(rate.prompts, 'prompt')}, {count(rate.votes, 'vote')}"
+            f"{low} to {high} %) over {count(rate.prompts, 'prompt')}, {count(rate.comparisons, 'vote')}"
         )
     for own in counted.rollouts:
         images = count(own.images, "image")
@@ -208,7 +208,7 @@ def to_json(counted: Count) -> Mapping[str, Any]:
                 "win_rate": found.rate.share,
                 "interval": list(found.rate.interval),
                 "prompts": found.rate.prompts,
-                "votes": found.rate.votes,
+                "votes": found.rate.comparisons,
             }
             for found in counted.comparisons
         ],

@@ -1,4 +1,4 @@
-"""From comparisons of two at a time to a score for each: the model of Bradley and Terry, and the interval of a share.
+"""Comparisons of two at a time: how often one wins, with its interval, and a score for each by Bradley and Terry.
 
 K is the number of things that are compared.
 """
@@ -6,13 +6,59 @@ K is the number of things that are compared.
 from __future__ import annotations
 
 import math
-from statistics import NormalDist
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import NormalDist, fmean
 
 import numpy as np
 
 MOST_STEPS = 100
 SMALLEST_STEP = 1e-10
 """Of a score, below which the fit has ended; scores are of the order of 1."""
+
+
+@dataclass(frozen=True)
+class WinRate:
+    """How often the images of one contender were preferred to those of another, of the same prompts."""
+
+    share: float
+    """Mean over prompts, each the mean of its comparisons; a tie is half a win."""
+    interval: tuple[float, float]
+    """Of 95 %, after Wilson. Comparisons on one prompt are not independent, so it counts prompts."""
+    prompts: int
+    comparisons: int
+
+    def verdict(self) -> str:
+        """Return in words which is preferred."""
+        low, high = self.interval
+        return "preferred" if low > 0.5 else "not preferred: the other is" if high < 0.5 else "no clear difference"
+
+
+def average_wins(wins: Mapping[str, Sequence[float]]) -> WinRate | None:
+    """Average prompt → what a contender got of each comparison, 1, ½ or 0, over prompts; None: there is none."""
+    means = [fmean(shares) for shares in wins.values() if shares]
+    if not means:
+        return None
+    share = fmean(means)
+    return WinRate(share, wilson_interval(share, len(means)), len(means), sum(map(len, wins.values())))
+
+
+def compare_values(values: Sequence[float], against: Sequence[float], prompts: Sequence[str]) -> WinRate | None:
+    """Return how often an image has the higher value of two that were drawn from the same prompt and seed.
+
+    Args:
+        values: A number an image; NaN where it has none.
+        against: Those of the other contender, in the same order.
+        prompts: Prompt of each pair.
+
+    Returns:
+        None where no pair has two values.
+    """
+    wins: dict[str, list[float]] = {}
+    for prompt, value, other in zip(prompts, values, against, strict=True):
+        if not math.isnan(value) and not math.isnan(other):
+            wins.setdefault(prompt, []).append(0.5 if value == other else float(value > other))
+    return average_wins(wins)
 
 
 def fit_scores(wins: np.ndarray, prior_std: float = 1.0) -> np.ndarray:

@@ -19,11 +19,14 @@ from rlcm_cli.phases.sample import REDUCTION, draw_batch
 from rlcm_cli.phases.score import Scorer
 from rlcm_cli.processes.job import Processes
 from rlcm_cli.prompts import draw_prompts
+from rlcm_cli.rewards import RewardSpec
 from rlcm_cli.runs.inputs import TaskPrompts
 from rlcm_cli.runs.policy import load_checkpoint
 from rlcm_cli.runs.run import Run
 from rlcm_cli.runs.schedules import drawing_schedule
+from rlcm_cli.store.checkpoint import TrainerState, read_trainer_state
 from rlcm_cli.store.evaluations import Evaluation, publish_evaluation, publish_rescored, read_evaluation
+from rlcm_cli.store.layout import RunLayout
 from rlcm_cli.store.reading import REMEDY
 from rlcm_cli.store.score_cache import digest_images
 from rlcm_cli.store.shards import is_published
@@ -80,7 +83,7 @@ def evaluate(
                         for name, scorer in scorers.items()
                         if not scorer.reward.by_people  # who may vote on these images later
                     },
-                    revisions=_revisions(scorers),
+                    revisions=_revisions(run, scorers),
                 ),
             )
         processes.wait()
@@ -89,11 +92,15 @@ def evaluate(
             scorer.claim(layout)
         rescore_evaluations(run, scorers, model.device)
     processes.wait()
-    evaluation = read_evaluation(layout, checkpoint)
-    if evaluation.policy_digest != state.policy_digest:
-        path = layout.evaluation(checkpoint)
-        raise ForeignFileError(f"{path}: was drawn with another policy; {REMEDY.format(path=path)}")
+    evaluation = read_evaluation(layout, checkpoint, images=False)
+    _check_policy(layout, evaluation, state)
     yield average_evaluation(evaluation, config)
+
+
+def _check_policy(layout: RunLayout, evaluation: Evaluation, state: TrainerState) -> None:
+    if evaluation.policy_digest != state.policy_digest:
+        path = layout.evaluation(evaluation.checkpoint)
+        raise ForeignFileError(f"{path}: was drawn with another policy; {REMEDY.format(path=path)}")
 
 
 def rescore_evaluations(run: Run, scorers: Mapping[str, Scorer], device: torch.device) -> None:
@@ -103,24 +110,76 @@ def rescore_evaluations(run: Run, scorers: Mapping[str, Scorer], device: torch.d
     """
     layout = run.layout
     changed = {name: scorer for name, scorer in scorers.items() if scorer.has_changed(layout)}
-    plan = plan_evaluation(run.config, run.prompts) if changed else []
     for checkpoint in layout.evaluations() if changed else ():
-        found = read_evaluation(layout, checkpoint)
-        stale = {
-            name: scorer
-            for name, scorer in changed.items()
-            if name in found.rewards and found.revisions.get(name) != scorer.reward.revision
+        found = read_evaluation(layout, checkpoint, images=False)
+        _score_again(run, {name: changed[name] for name in changed if name in found.rewards}, checkpoint, device)
+
+
+def score_evaluations(
+    run: Run, scorers: Mapping[str, Scorer], checkpoints: Sequence[int], device: torch.device = torch.device("cpu")
+) -> Iterator[Event]:
+    """Give the stored images of evaluations the rewards that they lack, without a model.
+
+    Other evaluations that have such a reward of another version are scored again as well, since evaluations are
+    compared by one version only. What is there stays.
+
+    Args:
+        run: The run; `monitor.rewards` of its configuration holds what is not trained for.
+        scorers: The rewards, by name.
+        checkpoints: Whose evaluations, each of which must be there.
+        device: Of rewards that run a network.
+    """
+    layout = run.layout
+    scorers = {name: scorer for name, scorer in scorers.items() if not scorer.reward.by_people}
+    for scorer in scorers.values():
+        scorer.claim(layout)
+    stale = {}
+    for checkpoint in layout.evaluations():
+        found = read_evaluation(layout, checkpoint, images=False)
+        if checkpoint in checkpoints and checkpoint in layout.checkpoints():  # else it was pruned
+            _check_policy(layout, found, read_trainer_state(layout, checkpoint))
+        present = scorers if checkpoint in checkpoints else [name for name in scorers if name in found.rewards]
+        names = [name for name in present if not _is_current(run, found, scorers[name])]
+        if names:
+            stale[checkpoint] = names
+    for checkpoint, names in stale.items():
+        total = len(read_evaluation(layout, checkpoint, images=False).prompts)
+        yield PhaseStarted("score", checkpoint, total * len(names), "images")
+        for name in names:
+            _score_again(run, {name: scorers[name]}, checkpoint, device)
+            yield Advanced(total)
+    for checkpoint in checkpoints:
+        yield average_evaluation(read_evaluation(layout, checkpoint, images=False), run.config)
+
+
+def _score_again(run: Run, scorers: Mapping[str, Scorer], checkpoint: int, device: torch.device) -> None:
+    """Publish the rewards of an evaluation's images that it lacks, or has of another version."""
+    found = read_evaluation(run.layout, checkpoint)
+    stale = {name: scorer for name, scorer in scorers.items() if not _is_current(run, found, scorer)}
+    if stale:
+        plan, images = plan_evaluation(run.config, run.prompts), torch.from_numpy(found.images)
+        rewards = {
+            name: score_fixed(scorer, plan, images, checkpoint, device).numpy() for name, scorer in stale.items()
         }
-        if stale:
-            images = torch.from_numpy(found.images)
-            rewards = {
-                name: score_fixed(scorer, plan, images, checkpoint, device).numpy() for name, scorer in stale.items()
-            }
-            publish_rescored(layout, found, rewards, _revisions(stale))
+        publish_rescored(run.layout, found, rewards, _revisions(run, stale))
 
 
-def _revisions(scorers: Mapping[str, Scorer]) -> dict[str, str]:
-    return {name: scorer.reward.revision for name, scorer in scorers.items() if scorer.reward.revision}
+def _is_current(run: Run, found: Evaluation, scorer: Scorer) -> bool:
+    name = scorer.spec.name
+    return name in found.rewards and found.revisions.get(name, "") == _revise(run, scorer)
+
+
+def _revise(run: Run, scorer: Scorer) -> str:
+    """Return what tells the values of a reward from others: its revision and, where those may change, its settings."""
+    spec, revision = scorer.spec, scorer.reward.revision
+    trained = any(spec.name in task.rewards for task in run.config.joint_tasks().values())
+    if trained or not spec.settings or spec.digest == RewardSpec(spec.name).digest:
+        return revision
+    return f"{revision}-{spec.digest}" if revision else spec.digest
+
+
+def _revisions(run: Run, scorers: Mapping[str, Scorer]) -> dict[str, str]:
+    return {name: revision for name, scorer in scorers.items() if (revision := _revise(run, scorer))}
 
 
 @dataclass(frozen=True)

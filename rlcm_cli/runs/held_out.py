@@ -70,6 +70,16 @@ def measure_held_out(evaluations: Sequence[Evaluation], config: Config) -> dict[
     }
 
 
+def measure_reward(evaluations: Sequence[Evaluation], name: str) -> dict[int, float]:
+    """Return the mean of one reward, watched or trained for, over the fixed images of each evaluation that has it."""
+    known = {
+        found.checkpoint: found.rewards[name][~np.isnan(found.rewards[name])].astype(np.float64)
+        for found in evaluations
+        if name in found.rewards
+    }
+    return {checkpoint: float(values.mean()) for checkpoint, values in sorted(known.items()) if len(values)}
+
+
 def best_held_out(reached: Mapping[int, float]) -> int | None:
     """Return the checkpoint that reached most, the first of equals; None where fewer than two can be compared."""
     return max(reached, key=lambda number: reached[number]) if len(reached) > 1 else None

@@ -10,6 +10,7 @@ from typing import get_args
 from rlcm_cli.config import Tracker
 from rlcm_cli.events import Event
 from rlcm_cli.processes.worker import Worker
+from rlcm_cli.runs.choosing import choose_checkpoint
 from rlcm_cli.runs.hacking import best_checkpoints
 from rlcm_cli.runs.held_out import HeldOutRewards
 from rlcm_cli.runs.pruning import remove_stored
@@ -107,15 +108,26 @@ def stage_loop(remote: RemoteRun) -> None:
             remote.fetch_checkpoint(number)
 
 
-def stage_evaluating(remote: RemoteRun, checkpoints: Sequence[int]) -> None:
-    """Fetch checkpoints, by default the newest, and their evaluations."""
+def stage_evaluating(remote: RemoteRun, checkpoints: Sequence[str], *, later: bool = False) -> None:
+    """Fetch checkpoints, named as `choose_checkpoint` reads them, by default the newest, and their evaluations.
+
+    `later`: stored images get a reward, which takes all evaluations, and those checkpoints only that have none.
+    """
     newest = stage_start(remote)
-    for number in checkpoints:
-        remote.fetch_checkpoint(number)
-    chosen = list(checkpoints) or ([] if newest is None else [newest])
     _fetch_versions(remote)
-    remote.fetch_records(remote.layout.evaluation(number) for number in chosen)
+    layout = remote.layout
+    named = [text for text in checkpoints if not text.isdecimal()]
+    if later or named:
+        remote.fetch_files(layout.metrics(number) for number in range(1, (newest or 0) + 1))
+        stage_evaluations(remote)
+    config = open_run(layout.root).config if checkpoints else None
+    chosen = [choose_checkpoint(layout, config, text).number for text in checkpoints if config is not None]
+    chosen = chosen or ([] if newest is None or (later and layout.evaluations()) else [newest])
+    remote.fetch_records(layout.evaluation(number) for number in chosen)
     _fetch_rescored(remote, chosen)
+    for number in chosen:
+        if not (later and number in layout.evaluations()):
+            remote.fetch_checkpoint(number)
 
 
 def stage_evaluations(remote: RemoteRun) -> None:

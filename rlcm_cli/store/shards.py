@@ -51,9 +51,10 @@ those of RFC 2119.
  9. Kind `evaluation`: `evaluations/NNNNNN/evaluation.safetensors`; fields `run`, `checkpoint`,
     `policy_digest`, `prompts`, `tasks`. Tensors `images`, `prompt_index`, `task_index`, `seed` as above,
     `held_out` uint8 [B] (prompt kept out of training), `reward.NAME` float32 [B], NaN where the sample's task
-    does not have it; field `revisions`: NAME → `revision` as above. Kind `rescored`: `rescored-NNNNN.safetensors`
-    next to it, from 1; tensors `seed` and `reward.NAME` by later versions of rewards, which replace those above;
-    fields `checkpoint`, `evaluation_sha256` (the scored images) and `revisions`.
+    does not have it; field `revisions`: NAME → `revision` as above, then `-` and the digest where a reward that is
+    not trained for has settings other than its defaults. Kind `rescored`: `rescored-NNNNN.safetensors` next to it,
+    from 1; tensors `seed` and `reward.NAME` by rewards that scored later, which replace those above; fields
+    `checkpoint`, `evaluation_sha256` (the scored images) and `revisions`.
 10. Records are immutable. A record that fails a check MUST NOT be used and MUST NOT be deleted: it MAY be
     moved to `quarantine/`, after which its phase regenerates it.
 11. Checkpoints are folders that appear by one rename; `complete.json`, written last, holds `files`, the digest of

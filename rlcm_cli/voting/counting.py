@@ -5,12 +5,11 @@ from __future__ import annotations
 import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import combinations
 
 import numpy as np
 
-from rlcm_cli.core.paired_comparisons import fit_scores, wilson_interval
+from rlcm_cli.core.paired_comparisons import WinRate, average_wins, fit_scores
 from rlcm_cli.store.votes import ImageReference, Vote
 from rlcm_cli.voting.contests import Contest
 
@@ -18,23 +17,6 @@ PairVotes = Mapping[frozenset[ImageReference], Sequence[Vote]]
 """Two images → the votes on them, one a voter."""
 SHARES = {"left": 1.0, "tie": 0.5, "right": 0.0}
 """Answer → what the left image gets of a win. A skipped pair has none."""
-
-
-@dataclass(frozen=True)
-class WinRate:
-    """How often the images of one contender were preferred to those of another, of the same prompts."""
-
-    share: float
-    """Mean over prompts, each the mean of its votes; a tie is half a win."""
-    interval: tuple[float, float]
-    """Of 95 %, after Wilson. Votes on one prompt are not independent, so it counts prompts, not votes."""
-    prompts: int
-    votes: int
-
-    def verdict(self) -> str:
-        """Return in words which is preferred."""
-        low, high = self.interval
-        return "preferred" if low > 0.5 else "not preferred: the other is" if high < 0.5 else "no clear difference"
 
 
 def group_votes(votes: Iterable[Vote]) -> dict[frozenset[ImageReference], list[Vote]]:
@@ -95,11 +77,7 @@ def win_rate(contests: Iterable[Contest], votes: PairVotes, contender: str, agai
             for rival in other:
                 shares = [credit(vote, image) for vote in votes.get(frozenset((image, rival)), ())]
                 by_prompt[contest.prompt] += shares
-    means = [statistics.fmean(shares) for shares in by_prompt.values() if shares]
-    if not means:
-        return None
-    share = statistics.fmean(means)
-    return WinRate(share, wilson_interval(share, len(means)), len(means), sum(map(len, by_prompt.values())))
+    return average_wins(by_prompt)
 
 
 def agreement(votes: PairVotes) -> tuple[float, int] | None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from rlcm_cli.core.digests import sha256
+from rlcm_cli.core.paired_comparisons import WinRate
 from rlcm_cli.errors import ConfigError
 from rlcm_cli.rewards import RewardSpec
 from rlcm_cli.rewards.votes import VOTES
@@ -30,7 +31,6 @@ from rlcm_cli.voting.contests import (
 )
 from rlcm_cli.voting.counting import (
     PairVotes,
-    WinRate,
     agreement,
     group_votes,
     preferred_pairs,

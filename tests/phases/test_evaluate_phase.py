@@ -1,13 +1,16 @@
 import numpy as np
 import pytest
+import torch
 from phase_runs import copy_run, finish, make_config, make_loop, raw_bytes, shared_model
 
+from rlcm_cli.config import parse_config
 from rlcm_cli.errors import ForeignFileError
-from rlcm_cli.phases.evaluate import evaluate, plan_evaluation
+from rlcm_cli.events import Evaluated
+from rlcm_cli.phases.evaluate import evaluate, plan_evaluation, score_evaluations
 from rlcm_cli.phases.score import load_scorers
 from rlcm_cli.runs.inputs import read_prompts
-from rlcm_cli.runs.run import open_run
-from rlcm_cli.store.evaluations import publish_evaluation, read_evaluation
+from rlcm_cli.runs.run import Run, open_run
+from rlcm_cli.store.evaluations import comparable_evaluations, publish_evaluation, read_evaluation
 from rlcm_cli.store.layout import RunLayout, receipt_path
 from rlcm_cli.store.manifest import read_manifest
 from rlcm_cli.store.quarantine import quarantine
@@ -95,3 +98,52 @@ def test_an_evaluation_of_another_policy_is_refused_and_made_again_after_quarant
     quarantine(path)
     finish(evaluate(run, model, rewards, 2))
     assert path.read_bytes() == expected
+
+
+class TestLaterRewards:
+    @pytest.fixture
+    def run(self, finished_run, tmp_path):
+        return copy_run(finished_run, tmp_path / "run")
+
+    def watch(self, run, name="sharpness", **settings):
+        values = run.config.model_dump(mode="json")
+        values["monitor"]["rewards"] = [name]
+        values["reward_settings"] = {name: settings} if settings else {}
+        return Run(run.layout, parse_config(values))
+
+    def test_stored_images_get_a_reward_without_a_model_and_once(self, run):
+        watching, before = self.watch(run), raw_bytes(run.layout.root)
+        scorers = {"sharpness": load_scorers(watching, ["sharpness"])["sharpness"]}
+        events = finish(score_evaluations(watching, scorers, [0, 2]))
+        found = read_evaluation(run.layout, 2)
+        expected = scorers["sharpness"].reward.function(torch.from_numpy(found.images), found.prompts, [])
+        assert found.rewards["sharpness"].tolist() == expected.tolist()
+        assert [event.components["sharpness"] for event in events if isinstance(event, Evaluated)] == [
+            pytest.approx(read_evaluation(run.layout, number).rewards["sharpness"].mean().item()) for number in (0, 2)
+        ]
+        after = raw_bytes(run.layout.root)
+        assert before.items() <= after.items()
+        assert len(after) == len(before) + 4  # a record and its receipt for each
+        finish(score_evaluations(watching, scorers, [0, 2]))
+        assert raw_bytes(run.layout.root) == after
+
+    def test_other_settings_are_another_reward_and_all_evaluations_that_have_it_follow(self, run):
+        first = self.watch(run, "recognition", floor=-1.0)
+        finish(score_evaluations(first, load_scorers(first, ["recognition"]), [0, 2]))
+        old = read_evaluation(run.layout, 0)
+        second = self.watch(run, "recognition", floor=-2.0)
+        finish(score_evaluations(second, load_scorers(second, ["recognition"]), [2]))
+        new = [read_evaluation(run.layout, number) for number in (0, 2)]
+        assert new[0].rewards["recognition"].tolist() != old.rewards["recognition"].tolist()
+        assert new[0].revisions == new[1].revisions != old.revisions
+        assert comparable_evaluations(new) == new
+
+    def test_a_foreign_evaluation_is_refused(self, run):
+        path = run.layout.evaluation(2)
+        other = read_evaluation(run.layout, 0)
+        for file in (path, receipt_path(path)):
+            file.unlink()
+        publish_evaluation(run.layout, type(other)(**{**vars(other), "checkpoint": 2}))
+        watching = self.watch(run)
+        with pytest.raises(ForeignFileError, match="was drawn with another policy"):
+            finish(score_evaluations(watching, load_scorers(watching, ["sharpness"]), [2]))

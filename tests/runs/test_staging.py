@@ -189,10 +189,15 @@ class TestStages:
         assert remote.stage.names() == []
 
     @pytest.mark.parametrize(
-        ("checkpoints", "found"), [([], set()), ([0], {"checkpoint 0", "evaluation 0"}), ([1], {"checkpoint 1"})]
+        ("checkpoints", "found"), [([], set()), (["0"], {"checkpoint 0", "evaluation 0"}), (["1"], {"checkpoint 1"})]
     )
     def test_an_evaluation_needs_its_checkpoint_and_what_was_evaluated_of_it(self, fetched, checkpoints, found):
         assert fetched(stage_evaluating, checkpoints) == START | found
+
+    def test_a_later_reward_needs_the_images_and_no_checkpoint(self, fetched):
+        known = START | {"metrics 1", "metrics 2", "evaluation 0"}
+        assert fetched(stage_evaluating, [], later=True) == known
+        assert fetched(stage_evaluating, ["1", "last"], later=True) == known | {"checkpoint 1"}
 
     def test_later_scores_of_an_evaluation_are_fetched_with_it(self, publish, machine):
         remote = publish()
@@ -201,7 +206,7 @@ class TestStages:
         remote.store.create(name, record.read_bytes())
         remote.store.create(name.replace(".safetensors", ".json"), record.with_suffix(".json").read_bytes())
         elsewhere = machine("fetcher")
-        stage_evaluating(elsewhere, [1])
+        stage_evaluating(elsewhere, ["1"])
         assert not elsewhere.stage.path(name).exists()
         stage_evaluations(elsewhere)
         assert elsewhere.stage.path(name).exists()

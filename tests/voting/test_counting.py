@@ -5,11 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from rlcm_cli.core.paired_comparisons import wilson_interval
+from rlcm_cli.core.paired_comparisons import WinRate, wilson_interval
 from rlcm_cli.store.votes import ImageReference, Vote
 from rlcm_cli.voting.contests import Contest
 from rlcm_cli.voting.counting import (
-    WinRate,
     agreement,
     count_wins,
     group_votes,
@@ -59,7 +58,7 @@ def test_the_win_rate_is_a_mean_over_prompts():
         ]
     )
     rate = win_rate(contests, votes, "c" * 64, "b" * 64)
-    assert rate == WinRate((1 + 0.25) / 2, wilson_interval(0.625, 2), prompts=2, votes=5)
+    assert rate == WinRate((1 + 0.25) / 2, wilson_interval(0.625, 2), prompts=2, comparisons=5)
     assert rate.verdict() == "no clear difference"
     assert win_rate(contests, {}, "c" * 64, "b" * 64) is None
     turned = win_rate(contests, votes, "b" * 64, "c" * 64)

@@ -9,11 +9,11 @@ from itertools import takewhile
 
 import numpy as np
 
+from rlcm_cli.core.estimates import Estimate, estimate
 from rlcm_cli.core.hacking import measure_drop
 from rlcm_cli.report.compare.runs import describe_weights
 from rlcm_cli.report.private import name_reward, withhold_text
 from rlcm_cli.report.run.data import RunData
-from rlcm_cli.report.run.estimates import Estimate, estimate
 from rlcm_cli.report.run.goals import find_goals
 from rlcm_cli.store.evaluations import Evaluation
 from rlcm_cli.store.metrics import PHASES

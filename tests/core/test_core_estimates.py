@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from rlcm_cli.report.run.estimates import estimate
+from rlcm_cli.core.estimates import estimate
 
 
 def test_prompts_count_alike_however_many_images_they_have():
@@ -39,5 +39,5 @@ def test_a_prompt_for_each_value_is_asked_for():
 
 
 def test_it_needs_no_torch():
-    check = "import sys; import rlcm_cli.report.run.estimates; sys.exit('torch' in sys.modules)"
+    check = "import sys; import rlcm_cli.core.estimates; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", check], check=False).returncode == 0

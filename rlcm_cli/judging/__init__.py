@@ -1,0 +1,1 @@
+"""Judging images by rewards: what they come to in means and win rates."""
