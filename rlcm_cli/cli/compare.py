@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -12,20 +13,20 @@ import typer
 
 from rlcm_cli.cli import options as o
 from rlcm_cli.cli.completion import complete_reward, complete_run
-from rlcm_cli.cli.location import open_location
-from rlcm_cli.cli.streams import say
+from rlcm_cli.cli.location import local_path, open_location
+from rlcm_cli.cli.streams import print_data, say
+from rlcm_cli.report.run.levels import WINDOW
+from rlcm_cli.store.remote.objects import is_url
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from rlcm_cli.cli.display import Display
     from rlcm_cli.report.compare.samples import ImageRow
 
-COST_NAMES = {
-    "queries": "queries",
-    "wall_seconds": "wall time",
-    "cpu_seconds": "processor time",
-    "forwards": "model forwards",
-}
-WIDTH_OF_A_FILE = 240
+WIDTH_OF_A_FILE = 10_000
+"""Columns; a file has no width, and rich would fold at 80."""
+Form = Literal["table", "md", "csv", "latex", "json"]
 
 
 def register(app: typer.Typer) -> None:
@@ -40,7 +41,8 @@ def compare_command(
         list[str],
         typer.Argument(
             metavar="RUN",
-            help="Run directories; runs that differ only by seed are treated as one method.",
+            help="Runs, or folders of runs such as `rlcm loop --seed 1,2,3` makes; runs that differ only by seed are "
+            "one method.",
             autocompletion=complete_run,
         ),
     ] = [],
@@ -75,7 +77,7 @@ def compare_command(
     window: Annotated[
         int,
         typer.Option("--smooth", metavar="N", min=1, help="Iterations to average, at most half of a run."),
-    ] = 5,
+    ] = WINDOW,
     clock: Annotated[
         Literal["wall", "cpu"],
         typer.Option("--time", help="Wall or processor time; on a shared machine the latter is fairer."),
@@ -90,13 +92,19 @@ def compare_command(
             help="Also generate the same prompts and seeds with each method's first run, at several step counts.",
         ),
     ] = False,
+    form: Annotated[
+        Form,
+        typer.Option(
+            "--format", help="How to print the numbers; csv and json have all digits.", rich_help_panel=o.OUTPUT
+        ),
+    ] = "table",
     device: Annotated[
         str, typer.Option("--device", metavar="NAME", help="For --draw: auto, cpu, cuda, cuda:1 or mps.")
     ] = "auto",
     quiet: o.QuietOption = False,
     as_json: o.JsonOption = False,
 ) -> None:
-    """Compare runs: reward over queries, time and model forwards, and the cost of reaching a target reward."""
+    """Compare runs: rewards with their interval over seeds, held-out rewards, and the cost of reaching a reward."""
     from rlcm_cli.cli.display import Display
     from rlcm_cli.errors import ConfigError
     from rlcm_cli.report.compare.comparison import compare_runs
@@ -106,8 +114,10 @@ def compare_command(
     from rlcm_cli.report.compare.table import check_folder, tabulate, write_table
     from rlcm_cli.runs.staging import stage_report
 
+    if as_json and form != "table":
+        raise ConfigError(f"--json and --format {form} both choose what is printed; leave one out")
     check_folder(out)
-    named = [*parse_labels(labels), *(("", root) for root in roots)]
+    named = list(find_compared([*parse_labels(labels), *(("", root) for root in roots)]))
     if not named:
         raise ConfigError("no run given; pass run directories, for example rlcm compare runs/a runs/b")
     with ExitStack() as stack:
@@ -115,19 +125,50 @@ def compare_command(
         runs_compared = [open_compared(location.existing, label=label) for label, location in locations]
         comparison = compare_runs(runs_compared, component=reward, window=window, clock=clock, target=reach)
         table = tabulate(comparison)
-        display = Display(quiet=quiet, as_json=as_json)
+        display = Display(quiet=quiet, as_json=as_json or form != "table")  # stdout is for a program
         with tempfile.TemporaryDirectory() as scratch:
             runs = {method.label: method.runs[0].layout.root for method in comparison.methods}
             strips = draw_strips(runs, Path(scratch), device, display) if draw else []
             files = [write_table(table, out), draw_comparison(comparison, out)]
             if strips:
                 files.append(write_samples(strips, out))
-        if not as_json:
+        if as_json:
+            display.finish({**table, "files": [str(file) for file in files]})
+            return
+        if form == "table":
             show(table)
+        else:
+            print_data(write_as(table, form))
+        if form in ("table", "csv"):  # the others hold the notes
             for note in table["notes"]:
-                say(f"note: {note}")
-            say(f"{out}: {', '.join(file.name for file in files)}")
-        display.finish({**table, "files": [str(file) for file in files]})
+                say(f"note: {note}", err=form != "table")
+        if form == "table" or not quiet:
+            say(f"{out}: {', '.join(file.name for file in files)}", err=form != "table")
+
+
+def write_as(table: Mapping[str, Any], form: Form) -> str:
+    """Write a comparison in one of the formats for other programs."""
+    from rlcm_cli.report.compare.formats import write_csv, write_latex, write_markdown
+    from rlcm_cli.report.compare.table import write_json
+
+    return {"md": write_markdown, "csv": write_csv, "latex": write_latex, "json": write_json}[form](table)
+
+
+def find_compared(named: Iterable[tuple[str, str]]) -> Iterator[tuple[str, str]]:
+    """Replace each folder that is no run but holds some by these, in the order of people: (label, run)."""
+    from rlcm_cli.report.run.listing import find_runs
+
+    for label, root in named:
+        path = local_path(root)
+        inner = [] if is_url(root) or (path / "config.json").is_file() else find_runs(path)
+        ordered = sorted(inner, key=lambda run: natural_key(str(run)))
+        yield from ((label, str(run)) for run in ordered) if ordered else [(label, root)]
+
+
+def natural_key(text: str) -> list[tuple[int, str]]:
+    """Return what names are sorted by, so that 10 comes after 9."""
+    parts = re.split(r"([0-9]+)", text)
+    return [(int(part), "") if index % 2 else (0, part) for index, part in enumerate(parts)]
 
 
 def draw_strips(runs: Mapping[str, Path], folder: Path, device: str, display: Display) -> list[ImageRow]:
@@ -154,91 +195,47 @@ def parse_labels(options: Sequence[str]) -> Iterator[tuple[str, str]]:
 
 
 def show(table: Mapping[str, Any]) -> None:
-    """Print the numbers, one column per method; for several seeds, the lowest and the highest below the mean."""
-    from rich.table import Table
-
-    from rlcm_cli.cli.tables import print_rows
+    """Print the numbers: a small table for each quantity, a row a seed and a row for their mean."""
     from rlcm_cli.cli.terminal import open_console
+    from rlcm_cli.report.compare.blocks import arrange, define_terms, name_speed_ups
+    from rlcm_cli.report.compare.formats import list_texts
 
-    shown = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0))
-    shown.add_column(no_wrap=True)
-    for method in table["methods"]:
-        shown.add_column(method["label"], justify="right", overflow="fold")
-    for name, cells in _lines(table):
-        shown.add_row(name, *cells)
     console = open_console(markup=False, highlight=False)
     if not console.is_terminal:  # a file has no width, and rich would fold at 80
         console = open_console(markup=False, highlight=False, width=WIDTH_OF_A_FILE)
-    console.print(_head(table))
-    unbounded = console.options.update(width=WIDTH_OF_A_FILE)
-    if console.measure(shown, options=unbounded).maximum <= console.width:
+    for line in define_terms(table):
+        console.print(line)
+    for block in arrange(table):
+        _print_block(console, block.title, ("method", "seed", *block.columns.values()), list_texts(block))
+    lines = name_speed_ups(table)
+    if lines:
+        console.print()
+    for line in lines:
+        console.print(line)
+    if table["settings"]:
+        labels = [method["label"] for method in table["methods"]]
+        rows = [[row["setting"], *(row["values"][label] for label in labels)] for row in table["settings"]]
+        _print_block(console, "Settings that differ", ("setting", *labels), rows)
+    if table["notes"]:
+        console.print()
+
+
+def _print_block(console: Console, title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print a table below an empty line; if the window is too narrow for it, the cells of a row below each other."""
+    from rich.table import Table
+
+    from rlcm_cli.cli.tables import print_rows
+
+    console.print(f"\n{title}")
+    shown = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0))
+    for number, name in enumerate(header):
+        shown.add_column(name, justify="right" if number else "left", no_wrap=True)
+    for row in rows:
+        shown.add_row(*row)
+    if console.measure(shown, options=console.options.update(width=WIDTH_OF_A_FILE)).maximum <= console.width:
         console.print(shown)
         return
-    for number, method in enumerate(table["methods"]):
-        console.print(f"\n{method['label']}")
-        print_rows(console, [(name, cells[number].replace("\n", " ")) for name, cells in _lines(table)])
-
-
-def _head(table: Mapping[str, Any]) -> str:
-    windows = {window for method in table["methods"] for window in method["windows"]}
-    parts = [f"reward: {table['reward']}"]
-    if max(windows) > 1:
-        said = " to ".join(map(str, sorted({min(windows), max(windows)})))
-        parts.append(f"first, best and final are means of {said} iterations")
-    if any(len(method["seeds"]) > 1 for method in table["methods"]):
-        parts.append("for several seeds, the mean of their values (lowest to highest)")
-    return "; ".join(parts)
-
-
-def _lines(table: Mapping[str, Any]) -> Iterator[tuple[str, list[str]]]:
-    from rlcm_cli.report.run.levels import format_level
-
-    methods = table["methods"]
-    yield "seeds × iterations", [f"{len(method['seeds'])} × {method['iterations']}" for method in methods]
-    for key in ("first", "best", "final"):
-        yield f"{key} reward", [_spread(method[key]) for method in methods]
-    for key, name in (("held_out_seeds", "held-out seeds"), ("held_out_prompts", "held-out prompts")):
-        for when in ("before", "after"):
-            found = [(method["evaluated"] or {}).get(key) for method in methods]
-            if any(found):
-                yield f"{name}, {when}", [_spread(values and values[when]) for values in found]
-    for cost in table["costs"]:
-        reached = [method["reach"][cost] for method in methods]
-        yield f"{COST_NAMES[cost]} to {format_level(table['target'])}", [_price(cost, values) for values in reached]
-        if sum(values["price"] is not None for values in reached) > 1:
-            times = [values["speed_up"] for values in reached]
-            yield (
-                f"  speed-up over {table['slowest'][cost]}",
-                ["–" if value is None else f"{value:.{1 if value < 100 else 0}f}" for value in times],
-            )
-        yield f"{COST_NAMES[cost]} in all", [_amount(cost, method["total"][cost]["mean"]) for method in methods]
-
-
-def _spread(values: Mapping[str, float] | None) -> str:
-    from rlcm_cli.report.run.levels import format_level
-
-    if values is None:
-        return "–"
-    if values["lowest"] == values["highest"]:
-        return format_level(values["mean"])
-    return f"{format_level(values['mean'])}\n({format_level(values['lowest'])} to {format_level(values['highest'])})"
-
-
-def _price(cost: str, values: Mapping[str, Any]) -> str:
-    seeds = values["of_each_seed"]
-    reached = [price for price in seeds if price is not None]
-    if not reached:
-        return "never"
-    own = _amount(cost, reached[0])
-    if len(reached) > 1:
-        own = f"{_amount(cost, min(reached))} to {_amount(cost, max(reached))}"
-    if len(reached) < len(seeds):
-        return f"{len(reached)} of {len(seeds)} reached it\n({own})"
-    return _amount(cost, values["price"]) + (f"\n({own})" if len(seeds) > 1 else "")
-
-
-def _amount(cost: str, value: float) -> str:
-    if not cost.endswith("seconds"):
-        return f"{value:,.0f}"
-    size, unit = next((unit for unit in ((3600, "h"), (60, "min")) if value >= 2 * unit[0]), (1, "s"))
-    return f"{value / size:.1f} {unit}"
+    for number, row in enumerate(rows):
+        if number:
+            console.print()
+        print_rows(console, [("", name, cell) for name, cell in zip(header, row, strict=True) if cell])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -58,7 +59,7 @@ def measure_held_out(evaluations: Sequence[Evaluation], config: Config) -> dict[
         found for found in evaluations if all(key[1] in found.rewards and len(_values(found, *key)) for key in weights)
     ]
     scales = {
-        (task, name): 1.0 if tasks[task].combine == "sum" else _values(whole[0], task, name).std() or 1.0
+        (task, name): 1.0 if tasks[task].combine == "sum" else measure_spread(whole[0], task, name)
         for task, name in weights
         if whole
     }
@@ -80,6 +81,15 @@ def measure_reward(evaluations: Sequence[Evaluation], name: str) -> dict[int, fl
     return {checkpoint: float(values.mean()) for checkpoint, values in sorted(known.items()) if len(values)}
 
 
+def measure_spread(found: Evaluation, task: str, name: str) -> float:
+    """Return the standard deviation of a reward over the images of a task, by which a normalised sum divides it.
+
+    1 where the images do not differ.
+    """
+    values = _values(found, task, name)
+    return float(values.std()) if len(values) and values.std() else 1.0
+
+
 def best_held_out(reached: Mapping[int, float]) -> int | None:
     """Return the checkpoint that reached most, the first of equals; None where fewer than two can be compared."""
     return max(reached, key=lambda number: reached[number]) if len(reached) > 1 else None
@@ -97,6 +107,32 @@ def find_flat(reached: Mapping[int, float], config: Config) -> tuple[int, int] |
     best = best_held_out(regular)
     since = 0 if best is None else sum(number > best for number in regular)
     return (best, since) if best is not None and since >= patience else None
+
+
+@dataclass(frozen=True)
+class HeldOutSpan:
+    """The evaluations that tell what a training came to: what every table calls first, best and final."""
+
+    first: Evaluation
+    best: Evaluation | None
+    """That of the best checkpoint, as `best_held_out` has it; None where an evaluation lacks a trained reward."""
+    final: Evaluation
+
+
+def find_span(evaluations: Sequence[Evaluation], config: Config) -> HeldOutSpan | None:
+    """Find the first, the best and the last of a run's evaluations, which are by checkpoint, ascending.
+
+    Those that cannot be compared with the last one do not count, see `comparable_evaluations`. None where there are
+    not two, or they are not of the same prompts and seeds.
+    """
+    found = comparable_evaluations(evaluations)
+    if len(found) < 2:
+        return None
+    first, final = found[0], found[-1]
+    if first.prompts != final.prompts or first.seed.tolist() != final.seed.tolist():
+        return None
+    number = best_held_out(measure_held_out(found, config))
+    return HeldOutSpan(first, next((one for one in found if one.checkpoint == number), None), final)
 
 
 def _values(found: Evaluation, task: str, name: str) -> np.ndarray:

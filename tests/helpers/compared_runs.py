@@ -60,7 +60,11 @@ def write_run(
 
 
 def write_evaluation(
-    root: Path, checkpoint: int, rewards: Mapping[str, Sequence[float]], held_out: Sequence[bool]
+    root: Path,
+    checkpoint: int,
+    rewards: Mapping[str, Sequence[float]],
+    held_out: Sequence[bool],
+    revisions: Mapping[str, str] | None = None,
 ) -> None:
     """Publish an evaluation of images of one task."""
     count = len(held_out)
@@ -75,5 +79,6 @@ def write_evaluation(
             seed=np.arange(count),
             held_out=np.array(held_out),
             rewards={name: np.array(values, np.float32) for name, values in rewards.items()},
+            revisions=revisions or {},
         ),
     )

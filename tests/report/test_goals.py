@@ -57,7 +57,7 @@ def test_a_sum_has_the_weights_of_the_configuration(data):
 
 def test_normalised_rewards_are_in_deviations_of_the_first_evaluation(data):
     (goal,) = find_goals(trained_for(data, rewards={REWARD: 1.0, MONITORED: 2.0}))
-    deviation = data.evaluations[0].rewards[REWARD].astype(float).std(ddof=1)
+    deviation = data.evaluations[0].rewards[REWARD].astype(float).std()  # as the best checkpoint is chosen
     assert goal.name.endswith(", each in standard deviations")
     assert goal.weights == {REWARD: pytest.approx(1 / deviation), MONITORED: 2.0}  # the second has no deviation
 

@@ -52,6 +52,6 @@ def test_report_and_comparison_tell_the_same_of_held_out_images(tmp_path):
     (method,) = tabulate(compare_runs([open_compared(layout.root)]))["methods"]
     changes = {change.held_out: change for change in find_changes(read_run(run, "run")) if change.reward == REWARD}
     for held_out, name in ((False, "held_out_seeds"), (True, "held_out_prompts")):
-        told = method["evaluated"][name]
-        assert told["before"]["mean"] == changes[held_out].before.mean
-        assert told["after"]["mean"] == changes[held_out].after.mean
+        told = method["held_out"]["rewards"][REWARD][name]
+        assert told["first"]["mean"] == changes[held_out].before.mean
+        assert told["final"]["mean"] == changes[held_out].after.mean

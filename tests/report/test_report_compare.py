@@ -14,13 +14,14 @@ from rlcm_cli.errors import ConfigError, MissingFileError
 from rlcm_cli.report.compare.comparison import compare_runs
 from rlcm_cli.report.compare.curves import Curve, average_curves, find_crossing, price_at, trace_curve
 from rlcm_cli.report.compare.picture import COLOURS, DASHES, choose_unit, count_columns, draw_comparison
-from rlcm_cli.report.compare.runs import group_runs, open_compared
+from rlcm_cli.report.compare.runs import SettingRow, group_runs, open_compared
 from rlcm_cli.report.compare.samples import ImageRow, write_samples
 from rlcm_cli.report.compare.table import check_folder, tabulate, write_table
 from rlcm_cli.store.layout import RunLayout
 from rlcm_cli.store.metrics import publish_metrics, read_iteration_metrics
 
 SLOW = {"train": {"learning_rate": 2e-4}}
+NOT_EVALUATED = "no held-out rewards: they need two evaluations to compare"
 TWO_REWARDS = {"compressibility": 1.0, "recognition": 2.0}
 
 
@@ -30,6 +31,17 @@ def compare(*roots: Path, **options):
 
 def table_of(*roots: Path, **options):
     return tabulate(compare(*roots, **options))
+
+
+def spread(*of_each_seed: float, half: float):
+    mean = sum(of_each_seed) / len(of_each_seed)
+    return {
+        "mean": mean,
+        "lowest": min(of_each_seed),
+        "highest": max(of_each_seed),
+        "interval": pytest.approx([mean - half, mean + half]),
+        "of_each_seed": list(of_each_seed),
+    }
 
 
 @pytest.fixture
@@ -93,15 +105,16 @@ class TestNumbers:
         assert table["target"] == -2.5  # the best that the slow one came to
         assert table["costs"] == ["queries", "wall_seconds", "forwards"]
         reach = {method["label"]: method["reach"] for method in table["methods"]}
+        alone = {"interval": None, "reached": 1}
         assert reach["fast"] == {
-            "queries": {"price": 15.0, "of_each_seed": [15.0], "speed_up": 4.0},
-            "wall_seconds": {"price": 6.0, "of_each_seed": [6.0], "speed_up": 20.0},
-            "forwards": {"price": 150.0, "of_each_seed": [150.0], "speed_up": 20.0},
+            "queries": {"price": 15.0, "of_each_seed": [15.0], "speed_up": 4.0, **alone},
+            "wall_seconds": {"price": 6.0, "of_each_seed": [6.0], "speed_up": 20.0, **alone},
+            "forwards": {"price": 150.0, "of_each_seed": [150.0], "speed_up": 20.0, **alone},
         }
         assert reach["slow"] == {
-            "queries": {"price": 60.0, "of_each_seed": [60.0], "speed_up": 1.0},
-            "wall_seconds": {"price": 120.0, "of_each_seed": [120.0], "speed_up": 1.0},
-            "forwards": {"price": 3000.0, "of_each_seed": [3000.0], "speed_up": 1.0},
+            "queries": {"price": 60.0, "of_each_seed": [60.0], "speed_up": 1.0, **alone},
+            "wall_seconds": {"price": 120.0, "of_each_seed": [120.0], "speed_up": 1.0, **alone},
+            "forwards": {"price": 3000.0, "of_each_seed": [3000.0], "speed_up": 1.0, **alone},
         }
         total = table["methods"][1]["total"]
         assert [total[cost]["mean"] for cost in table["costs"]] == [80.0, 160.0, 4000.0]
@@ -114,11 +127,14 @@ class TestNumbers:
         (method,) = table_of(*runs, target=1.5)["methods"]
         assert method["label"] == "lcm"
         assert (method["runs"], method["seeds"]) == (["lcm-1", "lcm-2", "lcm-3"], [1, 2, 3])
-        assert method["iterations"] == 3
-        assert method["final"] == {"mean": 2.0, "lowest": 0.0, "highest": 4.0}
-        assert method["first"] == {"mean": 0.0, "lowest": 0.0, "highest": 0.0}
+        assert method["iterations"] == [3, 3, 3]
+        half = 4.302652729911275 * 2 / 3**0.5  # Student's t of 2 degrees of freedom, deviation 2
+        assert method["final"] == spread(4.0, 2.0, 0.0, half=half)
+        assert method["first"] == spread(0.0, 0.0, 0.0, half=0.0)
         # Seed 3 never gets there, so that no mean tells what it costs.
         assert method["reach"]["wall_seconds"]["price"] is None
+        assert method["reach"]["wall_seconds"]["interval"] is None
+        assert method["reach"]["wall_seconds"]["reached"] == 2
         assert method["reach"]["wall_seconds"]["of_each_seed"] == [0.75, 3.0, None]
         assert method["reach"]["queries"]["of_each_seed"] == [7.5, 15.0, None]
 
@@ -128,8 +144,14 @@ class TestNumbers:
         late = write_run(tmp_path / "a-2", [0.0, 0.0, 0.0, 4.0], seed=2)
         steady = write_run(tmp_path / "b", [0.0, 1.0, 2.0, 3.0], **SLOW)
         first, second = table_of(early, late, steady, target=3.0)["methods"]
-        assert first["reach"]["queries"] == {"price": 17.5, "of_each_seed": [7.5, 27.5], "speed_up": 30 / 17.5}
-        assert second["reach"]["queries"] == {"price": 30.0, "of_each_seed": [30.0], "speed_up": 1.0}
+        assert first["reach"]["queries"] == {
+            "price": 17.5,
+            "of_each_seed": [7.5, 27.5],
+            "interval": pytest.approx([17.5 - 127.0620473, 17.5 + 127.0620473]),  # t is 12.706, the error 10
+            "reached": 2,
+            "speed_up": 30 / 17.5,
+        }
+        assert (second["reach"]["queries"]["price"], second["reach"]["queries"]["speed_up"]) == (30.0, 1.0)
 
     def test_speed_ups_are_over_the_slowest_which_is_named(self, tmp_path):
         fast = write_run(tmp_path / "fast", [0.0, 2.0], seconds=400.0)
@@ -152,7 +174,7 @@ class TestNumbers:
         table = table_of(run, window=5)
         (method,) = table["methods"]
         assert (method["first"]["mean"], method["final"]["mean"], method["windows"]) == (1.0, 5.0, [2])
-        assert table["notes"] == ["short: has 4 iterations, so its rewards are means of 2"]
+        assert table["notes"] == ["short: has 4 iterations, so its rewards are means of 2", NOT_EVALUATED]
 
     def test_best_and_final_are_of_smoothed_rewards(self, tmp_path):
         run = write_run(tmp_path / "run", [0.0, 8.0, 4.0, 0.0])
@@ -163,6 +185,8 @@ class TestNumbers:
         table = table_of(write_run(tmp_path / "run", [0.0, 1.0]), target=5.0)
         assert table["methods"][0]["reach"]["queries"] == {
             "price": None,
+            "interval": None,
+            "reached": 0,
             "of_each_seed": [None],
             "speed_up": None,
         }
@@ -181,17 +205,30 @@ class TestNumbers:
         assert table["notes"] == [
             "no wall seconds: the metrics of old lack sample_seconds",
             "no forwards: the metrics of old lack forwards",
-            "old: settings that differ from those of new: train.learning_rate 0.0001 → 0.0002",
+            NOT_EVALUATED,
         ]
 
     def test_seeds_of_unequal_length_and_other_prompts_are_said(self, tmp_path):
         long = write_run(tmp_path / "a-1", [0.0, 1.0, 2.0], seed=1)
         short = write_run(tmp_path / "a-2", [0.0, 1.0], seed=2)
         other = write_run(tmp_path / "b", [0.0, 1.0], prompts={"source": "emoji_animals"})
-        assert compare(long, short, other).notes == (
-            "a: its seeds have 3, 2 iterations; the mean ends with the shortest",
-            "b: settings that differ from those of a: prompts.source simple_animals → emoji_animals",
+        found = compare(long, short, other)
+        assert found.notes == (
+            "a: its seeds have 3, 2 iterations, so their best and final rewards are of different amounts of training; "
+            "the mean curve ends with the shortest",
+            "the methods were trained for different numbers of iterations (a 3, b 2): a shorter run's best and final "
+            "rewards may still have been rising",
+            NOT_EVALUATED,
         )
+        assert found.settings == (SettingRow("prompts.source", {"a": "simple_animals", "b": "emoji_animals"}),)
+
+    def test_means_of_seeds_of_unequal_length_use_each_seed_to_its_end(self, tmp_path):
+        long = write_run(tmp_path / "a-1", [0.0, 1.0, 2.0], seed=1)
+        short = write_run(tmp_path / "a-2", [0.0, 1.0], seed=2)
+        (method,) = table_of(long, short)["methods"]
+        assert method["iterations"] == [3, 2]
+        assert method["final"]["of_each_seed"] == [2.0, 1.0]
+        assert method["total"]["queries"]["of_each_seed"] == [30, 20]
 
     def test_settings_that_differ_are_listed_without_places_of_this_machine(self, tmp_path):
         one = write_run(tmp_path / "one", [0.0, 1.0], evaluate={"prompts": 8})
@@ -203,13 +240,27 @@ class TestNumbers:
             sample={"samples": 32},
             train={"minibatch_size": 32},
         )
-        (note,) = compare(one, other).notes
-        assert note.startswith("other: settings that differ from those of one: ")
-        found = note.partition("one: ")[2].split("; ")
-        assert {"model.name emoji-lcm → …/lcm", "evaluate.prompts 8 → 45"} <= set(found)
-        assert [line.split()[0] for line in found] == [
-            "model.name", "prompts.source", "sample.samples", "train.minibatch_size", "evaluate.prompts"
-        ]  # fmt: skip
+        found = compare(one, other)
+        values = {row.key: (row.values["one"], row.values["other"]) for row in found.settings}
+        assert values == {
+            "model.name": ("emoji-lcm", "…/lcm"),
+            "prompts.source": ("simple_animals", "…/simple_animals"),
+            "sample.samples": ("64", "32"),
+            "train.minibatch_size": ("none", "32"),
+            "evaluate.prompts": ("8", "45"),
+        }
+        assert (
+            "the methods fine-tune different models (one emoji-lcm, other …/lcm): their rewards differ before any "
+            "training"
+        ) in found.notes
+
+    def test_settings_that_differ_only_in_what_is_left_out_are_told_apart(self, tmp_path):
+        one, other = (
+            write_run(tmp_path / name, [0.0, 1.0], prompts={"source": f"/home/{name}/animals.txt"})
+            for name in ("ann", "bob")
+        )
+        (row,) = compare(one, other).settings
+        assert row == SettingRow("prompts.source", {"ann": "…/animals.txt (1)", "bob": "…/animals.txt (2)"})
 
     def test_one_reward_of_runs_that_are_trained_for_others(self, tmp_path):
         mixed = write_run(tmp_path / "mixed", [0.0, 3.0], weights=TWO_REWARDS)
@@ -230,40 +281,82 @@ class TestNumbers:
 
 
 class TestEvaluations:
-    def write(self, root: Path, seed: int, after: list[float]) -> Path:
-        run = write_run(root / f"run-{seed}", [0.0, 1.0], seed=seed, weights=TWO_REWARDS)
+    def write(self, root: Path, seed: int, after: list[float], best: float = 3.0) -> Path:
+        """The best checkpoint, 1, is better than the last: the training went on too long."""
+        run = write_run(root / f"run-{seed}", [0.0, 1.0], seed=seed, weights=TWO_REWARDS, combine="sum")
         held_out = [True, False, False, True]
         write_evaluation(run, 0, {"compressibility": [1.0, 2, 3, 4], "recognition": [0.0, 0, 0, 0]}, held_out)
+        write_evaluation(run, 1, {"compressibility": [9.0, 9, 9, 9], "recognition": [best] * 4}, held_out)
         write_evaluation(run, 2, {"compressibility": after, "recognition": [1.0, 1, 1, 1]}, held_out)
         return run
 
-    def test_the_first_and_last_checkpoint_by_the_weighted_sum(self, tmp_path):
-        runs = self.write(tmp_path, 1, [2.0, 3, 4, 5]), self.write(tmp_path, 2, [4.0, 5, 6, 9])
+    def test_the_first_best_and_last_checkpoint_by_the_weighted_sum(self, tmp_path):
+        runs = self.write(tmp_path, 1, [2.0, 3, 4, 5]), self.write(tmp_path, 2, [4.0, 5, 6, 9], best=4.0)
         (method,) = table_of(*runs)["methods"]
-        assert method["evaluated"] == {
-            "checkpoints": [[0, 2], [0, 2]],
+        found = method["held_out"]
+        assert found["checkpoints"] == [{"first": 0, "best": 1, "final": 2}] * 2
+        assert list(found["rewards"]) == ["", "compressibility", "recognition"]
+        assert found["rewards"][""] == {
             "held_out_seeds": {
-                "before": {"mean": 2.5, "lowest": 2.5, "highest": 2.5},
-                "after": {"mean": 6.5, "lowest": 5.5, "highest": 7.5},
+                "first": spread(2.5, 2.5, half=0.0),
+                "best": spread(15.0, 17.0, half=12.706204736174698),
+                "final": spread(5.5, 7.5, half=12.706204736174698),
+                "change": spread(3.0, 5.0, half=12.706204736174698),
             },
             "held_out_prompts": {
-                "before": {"mean": 2.5, "lowest": 2.5, "highest": 2.5},
-                "after": {"mean": 7.0, "lowest": 5.5, "highest": 8.5},
+                "first": spread(2.5, 2.5, half=0.0),
+                "best": spread(15.0, 17.0, half=12.706204736174698),
+                "final": spread(5.5, 8.5, half=1.5 * 12.706204736174698),
+                "change": spread(3.0, 6.0, half=1.5 * 12.706204736174698),
             },
         }
+        assert found["rewards"]["recognition"]["held_out_seeds"]["best"]["of_each_seed"] == [3.0, 4.0]
 
-    def test_by_one_reward(self, tmp_path):
-        (method,) = table_of(self.write(tmp_path, 1, [2.0, 3, 4, 5]), component="recognition")["methods"]
-        assert method["evaluated"]["held_out_seeds"]["after"]["mean"] == 1.0
+    def test_by_one_reward_the_best_checkpoint_is_still_that_of_what_is_trained_for(self, tmp_path):
+        """A judge that was not trained on must not choose the checkpoint that it then judges."""
+        (method,) = table_of(self.write(tmp_path, 1, [2.0, 3, 4, 5], best=-2.0), component="recognition")["methods"]
+        assert list(method["held_out"]["rewards"]) == ["recognition"]
+        assert method["held_out"]["checkpoints"] == [{"first": 0, "best": 2, "final": 2}]
+        assert method["held_out"]["rewards"]["recognition"]["held_out_seeds"]["best"]["mean"] == 1.0
 
     def test_without_held_out_prompts_or_a_second_evaluation(self, tmp_path):
         run = write_run(tmp_path / "run", [0.0, 1.0])
         write_evaluation(run, 0, {"compressibility": [1.0]}, [False])
-        assert table_of(run)["methods"][0]["evaluated"] is None
+        table = table_of(run)
+        assert table["methods"][0]["held_out"] is None
+        assert table["notes"] == [NOT_EVALUATED]
         write_evaluation(run, 1, {"compressibility": [2.0]}, [False])
-        found = table_of(run)["methods"][0]["evaluated"]
-        assert found["held_out_seeds"]["after"]["mean"] == 2.0
-        assert found["held_out_prompts"] is None
+        found = table_of(run)["methods"][0]["held_out"]["rewards"][""]
+        assert found["held_out_seeds"]["final"]["mean"] == 2.0
+        assert "held_out_prompts" not in found
+
+    def test_evaluations_before_a_reward_changed_do_not_count(self, tmp_path):
+        """Red was scored before, green after: the first that can be compared is the second."""
+        run = write_run(tmp_path / "run", [0.0, 1.0])
+        for number, (value, revision) in enumerate([(0.821, "red"), (0.5, "green"), (0.773, "green")]):
+            write_evaluation(run, number, {"compressibility": [value]}, [False], {"compressibility": revision})
+        found = table_of(run)["methods"][0]["held_out"]
+        assert found["checkpoints"] == [{"first": 1, "best": 2, "final": 2}]
+        reached = found["rewards"][""]["held_out_seeds"]
+        assert (reached["first"]["mean"], reached["final"]["mean"]) == (0.5, pytest.approx(0.773))
+
+    def test_other_held_out_images_and_other_versions_of_a_reward_are_said(self, tmp_path):
+        one, other = write_run(tmp_path / "one", [0.0, 1.0]), write_run(tmp_path / "other", [0.0, 1.0], **SLOW)
+        for number in (0, 1):
+            write_evaluation(one, number, {"compressibility": [1.0]}, [False], {"compressibility": "1"})
+            write_evaluation(other, number, {"compressibility": [1.0, 1.0]}, [False] * 2, {"compressibility": "2"})
+        assert compare(one, other).notes == (
+            "the held-out images of the methods differ (one 1 image of 1 prompt, 0 of them kept out "
+            "of training, other 2 images of 1 prompt, 0 of them kept out of training)",
+            "other: the code, weights or server of compressibility are not those of one, so its values may be another "
+            "quantity",
+        )
+
+    def test_a_run_without_evaluations_among_others_is_named(self, tmp_path):
+        one, other = write_run(tmp_path / "one", [0.0, 1.0]), write_run(tmp_path / "other", [0.0, 1.0], **SLOW)
+        for number in (0, 1):
+            write_evaluation(one, number, {"compressibility": [1.0]}, [False])
+        assert compare(one, other).notes == ("no held-out rewards of other: they need two evaluations to compare",)
 
 
 class TestWhatIsOfAKind:
@@ -282,6 +375,9 @@ class TestWhatIsOfAKind:
             (("ddpo-50-11", "ddpo-50-12"), "ddpo-50"),
             (("rwr_seed1", "rwr_seed2"), "rwr"),
             (("1", "2"), "mine"),
+            (("seed-1", "seed-2"), "mine"),
+            (("seed-1",), "mine"),
+            (("rate-0.001-seed-1", "rate-0.001-seed-2"), "rate-0.001"),
             (("alone-7",), "alone-7"),
         ],
     )

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from rlcm_cli.errors import ConfigError, MissingFileError
 from rlcm_cli.report.compare.curves import Curve, average_curves, trace_curve
-from rlcm_cli.report.compare.evaluations import FirstAndLast, read_first_and_last
-from rlcm_cli.report.compare.runs import ComparedRun, check_comparable, describe_total, group_runs, list_differences
-from rlcm_cli.report.private import name_reward
+from rlcm_cli.report.compare.evaluations import HeldOutLevels, read_held_out_levels
+from rlcm_cli.report.compare.runs import (
+    ComparedRun,
+    SettingRow,
+    check_comparable,
+    describe_total,
+    group_runs,
+    list_differences,
+)
+from rlcm_cli.report.private import name_reward, withhold_text
 from rlcm_cli.report.run.levels import WINDOW, Levels, find_levels
 from rlcm_cli.store.metrics import PHASES, IterationMetrics, read_metrics
 from rlcm_cli.store.reward_versions import comparable_rows
@@ -40,8 +47,8 @@ class Method:
     """One a run."""
     mean: Curve
     """Over the seeds, only to be drawn: where it reaches a reward is not the mean of where the seeds do."""
-    evaluations: tuple[FirstAndLast | None, ...]
-    """One a run; None where there are not two of them."""
+    held_out: tuple[HeldOutLevels | None, ...]
+    """One a run; None where there are not two evaluations."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +64,10 @@ class Comparison:
     """Those of `COSTS` that all runs have recorded, by the clock that was asked for."""
     target: float
     """The reward whose cost is asked for."""
+    target_given: bool
+    """Whether it was asked for; else it is the highest that every run has reached."""
+    settings: tuple[SettingRow, ...]
+    """Those that differ between the methods."""
     notes: tuple[str, ...]
 
 
@@ -84,11 +95,6 @@ def compare_runs(
         rewards = [[_reward_of(row, component, run) for row in metrics[run.layout.root]] for run in runs]
         spent = [{cost: [cost_of(row, cost) for row in metrics[run.layout.root]] for cost in costs} for run in runs]
         curves = tuple(trace_curve(*of_run, window) for of_run in zip(rewards, spent, strict=True))
-        lengths = [len(curve.rewards) for curve in curves]
-        if len(set(lengths)) > 1:
-            notes.append(
-                f"{label}: its seeds have {', '.join(map(str, lengths))} iterations; the mean ends with the shortest"
-            )
         methods.append(
             Method(
                 label=label,
@@ -96,11 +102,11 @@ def compare_runs(
                 curves=curves,
                 levels=tuple(find_levels(of_run, window) for of_run in rewards),
                 mean=average_curves(curves),
-                evaluations=tuple(read_first_and_last(run, component) for run in runs),
+                held_out=tuple(read_held_out_levels(run, component) for run in runs),
             )
         )
-    notes += _note_short_runs(methods, window)
-    notes += [f"{method.label}: {line}" for method in methods[1:] if (line := _note_settings(methods[0], method))]
+    notes += [*_note_lengths(methods), *_note_short_runs(methods, window), *_note_models(methods)]
+    notes += [*_note_held_out(methods), *_note_revisions(methods)]
     notes += [
         f"{run.name}: its curve begins after iteration {cut[run.layout.root]}, when the code, weights or server of a "
         "reward changed"
@@ -113,6 +119,8 @@ def compare_runs(
         window=window,
         costs=tuple(costs),
         target=min(levels.best for method in methods for levels in method.levels) if target is None else target,
+        target_given=target is not None,
+        settings=tuple(list_differences({method.label: method.runs[0].settings for method in methods})),
         notes=tuple(notes),
     )
 
@@ -180,6 +188,65 @@ def _note_short_runs(methods: Sequence[Method], window: int) -> list[str]:
     ]
 
 
-def _note_settings(first: Method, other: Method) -> str:
-    found = list_differences(first.runs[0].settings, other.runs[0].settings)
-    return f"settings that differ from those of {first.label}: {'; '.join(found)}" if found else ""
+def _note_lengths(methods: Sequence[Method]) -> Iterator[str]:
+    """Say where runs have different numbers of iterations: best and final are of different amounts of training."""
+    lengths = {method.label: [len(curve.rewards) for curve in method.curves] for method in methods}
+    for label, of_seeds in lengths.items():
+        if len(set(of_seeds)) > 1:
+            shown = ", ".join(map(str, of_seeds))
+            yield (
+                f"{label}: its seeds have {shown} iterations, so their best and final rewards are of different "
+                "amounts of training; the mean curve ends with the shortest"
+            )
+    if len({max(of_seeds) for of_seeds in lengths.values()}) > 1:
+        shown = ", ".join(f"{label} {max(of_seeds)}" for label, of_seeds in lengths.items())
+        yield (
+            f"the methods were trained for different numbers of iterations ({shown}): a shorter run's best and final "
+            "rewards may still have been rising"
+        )
+
+
+def _note_models(methods: Sequence[Method]) -> Iterator[str]:
+    models = {method.label: withhold_text(method.runs[0].config.model.name) for method in methods}
+    if len({method.runs[0].config.model.name for method in methods}) > 1:
+        shown = ", ".join(f"{label} {model}" for label, model in models.items())
+        yield f"the methods fine-tune different models ({shown}): their rewards differ before any training"
+
+
+def _note_held_out(methods: Sequence[Method]) -> Iterator[str]:
+    """Say which runs lack held-out images, and which methods have others: their means are of other images."""
+    lacking = [
+        run.name
+        for method in methods
+        for run, found in zip(method.runs, method.held_out, strict=True)
+        if found is None
+    ]
+    if lacking:
+        every = len(lacking) == sum(len(method.runs) for method in methods)
+        yield (
+            f"no held-out rewards{'' if every else ' of ' + ', '.join(lacking)}: they need two evaluations to compare"
+        )
+    known = {
+        method.label: found for method in methods if (found := next(filter(None, method.held_out), None)) is not None
+    }
+    if len({(found.counts, found.kept_out) for found in known.values()}) > 1:
+        shown = ", ".join(
+            f"{label} {count(found.counts[1], 'image')} of {count(found.counts[0], 'prompt')}, "
+            f"{len(found.kept_out)} of them kept out of training"
+            for label, found in known.items()
+        )
+        yield f"the held-out images of the methods differ ({shown})"
+
+
+def _note_revisions(methods: Sequence[Method]) -> Iterator[str]:
+    """Say which rewards were given by other code, weights or servers in another run."""
+    seen: dict[str, tuple[str, str]] = {}
+    for method in methods:
+        for run, found in zip(method.runs, method.held_out, strict=True):
+            for reward, digest in found.revisions.items() if found else ():
+                name, first = seen.setdefault(reward, (run.name, digest))
+                if digest != first:
+                    yield (
+                        f"{run.name}: the code, weights or server of {name_reward(reward)} are not those of {name}, "
+                        "so its values may be another quantity"
+                    )

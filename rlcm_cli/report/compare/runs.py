@@ -18,6 +18,9 @@ from rlcm_cli.report.private import name_reward, withhold
 from rlcm_cli.runs.run import Run, identify, open_run
 from rlcm_cli.store.layout import RunLayout
 
+ONLY_SEED = re.compile(r"seed[-_. ]?\d+")
+"""Name of a folder that tells a run's seed and nothing else."""
+
 
 @dataclass(frozen=True)
 class ComparedRun:
@@ -73,7 +76,13 @@ def open_compared(root: Path, name: str | None = None, label: str = "") -> Compa
     """
     if not (root / "config.json").is_file():
         raise MissingFileError(f"{root}: is not a run directory (no config.json); pass one that `rlcm loop` has made")
-    return ComparedRun(open_run(root), root.resolve().name if name is None else name, label)
+    return ComparedRun(open_run(root), name_folder(root) if name is None else name, label)
+
+
+def name_folder(root: Path) -> str:
+    """Return the name of a run's folder; of one that only tells its seed with that of the folder above."""
+    folder = root.resolve()
+    return f"{_above(folder)}/{folder.name}" if ONLY_SEED.fullmatch(folder.name) else folder.name
 
 
 def check_comparable(runs: Sequence[ComparedRun], component: str | None) -> None:
@@ -163,15 +172,27 @@ def describe_total(compared: ComparedRun) -> str:
     return describe_goals(compared) + note
 
 
-def list_differences(first: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
-    """List the settings in which two runs differ, as `key first → other`, without paths of this machine."""
-    before, after = (dict(_leaves(settings)) for settings in (first, other))
-    lines = []
-    for key in dict.fromkeys([*before, *after]):
-        if before.get(key) != after.get(key):
-            shown = [format_setting(withhold(values.get(key))) for values in (before, after)]
-            lines.append(f"{key} {shown[0]} → {shown[1]}" if shown[0] != shown[1] else key)
-    return lines
+@dataclass(frozen=True)
+class SettingRow:
+    """A setting in which methods differ."""
+
+    key: str
+    values: Mapping[str, str]
+    """Method → its value as text, without paths of this machine."""
+
+
+def list_differences(settings: Mapping[str, Mapping[str, Any]]) -> list[SettingRow]:
+    """List the settings in which methods differ; `settings`: method → all that decides what it computes."""
+    leaves = {method: dict(_leaves(of_method)) for method, of_method in settings.items()}
+    rows = []
+    for key in dict.fromkeys(key for of_method in leaves.values() for key in of_method):
+        values = {method: of_method.get(key) for method, of_method in leaves.items()}
+        if any(value != next(iter(values.values())) for value in values.values()):
+            shown = {method: format_setting(withhold(value)) for method, value in values.items()}
+            if len(set(shown.values())) == 1:  # they differ in what is left out
+                shown = {method: f"{text} ({number})" for number, (method, text) in enumerate(shown.items(), 1)}
+            rows.append(SettingRow(key, shown))
+    return rows
 
 
 def format_setting(value: Any) -> str:
@@ -208,11 +229,16 @@ def _goal(compared: ComparedRun) -> Any:
 def _find_label(runs: Sequence[ComparedRun], taken: Collection[str]) -> str:
     """Name a method by what the folders of its seeds have in common, by the folder above where that is nothing."""
     label = runs[0].name
-    if len(runs) > 1:
-        names = sorted(run.name for run in runs)
+    folders = [run.layout.root.resolve() for run in runs]
+    if len(runs) > 1 or ONLY_SEED.fullmatch(folders[0].name):
+        names = sorted(folder.name for folder in folders)
         same = takewhile(lambda letters: letters[0] == letters[1], zip(names[0], names[-1], strict=False))
         common = re.sub(r"([-_. ]?seed)?[-_. ]*\d*$", "", "".join(letter for letter, _ in same))
-        above = runs[0].layout.root.resolve().parent
-        label = common or ("runs" if str(above) == os.path.expanduser("~") else above.name)  # else the user's name
+        label = common or _above(folders[0])
     numbered = (f"{label} ({number})" for number in count(2))
     return next(name for name in chain([label], numbered) if name not in taken)
+
+
+def _above(folder: Path) -> str:
+    """Return the name of the folder above, `runs` for the home folder: its name is the user's."""
+    return "runs" if str(folder.parent) == os.path.expanduser("~") else folder.parent.name

@@ -8,10 +8,11 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from rlcm_cli.core.seed_interval import CONFIDENCE, mean_interval
 from rlcm_cli.errors import ConfigError
 from rlcm_cli.report.compare.comparison import Comparison, Method
 from rlcm_cli.report.compare.curves import find_crossing, price_at
-from rlcm_cli.report.compare.evaluations import FirstAndLast
+from rlcm_cli.report.compare.evaluations import HeldOutLevels
 from rlcm_cli.store.atomic import replace_bytes
 
 FILES = ("compare.json", "compare.png", "samples.png")
@@ -19,10 +20,13 @@ KIND = "comparison"
 
 
 def tabulate(comparison: Comparison) -> dict[str, Any]:
-    """Return all numbers of the comparison as plain values; of several seeds mean, lowest and highest.
+    """Return all numbers of the comparison as plain values.
 
-    `of_each_seed` is what a run has cost where its own curve first reaches the target, None where it never does.
-    `price` of a method is the mean of these, None where a seed never reaches it: a mean of the others would flatter.
+    A value of several seeds is a `spread`: `of_each_seed`, `mean`, `lowest`, `highest`, and `interval`, of 95 % by
+    Student's t, None for one seed. It is None where a seed lacks the value.
+
+    `price` is the same for what each run has cost where its own curve first reaches the target; `of_each_seed` has
+    None for a run that never does, and then `price` and `interval` are None: a mean of the others would flatter.
     `speed_up` is over `slowest`, the method with the highest price. `total` is the cost of the whole training.
     """
     rows = [_tabulate_method(method, comparison) for method in comparison.methods]
@@ -38,9 +42,12 @@ def tabulate(comparison: Comparison) -> dict[str, Any]:
         "reward": comparison.reward,
         "smoothed_over_iterations": comparison.window,
         "target": comparison.target,
+        "target_given": comparison.target_given,
         "slowest": slowest,
         "costs": list(comparison.costs),
+        "confidence": CONFIDENCE,
         "methods": rows,
+        "settings": [{"setting": row.key, "values": dict(row.values)} for row in comparison.settings],
         "notes": list(comparison.notes),
     }
 
@@ -62,8 +69,13 @@ def check_folder(folder: Path) -> None:
 def write_table(table: Mapping[str, Any], folder: Path) -> Path:
     """Write the numbers of a comparison into its folder."""
     path = folder / FILES[0]
-    replace_bytes(path, (json.dumps(table, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode())
+    replace_bytes(path, write_json(table).encode())
     return path
+
+
+def write_json(table: Mapping[str, Any]) -> str:
+    """Write the numbers of a comparison as JSON."""
+    return json.dumps(table, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def _tabulate_method(method: Method, comparison: Comparison) -> dict[str, Any]:
@@ -74,12 +86,12 @@ def _tabulate_method(method: Method, comparison: Comparison) -> dict[str, Any]:
         "label": method.label,
         "runs": [run.name for run in method.runs],
         "seeds": [run.config.seed for run in method.runs],
-        "iterations": len(method.mean.rewards),
+        "iterations": [len(curve.rewards) for curve in method.curves],
         "windows": [levels.window for levels in method.levels],
         "first": _spread([levels.first for levels in method.levels]),
         "best": _spread([levels.best for levels in method.levels]),
         "final": _spread([levels.final for levels in method.levels]),
-        "evaluated": _tabulate_evaluations(method.evaluations),
+        "held_out": _tabulate_held_out(method.held_out),
         "reach": {
             cost: _tabulate_price(
                 [
@@ -95,29 +107,47 @@ def _tabulate_method(method: Method, comparison: Comparison) -> dict[str, Any]:
 
 def _tabulate_price(of_each_seed: Sequence[float | None]) -> dict[str, Any]:
     reached = [price for price in of_each_seed if price is not None]
+    every = len(reached) == len(of_each_seed)
     return {
-        "price": fmean(reached) if len(reached) == len(of_each_seed) else None,
+        "price": fmean(reached) if every else None,
+        "interval": _interval(reached) if every else None,
+        "reached": len(reached),
         "of_each_seed": list(of_each_seed),
     }
 
 
-def _tabulate_evaluations(evaluations: Sequence[FirstAndLast | None]) -> dict[str, Any] | None:
-    known = [found for found in evaluations if found is not None]
-    if len(known) < len(evaluations):
+def _tabulate_held_out(levels: Sequence[HeldOutLevels | None]) -> dict[str, Any] | None:
+    """Return what a method reached on fixed images, as far as all of its seeds have it; the total's name is empty."""
+    known = [found for found in levels if found is not None]
+    if len(known) < len(levels):
         return None
+    shared = [key for key in known[0].means if all(key in found.means for found in known)]
+    rewards: dict[str, Any] = {}
+    for reward, part in shared:
+        means = [found.means[reward, part] for found in known]
+        best = [reached.best for reached in means]
+        rewards.setdefault(reward, {})[part] = {
+            "first": _spread([reached.first for reached in means]),
+            "best": None if None in best else _spread([value for value in best if value is not None]),
+            "final": _spread([reached.final for reached in means]),
+            "change": _spread([reached.final - reached.first for reached in means]),
+        }
     return {
-        "checkpoints": [list(found.checkpoints) for found in known],
-        "held_out_seeds": _tabulate_before_after([found.seeds for found in known]),
-        "held_out_prompts": _tabulate_before_after([found.prompts for found in known]),
+        "checkpoints": [dict(zip(("first", "best", "final"), found.checkpoints, strict=True)) for found in known],
+        "rewards": rewards,
     }
 
 
-def _tabulate_before_after(means: Sequence[tuple[float, float] | None]) -> dict[str, Any] | None:
-    known = [of_seed for of_seed in means if of_seed is not None]
-    if len(known) < len(means):
-        return None
-    return {when: _spread([of_seed[index] for of_seed in known]) for index, when in enumerate(("before", "after"))}
+def _spread(values: Sequence[float]) -> dict[str, Any]:
+    return {
+        "mean": fmean(values),
+        "lowest": min(values),
+        "highest": max(values),
+        "interval": _interval(values),
+        "of_each_seed": list(values),
+    }
 
 
-def _spread(values: Sequence[float]) -> dict[str, float]:
-    return {"mean": fmean(values), "lowest": min(values), "highest": max(values)}
+def _interval(values: Sequence[float]) -> list[float] | None:
+    found = mean_interval(values)
+    return None if found is None else list(found)

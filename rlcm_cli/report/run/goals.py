@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
 from rlcm_cli.report.compare.runs import describe_weights
 from rlcm_cli.report.run.data import RunData
+from rlcm_cli.runs.held_out import measure_spread
 from rlcm_cli.store.evaluations import Evaluation
 
 
@@ -52,13 +53,10 @@ def find_goals(data: RunData) -> list[Goal]:
             continue
         title = describe_weights(weights)
         if task.combine != "sum":
-            weights = {reward: weight / _spread(data.evaluations, reward, name) for reward, weight in weights.items()}
+            weights = {
+                reward: weight / measure_spread(data.evaluations[0], name, reward)
+                for reward, weight in weights.items()
+            }
             title += ", each in standard deviations"
         goals.append(Goal(title if len(tasks) == 1 else f"{name}: {title}", name, weights))
     return goals
-
-
-def _spread(evaluations: Sequence[Evaluation], reward: str, task: str) -> float:
-    first = evaluations[0]
-    values = first.rewards[reward].astype(np.float64)[[of_image == task for of_image in first.tasks]]
-    return (float(values.std(ddof=1)) if len(values) > 1 else 0.0) or 1.0

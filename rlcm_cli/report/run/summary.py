@@ -15,6 +15,7 @@ from rlcm_cli.report.compare.runs import describe_weights
 from rlcm_cli.report.private import name_reward, withhold_text
 from rlcm_cli.report.run.data import RunData
 from rlcm_cli.report.run.goals import find_goals
+from rlcm_cli.runs.held_out import find_span
 from rlcm_cli.store.evaluations import Evaluation
 from rlcm_cli.store.metrics import PHASES
 from rlcm_cli.wording import count, format_duration
@@ -62,11 +63,10 @@ def find_changes(data: RunData) -> list[Change]:
 
     None where there are not two of the same images.
     """
-    if len(data.evaluations) < 2:
+    span = find_span(data.evaluations, data.config)
+    if span is None:
         return []
-    first, last = data.evaluations[0], data.evaluations[-1]
-    if first.prompts != last.prompts or first.seed.tolist() != last.seed.tolist():
-        return []
+    first, last = span.first, span.final
     goals = [(goal.name, goal.values(first), goal.values(last)) for goal in find_goals(data)]
     single = [
         (reward, first.rewards[reward].astype(np.float64), last.rewards[reward].astype(np.float64))
