@@ -6,7 +6,7 @@ import csv
 import io
 from collections.abc import Callable, Mapping, Sequence
 
-from rlcm_cli.report.compare.blocks import NumberBlock, Cell, Row, Table, arrange, define_terms, name_speed_ups
+from rlcm_cli.report.compare.blocks import Cell, NumberBlock, Row, Table, arrange, define_terms, name_speed_ups
 
 LATEX = {
     "\\": r"\textbackslash{}",
