@@ -113,6 +113,7 @@ class TestDeclared:
     def test_which_are(self):
         declared = {name for name, entry in REWARDS.items() if entry.differentiable}
         others = {"clip_score", "aesthetic", "pick_score", "hps_v2", "hps_v2_0", "image_reward"}
+        others |= {"hpsv3", "vqa_score", "soft_tifa"}
         assert declared == {*EMBEDDED, *others}
 
     def test_uint8_images_take_no_gradient(self):

@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from rlcm_cli.discovery import discover, list_kinds
 from rlcm_cli.errors import ConfigError
+from rlcm_cli.rewards.networks.loading import DTYPES
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 ENDPOINT_VARIABLE = "RLCM_JUDGE_ENDPOINT"
 KEY_VARIABLE = "RLCM_JUDGE_API_KEY"
-DTYPES = ("auto", "float32", "float16", "bfloat16")
 
 NEEDS = "a judge: an OpenAI-compatible endpoint, a LLaVA-server, or local weights (14 GB for LLaVA 1.5 7B)"
 """What the rewards that ask a judge need, in words."""

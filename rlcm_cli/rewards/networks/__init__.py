@@ -2,6 +2,7 @@
 
 loading          published weights → a network, whole or not at all
 clip_model       a contrastive image-text model: images and prompts → unit vectors
+qwen_vl          a vision-language model of the Qwen-VL series: images and questions → answers, or how likely one is
 open_clip        open_clip's names of weights → those of transformers
 preprocessing    uint8 images → what a vision tower takes, without Pillow, on any device
 prompt_cleaning  prompts as open_clip's tokenizer cleans them

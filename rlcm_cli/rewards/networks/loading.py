@@ -15,7 +15,11 @@ from rlcm_cli.foreign.folders import check_configuration, read_json_object
 from rlcm_cli.foreign.weights import check_report, check_tensors, find_weights
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
+
+DTYPES = ("auto", "float32", "float16", "bfloat16")
+"""What a setting `dtype` may be; `auto` is the one that the weights were saved in."""
 
 _log = logging.getLogger(__name__)
 
@@ -78,9 +82,16 @@ def look_at(folder: Path) -> str | None:
 
 
 def fill_network(
-    kind: Any, config: Any, tensors: Mapping[str, Tensor], path: Path, *, reward: str, **arguments: Any
+    kind: Any,
+    config: Any,
+    tensors: Mapping[str, Tensor],
+    path: Path,
+    *,
+    reward: str,
+    dtype: torch.dtype | None = None,
+    **arguments: Any,
 ) -> Any:
-    """Build a network and give it its weights, in float32.
+    """Build a network and give it its weights.
 
     Args:
         kind: Class of transformers.
@@ -88,6 +99,7 @@ def fill_network(
         tensors: Its state dict, of any floating dtype.
         path: File that the tensors were read from, for error messages.
         reward: Name of the reward, for error messages.
+        dtype: Of the network; None: float32.
         arguments: More of the class's own arguments.
 
     Raises:
@@ -101,7 +113,7 @@ def fill_network(
                 None,
                 config=config,
                 state_dict=dict(tensors),
-                dtype=torch.float32,
+                dtype=dtype or torch.float32,
                 output_loading_info=True,
                 **arguments,
             )
