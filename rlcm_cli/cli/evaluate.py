@@ -2,40 +2,51 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
-from typing import TYPE_CHECKING, Annotated, Any
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
 from rlcm_cli.cli import options as o
-from rlcm_cli.cli.asked import reopen_run
-from rlcm_cli.cli.completion import complete_reward
-from rlcm_cli.cli.location import open_location
+from rlcm_cli.cli.completion import complete_from, complete_model, complete_reward
+from rlcm_cli.cli.evaluate_images import Drawn, evaluate_drawn, evaluate_stored
+from rlcm_cli.cli.evaluate_run import Manner, evaluate_run
+from rlcm_cli.cli.generate import MODEL_SETTINGS, parse_numbers
+from rlcm_cli.cli.sampler_options import SamplerCommand, chosen_sampler_settings
 from rlcm_cli.cli.setting_options import chosen_settings, command_with
 from rlcm_cli.cli.streams import announce
-from rlcm_cli.wording import command
 
-if TYPE_CHECKING:
-    from rlcm_cli.cli.display import Display
-    from rlcm_cli.events import Event
-    from rlcm_cli.phases.score import Scorer
-    from rlcm_cli.processes.job import Processes
-    from rlcm_cli.runs.run import Run
+OF_RUNS = ("runtime.device", "runtime.shard_weights")
+DRAWING = "Images of your own prompts"
 
 
 def register(app: typer.Typer) -> None:
     """Add the command to the program."""
     app.command(
         "evaluate",
-        cls=command_with("runtime.device", "runtime.shard_weights"),
+        cls=command_with(*OF_RUNS, *MODEL_SETTINGS, "runtime.offload", base=SamplerCommand),
         epilog="Example: rlcm evaluate --run runs/a --checkpoint 0 --checkpoint best --reward sharpness",
     )(evaluate_command)
 
 
+def _option(flag: str, metavar: str, text: str, **settings: Any) -> Any:
+    return typer.Option(flag, metavar=metavar, help=text, rich_help_panel=DRAWING, **settings)
+
+
 def evaluate_command(
     context: typer.Context,
-    named: o.ExistingRunOption,
+    named: Annotated[
+        str | None,
+        typer.Option(
+            "--run",
+            metavar="DIR",
+            help="Run directory, or its URL such as s3://BUCKET/RUN.",
+            show_default=False,
+            callback=o.refuse_file,
+            autocompletion=o.c.complete_run,
+        ),
+    ] = None,
     checkpoints: Annotated[
         list[str],
         typer.Option(
@@ -50,11 +61,65 @@ def evaluate_command(
         typer.Option(
             "--reward",
             metavar="NAME",
-            help="Score the held-out images with this reward, whatever the run trains for; repeatable.",
-            show_default="the run's own",
+            help="Score the images with this reward, whatever a run trains for; repeatable.",
+            show_default="of held-out images the run's own",
             autocompletion=complete_reward,
         ),
     ] = [],
+    prompts: Annotated[
+        str | None,
+        _option("--prompts", "SOURCE", "Draw these instead: a file, a built-in set or a dataset.", show_default=False),
+    ] = None,
+    most: Annotated[
+        int | None, _option("--most-prompts", "N", "Only the first N prompts.", min=1, show_default="all")
+    ] = None,
+    model: Annotated[
+        str | None,
+        _option(
+            "--model",
+            "NAME",
+            "Embedded name, folder or hub id.",
+            show_default="the LoRA's, or emoji-lcm",
+            autocompletion=complete_model,
+        ),
+    ] = None,
+    loras: Annotated[
+        list[str],
+        _option("--lora", "PATH", "A run, a checkpoint, a LoRA file or a hub id; repeatable.", show_default=False),
+    ] = [],
+    no_base: Annotated[bool, typer.Option("--no-base", help="Not also without the LoRA.", rich_help_panel=DRAWING)] = (
+        False
+    ),
+    count: Annotated[int, _option("--images-per-prompt", "N", "Images of each prompt.", min=1)] = 1,
+    steps: Annotated[
+        list[str],
+        _option("--steps", "H[,H]", "Model calls per image; several are compared.", show_default="the LoRA's"),
+    ] = [],
+    guidance: Annotated[
+        list[str],
+        _option("--guidance", "X[,X]", "Guidance scale; several are compared.", show_default="the LoRA's"),
+    ] = [],
+    sampler: Annotated[
+        str | None,
+        _option(
+            "--sampler",
+            "KIND",
+            f"How images are sampled: {', '.join(o.SAMPLER_KINDS)}.",
+            show_default="the LoRA's, or the model's",
+            autocompletion=complete_from(o.SAMPLER_KINDS),
+        ),
+    ] = None,
+    seed: Annotated[int, _option("--seed", "N", "Seed of the first image; each later one adds 1.", min=0)] = 0,
+    out: Annotated[
+        Path | None,
+        _option("--out", "DIR", "Folder; what is there stays.", show_default="evaluations/NAME", file_okay=False),
+    ] = None,
+    images: Annotated[
+        Path | None,
+        _option(
+            "--images", "DIR", "Score the images of this folder, without a model.", show_default=False, file_okay=False
+        ),
+    ] = None,
     assignments: o.SetOfRunOption = [],
     allow_code: o.AllowCodeOption = False,
     allow_hosts: o.AllowHostOption = [],
@@ -63,105 +128,88 @@ def evaluate_command(
     quiet: o.QuietOption = False,
     as_json: o.JsonOption = False,
 ) -> None:
-    """Generate and score the run's fixed held-out images with some of its checkpoints.
+    """Judge a run's held-out images, or any model's images of prompts that you choose, by any rewards.
 
-    With --reward, images that are stored are only scored, which needs no model.
+    A run's held-out images are drawn where they are missing; with --reward, stored ones are only scored, which needs
+    no model. With --prompts, images are drawn into a folder, without and with each LoRA, from the same seeds.
     """
-    announce(f"the rewards of {named}" if rewards else named, quiet=quiet, as_json=as_json)
+    settings = chosen_settings(context)
+    manner = Manner(assignments, settings, allow_code, allow_hosts, allow_changed, not no_cache, quiet, as_json)
+    samplers = {"kind": sampler, **chosen_sampler_settings(context)}
+    models = {
+        "name": model,
+        **{key.removeprefix("model."): value for key, value in settings.items() if key in MODEL_SETTINGS},
+    }
+    drawing: dict[str, Any] = {
+        "--most-prompts": most,
+        "--lora": loras,
+        "--no-base": no_base,
+        "--images-per-prompt": count if count > 1 else None,
+        "--steps": steps,
+        "--guidance": guidance,
+        "--seed": seed or None,
+        "--out": out,
+        **{f"--{key.replace('name', 'model').replace('_', '-')}": value for key, value in models.items()},
+        **{f"--{key.replace('kind', 'sampler').replace('_', '-')}": value for key, value in samplers.items()},
+        "--offload": settings["runtime.offload"],
+    }
+    if images is not None:
+        refuse_beside("--images", {"--run": named, "--checkpoint": checkpoints, "--prompts": prompts, **drawing})
+        announce(f"the rewards of {images}", quiet=quiet, as_json=as_json)
+        evaluate_stored(images, rewards, manner)
+        return
+    if prompts is None:
+        refuse_without_prompts(named, drawing)
+        announce(f"the rewards of {named}" if rewards else str(named), quiet=quiet, as_json=as_json)
+        run_settings = {key: settings[key] for key in OF_RUNS}
+        own = Manner(assignments, run_settings, allow_code, allow_hosts, allow_changed, not no_cache, quiet, as_json)
+        evaluate_run(str(named), checkpoints, rewards, own)
+        return
+    if checkpoints and named is None:
+        from rlcm_cli.errors import ConfigError
 
-    from rlcm_cli.cli.consent import Given, named_texts, permit
-    from rlcm_cli.cli.display import Display
-    from rlcm_cli.core.device import select_device
-    from rlcm_cli.phases.evaluate import score_evaluations
-    from rlcm_cli.phases.score import load_scorers
-    from rlcm_cli.processes.join import check_shares, join_processes
-    from rlcm_cli.runs.run import open_run
-    from rlcm_cli.runs.staging import stage_evaluating
-    from rlcm_cli.store.score_cache import open_cache
-
-    fetch = partial(stage_evaluating, checkpoints=checkpoints, later=bool(rewards))
-    with open_location(named, fetch, publishes=True) as location:
-        own = open_run(location.existing).config
-        monitored = [*own.monitor.rewards, *(name for name in rewards if name not in own.reward_names())]
-        # Rewards that the command line names become the run's, to have its settings.
-        flags = {**chosen_settings(context), **({"monitor.rewards": monitored} if rewards else {})}
-        run = reopen_run(location.existing, assignments=assignments, flags=flags)
-        chosen, notes = choose_checkpoints(run, checkpoints, stored=bool(rewards))
-        missing = [number for number in chosen if number not in run.layout.evaluations()]
-        asked = list(dict.fromkeys([*(run.config.reward_names() if missing or not rewards else []), *rewards]))
-        given = Given(named_texts(assignments, rewards), allow_code, allow_hosts)
-        trusted = permit(run, given, rewards=asked)
-        processes = join_processes(run.config.runtime.device)
-        display = Display(quiet=quiet, as_json=as_json, silent=not processes.leads)
-        display.say_all([*trusted, *notes])
-        # All processes generate, even if there are fewer shards.
-        display.follow(check_shares(processes, processes.size))
-        with open_cache(wanted=not no_cache) as cache:
-            scorers = load_scorers(run, asked, cache=cache, allow_changed=allow_changed)
-            if missing:
-                display.follow(location.follow(draw_missing(run, scorers, missing, processes)))
-            stored = [number for number in chosen if number not in missing]
-            if processes.leads and stored:
-                later = {name: scorers[name] for name in rewards or asked}
-                device = select_device(run.config.runtime.device)
-                display.follow(location.follow(score_evaluations(run, later, stored, device)))
-            processes.wait()
-        processes.leave()
-        judged = show_checkpoints(run, chosen, rewards, display)
-        if rewards:
-            display.say(f"next: {command('report', named)}, which shows them with the images")
-        display.finish({"run": named, "checkpoints": chosen, **judged})
-
-
-def choose_checkpoints(run: Run, texts: Sequence[str], *, stored: bool) -> tuple[list[int], list[str]]:
-    """Choose the checkpoints that a command line names, and say which the best ones are.
-
-    By default it is the newest or, where `stored` images are enough, each one that was evaluated. Raises as
-    `choose_checkpoint`, and `MissingFileError` for one of which there are neither images nor weights.
-    """
-    from rlcm_cli.runs.choosing import choose_checkpoint, describe_better, require_checkpoint
-    from rlcm_cli.store.checkpoint import latest_checkpoint
-
-    layout, config = run.layout, run.config
-    notes = []
-    if texts:
-        found = [choose_checkpoint(layout, config, text) for text in texts]
-        notes = [f"{choice}" for choice in found if choice.why]
-        chosen = [choice.number for choice in found]
-    elif stored and layout.evaluations():
-        chosen = layout.evaluations()
-    else:
-        chosen = [latest_checkpoint(layout)]
-        better = describe_better(layout, config)
-        notes = [better] if better else []
-    for number in chosen:
-        if number not in layout.evaluations():
-            require_checkpoint(layout, number)
-    return list(dict.fromkeys(chosen)), notes
+        raise ConfigError(f"--checkpoint {checkpoints[0]} is of a run, and there is none; name one with --run")
+    announce(named or next(iter(loras), None) or model or "the model", quiet=quiet, as_json=as_json)
+    evaluate_drawn(
+        Drawn(
+            prompts,
+            most,
+            loras,
+            named,
+            checkpoints,
+            base=not no_base,
+            steps=[number for text in steps for number in parse_numbers("--steps", text, int)],
+            guidance=[number for text in guidance for number in parse_numbers("--guidance", text, float)],
+            count=count,
+            seed=seed,
+            model=models,
+            sampler=samplers,
+            out=out,
+        ),
+        rewards,
+        manner,
+    )
 
 
-def draw_missing(
-    run: Run, scorers: Mapping[str, Scorer], checkpoints: Sequence[int], processes: Processes
-) -> Iterator[Event]:
-    """Draw and score the held-out images with checkpoints that lack them, with one model."""
-    from rlcm_cli.phases.evaluate import evaluate, plan_evaluation
-    from rlcm_cli.runs.policy import load_policy_model
+def refuse_beside(flag: str, others: Mapping[str, Any]) -> None:
+    """Raise `ConfigError` for the first of some options that was given next to one that it does not go with."""
+    from rlcm_cli.errors import ConfigError
 
-    prompts = [planned.prompt for planned in plan_evaluation(run.config, run.prompts)]
-    model = load_policy_model(run.config, prompts, processes)
-    for checkpoint in checkpoints:
-        yield from evaluate(run, model, scorers, checkpoint, processes)
+    for other, value in others.items():
+        if value:
+            raise ConfigError(f"{other} with {flag}, which only scores what is stored; leave it out")
 
 
-def show_checkpoints(
-    run: Run, checkpoints: Sequence[int], rewards: Sequence[str], display: Display
-) -> Mapping[str, Any]:
-    """Print how checkpoints compare by the rewards that were asked for, else by the run's own; return it."""
-    from rlcm_cli.cli.judgements import show_judgements
-    from rlcm_cli.judging.held_out import judge_checkpoints
-    from rlcm_cli.judging.summary import to_json
+def refuse_without_prompts(named: str | None, drawing: Mapping[str, Any]) -> None:
+    """Raise `ConfigError` where there is neither a run nor prompts, or an option that only goes with prompts."""
+    from rlcm_cli.errors import ConfigError
 
-    judged = judge_checkpoints(run.layout, checkpoints, rewards or run.config.reward_names())
-    if rewards or len(checkpoints) > 1:
-        show_judgements(judged.get("all", []), display, "checkpoint")
-    return {"judged": {part: [to_json(found) for found in own] for part, own in judged.items()}}
+    for flag, value in drawing.items():
+        if value:
+            held_out = ", since a run's held-out images are always drawn alike" if named else ""
+            raise ConfigError(f"{flag} goes with --prompts{held_out}; add --prompts SOURCE, or leave it out")
+    if named is None:
+        raise ConfigError(
+            "nothing to evaluate; name a run with --run DIR, prompts to draw with --prompts SOURCE, or a folder of "
+            "images with --images DIR"
+        )

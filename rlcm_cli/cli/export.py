@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from rlcm_cli.cli import options as o
+from rlcm_cli.cli.checkpoints import CheckpointOption, name_checkpoint
 from rlcm_cli.cli.completion import complete_from
 from rlcm_cli.cli.location import open_location
 from rlcm_cli.cli.streams import announce
@@ -43,6 +44,7 @@ def export_command(
     named: Annotated[
         str, typer.Argument(metavar="SOURCE", help="A run, a checkpoint or a LoRA file.", show_default=False)
     ],
+    checkpoint: CheckpointOption = None,
     form: Annotated[
         str,
         typer.Option(
@@ -95,7 +97,8 @@ def export_command(
 
     if public and hub is None:
         raise ConfigError("--public needs --hub OWNER/NAME; add it, or leave out --public")
-    run_named, inside = split_url(named) if is_url(named) else (named, "")
+    place, notes = name_checkpoint(named, checkpoint)
+    run_named, inside = split_url(place) if is_url(place) else (place, "")
 
     def fetch(remote: RemoteRun) -> None:
         stage_report(remote)
@@ -103,6 +106,7 @@ def export_command(
             remote.fetch_path(inside)
 
     display = Display(quiet=quiet, as_json=as_json)
+    display.say_all(notes)
     known = read_format(form)
     with open_location(run_named, fetch) as location:
         source = find_source(str(location.existing / inside), average=average, model={"name": model})

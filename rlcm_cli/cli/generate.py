@@ -9,6 +9,7 @@ from typing import Annotated, TypeVar
 import typer
 
 from rlcm_cli.cli import options as o
+from rlcm_cli.cli.checkpoints import CheckpointOption, name_checkpoint
 from rlcm_cli.cli.completion import complete_from, complete_model
 from rlcm_cli.cli.sampler_options import SamplerCommand, chosen_sampler_settings
 from rlcm_cli.cli.setting_options import chosen_settings, command_with
@@ -49,6 +50,7 @@ def generate_command(
             show_default=False,
         ),
     ] = [],
+    checkpoint: CheckpointOption = None,
     scale: Annotated[
         str | None,
         typer.Option(
@@ -148,15 +150,19 @@ def generate_command(
     announce(model or next(iter(loras), None) or EMBEDDED_MODEL, quiet=quiet, as_json=as_json)
 
     from rlcm_cli.cli.display import Display
+    from rlcm_cli.errors import ConfigError
     from rlcm_cli.pictures.generate import choose_folder, generate_plan
     from rlcm_cli.pictures.generate_request import Request, plan_request
     from rlcm_cli.prompts import load_prompts
 
     chosen = chosen_settings(context)
+    if checkpoint is not None and not loras:
+        raise ConfigError(f"--checkpoint {checkpoint} is of a run, and there is none; name one with --lora")
+    found = [name_checkpoint(place, checkpoint) for place in loras]
     plan = plan_request(
         Request(
             prompts=[*prompts, *(load_prompts(prompts_from) if prompts_from else ())],
-            loras=loras,
+            loras=[place for place, _ in found],
             scales=parse_numbers("--scale", scale, float),
             steps=parse_numbers("--steps", steps, int),
             compare_base=compare_base,
@@ -174,6 +180,7 @@ def generate_command(
     )
     folder = choose_folder(plan, out, Path(OUT_AGAIN if from_image else OUT), overwrite=overwrite)
     display = Display(quiet=quiet, as_json=as_json)
+    display.say_all(note for _, notes in found for note in notes)
     speed = display.run(generate_plan(plan, device, folder, offload=bool(chosen["runtime.offload"])))
     display.finish(
         {

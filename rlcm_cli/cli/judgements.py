@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from rlcm_cli.cli.headline import shorten_names
+from rlcm_cli.wording import count
 
 if TYPE_CHECKING:
     from rlcm_cli.cli.display import Display
@@ -26,18 +27,21 @@ def show_judgements(judgements: Sequence[Judgement], display: Display, heading: 
 
     if not judgements:
         return
-    against = next((found.against for found in judgements if found.against is not None), None)
-    table = Table(box=None, pad_edge=False, padding=(0, GAP, 0, 0))
+    others = list(dict.fromkeys(found.against for found in judgements if found.against is not None))
     columns = ["reward", heading, "mean"]
-    if against:
-        columns += [f"wins against {heading} {against}" if against.isdecimal() else f"wins against {against}"]
+    if others:
+        only = f"{heading} {others[0]}" if others[0].isdecimal() else others[0]
+        columns += [f"wins against {only}"] if len(others) == 1 else ["against", "wins"]
         columns += ["difference"]
+    table = Table(box=None, pad_edge=False, padding=(0, GAP, 0, 0))
     for name in columns:
-        table.add_column(Text(name), overflow="fold", justify="left" if name in ("reward", heading) else "right")
+        left = name in ("reward", heading, "against")
+        table.add_column(Text(name), overflow="fold", justify="left" if left else "right")
     short, last = shorten_names(found.reward for found in judgements), None
     for found in judgements:
         cells = [short[found.reward] if found.reward != last else "", found.way, format_plain(found.estimate)]
-        if against:
+        if others:
+            cells += [found.against or NOTHING] * (len(others) > 1)
             cells.append(NOTHING if found.wins is None else describe_wins(found.wins))
             cells.append(NOTHING if found.difference is None else format_plain(found.difference))
         table.add_row(*map(Text, cells))
@@ -50,18 +54,18 @@ def show_judgements(judgements: Sequence[Judgement], display: Display, heading: 
 
 def explain(judgements: Sequence[Judgement]) -> str:
     """Return what the numbers of a table are."""
-    prompts = join_range(found.estimate.prompts for found in judgements)
-    images = join_range(found.images for found in judgements)
-    text = f"mean ± standard error over {prompts} prompts ({images} images)"
+    prompts = count_range((found.estimate.prompts for found in judgements), "prompt")
+    images = count_range((found.images for found in judgements), "image")
+    text = f"mean ± standard error over {prompts} ({images})"
     if any(found.against is not None for found in judgements):
         text += "; wins, with a 95 % interval, and differences are of images with the same prompt and seed"
     return text
 
 
-def join_range(numbers: Iterable[int]) -> str:
-    """Write the smallest and the largest of some numbers, once where they are equal."""
-    found = sorted(numbers)
-    return " to ".join(f"{number:,}" for number in dict.fromkeys((found[0], found[-1])))
+def count_range(numbers: Iterable[int], noun: str) -> str:
+    """Write the smallest and the largest of some numbers with their noun, once where they are equal."""
+    least, most = min(found := list(numbers)), max(found)
+    return count(most, noun) if least == most else f"{least:,} to {count(most, noun)}"
 
 
 def describe_wins(wins: WinRate) -> str:

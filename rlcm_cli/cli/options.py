@@ -50,7 +50,8 @@ TaskOption = Annotated[
 ]
 
 
-def _refuse_file(named: str | None) -> str | None:
+def refuse_file(named: str | None) -> str | None:
+    """Refuse a file where a directory is asked for."""
     if named is not None and Path(named).is_file():
         raise typer.BadParameter(f"directory '{named}' is a file")
     return named
@@ -59,7 +60,7 @@ def _refuse_file(named: str | None) -> str | None:
 def _run_option(default: str | bool = False) -> Any:
     text = "Run directory, or its URL such as s3://BUCKET/RUN."
     return typer.Option(
-        "--run", metavar="DIR", help=text, callback=_refuse_file, show_default=default, autocompletion=c.complete_run
+        "--run", metavar="DIR", help=text, callback=refuse_file, show_default=default, autocompletion=c.complete_run
     )
 
 

@@ -42,6 +42,15 @@ def report_command(
             dir_okay=False,
         ),
     ] = None,
+    checkpoint: Annotated[
+        str | None,
+        typer.Option(
+            "--checkpoint",
+            metavar="N|best",
+            help="Report each run up to this checkpoint: a number, last, best, or best:REWARD.",
+            show_default="all of it",
+        ),
+    ] = None,
     quiet: o.QuietOption = False,
     as_json: o.JsonOption = False,
 ) -> None:
@@ -51,6 +60,7 @@ def report_command(
     from rlcm_cli.cli.display import print_json
     from rlcm_cli.report.compare.runs import open_compared
     from rlcm_cli.report.html.page import write_report
+    from rlcm_cli.runs.choosing import choose_checkpoint
     from rlcm_cli.runs.staging import stage_scores
 
     with ExitStack() as stack:
@@ -60,8 +70,12 @@ def report_command(
         runs = [
             open_compared(location.existing, last_part(name)) for name, location in zip(named, locations, strict=True)
         ]
-        write_report(runs, path)
+        limits = [choose_checkpoint(run.layout, run.config, checkpoint) for run in runs] if checkpoint else []
+        write_report(runs, path, [found.number for found in limits])
     size = path.stat().st_size
+    if not quiet and not as_json:
+        for name, found in zip(named, limits, strict=False):
+            say(f"{name}: up to {found}")
     if as_json:
         print_json({"report": str(path), "bytes": size})
     elif not quiet:

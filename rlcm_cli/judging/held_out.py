@@ -44,7 +44,6 @@ def judge_checkpoints(
             for own in same
         }
         if len(rows):
-            against = base if base in ways else None
-            prompts = [plain.prompts[row] for row in rows]
-            judged[name] = [one for one in judge_ways(ways, prompts, against) if int(one.way) in numbers]
+            against = {way: base for way in ways if base is not None}
+            judged[name] = judge_ways(ways, [plain.prompts[row] for row in rows], against)
     return judged

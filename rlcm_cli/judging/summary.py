@@ -30,13 +30,15 @@ class Judgement:
     wins: WinRate | None = None
 
 
-def judge_ways(ways: Mapping[str, Mapping[str, Values]], prompts: Sequence[str], base: str | None) -> list[Judgement]:
+def judge_ways(
+    ways: Mapping[str, Mapping[str, Values]], prompts: Sequence[str], against: Mapping[str, str]
+) -> list[Judgement]:
     """Summarise the rewards of the same images, drawn in several ways.
 
     Args:
         ways: Way → reward → its values, one an image; image i of each has the same prompt and seed.
         prompts: Prompt of each image.
-        base: The way with which the others are compared; None: none.
+        against: Way → the way that it is compared with; one that is left out, or is its own, is compared with none.
 
     Returns:
         Reward by reward in the order in which they come, each with its ways in theirs. A reward without a value for
@@ -46,17 +48,17 @@ def judge_ways(ways: Mapping[str, Mapping[str, Values]], prompts: Sequence[str],
     judgements = []
     for reward in rewards:
         for way, known in ways.items():
-            values = known.get(reward, ())
+            values, base = known.get(reward, ()), against.get(way, way)
             found = estimate(values, prompts) if len(values) else None
             if found is None:
                 continue
             images = sum(not math.isnan(value) for value in values)
-            other = ways[base].get(reward, ()) if base is not None and base != way else ()
-            if not len(other):
+            other = ways.get(base, {}).get(reward, ()) if base != way else ()
+            wins = compare_values(values, other, prompts) if len(other) else None
+            if wins is None:
                 judgements.append(Judgement(way, reward, found, images))
                 continue
             moved = estimate([value - before for value, before in zip(values, other, strict=True)], prompts)
-            wins = compare_values(values, other, prompts)
             judgements.append(Judgement(way, reward, found, images, base, moved, wins))
     return judgements
 

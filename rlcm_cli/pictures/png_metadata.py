@@ -59,9 +59,24 @@ class Provenance:
 
 def describe(drawing: Drawing, model: LatentModel, spec: ImageSpec, place_in_batch: tuple[int, int]) -> PngInfo:
     """Write down how an image is made, in chunks that any viewer of PNG files shows; no path of this machine."""
-    settings, sample, adapter = drawing.model, drawing.sample, drawing.adapter
     row, size = place_in_batch
-    recorded: dict[str, object] = {
+    revision = model.commit or drawing.model.pinned_revision
+    recorded = list_settings(drawing, spec) | ({"revision": revision} if revision else {})
+    recorded |= {
+        "model_digest": model.digest,
+        "batch": f"{row + 1}/{size}",
+        "software": f"{SOFTWARE}{__version__}",
+    }
+    info = PngInfo()
+    for key, value in recorded.items():
+        info.add_itxt(key, value)
+    return info
+
+
+def list_settings(drawing: Drawing, spec: ImageSpec) -> dict[str, str]:
+    """Return what an image is made with, as its chunks have it, as far as that is known before a model is loaded."""
+    settings, sample, adapter = drawing.model, drawing.sample, drawing.adapter
+    known: dict[str, object] = {
         "prompt": spec.prompt,
         "seed": spec.seed,
         "sampler": drawing.sampler.kind,
@@ -69,22 +84,15 @@ def describe(drawing: Drawing, model: LatentModel, spec: ImageSpec, place_in_bat
         "guidance_scale": sample.guidance_scale,
         **{name: write_setting(value) for name, value in drawing.sampler if name != "kind"},
         "model": show_name(settings.name),
-        "revision": model.commit or settings.pinned_revision,
         "dtype": settings.dtype,
         "distilled_lora": settings.distilled_lora and show_name(settings.distilled_lora),
         "image_size": settings.image_size,
         "quantize": settings.quantize,
         "tiled_decoding": settings.tiled_decoding or None,
-        "model_digest": model.digest,
-        "batch": f"{row + 1}/{size}",
     }
     if adapter:
-        recorded |= {"lora": adapter.reference, "lora_digest": adapter.digest, "lora_scale": adapter.scale}
-    info = PngInfo()
-    for key, value in {**recorded, "software": f"{SOFTWARE}{__version__}"}.items():
-        if value not in (None, ""):
-            info.add_itxt(key, str(value))
-    return info
+        known |= {"lora": adapter.reference, "lora_digest": adapter.digest, "lora_scale": adapter.scale}
+    return {key: str(value) for key, value in known.items() if value not in (None, "")}
 
 
 def describe_sheet(files: Sequence[str]) -> PngInfo:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -44,6 +45,10 @@ def no_model(monkeypatch):
         pytest.fail("a model was loaded")
 
     monkeypatch.setattr(policy, "load_model", refuse_to_load)
+
+
+def read_rows(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "results.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
 def test_stored_images_are_scored_by_any_reward_without_a_model_once(capsys, run, no_model):
@@ -117,3 +122,92 @@ def test_mistakes_are_one_line_and_change_nothing(capsys, run, no_model, words, 
     before = snapshot(run)
     refuse(capsys, error, "evaluate", "--run", run, *words, saying=saying)
     assert snapshot(run) == before
+
+
+class TestOwnPrompts:
+    """Images of prompts that are not the run's, drawn into a folder."""
+
+    def test_a_run_s_checkpoints_are_drawn_with_the_base_and_scored_later(self, capsys, run, tmp_path):
+        out = tmp_path / "out"
+        asked = ["evaluate", "--run", run, "--checkpoint", 1, "--checkpoint", "last", "--prompts", "simple_animals"]
+        asked += ["--most-prompts", 2, "--images-per-prompt", 2, "--out", out]
+        shown = succeed(capsys, *asked, "--reward", "brightness").out
+        assert "wins against base" in shown
+        assert {f"{row['way']} {row['seed']}" for row in read_rows(out)} == {
+            f"{way} {seed}" for way in ("base", "run, checkpoint 1", "run, checkpoint 2") for seed in range(4)
+        }
+        before = snapshot(out)
+        again = succeed(capsys, *asked, "--reward", "brightness", "--json").json_line()
+        assert snapshot(out) == before
+        assert (again["images"], again["out"]) == (12, str(out))
+        assert {one["way"]: one.get("against") for one in again["judged"]} == {
+            "base": None,
+            "run, checkpoint 1": "base",
+            "run, checkpoint 2": "base",
+        }
+        later = succeed(capsys, "evaluate", "--images", out, "--reward", "sharpness", "--json").json_line()
+        assert {one["reward"] for one in later["judged"]} == {"brightness", "sharpness"}
+        assert all(row["reward.sharpness"] is not None for row in read_rows(out))
+
+    def test_a_sweep_says_which_is_compared_with_which(self, capsys, run, tmp_path):
+        words = ["--lora", run, "--prompts", "simple_animals", "--most-prompts", 2, "--out", tmp_path / "out"]
+        shown = succeed(capsys, "evaluate", *words, "--steps", "1,2", "--guidance", "2", "--reward", "brightness").out
+        (row,) = [line for line in shown.splitlines() if "run, 2 steps, guidance 2" in line]
+        assert "base, 2 steps, guidance 2" in row
+
+    @pytest.mark.parametrize(
+        ("words", "error", "saying"),
+        [
+            ([], ConfigError, ("nothing to evaluate", "--run DIR", "--prompts SOURCE", "--images DIR")),
+            (["--steps", "2"], ConfigError, ("--steps goes with --prompts",)),
+            (["--run", "r", "--guidance", "2"], ConfigError, ("held-out images are always drawn alike",)),
+            (["--images", "i", "--run", "r"], ConfigError, ("--run with --images",)),
+            (["--images", "i"], MissingFileError, ("there is no such folder",)),
+            (["--prompts", "simple_animals", "--checkpoint", "1"], ConfigError, ("name one with --run",)),
+            (["--prompts", "simple_animals", "--lora", "none"], ConfigError, ("--lora none: no such run",)),
+            (["--prompts", "simple_animals", "--steps", "two"], ConfigError, ("'two' is not a whole number",)),
+            (["--prompts", "none"], ConfigError, ("neither a built-in set",)),
+            (["--prompts", "simple_animals", "--reward", "none"], ConfigError, ("there is no reward 'none'",)),
+            (["--prompts", "simple_animals", "--set", "seed=1"], ConfigError, ("only settings of the rewards",)),
+        ],
+    )
+    def test_mistakes_are_one_line_and_draw_nothing(
+        self, capsys, tmp_path, monkeypatch, no_model, words, error, saying
+    ):
+        monkeypatch.chdir(tmp_path)
+        refuse(capsys, error, "evaluate", *words, saying=saying)
+        assert list(tmp_path.iterdir()) == []
+
+
+class TestNamedCheckpoints:
+    """`--checkpoint` of the commands that use weights."""
+
+    def test_generate_and_export_take_a_checkpoint_of_a_run(self, capsys, run, tmp_path):
+        drawn = ["generate", "--lora", run, "--prompt", "cat", "--steps", 1, "--out"]
+        shown = succeed(capsys, *drawn, tmp_path / "best", "--checkpoint", "best").out
+        assert ", the best on the held-out images\n" in shown
+        succeed(capsys, *drawn, tmp_path / "one", "--checkpoint", 1)
+        succeed(capsys, "generate", "--lora", run / "checkpoints/000001", *drawn[3:], tmp_path / "path")
+        one, path = ((tmp_path / name / "00000-cat-0.png").read_bytes() for name in ("one", "path"))
+        assert one == path
+        found = succeed(capsys, "export", run, "--checkpoint", 1, "--out", tmp_path / "export", "--json").json_line()
+        assert found["checkpoint"] == 1
+
+    @pytest.mark.parametrize("command", ["generate", "export", "report"])
+    def test_a_checkpoint_that_cannot_be_is_refused(self, capsys, run, command):
+        words = {"generate": ["--prompt", "cat", "--lora", run]}.get(command, [run])
+        refuse(capsys, ConfigError, command, *words, "--checkpoint", "bst", saying=("--checkpoint bst",))
+        if command != "report":
+            refuse(capsys, MissingFileError, command, *words, "--checkpoint", 9, saying=("the run has 0 to 2",))
+
+    def test_a_place_without_checkpoints_is_told_so(self, capsys, run):
+        file = run / "checkpoints/000001"
+        words = ["--prompt", "cat", "--lora", file, "--checkpoint", "1"]
+        refuse(capsys, ConfigError, "generate", *words, saying=("is not a run, which has checkpoints",))
+        refuse(capsys, ConfigError, "generate", "--prompt", "cat", "--checkpoint", "1", saying=("there is none",))
+
+    def test_a_report_ends_with_the_checkpoint(self, run):
+        data = read_run(open_compared(run, "run"), "run", 1)
+        assert [row.checkpoint for row in data.metrics] == [1]
+        assert [found.checkpoint for found in data.evaluations] == [0]
+        assert [rollout.manifest.iteration for rollout in data.rollouts] == [0]

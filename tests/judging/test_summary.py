@@ -22,7 +22,7 @@ SHARES = [  # scipy 1.17.1: binomtest(wins, n).proportion_ci(0.95, "wilson")
 def test_images_of_a_prompt_are_averaged_before_prompts_are():
     prompts = ["cat", "cat", "dog", "dog", "cow"]
     base, new = [1.0, 1.0, 5.0, 5.0, 0.0], [2.0, 0.0, 6.0, 5.0, NAN]
-    first, second = judge_ways({"base": {"r": base}, "lora": {"r": new}}, prompts, "base")
+    first, second = judge_ways({"base": {"r": base}, "lora": {"r": new}}, prompts, {"lora": "base"})
     assert (first.way, first.estimate.mean, first.estimate.prompts, first.images) == ("base", 2.0, 3, 5)
     assert (first.wins, first.difference, first.against) == (None, None, None)
     assert (second.estimate.mean, second.images, second.against) == (pytest.approx((1 + 5.5) / 2), 4, "base")
@@ -36,7 +36,7 @@ def test_differences_and_wins_are_paired_by_image():
     prompts = [f"prompt {number}" for number in range(40) for _ in range(3)]
     base = generator.normal(size=120)
     new = base + generator.normal(0.3, 0.5, size=120)
-    _, found = judge_ways({"0": {"r": base.tolist()}, "9": {"r": new.tolist()}}, prompts, "0")
+    _, found = judge_ways({"0": {"r": base.tolist()}, "9": {"r": new.tolist()}}, prompts, {"9": "0"})
     means = (new - base).reshape(40, 3).mean(1)
     assert found.difference.mean == pytest.approx(means.mean())
     assert found.difference.error == pytest.approx(means.std(ddof=1) / math.sqrt(40))
@@ -54,15 +54,15 @@ def test_the_interval_is_that_of_scipy(won, prompts, low, high):
 
 def test_what_has_no_values_is_left_out():
     ways = {"base": {"r": [NAN, NAN], "s": [1.0, 2.0]}, "lora": {"r": [1.0, NAN]}}
-    found = judge_ways(ways, ["cat", "dog"], "base")
+    found = judge_ways(ways, ["cat", "dog"], {"lora": "base"})
     assert [(one.reward, one.way) for one in found] == [("r", "lora"), ("s", "base")]
     assert found[0].wins is None
     assert compare_values([NAN], [1.0], ["cat"]) is None
-    assert judge_ways({}, [], None) == []
+    assert judge_ways({}, [], {}) == []
 
 
 def test_plain_values_name_all_of_it():
-    _, found = judge_ways({"0": {"r": [0.0, 1.0]}, "5": {"r": [2.0, 1.0]}}, ["cat", "dog"], "0")
+    _, found = judge_ways({"0": {"r": [0.0, 1.0]}, "5": {"r": [2.0, 1.0]}}, ["cat", "dog"], {"5": "0", "0": "0"})
     assert to_json(found) == {
         "way": "5",
         "reward": "r",

@@ -107,15 +107,18 @@ class RunSection:
     settings: Mapping[str, Sequence[tuple[str, str]]]
 
 
-def write_report(runs: Sequence[ComparedRun], out: Path) -> Path:
+def write_report(runs: Sequence[ComparedRun], out: Path, until: Sequence[int] = ()) -> Path:
     """Write the report of runs into one file; return its path.
+
+    `until`: for each run the checkpoint up to which it is reported; empty: all of them whole.
 
     Raises `ConfigError` where a run has nothing to report, a run is given twice, or the package that the charts
     need is not installed.
     """
     library = _read_library()
     check_distinct(runs)
-    read = [read_run(run, label) for run, label in zip(runs, name_runs(runs), strict=True)]
+    limits: Sequence[int | None] = until or [None] * len(runs)
+    read = [read_run(run, label, limit) for run, label, limit in zip(runs, name_runs(runs), limits, strict=True)]
     replace_bytes(out, render_report(read, library).encode())
     return out
 
@@ -204,7 +207,7 @@ def compose_section(data: RunData, budget: Budget, most_points: int) -> RunSecti
         data=data,
         goal=describe_training_goal(data),
         levels=find_levels([row.reward_mean for row in data.metrics]) if data.metrics else None,
-        alarms=[withhold_sentence(line.replace(name, name_reward(name))) for name, line in data.alarms.items()],
+        alarms=describe_alarms(data),
         sentences=sentences if data.alarms else [*sentences, describe_monitoring(data)],
         changes=changes,
         rewards=chart_rewards(data, most_points),
@@ -217,6 +220,16 @@ def compose_section(data: RunData, budget: Budget, most_points: int) -> RunSecti
         milestones=tabulate_milestones(data),
         settings=_list_settings(data.config.model_dump(mode="json")),
     )
+
+
+def describe_alarms(data: RunData) -> list[str]:
+    """Return a line for each alarm and, if there is one, what to use in the place of the newest checkpoint."""
+    lines = [withhold_sentence(line.replace(name, name_reward(name))) for name, line in data.alarms.items()]
+    advice = (
+        "`rlcm generate --lora RUN --checkpoint best` and `rlcm export RUN --checkpoint best` use it, "
+        "and `rlcm report RUN --checkpoint best` shows the run up to it."
+    )
+    return [*lines, advice] if lines else []
 
 
 def _detail(data: RunData, reward: str, budget: Budget) -> RewardDetail | None:

@@ -82,21 +82,22 @@ def name_runs(runs: Sequence[ComparedRun]) -> list[str]:
     return names
 
 
-def read_run(run: ComparedRun, label: str) -> RunData:
-    """Read a run; what is damaged becomes a line of `faults` and is left out.
+def read_run(run: ComparedRun, label: str, until: int | None = None) -> RunData:
+    """Read a run, up to a checkpoint or all of it; what is damaged becomes a line of `faults` and is left out.
 
     Raises `ConfigError` where there is nothing to report.
     """
     layout, faults = run.layout, _Faults(run.layout, label)
-    whole = _read_metrics(run, faults)
+    whole = [row for row in _read_metrics(run, faults) if until is None or row.checkpoint <= until]
     metrics = comparable_rows(whole)
     if len(metrics) < len(whole):
         faults.lines.append(
             f"The code, weights or server of a reward changed after iteration {len(whole) - len(metrics)}; earlier "
             "scores are left out."
         )
-    evaluations = [faults.attempt(partial(read_evaluation, layout, number)) for number in layout.evaluations()]
-    rollouts = _read_rollouts(run, range(len(whole) - len(metrics), len(whole)), faults)
+    drawn = [number for number in layout.evaluations() if until is None or number <= until]
+    evaluations = [faults.attempt(partial(read_evaluation, layout, number)) for number in drawn]
+    rollouts = _read_rollouts(run, range(len(whole) - len(metrics), len(whole)), faults, until)
     if not (metrics or any(evaluations) or rollouts):
         raise ConfigError(
             f"{layout.root}: holds no readable metrics, evaluations or rewards, so there is nothing to report; resume "
@@ -173,10 +174,10 @@ def _read_metrics(run: ComparedRun, faults: _Faults) -> list[IterationMetrics]:
     return whole
 
 
-def _read_rollouts(run: ComparedRun, trained: range, faults: _Faults) -> list[StoredRewards]:
+def _read_rollouts(run: ComparedRun, trained: range, faults: _Faults, until: int | None) -> list[StoredRewards]:
     layout, rollouts, unscored = run.layout, [], 0
     for iteration in layout.iterations():
-        if iteration < trained.start:
+        if iteration < trained.start or (until is not None and iteration >= until):
             continue
         manifest = faults.attempt(partial(read_manifest, layout.manifest(iteration)))
         if manifest is None:
