@@ -10,9 +10,10 @@ from rlcm_cli.errors import RewardError
 from rlcm_cli.foreign.faults import ForeignError, faults_of_libraries
 from rlcm_cli.foreign.tokenizers import check_vocabulary
 from rlcm_cli.rewards.base.weights import Weights
-from rlcm_cli.rewards.judges import Judge, JudgeSettings
+from rlcm_cli.rewards.judges import AskFn, Judge, JudgeSettings
 from rlcm_cli.rewards.judges._images import to_pillow
 from rlcm_cli.rewards.networks.loading import load_network, quiet_transformers
+from rlcm_cli.rewards.networks.qwen_vl import is_qwen_vl, load_qwen_vl
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,7 +27,7 @@ class LocalJudge:
     """Answers with greedy decoding, on the device of the images, in batches of at most 8.
 
     The processor must have a chat template and do without torchvision, as those of the Llava and Idefics3 families do
-    (LLaVA 1.5, SmolVLM-256M-Instruct); processors that also read videos (Qwen-VL, SmolVLM2) need it.
+    (LLaVA 1.5, SmolVLM-256M-Instruct); processors that also read videos (SmolVLM2) need it.
 
     Raises:
         RewardError: If the model cannot be downloaded, loaded or used.
@@ -64,6 +65,27 @@ class LocalJudge:
             tokens = self._model.generate(**inputs, do_sample=False, num_beams=1, max_new_tokens=self._max_tokens)
         new = tokens[:, inputs["input_ids"].shape[1] :]
         return [text.strip() for text in self._processor.batch_decode(new, skip_special_tokens=True)]
+
+
+class QwenJudge:
+    """Answers with greedy decoding by a model of the Qwen-VL series, which is read without its processor.
+
+    Raises:
+        RewardError: If the model cannot be loaded.
+    """
+
+    def __init__(self, settings: JudgeSettings, reward: str) -> None:
+        self._model = load_qwen_vl(_find(settings, reward), reward=reward, dtype=settings.dtype)
+        self._max_tokens = settings.max_tokens
+
+    def __call__(self, images: Tensor, questions: Sequence[str]) -> list[str]:
+        """Answer one question per image; see `AskFn`."""
+        return self._model.write(images, questions, self._max_tokens)
+
+
+def _make(settings: JudgeSettings, reward: str) -> AskFn:
+    judge = QwenJudge if is_qwen_vl(_find(settings, reward)) else LocalJudge
+    return judge(settings, reward)
 
 
 def _find(settings: JudgeSettings, reward: str) -> Path:
@@ -117,7 +139,7 @@ def _find_fault(settings: JudgeSettings) -> str | None:
 
 JUDGE = Judge(
     "local",
-    make=LocalJudge,
+    make=_make,
     find_fault=_find_fault,
     find_obstacle=lambda settings, reward: MODEL.find_obstacle(settings.model or MODEL.source, reward=reward),
     revise=lambda settings, reward: MODEL.digest(_find(settings, reward), reward=reward),
