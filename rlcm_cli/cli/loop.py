@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Annotated, Literal
+import gc
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from rlcm_cli.cli import options as o
 from rlcm_cli.cli.asked import Asked, parse_rewards, resolve_run, settle_sources
+from rlcm_cli.cli.completion import complete_setting
 from rlcm_cli.cli.headline import describe_dropped, describe_goal, describe_sampling
-from rlcm_cli.cli.location import Location, open_location
+from rlcm_cli.cli.location import Location, local_path, open_location
 from rlcm_cli.cli.setting_options import chosen_settings, command_with
 from rlcm_cli.cli.streams import announce
+from rlcm_cli.cli.variations import Variation, check_variations, locate, vary
 from rlcm_cli.errors import ConfigError
-from rlcm_cli.wording import command
+from rlcm_cli.store.remote.objects import is_url
+from rlcm_cli.wording import command, count
 
 if TYPE_CHECKING:
     from rlcm_cli.cli.display import Display
@@ -34,7 +40,7 @@ FULL_SIZE = {
 SETTINGS = (
     "prompts.source", "monitor.rewards", "monitor.on_hacking", "model.name", "sampler.kind", "objective.kind",
     "train.parameters", "last_step.mode", "runtime.iterations", "runtime.stop_when_flat", "sample.samples",
-    "sample.steps", "seed",
+    "sample.steps",
     "runtime.device", "runtime.offload", "runtime.memory_budget", "runtime.shard_weights", "model.dtype",
     "model.quantize", "model.tiled_decoding", "model.image_size", "train.kl_weight",
     "runtime.keep_rollouts", "runtime.keep_checkpoints", "runtime.log_with", "ray.address",
@@ -59,6 +65,19 @@ def loop_command(
     assignments: o.SetOption = [],
     rewards: o.RewardOption = [],
     start: o.FromOption = None,
+    seeds: Annotated[
+        str | None,
+        o.setting("--seed", "N[,N]", "Seed of all randomness; several make a run each, in DIR/seed-N."),
+    ] = None,
+    sweeps: Annotated[
+        list[str],
+        o.setting(
+            "--sweep",
+            "KEY=VALUE,VALUE",
+            "Make a run for each value of a setting, in a folder of DIR; repeat it for a grid.",
+            complete=complete_setting,
+        ),
+    ] = [],
     executor: Annotated[
         Literal["local", "ray"], typer.Option("--executor", help="Where to run: this machine, or a Ray cluster.")
     ] = "local",
@@ -83,58 +102,138 @@ def loop_command(
 
     When resuming, only the tables runtime, monitor and ray, and evaluate.every, may change.
     """
+    flags = {**chosen_settings(context), "rewards": parse_rewards(rewards)}
+    choices = LoopChoices(executor, allow_code, tuple(allow_hosts), allow_changed, no_cache, quiet, as_json)
+    variations = vary(Asked(tasks, config_file, assignments, flags, start), seeds, sweeps)
+    if len(variations) > 1:
+        run_several(root, variations, choices, dry_run=dry_run)
+    elif dry_run:
+        print_config(resolve_dry(root, variations[0].asked), as_json=as_json)
+    else:
+        display, result = run_one(root, variations[0].asked, choices)
+        display.finish(result)
+
+
+@dataclass(frozen=True)
+class LoopChoices:
+    """What a command line says of how to run, not of what."""
+
+    executor: str
+    allow_code: bool
+    allow_hosts: Sequence[str]
+    allow_changed: bool
+    no_cache: bool
+    quiet: bool
+    as_json: bool
+
+
+def run_several(
+    root: str | None, variations: Sequence[Variation], choices: LoopChoices, *, dry_run: bool = False
+) -> None:
+    """Make several runs, one after the other; a rerun resumes the one that was interrupted."""
+    from rlcm_cli.cli.display import print_json
+    from rlcm_cli.cli.streams import print_data, say
+    from rlcm_cli.config.text import write_config
+    from rlcm_cli.processes.worker import is_launched
+
+    places = locate(root, variations)
+    folder = places[0].removesuffix(f"/{variations[0].name}")
+    if not is_url(folder) and (local_path(folder) / "config.json").exists():
+        raise ConfigError(
+            f"{folder}: is a run, and several seeds or settings get a folder each in the one that --run names; choose "
+            "another --run"
+        )
+    check_variations(variations)
+    if dry_run:
+        configs = {
+            place: resolve_dry(place, variation.asked) for place, variation in zip(places, variations, strict=True)
+        }
+        if choices.as_json:
+            print_json({"configs": {place: config.model_dump(mode="json") for place, config in configs.items()}})
+        for place, config in () if choices.as_json else configs.items():
+            print_data(f"# {place}\n{write_config(config)}\n")
+        return
+    if is_launched(os.environ):
+        raise ConfigError(
+            "--seed and --sweep make several runs one after the other, and a launcher's processes share one; start "
+            "each run by itself"
+        )
+    if not (choices.quiet or choices.as_json):
+        say(f"{count(len(places), 'run')}, one after the other: {', '.join(places)}")
+    results = []
+    for place, variation in zip(places, variations, strict=True):
+        display, result = run_one(place, variation.asked, choices)
+        results.append({**display.summary, **result})
+        gc.collect()  # the model that was trained, before the next one is loaded
+    if choices.as_json:
+        print_json({"folder": folder, "runs": results})
+    elif not choices.quiet:
+        say(f"compare them: {command('compare', folder)}")
+
+
+def resolve_dry(root: str | None, asked: Asked) -> Config:
+    """Resolve and check the configuration of a run without starting it."""
+    from rlcm_cli.runs.run import Run, check_rewards
+    from rlcm_cli.runs.staging import stage_loop
+    from rlcm_cli.store.layout import RunLayout
+
+    with open_location(root, stage_loop) as location:
+        path, config = resolve_run(location.root, asked, loads_model=False)
+        config.require_actions()
+        check_rewards(Run(RunLayout(path), config))
+        return config
+
+
+def run_one(root: str | None, asked: Asked, choices: LoopChoices) -> tuple[Display, dict[str, Any]]:
+    """Start or resume a run and follow it to its end; return how it was shown, and what a program is told of it."""
     from rlcm_cli.runs.staging import stage_loop
 
-    flags = {**chosen_settings(context), "rewards": parse_rewards(rewards)}
-    asked = Asked(tasks, config_file, assignments, flags, start)
-    with open_location(root, stage_loop, publishes=not dry_run) as location:
-        path, config = resolve_run(location.root, asked, loads_model=not dry_run and executor == "local")
+    quiet, as_json = choices.quiet, choices.as_json
+    with open_location(root, stage_loop, publishes=True) as location:
+        path, config = resolve_run(location.root, asked, loads_model=choices.executor == "local")
         config.require_actions()
-
-        from rlcm_cli.runs.run import Run, check_rewards, check_run
-        from rlcm_cli.store.layout import RunLayout
-
-        if dry_run:
-            check_rewards(Run(RunLayout(path), config))
-            print_config(config, as_json=as_json)
-            return
         announce(config.model.name, quiet=quiet, as_json=as_json)
 
         from rlcm_cli.cli.consent import Given, named_texts, permit
         from rlcm_cli.cli.display import Display
         from rlcm_cli.cli.tracking import open_trackers
         from rlcm_cli.processes.join import join_processes
+        from rlcm_cli.runs.run import check_run
         from rlcm_cli.store.score_cache import open_cache
 
         processes = join_processes(config.runtime.device)
         run = check_run(path, config)
         settle_sources(run, asked)
-        named = named_texts(assignments, flags["rewards"], flags["monitor.rewards"], flags["ray.address"])
-        given = Given(named, allow_code, allow_hosts)
-        trusted = permit(run, given, ray=executor == "ray", of_a_run=asked.copies_run)
+        named = named_texts(
+            asked.assignments, *(asked.flags.get(key) for key in ("rewards", "monitor.rewards", "ray.address"))
+        )
+        given = Given(named, choices.allow_code, choices.allow_hosts)
+        trusted = permit(run, given, ray=choices.executor == "ray", of_a_run=asked.copies_run)
         trackers = open_trackers(run) if processes.leads else None
         display = Display(
             quiet=quiet, as_json=as_json, iterations=config.runtime.iterations, silent=not processes.leads
         )
         display.say_all(trusted)
-        with open_cache(wanted=not no_cache) as cache:
-            if executor == "ray":
+        with open_cache(wanted=not choices.no_cache) as cache:
+            if choices.executor == "ray":
                 check_shared(location, processes, config)
                 from rlcm_cli.ray.loop import start_on_ray
 
-                started = start_on_ray(run, cached=not no_cache, allow_changed=allow_changed)
+                started = start_on_ray(run, cached=not choices.no_cache, allow_changed=choices.allow_changed)
             else:
                 from rlcm_cli.cli.memory import fit_memory
                 from rlcm_cli.phases.loop import start_loop
 
                 fit = fit_memory(display, "sample", "train")
-                started = start_loop(path, config, processes, cache=cache, allow_changed=allow_changed, fit=fit)
+                started = start_loop(
+                    path, config, processes, cache=cache, allow_changed=choices.allow_changed, fit=fit
+                )
             location.confirm(config)
-            display.say_all(describe_start(started, location.describe(path), names_rewards=bool(rewards)))
+            names_rewards = bool(asked.flags.get("rewards"))
+            display.say_all(describe_start(started, location.describe(path), names_rewards=names_rewards))
             follow_loop(started, location, display, processes, trackers)
         processes.leave()
-        if processes.leads:
-            show_result(started.run, location, display)
+        return display, show_result(started.run, location, display) if processes.leads else {}
 
 
 def print_config(config: Config, *, as_json: bool) -> None:
@@ -197,8 +296,11 @@ def follow_loop(
     )
 
 
-def show_result(run: Run, location: Location, display: Display) -> None:
-    """Draw a finished run's curves and its images before and after, and print what to do next."""
+def show_result(run: Run, location: Location, display: Display) -> dict[str, Any]:
+    """Draw a finished run's curves and its images before and after, and print what to do next.
+
+    Returns what a program is told of it.
+    """
     from rlcm_cli.report.run.before_after import write_pairs
     from rlcm_cli.report.run.curves import write_curves
     from rlcm_cli.runs.hacking import advise_checkpoint
@@ -225,13 +327,11 @@ def show_result(run: Run, location: Location, display: Display) -> None:
         display.say(f"generate with checkpoint {flat[0]}, the best on the held-out images: {generate}")
     else:
         display.say(f"generate with it: {command('generate', '--lora', location.describe(layout.root), *options)}")
-    display.finish(
-        {
-            "run": location.describe(layout.root),
-            "checkpoint": layout.checkpoints()[-1],
-            "picture": picture and location.describe(picture),
-        }
-    )
+    return {
+        "run": location.describe(layout.root),
+        "checkpoint": layout.checkpoints()[-1],
+        "picture": picture and location.describe(picture),
+    }
 
 
 def check_shared(location: Location, processes: Processes, config: Config) -> None:
