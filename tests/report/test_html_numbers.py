@@ -17,11 +17,11 @@ from rlcm_cli.report.html.images import Budget, find_extremes, follow_images
 from rlcm_cli.report.html.page import balance_columns, compose_section, render_report
 from rlcm_cli.report.html.scores import BINS, count_values, tabulate_prompts
 from rlcm_cli.report.private import withhold, withhold_text
+from rlcm_cli.report.run.hacking_verdict import judge_hacking
 from rlcm_cli.report.run.summary import (
     Change,
     Estimate,
     describe_cost,
-    describe_monitoring,
     estimate,
     find_changes,
     format_estimate,
@@ -80,7 +80,7 @@ def test_a_goal_of_normalised_rewards_is_in_standard_deviations(tmp_path):
     first, last = data.evaluations[0], data.evaluations[-1]
     seeds = find_changes(data)[0]
     assert seeds.name == f"{REWARD} + 2 × {MONITORED}, each in standard deviations"
-    deviation = first.rewards[REWARD].astype(float).std(ddof=1)
+    deviation = first.rewards[REWARD].astype(float).std()
     # The second has no deviation in the first evaluation, so it counts as it is.
     expected = (last.rewards[REWARD] - first.rewards[REWARD])[~first.held_out].astype(float).mean() / deviation - 2 * 4
     assert seeds.difference.mean == pytest.approx(expected)
@@ -93,23 +93,27 @@ def test_a_band_ends_where_the_reward_does(tmp_path):
     assert monitored.spec["data"]["values"][0]["low"] == -1.5
 
 
+def describe_hacking(data):
+    return judge_hacking(replace(data, evaluations=[], alarms={})).sentence
+
+
 def test_no_alarm_says_what_it_looked_at(tmp_path):
     data = data_of(write_reported(tmp_path / "run", iterations=24, rollouts=0, checkpoints=()))
     rows = [
         row.model_copy(update={"monitored": {MONITORED: -1.0 - (row.iteration >= 14) * 0.1}}) for row in data.metrics
     ]
-    told = describe_monitoring(replace(data, metrics=rows))
+    told = describe_hacking(replace(data, metrics=rows))
     assert told == (
         "No alarm, judged by the images of training: over the last 10 iterations, recognition was 0.2 standard "
         "deviations below its best 10 before; an alarm needs 0.5 below."
     )
     risen = [row.model_copy(update={"monitored": {MONITORED: -2.0 + (row.iteration >= 14)}}) for row in data.metrics]
-    assert "2 standard deviations above its best 10 before" in describe_monitoring(replace(data, metrics=risen))
+    assert "2 standard deviations above its best 10 before" in describe_hacking(replace(data, metrics=risen))
     fallen = [
         row.model_copy(update={"reward_mean": 0.0, "monitored": {MONITORED: -1.0 - (row.iteration >= 14)}})
         for row in data.metrics
     ]
-    assert "rises, which it did not" in describe_monitoring(replace(data, metrics=fallen))
+    assert "rises, which it did not" in describe_hacking(replace(data, metrics=fallen))
 
 
 @pytest.mark.parametrize(("cards", "columns"), [(0, 1), (1, 1), (5, 5), (6, 3), (7, 4), (11, 4)])
@@ -313,7 +317,7 @@ def test_a_run_without_anything_is_refused(tmp_path):
 def test_sentences_tell_of_cost_and_watch(tmp_path):
     data = data_of(write_reported(tmp_path / "run"))
     assert describe_cost(data).startswith("32 images drawn and scored in 14 s of work (sample 4 s, score 1 s")
-    assert describe_monitoring(data) == (
+    assert describe_hacking(data) == (
         "No alarm, judged by the images of training: recognition was monitored for 4 iterations, and the alarm needs "
         "20."
     )
@@ -330,7 +334,7 @@ def test_an_alarm_does_not_tell_where_a_reward_lies(tmp_path):
     data = data_of(write_reported(tmp_path / "run"))
     data = replace(data, alarms={name: f"the monitored reward '{name}' fell"})
     section = compose_section(data, Budget(1, 2, 1), 100)
-    assert section.alarms == ["the monitored reward 'rewards.py:neat' fell"]
+    assert section.alarms[0] == "By the images of training, the monitored reward 'rewards.py:neat' fell."
 
 
 def test_rows_of_charts_are_json(tmp_path):

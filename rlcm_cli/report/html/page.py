@@ -35,15 +35,16 @@ from rlcm_cli.report.html.charts import (
 from rlcm_cli.report.html.compare import ComparedPrompt, RunRow, chart_comparison, draw_together, tabulate_runs
 from rlcm_cli.report.html.images import Budget, Extremes, FixedImage, find_extremes, follow_images, share_budget
 from rlcm_cli.report.html.scores import Histogram, PromptTable, count_values, tabulate_prompts
-from rlcm_cli.report.private import name_reward, withhold, withhold_sentence
+from rlcm_cli.report.private import name_reward, withhold
 from rlcm_cli.report.run.data import RunData, name_runs, read_run
+from rlcm_cli.report.run.hacking_verdict import HackingVerdict, judge_hacking
 from rlcm_cli.report.run.levels import WINDOW, Levels, find_levels, format_level
 from rlcm_cli.report.run.summary import (
     Change,
     describe_before_after,
+    describe_best,
     describe_change,
     describe_cost,
-    describe_monitoring,
     describe_training,
     describe_training_goal,
     find_changes,
@@ -93,6 +94,7 @@ class RunSection:
     data: RunData
     goal: str
     levels: Levels | None
+    alarms_title: str
     alarms: Sequence[str]
     sentences: Sequence[str]
     changes: Sequence[Change]
@@ -193,7 +195,7 @@ def make_environment() -> Environment:
 
 def compose_section(data: RunData, budget: Budget, most_points: int) -> RunSection:
     """Compose what a report shows of a run."""
-    changes = find_changes(data)
+    changes, hacking = find_changes(data), judge_hacking(data)
     updates, constant = chart_updates(data, most_points)
     checkpoints, images = follow_images(data, budget)
     shown = data.rewards()[:MOST_REWARDS]
@@ -207,8 +209,9 @@ def compose_section(data: RunData, budget: Budget, most_points: int) -> RunSecti
         data=data,
         goal=describe_training_goal(data),
         levels=find_levels([row.reward_mean for row in data.metrics]) if data.metrics else None,
-        alarms=describe_alarms(data),
-        sentences=sentences if data.alarms else [*sentences, describe_monitoring(data)],
+        alarms_title=hacking.title,
+        alarms=list_alarms(data, hacking),
+        sentences=[*sentences, *describe_best(data), *filter(None, [hacking.sentence])],
         changes=changes,
         rewards=chart_rewards(data, most_points),
         updates=updates,
@@ -222,14 +225,13 @@ def compose_section(data: RunData, budget: Budget, most_points: int) -> RunSecti
     )
 
 
-def describe_alarms(data: RunData) -> list[str]:
-    """Return a line for each alarm and, if there is one, what to use in the place of the newest checkpoint."""
-    lines = [withhold_sentence(line.replace(name, name_reward(name))) for name, line in data.alarms.items()]
+def list_alarms(data: RunData, hacking: HackingVerdict) -> list[str]:
+    """Return a line for each alarm and, if training raised one, what to use in the place of the newest checkpoint."""
     advice = (
         "`rlcm generate --lora RUN --checkpoint best` and `rlcm export RUN --checkpoint best` use it, "
         "and `rlcm report RUN --checkpoint best` shows the run up to it."
     )
-    return [*lines, advice] if lines else []
+    return [*hacking.alarms, advice] if data.alarms else [*hacking.alarms]
 
 
 def _detail(data: RunData, reward: str, budget: Budget) -> RewardDetail | None:

@@ -15,14 +15,14 @@ from typing import Any
 from rlcm_cli import __version__
 from rlcm_cli.config import Config
 from rlcm_cli.pictures.contact_sheet import write_png
-from rlcm_cli.report.private import name_reward, withhold, withhold_sentence, withhold_text
+from rlcm_cli.report.private import withhold, withhold_text
 from rlcm_cli.report.run.before_after import arrange_pairs
 from rlcm_cli.report.run.curves import plot_curves
 from rlcm_cli.report.run.data import RunData
+from rlcm_cli.report.run.hacking_verdict import judge_hacking
 from rlcm_cli.report.run.summary import (
     describe_change,
     describe_cost,
-    describe_monitoring,
     describe_training,
     find_changes,
 )
@@ -131,7 +131,7 @@ def render_card(subject: CardSubject, data: RunData | None, pictures: Mapping[st
         pictures=pictures,
         trained=describe_training(data) if data else "",
         sentences=_compose_sentences(data) if data else [],
-        alarms=_name_alarms(data) if data else [],
+        alarms=judge_hacking(data).alarms if data else [],
         settings=_list_settings(data.config) if data else {},
         version=__version__,
         diffusers=metadata.version("diffusers"),
@@ -182,12 +182,7 @@ def _draw_pictures(data: RunData, folder: Path) -> dict[str, str]:
 
 def _compose_sentences(data: RunData) -> list[str]:
     changes = [describe_change(change) for change in find_changes(data)]
-    sentences = [describe_cost(data), *changes]
-    return sentences if data.alarms else [*sentences, describe_monitoring(data)]
-
-
-def _name_alarms(data: RunData) -> list[str]:
-    return [withhold_sentence(line.replace(name, name_reward(name))) for name, line in data.alarms.items()]
+    return [describe_cost(data), *changes, *filter(None, [judge_hacking(data).sentence])]
 
 
 def _list_settings(config: Config) -> dict[str, str]:

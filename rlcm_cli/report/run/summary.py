@@ -159,29 +159,34 @@ def describe_change(change: Change) -> str:
     return f"On {where}, {change.name} {verdict}: {describe_before_after(change)}, a change of {difference}."
 
 
+def describe_best(data: RunData) -> list[str]:
+    """Say in a sentence which of three or more evaluated checkpoints is the best; an alarm names another."""
+    span = find_span(data.evaluations, data.config)
+    if span is None or span.best is None or len(data.evaluations) < 3 or data.alarms:
+        return []
+    number = span.best.checkpoint
+    last = " and the last" if number == span.final.checkpoint else ""
+    return [
+        f"Of {count(len(data.evaluations), 'evaluated checkpoint')}, {number} is the best{last} by what is "
+        "trained for, on all held-out images."
+    ]
+
+
 def describe_before_after(change: Change) -> str:
     """Return the means before and after, with the decimals of the change."""
     before, after = (format_resolved(part.mean, change.difference.error) for part in (change.before, change.after))
     return f"{before} → {after}"
 
 
-def describe_monitoring(data: RunData) -> str:
-    """Describe what the monitored rewards show on the images of training, where none raises an alarm."""
-    monitored = data.config.monitor.rewards
-    if not monitored:
-        return "No reward was monitored, so reward hacking would not show here; use --monitor NAME."
-    found = "; ".join(_describe_drop(data, name) for name in monitored)
-    return f"No alarm, judged by the images of training: {found}."
-
-
-def _describe_drop(data: RunData, name: str) -> str:
+def describe_drop(data: RunData, name: str) -> str:
+    """Describe how far a monitored reward was below its best on the images of training, in a clause."""
     window, fall = data.config.monitor.window, data.config.monitor.fall
     rows = list(takewhile(lambda row: name in row.monitored, reversed(data.metrics)))[::-1]
     if len(rows) < 2 * window:
         monitored = count(len(rows), "iteration")
         return f"{name_reward(name)} was monitored for {monitored}, and the alarm needs {2 * window}"
     drop = measure_drop([row.monitored[name] for row in rows], [row.reward_stds[name] for row in rows], window=window)
-    side, size = ("below", drop.deviations) if drop.deviations > 0 else ("above", -drop.deviations)
+    side, size = ("below", drop.deviations) if drop.deviations >= 0 else ("above", -drop.deviations)
     text = (
         f"over the last {window} iterations, {name_reward(name)} was {size:.2g} standard deviations {side} its best "
         f"{window} before; an alarm needs {fall:g} below"
