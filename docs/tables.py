@@ -16,6 +16,7 @@ from pydantic import TypeAdapter
 import rlcm_cli
 from rlcm_cli.measuring.footprint import ADAPTER_BYTES, Footprint
 from rlcm_cli.objectives import OBJECTIVES, Need
+from rlcm_cli.prompts.named_sets import NAMED_SETS
 from rlcm_cli.rewards import REWARDS
 from rlcm_cli.samplers import SAMPLERS
 from rlcm_cli.store import shards
@@ -54,6 +55,16 @@ def list_rewards() -> str:
     rows.append([code("FILE.py:FUNCTION"), "any Python function of images", "any", "your code", ""])
     rows.append([code("http://HOST:8000/NAME"), "what `rlcm serve-reward NAME` serves there", "any", "a server", ""])
     return table(["reward", "measures", "range", "needs", "notes"], rows)
+
+
+def list_prompt_sets() -> str:
+    """List the prompt sets that have a name, where they are read from, and their licences."""
+    rows = []
+    for name, found in NAMED_SETS.items():
+        place = f"`{found.repository}`" if found.repository else f"a copy: `--prompts {name}:PATH`"
+        files = ", ".join(code(file) for file in found.files)
+        rows.append([code(name), found.title, f"{found.count:,}", place, files, found.licence, f"<{found.source}>"])
+    return table(["name", "set", "prompts", "read from", "files", "licence", "source"], rows)
 
 
 def list_samplers() -> str:
@@ -229,6 +240,7 @@ def table(head: list[str], rows: Iterable[list[Any]]) -> str:
 
 TABLES: Mapping[str, Callable[[], str]] = {
     "rewards": list_rewards,
+    "prompt_sets": list_prompt_sets,
     "samplers": list_samplers,
     "objectives": list_all_objectives,
     "presets": list_presets,

@@ -68,7 +68,12 @@ def evaluate_command(
     ] = [],
     prompts: Annotated[
         str | None,
-        _option("--prompts", "SOURCE", "Draw these instead: a file, a built-in set or a dataset.", show_default=False),
+        _option(
+            "--prompts",
+            "SOURCE",
+            "Draw these: a file, a built-in or named set, a dataset; `help` lists the sets.",
+            show_default=False,
+        ),
     ] = None,
     most: Annotated[
         int | None, _option("--most-prompts", "N", "Only the first N prompts.", min=1, show_default="all")
@@ -153,6 +158,9 @@ def evaluate_command(
         **{f"--{key.replace('kind', 'sampler').replace('_', '-')}": value for key, value in samplers.items()},
         "--offload": settings["runtime.offload"],
     }
+    if prompts == "help":
+        show_sets()
+        return
     if images is not None:
         refuse_beside("--images", {"--run": named, "--checkpoint": checkpoints, "--prompts": prompts, **drawing})
         announce(f"the rewards of {images}", quiet=quiet, as_json=as_json)
@@ -213,3 +221,16 @@ def refuse_without_prompts(named: str | None, drawing: Mapping[str, Any]) -> Non
             "nothing to evaluate; name a run with --run DIR, prompts to draw with --prompts SOURCE, or a folder of "
             "images with --images DIR"
         )
+
+
+def show_sets() -> None:
+    """List the prompt sets that have a name."""
+    from rlcm_cli.cli.tables import print_rows
+    from rlcm_cli.cli.terminal import open_console
+    from rlcm_cli.prompts import PROMPT_SETS
+    from rlcm_cli.prompts.named_sets import NAMED_SETS
+
+    rows = [(name, "built in", "part of this package") for name in PROMPT_SETS]
+    for name, found in NAMED_SETS.items():
+        rows.append((name, "on the hub" if found.repository else f"as {name}:PATH", found.describe()))
+    print_rows(open_console(highlight=False), rows)

@@ -76,7 +76,9 @@ def plan(drawn: Drawn) -> tuple[list[Way], Path, list[str]]:
     from rlcm_cli.pictures.drawing import find_lora, show_name
     from rlcm_cli.pictures.generate_request import check_prompts
     from rlcm_cli.prompts import load_prompts
+    from rlcm_cli.prompts.named_sets import NAMED_SETS, split_name
 
+    named = split_name(drawn.prompts)
     prompts = load_prompts(drawn.prompts)[: drawn.most]
     check_prompts(prompts)
     texts: Sequence[str | None] = drawn.checkpoints or [None]
@@ -96,7 +98,8 @@ def plan(drawn: Drawn) -> tuple[list[Way], Path, list[str]]:
     )
     name = drawn.run or next(iter(drawn.places), None) or drawn.model.get("name") or EMBEDDED_MODEL
     usual = FOLDER / slug(f"{Path(show_name(name)).stem} {Path(drawn.prompts).stem}")
-    return plan_ways(wanted), drawn.out or usual, [note for _, notes in found for note in notes]
+    notes = [NAMED_SETS[named[0]].describe()] if named else []
+    return plan_ways(wanted), drawn.out or usual, [*notes, *(note for _, own in found for note in own)]
 
 
 def judge(folder: Path, specs: Sequence[RewardSpec], manner: Manner, display: Display) -> None:

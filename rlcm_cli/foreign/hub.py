@@ -29,8 +29,10 @@ def is_hub_id(name: str) -> bool:
     return re.fullmatch(HUB_ID, name) is not None
 
 
-def fetch_snapshot(repository: str, *, revision: str | None = None, patterns: Sequence[str]) -> Path:
-    """Return the folder of a model repository, whose name is the commit; downloads what the patterns match.
+def fetch_snapshot(
+    repository: str, *, revision: str | None = None, patterns: Sequence[str], kind: RepositoryKind = "model"
+) -> Path:
+    """Return the folder of a repository, whose name is the commit; downloads what the patterns match.
 
     Out of reach of the hub, that is the copy of an earlier call.
 
@@ -38,6 +40,7 @@ def fetch_snapshot(repository: str, *, revision: str | None = None, patterns: Se
         repository: `OWNER/NAME`.
         revision: Branch, tag or commit; None: the default branch.
         patterns: Names of files, as `huggingface_hub.snapshot_download` takes them.
+        kind: Of the repository.
 
     Raises:
         HubError: If there is no such repository or revision, or no way to get it.
@@ -45,7 +48,7 @@ def fetch_snapshot(repository: str, *, revision: str | None = None, patterns: Se
     from huggingface_hub import snapshot_download
 
     with explained(repository, revision), reachable_or_offline():
-        return Path(snapshot_download(repository, revision=revision, allow_patterns=list(patterns)))
+        return Path(snapshot_download(repository, revision=revision, allow_patterns=list(patterns), repo_type=kind))
 
 
 def fetch_file(repository: str, name: str, *, revision: str | None = None) -> Path:

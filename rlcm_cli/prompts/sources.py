@@ -11,6 +11,7 @@ from pathlib import Path
 
 from rlcm_cli.errors import ConfigError
 from rlcm_cli.foreign.hub import find_hub_fault, reachable_or_offline
+from rlcm_cli.prompts.named_sets import NAMED_SETS, read_named, split_name
 from rlcm_cli.prompts.tables import TABLE_SUFFIXES, Table, parse_json, read_table, read_texts
 from rlcm_cli.prompts.text import read_text
 from rlcm_cli.wording import one_line
@@ -35,6 +36,7 @@ def load_prompts(source: str) -> tuple[str, ...]:
             a JSON file that holds an array of prompts;
             a column of a table file: `PATH.csv:COLUMN`, and so for .tsv, .json, .jsonl and .parquet, or with
             any file name `csv:PATH:COLUMN` and so on (`C:\x.csv:caption` is a path and a column, too);
+            a named set, such as `drawbench`, read from the hub, or `NAME:PATH` with a copy of it (`NAMED_SETS`);
             a column of a dataset: `hf:NAME:COLUMN` reads the train split, `hf:OWNER/NAME/SPLIT:COLUMN`
             another split, `hf:OWNER/NAME/CONFIG/SPLIT:COLUMN` one of several configurations. NAME is a
             repository of the hub or a local folder that `datasets.load_dataset` understands.
@@ -55,6 +57,8 @@ def load_prompts(source: str) -> tuple[str, ...]:
 def _read(source: str) -> Iterable[str]:
     if source in PROMPT_SETS:
         return _read_lines(_SETS_FOLDER / f"{source}.txt")
+    if named := split_name(source):
+        return read_named(*named)
     scheme, _, rest = source.partition(":")
     if scheme == "hf":
         return _read_dataset(source, *_split_column(source, rest))
@@ -70,9 +74,10 @@ def _read(source: str) -> Iterable[str]:
     if kind := TABLE_SUFFIXES.get(suffix):
         raise ConfigError(f"prompts {source!r}: a {kind} file needs a column; write {source}:COLUMN")
     if not os.path.exists(source):
-        nearest = difflib.get_close_matches(source, PROMPT_SETS, n=1)
+        nearest = difflib.get_close_matches(source, [*PROMPT_SETS, *NAMED_SETS], n=1)
         raise ConfigError(
-            f"prompts {source!r} is neither a built-in set ({', '.join(PROMPT_SETS)}) nor a file here"
+            f"prompts {source!r} is neither a built-in set ({', '.join(PROMPT_SETS)}), a named set "
+            f"({', '.join(NAMED_SETS)}) nor a file here"
             + (f"; did you mean {nearest[0]!r}?" if nearest else "; check the path")
         )
     if suffix in NOT_TEXT:

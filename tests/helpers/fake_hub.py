@@ -65,6 +65,7 @@ class FakeHub:
         for name, (status, code) in self.faults.items():
             if name in path:
                 return status, {"error": code}
+        path = path.replace("/api/datasets/", "/api/models/datasets/")  # whose names begin so here
         if path == "/api/whoami-v2":
             return 200, {"name": "ann", "type": "user", "orgs": []}
         name, _, revision = path.removeprefix("/api/models/").replace("/tree/", "/revision/").partition("/revision/")
