@@ -192,8 +192,8 @@ def load_model(checkpoint: Path, processor: Path, dtype: str) -> Hpsv3Model:
             f"reward {_NAME!r}: {checkpoint} is not a checkpoint of HPSv3: it has no embeddings of tokens; name "
             f"{CHECKPOINT.source.rpartition('/')[2]}"
         )
-    check_tokens(reader, len(words), checkpoint)
     head = _make_head(tensors, words.shape[1], checkpoint)
+    check_tokens(reader, len(words), checkpoint)
     kind = words.dtype if dtype == "auto" else getattr(torch, dtype)
     config.text_config.vocab_size = len(words)
     network = fill_network(Qwen2VLModel, config, body, checkpoint, reward=_NAME, dtype=kind)

@@ -81,7 +81,7 @@ class TestRefusals:
             ({"visual.merger.ln_q.weight": None}, "lack visual.merger.ln_q.weight"),
             ({"visual.other": torch.ones(1)}, "holds visual.other, which the Qwen2VLModel does not have"),
             ({"model.norm.weight": torch.ones(3)}, "cannot be loaded into a Qwen2VLModel"),
-            ({"model.embed_tokens.weight": torch.ones(9, 32)}, "knows 9; take both from one repository"),
+            ({"model.embed_tokens.weight": torch.ones(9, 32)}, "knows 9: they do not belong together"),
         ],
     )
     def test_another_checkpoint(self, settings, weights, tmp_path, changes, complaint):

@@ -193,7 +193,7 @@ class TestFolders:
         tokenizer = load_reader(copy, reward="test").tokenizer
         tokenizer.add_tokens([f"word{number}" for number in range(9)])
         tokenizer.save_pretrained(copy)
-        assert "take both from one repository" in self.refusal(copy)
+        assert "they do not belong together" in self.refusal(copy)
 
     def test_images_that_are_too_narrow(self, folders):
         model = load_qwen_vl(folders["qwen3_vl"], reward="test", dtype="float32")

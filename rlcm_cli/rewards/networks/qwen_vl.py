@@ -341,7 +341,7 @@ def check_tokens(reader: QwenReader, known: int, source: Path) -> None:
     if len(reader.tokenizer) > known:
         raise RewardError(
             f"reward {reader.reward!r}: the tokenizer has {len(reader.tokenizer)} tokens, and the model in {source} "
-            f"knows {known}; take both from one repository"
+            f"knows {known}: they do not belong together; name the published ones"
         )
 
 
