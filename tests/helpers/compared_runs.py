@@ -65,6 +65,7 @@ def write_evaluation(
     rewards: Mapping[str, Sequence[float]],
     held_out: Sequence[bool],
     revisions: Mapping[str, str] | None = None,
+    prompts: Sequence[str] | None = None,
 ) -> None:
     """Publish an evaluation of images of one task."""
     count = len(held_out)
@@ -74,7 +75,7 @@ def write_evaluation(
             checkpoint=checkpoint,
             policy_digest="p" * 64,
             images=np.zeros((count, 3, 4, 4), np.uint8),
-            prompts=["cat"] * count,
+            prompts=list(prompts or ["cat"] * count),
             tasks=["compression"] * count,
             seed=np.arange(count),
             held_out=np.array(held_out),

@@ -1,0 +1,110 @@
+"""Report, comparison, evaluation and the choice of the best checkpoint tell the same numbers of the same runs.
+
+A property over made-up runs: random rewards, weights, prompts, numbers of images, checkpoints, iterations and seeds.
+"""
+
+import math
+
+import numpy as np
+import pytest
+from compared_runs import write_evaluation, write_run
+
+from rlcm_cli.judging.held_out import judge_checkpoints
+from rlcm_cli.phases.evaluate import average_evaluation
+from rlcm_cli.report.compare.comparison import compare_runs
+from rlcm_cli.report.compare.runs import open_compared
+from rlcm_cli.report.compare.table import tabulate
+from rlcm_cli.report.html.compare import tabulate_runs
+from rlcm_cli.report.run.data import read_run
+from rlcm_cli.report.run.summary import describe_best, find_changes
+from rlcm_cli.runs.choosing import choose_checkpoint
+from rlcm_cli.runs.pruning import find_best
+from rlcm_cli.store.evaluations import read_evaluation
+
+REWARDS = ("compressibility", "sharpness", "colourfulness")
+PARTS = {False: "held_out_seeds", True: "held_out_prompts"}
+
+
+def make_runs(root, random):
+    """Write runs of one method and return them as compare and report open them."""
+    names = REWARDS[: random.integers(1, 4)]
+    weights = {name: float(random.choice([1.0, 2.0, -0.5])) for name in names}
+    if abs(sum(weights.values())) < 0.1:  # by which the helper divides
+        weights[names[0]] += 1.0
+    prompts = [f"prompt {number}" for number in range(random.integers(2, 6))]
+    images, kept_out = int(random.integers(1, 4)), int(random.integers(0, len(prompts)))
+    checkpoints = [0, *np.cumsum(random.integers(1, 4, random.integers(1, 4))).tolist()]
+    combine = str(random.choice(["sum", "normalised"]))
+    runs = []
+    for seed in range(random.integers(1, 4)):
+        means = random.normal(0, 2, random.integers(2, 14)).tolist()
+        run = write_run(root / f"run-{seed}", means, seed=seed, weights=weights, combine=combine)
+        for checkpoint in checkpoints:
+            rewards = {
+                name: random.normal(0, scale, len(prompts) * images) for scale, name in enumerate((*names, "extra"), 1)
+            }
+            write_evaluation(
+                run,
+                checkpoint,
+                rewards,
+                [number < kept_out for number in range(len(prompts)) for _ in range(images)],
+                prompts=[prompt for prompt in prompts for _ in range(images)],
+            )
+        runs.append(open_compared(run))
+    return runs
+
+
+@pytest.mark.parametrize("number", range(8))
+def test_every_number_that_two_of_them_tell_is_the_same(tmp_path, number):
+    runs = make_runs(tmp_path, np.random.default_rng(number))
+    (method,) = tabulate(compare_runs(runs))["methods"]
+    read = [read_run(run, run.name) for run in runs]
+    for index, (run, data, row) in enumerate(zip(runs, read, tabulate_runs(read), strict=True)):
+        # training
+        levels = [row.levels.first, row.levels.best, row.levels.final]
+        assert levels == [method[level]["of_each_seed"][index] for level in ("first", "best", "final")]
+        assert row.iterations == method["iterations"][index]
+        assert row.images == method["total"]["queries"]["of_each_seed"][index]
+        assert row.seconds == pytest.approx(method["total"]["wall_seconds"]["of_each_seed"][index])
+        # the best checkpoint
+        chosen = method["held_out"]["checkpoints"][index]
+        assert choose_checkpoint(run.layout, run.config, "best").number == chosen["best"]
+        assert chosen["best"] in find_best(run.layout, run.config)
+        assert all(f" {chosen['best']} is the best" in line for line in describe_best(data))
+        assert len(describe_best(data)) == (len(data.evaluations) > 2)
+        # the held-out images: the report
+        told = method["held_out"]["rewards"]
+        for change in find_changes(data):
+            if change.is_sum and data.config.combine != "sum":
+                continue  # the report's sum is in standard deviations, and says so
+            reached = told["" if change.is_sum else change.reward][PARTS[change.held_out]]
+            assert reached["first"]["of_each_seed"][index] == change.before.mean
+            assert reached["final"]["of_each_seed"][index] == change.after.mean
+            assert reached["change"]["of_each_seed"][index] == pytest.approx(change.difference.mean, abs=1e-9)
+        # … what `evaluate` and `loop` print of a checkpoint
+        for level, checkpoint in chosen.items():
+            printed = average_evaluation(read_evaluation(run.layout, checkpoint), run.config)
+            for held_out, value in ((False, printed.reward_training), (True, printed.reward_held_out)):
+                if value is not None:
+                    same = told[""][PARTS[held_out]][level]["of_each_seed"][index]
+                    assert value == pytest.approx(same, rel=1e-5, abs=1e-5)
+        # … and how `evaluate --reward` compares checkpoints
+        for judged in judge_checkpoints(run.layout, [chosen["final"]], [*run.trained, "extra"]).get("held_out", []):
+            reached = told[judged.reward]["held_out_prompts"]
+            level = "final" if judged.way == str(chosen["final"]) else "first"
+            assert reached[level]["of_each_seed"][index] == judged.estimate.mean
+            if judged.difference:
+                assert reached["change"]["of_each_seed"][index] == pytest.approx(judged.difference.mean, abs=1e-9)
+    check_spreads(method)
+
+
+def check_spreads(value):
+    """A mean lies in the range of its seeds and in its interval, wherever one is told."""
+    if isinstance(value, dict) and "lowest" in value:
+        assert math.isclose(value["mean"], np.mean(value["of_each_seed"]), abs_tol=1e-12)
+        assert value["lowest"] - 1e-12 <= value["mean"] <= value["highest"] + 1e-12
+        assert (value["interval"] is None) == (len(value["of_each_seed"]) == 1)
+        if value["interval"]:
+            assert value["interval"][0] <= value["mean"] <= value["interval"][1]
+    for item in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        check_spreads(item)
