@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -13,10 +12,9 @@ import typer
 
 from rlcm_cli.cli import options as o
 from rlcm_cli.cli.completion import complete_reward, complete_run
-from rlcm_cli.cli.location import local_path, open_location
+from rlcm_cli.cli.location import expand_folder, open_location
 from rlcm_cli.cli.streams import print_data, say
 from rlcm_cli.report.run.levels import WINDOW
-from rlcm_cli.store.remote.objects import is_url
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -155,20 +153,9 @@ def write_as(table: Mapping[str, Any], form: Form) -> str:
 
 
 def find_compared(named: Iterable[tuple[str, str]]) -> Iterator[tuple[str, str]]:
-    """Replace each folder that is no run but holds some by these, in the order of people: (label, run)."""
-    from rlcm_cli.report.run.listing import find_runs
-
+    """Replace each folder that is no run but holds some by these: (label, run)."""
     for label, root in named:
-        path = local_path(root)
-        inner = [] if is_url(root) or (path / "config.json").is_file() else find_runs(path)
-        ordered = sorted(inner, key=lambda run: natural_key(str(run)))
-        yield from ((label, str(run)) for run in ordered) if ordered else [(label, root)]
-
-
-def natural_key(text: str) -> list[tuple[int, str]]:
-    """Return what names are sorted by, so that 10 comes after 9."""
-    parts = re.split(r"([0-9]+)", text)
-    return [(int(part), "") if index % 2 else (0, part) for index, part in enumerate(parts)]
+        yield from ((label, run) for run in expand_folder(root))
 
 
 def draw_strips(runs: Mapping[str, Path], folder: Path, device: str, display: Display) -> list[ImageRow]:

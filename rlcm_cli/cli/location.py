@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,3 +98,18 @@ def open_location(
 def local_path(named: str) -> Path:
     """Return the path that a plain path or a `file://` URL names."""
     return Path(unquote(named.removeprefix("file://"))) if named.startswith("file://") else Path(named)
+
+
+def expand_folder(named: str) -> list[str]:
+    """Return the runs in a folder that is none itself, in the order of people; else what is named."""
+    from rlcm_cli.report.run.listing import find_runs
+
+    path = local_path(named)
+    inner = [] if is_url(named) or (path / "config.json").is_file() else find_runs(path)
+    return sorted(map(str, inner), key=natural_key) or [named]
+
+
+def natural_key(text: str) -> list[tuple[int, str]]:
+    """Return what names are sorted by, so that 10 comes after 9."""
+    parts = re.split(r"([0-9]+)", text)
+    return [(int(part), "") if index % 2 else (0, part) for index, part in enumerate(parts)]

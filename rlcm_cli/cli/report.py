@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os.path
+import re
 from contextlib import ExitStack
 from pathlib import Path, PurePosixPath
 from typing import Annotated
@@ -10,11 +12,13 @@ import typer
 
 from rlcm_cli.cli import options as o
 from rlcm_cli.cli.completion import complete_run
-from rlcm_cli.cli.location import open_location
+from rlcm_cli.cli.location import expand_folder, open_location
 from rlcm_cli.cli.streams import announce, say
 from rlcm_cli.wording import format_size
 
 FILE = "report.html"
+ONLY_SEED = re.compile(r"seed-\d+")
+"""Name of a folder that `rlcm loop --seed 1,2` made."""
 
 
 def register(app: typer.Typer) -> None:
@@ -27,7 +31,7 @@ def report_command(
         list[str],
         typer.Argument(
             metavar="RUN",
-            help="Run directories; several are compared.",
+            help="Run directories, or folders of runs; several are compared.",
             show_default=False,
             autocompletion=complete_run,
         ),
@@ -63,6 +67,7 @@ def report_command(
     from rlcm_cli.runs.choosing import choose_checkpoint
     from rlcm_cli.runs.staging import stage_scores
 
+    named = [run for name in named for run in expand_folder(name)]
     with ExitStack() as stack:
         locations = [stack.enter_context(open_location(name, stage_scores)) for name in named]
         here = len(locations) > 1 or locations[0].url is not None
@@ -83,6 +88,13 @@ def report_command(
 
 
 def last_part(named: str) -> str:
-    """Return the last part of a path or URL as typed; empty if it does not name a folder, as `.` does."""
-    part = PurePosixPath(named.replace("\\", "/")).name
-    return "" if part == ".." else part
+    """Return the last part of a path or URL as typed; empty if it does not name a folder, as `.` does.
+
+    Of a folder that only tells a run's seed, the part above comes with it, unless that is the home folder.
+    """
+    path = PurePosixPath(named.replace("\\", "/"))
+    name = "" if path.name == ".." else path.name
+    above = path.parent
+    if ONLY_SEED.fullmatch(name) and above.name not in ("", "..") and str(above) != os.path.expanduser("~"):
+        return f"{above.name}/{name}"
+    return name

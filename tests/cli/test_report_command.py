@@ -30,6 +30,16 @@ def test_the_report_of_several_runs_goes_here(capsys, tmp_path, monkeypatch):
     assert line == {"report": "report.html", "bytes": (tmp_path / "report.html").stat().st_size}
 
 
+def test_a_folder_of_runs_stands_for_them(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for seed in (1, 2):
+        (write_reported(tmp_path / f"rlcm/seed-{seed}", seed=seed).root / "checkpoints").mkdir()
+    assert succeed(capsys, "report", "rlcm", "--json").json_line()["report"] == "report.html"
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "rlcm/seed-1" in page
+    assert "rlcm (2 seeds)" in page
+
+
 def test_out_names_the_file(capsys, tmp_path):
     layout = write_reported(tmp_path / "run")
     assert succeed(capsys, "report", layout.root, "--out", tmp_path / "x" / "y.html", "--quiet").out == ""

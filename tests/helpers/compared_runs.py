@@ -46,7 +46,7 @@ def write_run(
             "reward_std": 0.0,
             "reward_best": reward,
             "rewards": dict.fromkeys(values["rewards"], reward / sum(values["rewards"].values())),
-            "reward_stds": dict.fromkeys(values["rewards"], 0.0),
+            "reward_stds": dict.fromkeys([*values["rewards"], *(monitored or {})], 0.0),
             "monitored": {name: series[number] for name, series in (monitored or {}).items()},
             "samples": samples,
             "sample_seconds": seconds / 2,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from reported_runs import MONITORED, PROMPTS, REWARD, SAMPLES, data_of, write_reported
 
@@ -43,6 +45,8 @@ def test_runs_that_differ_in_their_seed_alone_are_of_one_method(runs):
 def test_a_method_is_named_by_what_its_runs_names_have_in_common(runs, read):
     assert name_methods(runs) == ["plain (2 seeds)", "fast"]
     assert name_methods([read("a", seed=1), read("b", seed=2)]) == ["a (2 seeds)"]
+    seeds = [replace(read(f"seed-{seed}", seed=seed), label=f"rlcm/seed-{seed}") for seed in (3, 4)]
+    assert name_methods(seeds) == ["rlcm (2 seeds)"]
 
 
 def test_the_table_has_a_row_a_run(runs):

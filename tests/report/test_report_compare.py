@@ -358,6 +358,13 @@ class TestEvaluations:
             write_evaluation(one, number, {"compressibility": [1.0]}, [False])
         assert compare(one, other).notes == ("no held-out rewards of other: they need two evaluations to compare",)
 
+    def test_a_run_that_is_hacked_is_said_with_the_checkpoint_to_use(self, tmp_path):
+        monitored = {"sharpness": [5.0] * 12 + [1.0] * 12}
+        run = write_run(tmp_path / "run", [0.1 * number for number in range(24)], monitored=monitored)
+        assert compare(run).notes[-1] == (
+            "run: the alarm of sharpness says that its training reward is being hacked; `--checkpoint best` is 9 there"
+        )
+
 
 class TestWhatIsOfAKind:
     def labels(self, *roots: Path, **stated: str):

@@ -20,6 +20,7 @@ from rlcm_cli.report.compare.runs import (
 )
 from rlcm_cli.report.private import name_reward, withhold_text
 from rlcm_cli.report.run.levels import WINDOW, Levels, find_levels
+from rlcm_cli.runs.hacking import advise_checkpoint
 from rlcm_cli.store.metrics import PHASES, IterationMetrics, read_metrics
 from rlcm_cli.store.reward_versions import comparable_rows
 from rlcm_cli.wording import command, count
@@ -106,7 +107,7 @@ def compare_runs(
             )
         )
     notes += [*_note_lengths(methods), *_note_short_runs(methods, window), *_note_models(methods)]
-    notes += [*_note_held_out(methods), *_note_revisions(methods)]
+    notes += [*_note_held_out(methods), *_note_revisions(methods), *_note_alarms(compared, metrics)]
     notes += [
         f"{run.name}: its curve begins after iteration {cut[run.layout.root]}, when the code, weights or server of a "
         "reward changed"
@@ -250,3 +251,15 @@ def _note_revisions(methods: Sequence[Method]) -> Iterator[str]:
                         f"{run.name}: the code, weights or server of {name_reward(reward)} are not those of {name}, "
                         "so its values may be another quantity"
                     )
+
+
+def _note_alarms(compared: Sequence[ComparedRun], metrics: Mapping[Path, Sequence[IterationMetrics]]) -> Iterator[str]:
+    """Say which runs' training reward is being hacked: their best checkpoint is not the one to use."""
+    for run in compared:
+        advised = advise_checkpoint(metrics[run.layout.root], run.config)
+        if advised:
+            number, name = advised
+            yield (
+                f"{run.name}: the alarm of {name_reward(name)} says that its training reward is being hacked; "
+                f"`--checkpoint best` is {number} there"
+            )

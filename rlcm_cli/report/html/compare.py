@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os.path
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -117,7 +118,8 @@ def name_methods(runs: Sequence[RunData]) -> list[str]:
             names += labels
         else:
             common = os.path.commonprefix(labels)  # noqa: RUF071 (letters, not folders)
-            names.append(f"{common.rstrip('-_. 0123456789') or labels[0]} ({len(labels)} seeds)")
+            shared = re.sub(r"([-_. /]*seed)?[-_. /]*\d*$", "", common)
+            names.append(f"{shared or labels[0]} ({len(labels)} seeds)")
     return names
 
 
