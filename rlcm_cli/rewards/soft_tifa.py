@@ -170,6 +170,7 @@ def _read(settings: Settings) -> dict[str, tuple[Question, ...]]:
 def _find_obstacle(settings: Settings) -> str | None:
     if not settings["questions"]:
         return f"no file of questions is set; {_ADVICE}"
+    _check(settings)
     return None if Path(settings["questions"]).is_file() else f"there is no file {settings['questions']}; {_ADVICE}"
 
 

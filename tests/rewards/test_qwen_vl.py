@@ -139,6 +139,12 @@ class TestFolders:
         for sizes in ({"size": {"min_pixels": least, "max_pixels": most}}, {"min_pixels": least, "max_pixels": most}):
             amend(copy / "preprocessor_config.json", **{"size": None, **sizes})
             assert load_reader(copy, reward="test").patches == expected
+        values = json.loads((copy / "preprocessor_config.json").read_text())
+        (copy / "preprocessor_config.json").unlink()
+        (copy / "processor_config.json").write_text(json.dumps({"image_processor": values}))
+        assert load_reader(copy, reward="test").patches == expected
+        (copy / "processor_config.json").write_text("{}")
+        assert "KeyError: 'image_processor'" in self.refusal(copy)
 
     def test_another_model(self, copy):
         assert is_qwen_vl(copy)
@@ -166,8 +172,8 @@ class TestFolders:
         ("changes", "complaint"),
         [
             ({"patch_size": "x"}, "ValueError: invalid literal"),
-            ({"merge_size": 0}, "preprocessor_config.json has an impossible size"),
-            ({"size": {"shortest_edge": 100, "longest_edge": 10}}, "preprocessor_config.json has an impossible size"),
+            ({"merge_size": 0}, "its preprocessing has an impossible size"),
+            ({"size": {"shortest_edge": 100, "longest_edge": 10}}, "its preprocessing has an impossible size"),
             ({"size": None}, "KeyError: 'min_pixels'"),
             ({"image_std": [0.5]}, "image_mean and image_std need three values"),
         ],

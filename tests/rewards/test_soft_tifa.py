@@ -116,6 +116,8 @@ class TestQuestions:
         cut_off_hub(monkeypatch)
         assert "hf download Qwen/Qwen3-VL-8B-Instruct" in obstacle("soft_tifa")
         assert "no file of questions is set" in obstacle("soft_tifa", model=small)
+        with pytest.raises(ConfigError, match="asks the questions of a file"):
+            obstacle("soft_tifa", model=small, questions=3)
         assert "there is no file" in obstacle("soft_tifa", model=small, questions=str(tmp_path / "none.jsonl"))
         assert obstacle("soft_tifa", model=small, questions=questions) is None
 

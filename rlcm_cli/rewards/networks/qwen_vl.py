@@ -355,7 +355,7 @@ def _read_template(folder: Path) -> str | None:
 
 
 def _read_patches(folder: Path) -> Patches:
-    values = read_json_object(folder / "preprocessor_config.json")
+    values = _read_preprocessing(folder)
     size = values.get("size") or {}
     least = values.get("min_pixels") or size.get("shortest_edge") or size["min_pixels"]
     most = values.get("max_pixels") or size.get("longest_edge") or size["max_pixels"]
@@ -369,10 +369,18 @@ def _read_patches(folder: Path) -> Patches:
         std=tuple(map(float, values["image_std"])),
     )
     if min(patches.edge, patches.merge, patches.frames, patches.least) < 1 or patches.most < patches.least:
-        raise ValueError("preprocessor_config.json has an impossible size")
+        raise ValueError("its preprocessing has an impossible size")
     if len(patches.mean) != 3 or len(patches.std) != 3 or min(patches.std) <= 0:
         raise ValueError("image_mean and image_std need three values")
     return patches
+
+
+def _read_preprocessing(folder: Path) -> Mapping[str, Any]:
+    """Read what describes the image processor, which transformers 5 saves within that of the processor."""
+    whole = folder / "processor_config.json"
+    if whole.is_file() and not (folder / "preprocessor_config.json").is_file():
+        return dict(read_json_object(whole)["image_processor"])
+    return read_json_object(folder / "preprocessor_config.json")
 
 
 def _incomplete(folder: Path, reward: str, fault: str) -> RewardError:
