@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 from command_line import refuse, succeed, write_settings
+from compared_runs import write_run
 
 from rlcm_cli.cli.asked import Asked
-from rlcm_cli.cli.variations import vary
+from rlcm_cli.cli.variations import locate, vary
 from rlcm_cli.errors import ConfigError
 from rlcm_cli.store.layout import RunLayout
 from rlcm_cli.store.metrics import read_metrics
@@ -116,6 +117,20 @@ def test_a_dry_run_of_several_prints_each(capsys, tmp_path):
     ]
     configs = succeed(capsys, *asked, "--json").json_line()["configs"]
     assert [config["seed"] for config in configs.values()] == [1, 2]
+
+
+def test_runs_that_are_there_need_no_task(capsys, tmp_path):
+    for seed in (1, 2):
+        write_run(tmp_path / f"runs/seed-{seed}", [0.0, 1.0], seed=seed)
+    asked = ["loop", "--run", tmp_path / "runs", "--iterations", 9, "--dry-run", "--json", "--seed"]
+    configs = succeed(capsys, *asked, "1,2").json_line()["configs"]
+    assert [(config["seed"], config["runtime"]["iterations"]) for config in configs.values()] == [(1, 9), (2, 9)]
+    refuse(capsys, ConfigError, *asked, "1,3", saying=("seed-3: there is no run here, and no task is given",))
+
+
+def test_folders_on_object_storage_are_named_alike():
+    variations = vary(Asked(["compression"]), "1,2", [])
+    assert locate("s3://bucket/runs/", variations) == ["s3://bucket/runs/seed-1", "s3://bucket/runs/seed-2"]
 
 
 def test_processes_of_a_launcher_share_one_run(capsys, monkeypatch, tmp_path):

@@ -463,7 +463,7 @@ class TestWhatIsOfAKind:
     def test_a_reward_must_have_been_scored_by_all_and_always(self, tmp_path):
         run = write_run(tmp_path / "run", [0.0, 1.0])
         with pytest.raises(
-            ConfigError, match=r"--reward sharpness: .*run has not scored it; its rewards are compress"
+            ConfigError, match=r"--reward sharpness: .*run has not scored it in training; its rewards are compress"
         ):
             compare(run, component="sharpness")
         late = write_run(tmp_path / "late", [0.0, 1.0], monitored={"sharpness": [0.0, 1.0]})

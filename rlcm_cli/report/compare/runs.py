@@ -100,7 +100,8 @@ def check_comparable(runs: Sequence[ComparedRun], component: str | None) -> None
                 )
         elif component not in other.rewards:
             raise ConfigError(
-                f"--reward {component}: {root} has not scored it; its rewards are {', '.join(other.rewards)}"
+                f"--reward {component}: {root} has not scored it in training; its rewards are "
+                f"{', '.join(other.rewards)} (what only held-out images were scored by is compared without --reward)"
             )
         for name in first.trained if component is None else [component]:
             if other.rewards[name] != first.rewards[name]:
