@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,6 +19,8 @@ from rlcm_cli.cli.streams import announce
 
 OF_RUNS = ("runtime.device", "runtime.shard_weights")
 DRAWING = "Images of your own prompts"
+NAMES = {"name": "model", "image_size": "size", "kind": "sampler"}
+"""Setting of a model or a sampler → its option, where that is called otherwise."""
 
 
 def register(app: typer.Typer) -> None:
@@ -154,8 +156,7 @@ def evaluate_command(
         "--guidance": guidance,
         "--seed": seed or None,
         "--out": out,
-        **{f"--{key.replace('name', 'model').replace('_', '-')}": value for key, value in models.items()},
-        **{f"--{key.replace('kind', 'sampler').replace('_', '-')}": value for key, value in samplers.items()},
+        **{f"--{NAMES.get(key, key.replace('_', '-'))}": value for key, value in [*models.items(), *samplers.items()]},
         "--offload": settings["runtime.offload"],
     }
     if prompts == "help":
@@ -173,10 +174,7 @@ def evaluate_command(
         own = Manner(assignments, run_settings, allow_code, allow_hosts, allow_changed, not no_cache, quiet, as_json)
         evaluate_run(str(named), checkpoints, rewards, own)
         return
-    if checkpoints and named is None:
-        from rlcm_cli.errors import ConfigError
-
-        raise ConfigError(f"--checkpoint {checkpoints[0]} is of a run, and there is none; name one with --run")
+    refuse_with_prompts(named, checkpoints, shard_weights=settings["runtime.shard_weights"])
     announce(named or next(iter(loras), None) or model or "the model", quiet=quiet, as_json=as_json)
     evaluate_drawn(
         Drawn(
@@ -220,6 +218,19 @@ def refuse_without_prompts(named: str | None, drawing: Mapping[str, Any]) -> Non
         raise ConfigError(
             "nothing to evaluate; name a run with --run DIR, prompts to draw with --prompts SOURCE, or a folder of "
             "images with --images DIR"
+        )
+
+
+def refuse_with_prompts(named: str | None, checkpoints: Sequence[str], *, shard_weights: bool | None) -> None:
+    """Raise `ConfigError` for options that do not go with prompts of one's own."""
+    from rlcm_cli.errors import ConfigError
+
+    if checkpoints and named is None:
+        raise ConfigError(f"--checkpoint {checkpoints[0]} is of a run, and there is none; name one with --run")
+    if shard_weights:
+        raise ConfigError(
+            "--shard-weights with --prompts, which draws in one process; leave it out, or add --offload if memory is "
+            "short"
         )
 
 

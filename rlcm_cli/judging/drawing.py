@@ -31,6 +31,7 @@ def draw_ways(ways: Sequence[Way], folder: Path, device: str, *, offload: bool =
     _note(ways, folder)
     models = ModelCache(device, offload=offload)
     todo = [(way, absent) for way, absent in zip(ways, missing, strict=True) if absent]
+    todo.sort(key=lambda pair: pair[0].drawing.adapter is None)  # a LoRA that does not fit is found before the base
     for number, (way, absent) in enumerate(todo):
         model = models.set_up(way.drawing)
         name = show_name(way.drawing.model.name)

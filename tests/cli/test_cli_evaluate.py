@@ -145,6 +145,10 @@ class TestOwnPrompts:
             "run, checkpoint 1": "base",
             "run, checkpoint 2": "base",
         }
+        for file in (out / "base").iterdir():
+            file.unlink()
+        succeed(capsys, *asked)  # the base by itself, not after a LoRA
+        assert snapshot(out) == before
         later = succeed(capsys, "evaluate", "--images", out, "--reward", "sharpness", "--json").json_line()
         assert {one["reward"] for one in later["judged"]} == {"brightness", "sharpness"}
         assert all(row["reward.sharpness"] is not None for row in read_rows(out))
@@ -166,6 +170,8 @@ class TestOwnPrompts:
             (["--prompts", "simple_animals", "--checkpoint", "1"], ConfigError, ("name one with --run",)),
             (["--prompts", "simple_animals", "--lora", "none"], ConfigError, ("--lora none: no such run",)),
             (["--prompts", "simple_animals", "--steps", "two"], ConfigError, ("'two' is not a whole number",)),
+            (["--prompts", "simple_animals", "--shard-weights"], ConfigError, ("draws in one process",)),
+            (["--run", "r", "--size", "64"], ConfigError, ("--size goes with --prompts",)),
             (["--prompts", "none"], ConfigError, ("neither a built-in set",)),
             (["--prompts", "simple_animals", "--reward", "none"], ConfigError, ("there is no reward 'none'",)),
             (["--prompts", "simple_animals", "--set", "seed=1"], ConfigError, ("only settings of the rewards",)),
@@ -211,3 +217,9 @@ class TestNamedCheckpoints:
         assert [row.checkpoint for row in data.metrics] == [1]
         assert [found.checkpoint for found in data.evaluations] == [0]
         assert [rollout.manifest.iteration for rollout in data.rollouts] == [0]
+
+
+def test_the_sets_are_listed_with_their_licences(capsys):
+    shown = " ".join(succeed(capsys, "evaluate", "--prompts", "help").out.split())
+    for words in ("simple_animals built in", "geneval2 as geneval2:PATH", "CC-BY-NC-4.0", "drawbench on the hub"):
+        assert words in shown
