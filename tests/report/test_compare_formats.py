@@ -72,3 +72,13 @@ def test_times_have_the_unit_that_fits():
         "2.0 h",
     ]
     assert format_cost("queries", 12345.6) == "12,346"
+
+
+def test_rewards_of_files_are_named_without_their_folders_and_apart(tmp_path):
+    mine, other = (f"/home/ann/{name}/neat.py:neat" for name in ("mine", "other"))
+    run = write_run(tmp_path / "run", [0.0, 1.0], weights={mine: 1.0})
+    for number in (0, 1):
+        write_evaluation(run, number, {mine: [1.0], other: [2.0]}, [False])
+    table = table_of(run)
+    assert list(table["methods"][0]["held_out"]["rewards"]) == ["", "neat.py:neat", "neat.py:neat (2)"]
+    assert "/home" not in repr(table) + write_markdown(table) + write_latex(table) + write_csv(table)

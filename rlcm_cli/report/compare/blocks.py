@@ -11,7 +11,6 @@ from functools import partial
 from typing import Any
 
 from rlcm_cli.report.compare.evaluations import PARTS, TOTAL
-from rlcm_cli.report.private import name_reward
 from rlcm_cli.report.run.levels import format_level
 
 COST_NAMES = {
@@ -157,9 +156,9 @@ def _held_out(table: Table) -> Iterator[NumberBlock]:
                 at = Cell(number, NOTHING if number is None else str(number))
                 return [cells["first"], cells["best"], at, cells["final"], cells["change"]]
 
-            shown = name_reward(name) if name else table["reward"]
+            shown = name or table["reward"]
             yield NumberBlock(
-                f"{part} {name_reward(name)}".strip(),
+                f"{part} {name}".strip(),
                 f"{shown}, {PART_NAMES[part]}",
                 {**_same("first", "best"), "best_checkpoint": "best checkpoint", **_same("final", "change")},
                 _rows(table, cells_of),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -12,7 +12,8 @@ from rlcm_cli.core.seed_interval import CONFIDENCE, mean_interval
 from rlcm_cli.errors import ConfigError
 from rlcm_cli.report.compare.comparison import Comparison, Method
 from rlcm_cli.report.compare.curves import find_crossing, price_at
-from rlcm_cli.report.compare.evaluations import HeldOutLevels
+from rlcm_cli.report.compare.evaluations import TOTAL, HeldOutLevels
+from rlcm_cli.report.private import name_reward
 from rlcm_cli.store.atomic import replace_bytes
 
 FILES = ("compare.json", "compare.png", "samples.png")
@@ -117,16 +118,20 @@ def _tabulate_price(of_each_seed: Sequence[float | None]) -> dict[str, Any]:
 
 
 def _tabulate_held_out(levels: Sequence[HeldOutLevels | None]) -> dict[str, Any] | None:
-    """Return what a method reached on fixed images, as far as all of its seeds have it; the total's name is empty."""
+    """Return what a method reached on fixed images, as far as all of its seeds have it; the total's name is empty.
+
+    Rewards have their display names, which tell no folder and no address.
+    """
     known = [found for found in levels if found is not None]
     if len(known) < len(levels):
         return None
     shared = [key for key in known[0].means if all(key in found.means for found in known)]
+    names = name_apart(dict.fromkeys(reward for reward, _ in shared))
     rewards: dict[str, Any] = {}
     for reward, part in shared:
         means = [found.means[reward, part] for found in known]
         best = [reached.best for reached in means]
-        rewards.setdefault(reward, {})[part] = {
+        rewards.setdefault(names[reward], {})[part] = {
             "first": _spread([reached.first for reached in means]),
             "best": None if None in best else _spread([value for value in best if value is not None]),
             "final": _spread([reached.final for reached in means]),
@@ -136,6 +141,16 @@ def _tabulate_held_out(levels: Sequence[HeldOutLevels | None]) -> dict[str, Any]
         "checkpoints": [dict(zip(("first", "best", "final"), found.checkpoints, strict=True)) for found in known],
         "rewards": rewards,
     }
+
+
+def name_apart(rewards: Iterable[str]) -> dict[str, str]:
+    """Return reward → display name; those with the same name are numbered."""
+    names: dict[str, str] = {}
+    for reward in rewards:
+        plain = name_reward(reward) if reward != TOTAL else TOTAL
+        taken = sum(name == plain or name.startswith(f"{plain} (") for name in names.values() if name)
+        names[reward] = f"{plain} ({taken + 1})" if taken and plain else plain
+    return names
 
 
 def _spread(values: Sequence[float]) -> dict[str, Any]:
