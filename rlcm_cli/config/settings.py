@@ -271,6 +271,9 @@ class TrainSettings(Section):
     inner_epochs: PositiveInt = 1
     timestep_fraction: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Share of each trajectory's actions to train on, chosen again for each sample and epoch."""
+    actions: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] | None = None
+    """The actions of a trajectory that are trained, counted from 0; `timestep_fraction` is a share of these. None: all
+    of them. A policy gradient is right for any choice of actions: it teaches those calls only."""
     advantage_clip: NonNegativeFloat = 10.0
     """Advantages are clipped to ± this value if the objective uses more than their order; 0: not clipped."""
     max_grad_norm: NonNegativeFloat = 5.0
@@ -291,9 +294,14 @@ class TrainSettings(Section):
     weight_decay: NonNegativeFloat = 0.0
     """Decoupled weight decay (AdamW); 0 is plain Adam."""
 
+    def chosen_actions(self, actions: int) -> list[int]:
+        """Return which of a trajectory's actions may be trained, ascending."""
+        return [action for action in range(actions) if self.actions is None or action in self.actions]
+
     def trained_actions(self, actions: int) -> int:
         """Return how many of a trajectory's actions an inner epoch trains on."""
-        return max(1, round(self.timestep_fraction * actions)) if actions else 0
+        chosen = len(self.chosen_actions(actions))
+        return max(1, round(self.timestep_fraction * chosen)) if chosen else 0
 
 
 class EvaluateSettings(Section):
@@ -591,10 +599,16 @@ class Config(Section):
                 f"train.advantages {kind} divides by no standard deviation; leave train.deviation and "
                 "train.deviation_divisor out"
             )
-        if train.step_weights != "none" and Need.ACTIONS not in find_objective(self).needs:
+        if Need.ACTIONS in find_objective(self).needs:
+            return
+        unused = {
+            f"train.step_weights {train.step_weights} weighs": train.step_weights != "none",
+            f"train.actions {list(train.actions or ())} chooses among": train.actions is not None,
+        }
+        for what in [what for what, there in unused.items() if there]:
             raise ValueError(
-                f"train.step_weights {train.step_weights} weighs the actions of a trajectory, which objective.kind "
-                f"{self.objective.kind} does not learn from; leave it out"
+                f"{what} the actions of a trajectory, which objective.kind {self.objective.kind} does not learn from; "
+                "leave it out"
             )
 
     @model_validator(mode="after")

@@ -33,6 +33,7 @@ def draw_minibatches(rollout: Rollout, config: Config, iteration: int) -> Iterat
     settings, count = config.train, len(rollout.trajectories)
     actions = rollout.trajectories.actions - config.last_step.own_actions
     chosen = settings.trained_actions(actions)
+    candidates = torch.tensor(settings.chosen_actions(actions), dtype=torch.int64)
     size = settings.minibatch_size or count
     for epoch in range(settings.inner_epochs):
         generator = seed_generator(derive_seed(config.seed, "minibatches", iteration, epoch))
@@ -40,7 +41,8 @@ def draw_minibatches(rollout: Rollout, config: Config, iteration: int) -> Iterat
         order = members[torch.randperm(len(members), generator=generator)].flatten()
         for first in range(0, count, size):
             samples = order[first : first + size]
-            steps = torch.arange(actions).expand(len(samples), -1)
-            if chosen < actions:
-                steps = torch.rand(steps.shape, generator=generator).argsort(1)[:, :chosen].sort(1).values
+            steps = candidates.expand(len(samples), -1)
+            if chosen < len(candidates):
+                shuffled = torch.rand(steps.shape, generator=generator).argsort(1)
+                steps = candidates[shuffled[:, :chosen].sort(1).values]
             yield Minibatch(samples, steps, epoch)

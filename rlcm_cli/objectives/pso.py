@@ -35,8 +35,10 @@ class PsoSettings(_preferences.PairSettings):
 def check(config: Config) -> None:
     """Refuse torn groups and parts of trajectories."""
     _preferences.check(config)
-    if config.train.timestep_fraction < 1:
-        raise ValueError("objective.kind pso needs whole trajectories; leave train.timestep_fraction at 1")
+    if config.train.timestep_fraction < 1 or config.train.actions is not None:
+        raise ValueError(
+            "objective.kind pso needs whole trajectories; leave train.timestep_fraction at 1 and train.actions out"
+        )
     if config.train.step_weights != "none":
         raise ValueError(
             "objective.kind pso sums the log-ratios of a trajectory, in which every action counts alike; leave "

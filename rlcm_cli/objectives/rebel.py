@@ -38,8 +38,10 @@ def check(config: Config) -> None:
             f"train.minibatch_size is {minibatch}, not a multiple of sample.group_size {group}, so that pairs would "
             "be torn"
         )
-    if config.train.timestep_fraction < 1:
-        raise ValueError("objective.kind rebel needs whole trajectories; leave train.timestep_fraction at 1")
+    if config.train.timestep_fraction < 1 or config.train.actions is not None:
+        raise ValueError(
+            "objective.kind rebel needs whole trajectories; leave train.timestep_fraction at 1 and train.actions out"
+        )
     if config.train.step_weights != "none":
         raise ValueError(
             "objective.kind rebel sums the log-ratios of a trajectory, in which every action counts alike; leave "

@@ -54,7 +54,20 @@ def training_schedule(config: Config, model: LatentModel, iteration: int = 0) ->
             or f"sample.steps is {sample.steps}: no step of the sampler {model.sampler.kind} draws noise with this "
             "model's scheduler, so there is no action to train; use more steps"
         )
+    _check_actions(config, schedule)
     return schedule
+
+
+def _check_actions(config: Config, schedule: Schedule) -> None:
+    """Raise `ConfigError` where `train.actions` names an action that the policy gradient does not have."""
+    there = schedule.actions - config.last_step.own_actions
+    beyond = [action for action in config.train.actions or () if action >= there]
+    if beyond:
+        have = f"0 to {there - 1}" if there > 1 else "just 0" if there else "none"
+        raise ConfigError(
+            f"train.actions names the action {beyond[0]}, and the policy gradient has {have} of the "
+            f"{schedule.steps} calls of a trajectory (sample.steps); change one of them"
+        )
 
 
 def _check_backprop(schedule: Schedule, calls: int, sampler: str) -> None:

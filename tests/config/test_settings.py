@@ -86,6 +86,11 @@ def test_the_identity_of_a_run_is_all_but_its_runtime():
         ("ppo", {"advantages": "leave-one-out", "deviation": "batch"}, 2, ("leave-one-out divides by no standard",)),
         ("rwr", {"advantages": "none", "deviation_divisor": "K"}, 1, ("none divides by no standard deviation",)),
         ("rebel", {"timestep_fraction": 0.5}, 2, ("rebel", "train.timestep_fraction at 1")),
+        ("rebel", {"actions": [0]}, 2, ("rebel needs whole trajectories", "train.actions out")),
+        ("pso", {"actions": [0]}, 2, ("pso needs whole trajectories", "train.actions out")),
+        ("nft", {"actions": [0]}, 2, ("train.actions [0] chooses among the actions", "nft does not learn from")),
+        ("ppo", {"actions": []}, 1, ("'train.actions'", "at least 1")),
+        ("ppo", {"actions": [-1]}, 1, ("'train.actions.0'",)),
         ("reinforce", {"inner_epochs": 2}, 1, ("reinforce", "train.inner_epochs", "objective ppo")),
         ("reinforce", {"minibatch_size": 6}, 1, ("reinforce", "train.minibatch_size", "objective ppo")),
     ],
@@ -235,6 +240,13 @@ def test_a_share_of_the_actions_is_one_at_least_and_none_of_none():
     settings = TrainSettings(timestep_fraction=0.01)
     assert [settings.trained_actions(actions) for actions in (0, 1, 3, 50, 200)] == [0, 1, 1, 1, 2]
     assert TrainSettings().trained_actions(3) == 3
+
+
+def test_a_share_is_of_the_actions_that_are_chosen():
+    settings = TrainSettings(actions=(0, 2), timestep_fraction=0.5)
+    assert settings.chosen_actions(3) == [0, 2]
+    assert [settings.trained_actions(actions) for actions in (0, 1, 3)] == [0, 1, 1]
+    assert TrainSettings(actions=(0, 2)).trained_actions(3) == 2
 
 
 @pytest.mark.parametrize(

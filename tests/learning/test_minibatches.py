@@ -52,3 +52,11 @@ class TestMinibatches:
         counts = torch.bincount(steps.flatten(), minlength=3) / 1600
         assert ((counts - 1 / 3).abs() < 0.05).all(), "all of them alike"
         assert len({tuple(row) for row in parts[0].steps_MK.tolist() + parts[1].steps_MK.tolist()}) > 1
+
+    def test_train_the_chosen_actions_alone(self, tiny_lcm, tmp_path):
+        parts = self.drawn(tiny_lcm, tmp_path / "run", actions=(0, 2))
+        assert [part.steps_MK.tolist() for part in parts] == [[[0, 2]] * 4] * 2
+        parts = self.drawn(tiny_lcm, tmp_path / "half", actions=(0, 2), timestep_fraction=0.5, inner_epochs=50)
+        steps = torch.cat([part.steps_MK for part in parts]).flatten()
+        assert set(steps.tolist()) == {0, 2}
+        assert 0.4 < (steps == 0).double().mean() < 0.6

@@ -49,6 +49,14 @@ class TestWhatMakesNoSense:
     @pytest.mark.parametrize(
         ("sections", "words"),
         [
+            (
+                {"train": {"actions": [0, 3]}},
+                "train.actions names the action 3, and the policy gradient has 0 to 2 of the 4 calls",
+            ),
+            (
+                {"sample": {"steps": 2}, "train": {"actions": [1]}},
+                "train.actions names the action 1, and the policy gradient has just 0 of the 2 calls",
+            ),
             ({"sample": {"steps": 1}}, "sample.steps is 1: no step of the sampler lcm draws noise"),
             ({"sample": {"steps": 51}}, "sample.steps is 51, more than the schedule's 50 (sampler.original_steps)"),
             (

@@ -1,0 +1,136 @@
+"""Make the runs of a plan that have no results yet. Start it several times for several workers.
+
+python -m examples.benchmark.run examples/benchmark/price.toml --threads 1
+"""
+
+from __future__ import annotations
+
+import argparse
+import fcntl
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from examples.benchmark.measure import count_costs, measure_checkpoint
+from examples.benchmark.plan import Cell, read_plan
+from examples.benchmark.tables import find_crossing
+from examples.benchmarks.costs import describe_machine
+from rlcm_cli.config import resolve_config
+from rlcm_cli.events import Evaluated, IterationTrained
+from rlcm_cli.phases.evaluate import evaluate
+from rlcm_cli.phases.loop import start_loop
+from rlcm_cli.processes.job import Processes
+from rlcm_cli.store.metrics import read_metrics
+
+
+def main() -> None:
+    """Run what is missing."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("plan", type=Path)
+    parser.add_argument("--runs", type=Path, default=Path("runs/benchmark"), help="folder of the runs")
+    parser.add_argument("--results", type=Path, help="folder of the results; default: results/PLAN next to the plan")
+    parser.add_argument("--only", default="", help="only runs whose name contains this")
+    parser.add_argument("--threads", type=int, default=1)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    results = arguments.results or arguments.plan.parent / "results" / arguments.plan.stem
+    results.mkdir(parents=True, exist_ok=True)
+    arguments.runs.mkdir(parents=True, exist_ok=True)
+    for cell in read_plan(arguments.plan):
+        file = results / f"{cell.name}.json"
+        if arguments.only not in cell.name or file.exists():
+            continue
+        with claimed(arguments.runs / f"{cell.name}.lock") as mine:
+            if not mine or file.exists():
+                continue
+            found = run_cell(cell, arguments.runs / cell.name)
+            write_result(file, found)
+            last, crossing = found["points"][-1], find_crossing(found)
+            reached = (
+                f"target after {crossing.processor:.0f} s, {crossing.queries:.0f} queries" if crossing else "no target"
+            )
+            shown = ", ".join(f"{name} {value:.3f}" for name, value in last["all"].items())
+            print(f"{cell.name}: {reached}; after {last['processor']:.0f} s: {shown}", flush=True)
+
+
+@contextmanager
+def claimed(lock: Path) -> Iterator[bool]:
+    """Hold a run for this worker within the block; says whether nobody else does. Ends with the process."""
+    with lock.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        yield True
+
+
+def run_cell(cell: Cell, folder: Path) -> dict[str, Any]:
+    """Make one run, or resume it, and measure its evaluations."""
+    config = resolve_config(
+        [cell.preset],
+        assignments=[
+            f"model.name={cell.model}",
+            f"seed={cell.seed}",
+            f"evaluate.every={cell.every}",
+            "runtime.keep_rollouts=1",
+            "runtime.device=cpu",
+            *cell.settings,
+        ],
+    )
+    started = start_loop(folder, config, Processes())
+    run, points = started.run, {}
+    for number in run.layout.evaluations():  # of a run that is resumed
+        points[number] = measure_checkpoint(run, number)
+    ended = False
+    for event in started.events:
+        if isinstance(event, Evaluated):
+            points[event.checkpoint] = measure_checkpoint(run, event.checkpoint)
+            ended = ended or (cell.until_target and find_crossing(describe(cell, points)) is not None)
+        if isinstance(event, IterationTrained) and cell.processor_seconds is not None:
+            ended = count_costs(read_metrics(run.layout)).processor >= cell.processor_seconds
+        if ended:
+            break
+    last = run.layout.checkpoints()[-1]
+    if last not in points and not cell.until_target:
+        for _ in evaluate(run, started.model, {}, last):
+            pass
+        points[last] = measure_checkpoint(run, last)
+    return describe(cell, points)
+
+
+def describe(cell: Cell, points: dict[int, dict[str, object]]) -> dict[str, Any]:
+    """Gather the result of a run, as its file has it."""
+    return {
+        "task": cell.task,
+        "model": cell.model,
+        "method": cell.method,
+        "seed": cell.seed,
+        "settings": list(cell.settings),
+        "target": None if cell.target is None else vars(cell.target),
+        "machine": describe_machine(),
+        "points": [points[number] for number in sorted(points)],
+    }
+
+
+def write_result(file: Path, found: dict[str, Any]) -> None:
+    """Write a result whole or not at all."""
+    part = file.with_suffix(".part")
+    part.write_text(json.dumps(_rounded(found), indent=1) + "\n", encoding="utf-8")
+    part.replace(file)
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, float):
+        return round(value, 4)
+    if isinstance(value, dict):
+        return {name: _rounded(part) for name, part in value.items()}
+    return [_rounded(part) for part in value] if isinstance(value, list) else value
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,103 @@
+"""What the results of a plan say: costs to a target, and what was reached; tables in Markdown from stored results.
+
+python -m examples.benchmark.tables examples/benchmark/results/price
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from examples.benchmark.measure import Costs
+from examples.benchmark.plan import Target
+
+KEY = ("task", "model", "method")
+
+
+def find_crossing(result: Mapping[str, Any]) -> Costs | None:
+    """Return what it cost to reach the run's target, between two evaluations by a straight line; None: not reached.
+
+    The share that is recognised has to be there at the evaluation that ends the interval.
+    """
+    if result["target"] is None:
+        return None
+    target, points = Target(**result["target"]), result["points"]
+    first = points[0]["all"][target.measure]
+    bound = target.bound(first)
+    for before, after in zip(points, points[1:], strict=False):
+        low, high = (point["all"][target.measure] - bound for point in (before, after))
+        if bound < first:
+            low, high = -low, -high
+        if high < 0 or after["all"]["recognised"] < target.recognised:
+            continue
+        share = 1.0 if low >= 0 else -low / (high - low)
+        return Costs(
+            *(before[name] + share * (after[name] - before[name]) for name in ("processor", "queries", "forwards"))
+        )
+    return None
+
+
+def read_results(folder: Path) -> list[dict[str, Any]]:
+    """Read all results of a folder."""
+    return [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))]
+
+
+def group_results(results: Sequence[Mapping[str, Any]]) -> dict[tuple[str, ...], list[Mapping[str, Any]]]:
+    """Group results by task, model and method; the seeds of a group ascend."""
+    groups: dict[tuple[str, ...], list[Mapping[str, Any]]] = {}
+    for result in sorted(results, key=lambda one: one["seed"]):
+        groups.setdefault(tuple(result[name] for name in KEY), []).append(result)
+    return groups
+
+
+def show_spread(values: Sequence[float | None], digits: int = 0) -> str:
+    """Write the median with the lowest and the highest; a run that has none counts as above all others."""
+    reached = sorted(value for value in values if value is not None)
+    if not reached:
+        return f"never (0 of {len(values)})"
+    ordered = [*reached, *[float("inf")] * (len(values) - len(reached))]
+    middle = statistics.median(ordered)
+    shown = "never" if middle == float("inf") else f"{middle:.{digits}f}"
+    few = "" if len(reached) == len(values) else f", {len(reached)} of {len(values)}"
+    return f"{shown} ({reached[0]:.{digits}f} to {reached[-1]:.{digits}f}{few})"
+
+
+def price_rows(results: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+    """Lay out a row for each task, model and method: costs to the target, and the last evaluation."""
+    rows = []
+    for key, group in sorted(group_results(results).items()):
+        crossings = [find_crossing(one) for one in group]
+        last = [one["points"][-1] for one in group]
+        target = group[0]["target"]
+        measures = [target["measure"]] if target else []
+        rows.append(
+            [
+                *key,
+                ", ".join(str(one["seed"]) for one in group),
+                show_spread([None if one is None else one.processor for one in crossings]),
+                show_spread([None if one is None else one.queries for one in crossings]),
+                *(show_spread([point["all"][name] for point in last], 2) for name in measures),
+                show_spread([100 * point["all"]["recognised"] for point in last], 1),
+                show_spread([point["processor"] for point in last]),
+            ]
+        )
+    return rows
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("results", type=Path)
+    arguments = parser.parse_args()
+    header = ["task", "model", "method", "seeds", "processor s", "queries", "last", "recognised %", "after s"]
+    print("| " + " | ".join(header) + " |\n|" + "---|" * len(header))
+    for row in price_rows(read_results(arguments.results)):
+        print("| " + " | ".join(row) + " |")
+
+
+if __name__ == "__main__":
+    main()
