@@ -62,9 +62,8 @@ def read_plan(path: Path) -> list[Cell]:
     for block in plan["runs"]:
         if unknown := set(block) - KEYS:
             raise ValueError(f"{path}: [[runs]] has {', '.join(sorted(unknown))}; it takes {', '.join(sorted(KEYS))}")
-        for seed, task, model, method in itertools.product(
-            *(block[key] for key in ("seeds", "tasks", "models", "methods"))
-        ):
+        chosen = (block[key] for key in ("seeds", "tasks", "models", "methods"))
+        for seed, task, model, method in itertools.product(*chosen):
             cell = _make_cell(path, plan, block, (task, model, method, seed))
             cells.setdefault(cell.name, cell)
     return list(cells.values())

@@ -19,8 +19,9 @@ from examples.benchmark.measure import count_costs, measure_checkpoint
 from examples.benchmark.plan import Cell, read_plan
 from examples.benchmark.tables import find_crossing
 from examples.benchmarks.costs import describe_machine
-from rlcm_cli.config import resolve_config
+from rlcm_cli.config import Config, resolve_settings
 from rlcm_cli.events import Evaluated, IterationTrained
+from rlcm_cli.models.parts import recommend
 from rlcm_cli.phases.evaluate import evaluate
 from rlcm_cli.phases.loop import start_loop
 from rlcm_cli.processes.job import Processes
@@ -49,12 +50,15 @@ def main() -> None:
                 continue
             found = run_cell(cell, arguments.runs / cell.name)
             write_result(file, found)
-            last, crossing = found["points"][-1], find_crossing(found)
-            reached = (
-                f"target after {crossing.processor:.0f} s, {crossing.queries:.0f} queries" if crossing else "no target"
-            )
-            shown = ", ".join(f"{name} {value:.3f}" for name, value in last["all"].items())
-            print(f"{cell.name}: {reached}; after {last['processor']:.0f} s: {shown}", flush=True)
+            print(f"{cell.name}: {tell(found)}", flush=True)
+
+
+def tell(found: dict[str, Any]) -> str:
+    """Say what a run reached, in a line."""
+    last, crossing = found["points"][-1], find_crossing(found)
+    shown = ", ".join(f"{name} {value:.3f}" for name, value in last["all"].items())
+    costs = f"{crossing.processor:.0f} s, {crossing.queries:.0f} queries" if crossing else "never"
+    return f"target: {costs}; after {last['processor']:.0f} s: {shown}"
 
 
 @contextmanager
@@ -71,18 +75,7 @@ def claimed(lock: Path) -> Iterator[bool]:
 
 def run_cell(cell: Cell, folder: Path) -> dict[str, Any]:
     """Make one run, or resume it, and measure its evaluations."""
-    config = resolve_config(
-        [cell.preset],
-        assignments=[
-            f"model.name={cell.model}",
-            f"seed={cell.seed}",
-            f"evaluate.every={cell.every}",
-            "runtime.keep_rollouts=1",
-            "runtime.device=cpu",
-            *cell.settings,
-        ],
-    )
-    started = start_loop(folder, config, Processes())
+    started = start_loop(folder, configure(cell), Processes())
     run, points = started.run, {}
     for number in run.layout.evaluations():  # of a run that is resumed
         points[number] = measure_checkpoint(run, number)
@@ -101,6 +94,17 @@ def run_cell(cell: Cell, folder: Path) -> dict[str, Any]:
             pass
         points[last] = measure_checkpoint(run, last)
     return describe(cell, points)
+
+
+def configure(cell: Cell) -> Config:
+    """Return the configuration of a run, sampled as its model recommends, as `rlcm loop --model` does."""
+    own = [f"seed={cell.seed}", f"evaluate.every={cell.every}", "runtime.keep_rollouts=1", "runtime.device=cpu"]
+    return resolve_settings(
+        [cell.preset],
+        assignments=[*own, *cell.settings],
+        flags={"model.name": cell.model},
+        recommend=lambda model: recommend(model.name, revision=model.pinned_revision),
+    )[0]
 
 
 def describe(cell: Cell, points: dict[int, dict[str, object]]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ python -m examples.benchmark.tables examples/benchmark/results/price
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import statistics
 from collections.abc import Mapping, Sequence
@@ -28,16 +29,15 @@ def find_crossing(result: Mapping[str, Any]) -> Costs | None:
     target, points = Target(**result["target"]), result["points"]
     first = points[0]["all"][target.measure]
     bound = target.bound(first)
-    for before, after in zip(points, points[1:], strict=False):
+    for before, after in itertools.pairwise(points):
         low, high = (point["all"][target.measure] - bound for point in (before, after))
         if bound < first:
             low, high = -low, -high
         if high < 0 or after["all"]["recognised"] < target.recognised:
             continue
         share = 1.0 if low >= 0 else -low / (high - low)
-        return Costs(
-            *(before[name] + share * (after[name] - before[name]) for name in ("processor", "queries", "forwards"))
-        )
+        names = ("processor", "queries", "forwards")
+        return Costs(*(before[name] + share * (after[name] - before[name]) for name in names))
     return None
 
 

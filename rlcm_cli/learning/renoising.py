@@ -92,9 +92,13 @@ def find_noise_levels(model: LatentModel, timesteps: Tensor) -> tuple[Tensor, Te
         upper, share = (lower + 1).clamp(max=len(levels) - 1), timesteps - lower
         alpha_bar = levels[lower] * (1 - share) + levels[upper] * share
         return alpha_bar.sqrt().float(), (1 - alpha_bar).sqrt().float()
-    scale = float(model.noise.scheduler["num_train_timesteps"]) if model.sampler.levels == "sigma" else 1.0
-    sigma = timesteps.double() / scale
+    sigma = timesteps.double() / time_scale(model)
     return (1 - sigma).float(), sigma.float()
+
+
+def time_scale(model: LatentModel) -> float:
+    """Return the time of pure noise of a flow matching model, or of a consistency model on the circle."""
+    return float(model.noise.scheduler["num_train_timesteps"]) if model.sampler.levels == "sigma" else 1.0
 
 
 def find_output(model: LatentModel) -> OutputType:

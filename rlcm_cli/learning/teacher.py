@@ -24,7 +24,7 @@ from torch import Tensor
 from rlcm_cli.config import Config
 from rlcm_cli.core.denoising import find_image
 from rlcm_cli.learning.loss_scale import LossScale
-from rlcm_cli.learning.renoising import find_noise_levels, find_output
+from rlcm_cli.learning.renoising import find_noise_levels, find_output, time_scale
 from rlcm_cli.learning.replay import pick_conditioning, predict_output
 from rlcm_cli.learning.rollout import Rollout
 from rlcm_cli.models.latent_model import LatentModel
@@ -153,8 +153,8 @@ def match_times(policy: LatentModel, teacher: LatentModel, timesteps: Tensor) ->
     Raises `ValueError` where the teacher knows no such time.
     """
     if policy.sampler.levels != "alpha_bar":
-        own, others = (model.noise.scheduler.get("num_train_timesteps", 1) for model in (policy, teacher))
-        return timesteps * (others / own) if policy.sampler.levels == "sigma" and own != others else timesteps
+        own, others = time_scale(policy), time_scale(teacher)
+        return timesteps if own == others else timesteps * (others / own)
     own_levels, levels = policy.alphas_cumprod.double(), teacher.alphas_cumprod.double()
     if torch.equal(own_levels, levels):
         return timesteps
@@ -177,7 +177,8 @@ def find_misfit(policy: LatentModel, teacher: LatentModel, timesteps: Tensor) ->
         shapes = [" x ".join(map(str, model.latent_shape)) for model in (teacher, policy)]
         return f"has latents of {shapes[0]} (channels, height, width), and the model that is trained {shapes[1]}"
     levels = teacher.sampler.levels, policy.sampler.levels
-    if levels[0] != levels[1]:
+    # Flow matching's σ and the circle's τ are the share of noise in what a model is fed.
+    if levels[0] != levels[1] and "alpha_bar" in levels:
         return f"has noise levels of another kind ({levels[0]}) than the model that is trained ({levels[1]})"
     if not _share_latents(policy, teacher):
         return "has an autoencoder that decodes the latents of the model that is trained to other images"

@@ -17,12 +17,22 @@ from torch import Tensor
 
 from rlcm_cli.config import Config, override_config
 from rlcm_cli.core.denoising import OutputType, choose_target, find_image
+from rlcm_cli.core.noise import seed_generator
 from rlcm_cli.errors import ConfigError, ForeignFileError
 from rlcm_cli.learning.learner import Learner
 from rlcm_cli.learning.minibatches import Minibatch
+from rlcm_cli.learning.renoising import find_noise_levels
 from rlcm_cli.learning.rollout import Rollout
-from rlcm_cli.learning.teacher import Teacher, accumulate_last_distance, choose_teacher, find_misfit, match_times
+from rlcm_cli.learning.teacher import (
+    Teacher,
+    accumulate_last_distance,
+    choose_teacher,
+    find_misfit,
+    match_times,
+    predict_image,
+)
 from rlcm_cli.models.latent_model import LatentModel
+from rlcm_cli.models.loading import load_model
 from rlcm_cli.models.lora import lora_parameters
 from rlcm_cli.objectives import OBJECTIVES
 from rlcm_cli.phases.loop import loop
@@ -35,6 +45,7 @@ from rlcm_cli.store.checkpoint import read_trainer_state
 from rlcm_cli.store.metrics import read_metrics
 
 SAMPLES, ACTIONS = 8, 3
+FLOW_PAIR = ("emoji-sprint", "emoji-sana")
 
 
 @pytest.mark.parametrize("output", ["epsilon", "sample", "v_prediction", "velocity"])
@@ -320,6 +331,23 @@ class TestMatching:
         levels = teacher.alphas_cumprod.double()
         between = levels[lower] + (found - lower) * (levels[lower + 1] - levels[lower])
         assert (between / policy.alphas_cumprod.double()[times] - 1).abs().max() < 1e-5
+
+    def test_flow_matching_teaches_a_consistency_model_on_the_circle(self):
+        policy, teacher = (load_model(name, revision=None, dtype="float32", device="cpu") for name in FLOW_PAIR)
+        times = torch.tensor([1.0, 0.75, 0.25])
+        assert find_misfit(policy, teacher, times) is None
+        found = match_times(policy, teacher, times)
+        assert found.tolist() == [1000, 750, 250]
+        assert all(map(torch.equal, find_noise_levels(policy, times), find_noise_levels(teacher, found)))
+        # The same picture with little noise: both see what it is.
+        picture = policy.encode_images(torch.linspace(0, 255, 96).expand(1, 3, 96, 96).to(torch.uint8))
+        latents = 0.95 * picture + 0.05 * torch.randn(picture.shape, generator=seed_generator(0))
+        images = []
+        with torch.no_grad():
+            for model, time in ((policy, torch.tensor([0.05])), (teacher, torch.tensor([50.0]))):
+                output = model.predict(latents, time, model.encode_prompts(["a cat"]), 1.0)
+                images.append(predict_image(model, latents, time, output))
+        assert all((image - picture).square().mean() < 0.1 * picture.square().mean() for image in images)
 
     def test_noise_that_it_never_saw_is_refused(self, tiny_lcm, teacher_folder, tmp_path):
         folder = Path(shutil.copytree(teacher_folder, tmp_path / "teacher"))
