@@ -41,7 +41,8 @@ class Cell:
     preset: str
     """The task's preset, of `rlcm tasks`."""
     settings: tuple[str, ...]
-    """Of --set: the task's, those of the task on the model, the method's, and the method's on the model."""
+    """Of --set: the task's, those of the task on the model, the method's, its on the model, its on the task, and its
+    on the task with the model."""
     target: Target | None
     processor_seconds: float | None
     """Of sampling, scoring and training, after which the run ends; None: at the preset's iterations."""
@@ -78,6 +79,7 @@ def _make_cell(
             raise ValueError(f"{path}: [{table}.{name}] is missing, which [[runs]] asks for")
     about, how = plan["tasks"][task], plan["methods"][method]
     target = about.get(model, {}).get("target", about.get("target"))
+    of_both = how.get(task, {}).get(model, {})
     return Cell(
         task=task,
         model=model,
@@ -86,7 +88,7 @@ def _make_cell(
         preset=about["preset"],
         settings=tuple(
             setting
-            for table in (about, about.get(model, {}), how, how.get(model, {}), how.get(task, {}))
+            for table in (about, about.get(model, {}), how, how.get(model, {}), how.get(task, {}), of_both)
             for setting in table.get("settings", [])
         ),
         target=Target(**target) if target else None,

@@ -24,6 +24,7 @@ from rlcm_cli.events import Evaluated, IterationTrained
 from rlcm_cli.models.parts import recommend
 from rlcm_cli.phases.evaluate import evaluate
 from rlcm_cli.phases.loop import start_loop
+from rlcm_cli.phases.score import load_scorers
 from rlcm_cli.processes.job import Processes
 from rlcm_cli.store.metrics import read_metrics
 
@@ -90,7 +91,7 @@ def run_cell(cell: Cell, folder: Path) -> dict[str, Any]:
             break
     last = run.layout.checkpoints()[-1]
     if last not in points and not cell.until_target:
-        for _ in evaluate(run, started.model, {}, last):
+        for _ in evaluate(run, started.model, load_scorers(run), last):
             pass
         points[last] = measure_checkpoint(run, last)
     return describe(cell, points)

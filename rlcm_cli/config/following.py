@@ -8,6 +8,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from rlcm_cli.config.settings import ModelSettings, write_size
+from rlcm_cli.objectives import OBJECTIVES, Need
 from rlcm_cli.recommendation import Recommendation
 from rlcm_cli.samplers import DEFAULT, SAMPLERS
 
@@ -27,7 +28,8 @@ def find_following(
     possible. A LoRA that was distilled for few steps is sampled without guidance, which was distilled with it; the
     preset's guidance is for the preset's model. `[sampler]` follows the model, if that is not the preset's and uses
     another sampler; so do steps, guidance, image size and settings of the sampler, if its makers recommend some.
-    A new objective or sampler drops the settings of the one it replaces.
+    A new objective or sampler drops the settings of the one it replaces, and an objective that learns from no single
+    actions the preset's choice among them.
 
     Args:
         preset: What holds unless the user says otherwise.
@@ -41,6 +43,7 @@ def find_following(
         *_follow_samples(preset, file, line),
         *(_follow_distilled_lora(preset, file, line) if found is None or not found.source else []),
         *_follow_choice("objective", preset, file, line),
+        *_follow_objective(preset, file, line),
         *_follow_choice("sampler", preset, file, line),
         *_follow_model(preset, file, line, found, model),
     ]
@@ -105,6 +108,19 @@ def _follow_choice(name: str, preset: Values, file: Values, line: Values) -> lis
     verb = "is" if len(others) == 1 else "are"
     note = f"{name}.kind is {chosen}, not {before}, so {', '.join(others)} {verb} left out"
     return [(f"{name}.kind", chosen, note)]
+
+
+def _follow_objective(preset: Values, file: Values, line: Values) -> list[tuple[str, Any, str]]:
+    chosen = OBJECTIVES.get(_first([line, file], "objective", "kind"))
+    if chosen is None or (Need.ACTIONS in chosen.needs and Need.TRAJECTORY_PAIRS not in chosen.needs):
+        return []
+    of_trajectories = "compares whole trajectories" if Need.ACTIONS in chosen.needs else "learns from no actions"
+    return [
+        (f"train.{key}", whole, f"train.{key} {own} is left out: objective.kind {chosen.kind} {of_trajectories}")
+        for key, whole in (("actions", None), ("timestep_fraction", 1.0))
+        if (own := _look_up(preset, "train", key)) not in (None, whole)
+        and _first([line, file], "train", key) is None
+    ]
 
 
 def _follow_model(

@@ -70,6 +70,25 @@ class TestTables:
         assert self.follow(line={name: {"kind": "a"}}, preset=preset) == []
         assert self.follow(line={name: {"kind": "b"}}, preset={name: {"kind": "a"}}) == []
 
+    @pytest.mark.parametrize(
+        ("kind", "why"),
+        [
+            ("rebel", "compares whole trajectories"),
+            ("pso", "compares whole trajectories"),
+            ("nft", "learns from no actions"),
+        ],
+    )
+    def test_a_choice_of_actions_goes_where_the_objective_has_none(self, kind, why):
+        preset, line = {"train": {"actions": [0], "timestep_fraction": 0.5}}, {"objective": {"kind": kind}}
+        assert self.follow(line=line, preset=preset) == [
+            ("train.actions", None, f"train.actions [0] is left out: objective.kind {kind} {why}"),
+            ("train.timestep_fraction", 1.0, f"train.timestep_fraction 0.5 is left out: objective.kind {kind} {why}"),
+        ]
+        own = {**line, "train": {"actions": [1], "timestep_fraction": 0.7}}
+        assert self.follow(line=own, preset=preset) == [], "the user's own is refused where it makes no sense"
+        assert self.follow(line={"objective": {"kind": "grpo"}}, preset=preset) == []
+        assert self.follow(line=line, preset={"train": {"timestep_fraction": 1.0}}) == []
+
     def test_a_model_is_asked_only_where_it_is_another(self):
         asked: list[str] = []
 

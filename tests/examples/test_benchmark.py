@@ -26,7 +26,7 @@ emoji-lcm = { settings = ["sample.steps=2"], target = { measure = "recognition",
 [methods.fast]
 settings = ["train.learning_rate=1e-2"]
 emoji-lcm = { settings = ["lora.rank=4"] }
-small = { settings = ["lora.alpha=4"] }
+small = { settings = ["lora.alpha=4"], emoji-lcm = { settings = ["lora.alpha=8"] } }
 every = 1
 
 [[runs]]
@@ -77,6 +77,7 @@ class TestPlan:
             "train.learning_rate=1e-2",
             "lora.rank=4",
             "lora.alpha=4",
+            "lora.alpha=8",
         )
         assert (cells[2].every, cells[3].every) == (5, 1)
         assert (cells[0].target.measure, cells[2].target.measure) == ("kilobytes", "recognition")
