@@ -25,9 +25,10 @@ def find_following(
     """Return what follows from a user's own settings: (dotted key, value, a line that says so).
 
     `train.minibatch_size` follows `sample.samples`, so that an iteration keeps its number of optimizer steps if
-    possible. A LoRA that was distilled for few steps is sampled without guidance, which was distilled with it; the
-    preset's guidance is for the preset's model. `[sampler]` follows the model, if that is not the preset's and uses
-    another sampler; so do steps, guidance, image size and settings of the sampler, if its makers recommend some.
+    possible, and `sample.group_size`, which has to divide them. A LoRA that was distilled for few steps is sampled
+    without guidance, which was distilled with it; the preset's guidance is for the preset's model. `[sampler]` follows
+    the model, if that is not the preset's and uses another sampler; so do steps, guidance, image size and settings of
+    the sampler, if its makers recommend some.
     A new objective or sampler drops the settings of the one it replaces, and an objective that learns from no single
     actions the preset's choice among them.
 
@@ -55,22 +56,25 @@ def _follow_samples(preset: Values, file: Values, line: Values) -> list[tuple[st
     own = [line] if len(below) == 2 else [line, file]
     samples, before = _first(own, "sample", "samples"), _first(below, "sample", "samples")
     size = _first(below, "train", "minibatch_size")
-    group = _first([line, file, preset], "sample", "group_size") or 1
+    group = _first([*own, *below], "sample", "group_size") or 1
+    followed = []
+    if _first(own, "sample", "group_size") is None and _are_counts(samples, group) and samples % group:
+        # The next lower size that fits, of two or more: an image alone is compared with nothing.
+        smaller = max((n for n in range(2, group) if samples % n == 0), default=group)
+        if smaller != group:
+            note = f"sample.group_size is {smaller}, not {group}: it follows sample.samples {samples}"
+            followed.append(("sample.group_size", smaller, note))
+            group = smaller
     if _first(own, "train", "minibatch_size") is not None or not _are_counts(samples, before, size, group):
-        return []
+        return followed
     # As many steps as in the preset, or the next lower number with equal minibatches that split no group.
     steps = max(1, round(before / size))
     fitting = [n for n in range(1, steps + 1) if samples % n == 0 and samples // n % group == 0]
-    followed = samples // max(fitting, default=1)
-    if followed == size:
-        return []
-    return [
-        (
-            "train.minibatch_size",
-            followed,
-            f"train.minibatch_size is {followed}, not {size}: it follows sample.samples {samples}",
-        )
-    ]
+    minibatch = samples // max(fitting, default=1)
+    if minibatch != size:
+        note = f"train.minibatch_size is {minibatch}, not {size}: it follows sample.samples {samples}"
+        followed.append(("train.minibatch_size", minibatch, note))
+    return followed
 
 
 def _follow_distilled_lora(preset: Values, file: Values, line: Values) -> list[tuple[str, Any, str]]:
@@ -118,8 +122,7 @@ def _follow_objective(preset: Values, file: Values, line: Values) -> list[tuple[
     return [
         (f"train.{key}", whole, f"train.{key} {own} is left out: objective.kind {chosen.kind} {of_trajectories}")
         for key, whole in (("actions", None), ("timestep_fraction", 1.0))
-        if (own := _look_up(preset, "train", key)) not in (None, whole)
-        and _first([line, file], "train", key) is None
+        if (own := _look_up(preset, "train", key)) not in (None, whole) and _first([line, file], "train", key) is None
     ]
 
 
