@@ -125,7 +125,7 @@ def describe(cell: Cell, points: dict[int, dict[str, object]]) -> dict[str, Any]
 def write_result(file: Path, found: dict[str, Any]) -> None:
     """Write a result whole or not at all."""
     part = file.with_suffix(".part")
-    part.write_text(json.dumps(_rounded(found), indent=1) + "\n", encoding="utf-8")
+    part.write_text(json.dumps(_rounded(found)) + "\n", encoding="utf-8")
     part.replace(file)
 
 

@@ -1,6 +1,6 @@
 """What the results of a plan say: costs to a target, and what was reached; tables in Markdown from stored results.
 
-python -m examples.benchmark.tables examples/benchmark/results/price
+python -m examples.benchmark.tables examples/benchmark/price.toml
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import argparse
 import itertools
 import json
 import statistics
+import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -66,22 +67,34 @@ def show_spread(values: Sequence[float | None], digits: int = 0) -> str:
     return f"{shown} ({reached[0]:.{digits}f} to {reached[-1]:.{digits}f}{few})"
 
 
-def price_rows(results: Sequence[Mapping[str, Any]]) -> list[list[str]]:
-    """Lay out a row for each task, model and method: costs to the target, and the last evaluation."""
-    rows = []
-    for key, group in sorted(group_results(results).items()):
+def price_rows(results: Sequence[Mapping[str, Any]], words: Mapping[str, str]) -> list[list[str]]:
+    """Lay out a row for each task, model and method: costs to the target, and the last evaluation.
+
+    `words`: what to call a method, where not by its name; rows are in this order, and others last.
+    """
+    rows, order = [], list(words)
+
+    def place(entry: tuple[tuple[str, ...], object]) -> tuple[str, str, int, str]:
+        task, model, method = entry[0]
+        return task, model, order.index(method) if method in words else len(order), method
+
+    for (task, model, method), group in sorted(group_results(results).items(), key=place):
         crossings = [find_crossing(one) for one in group]
-        last = [one["points"][-1] for one in group]
-        target = group[0]["target"]
-        measures = [target["measure"]] if target else []
+        first, last = ([one["points"][number] for one in group] for number in (0, -1))
+        measure = group[0]["target"]["measure"]
+        ends = [
+            [point["all"][name] for point in points] for name in (measure, "recognised") for points in (first, last)
+        ]
         rows.append(
             [
-                *key,
-                ", ".join(str(one["seed"]) for one in group),
+                task,
+                model,
+                words.get(method, method),
+                str(len(group)),
                 show_spread([None if one is None else one.processor for one in crossings]),
                 show_spread([None if one is None else one.queries for one in crossings]),
-                *(show_spread([point["all"][name] for point in last], 2) for name in measures),
-                show_spread([100 * point["all"]["recognised"] for point in last], 1),
+                f"{statistics.median(ends[0]):.2f} → {show_spread(ends[1], 2)}",
+                f"{100 * statistics.median(ends[2]):.1f} → {show_spread([100 * share for share in ends[3]], 1)}",
                 show_spread([point["processor"] for point in last]),
             ]
         )
@@ -89,13 +102,25 @@ def price_rows(results: Sequence[Mapping[str, Any]]) -> list[list[str]]:
 
 
 def main() -> None:
-    """Print the table."""
+    """Print the table of costs."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("results", type=Path)
+    parser.add_argument("plan", type=Path)
     arguments = parser.parse_args()
-    header = ["task", "model", "method", "seeds", "processor s", "queries", "last", "recognised %", "after s"]
+    methods = tomllib.loads(arguments.plan.read_text(encoding="utf-8"))["methods"]
+    words = {name: about["about"] for name, about in methods.items() if "about" in about}
+    header = [
+        "task",
+        "model",
+        "method",
+        "seeds",
+        "processor s to the target",
+        "queries to it",
+        "measure",
+        "recognised, %",
+    ]
+    header.append("after processor s")
     print("| " + " | ".join(header) + " |\n|" + "---|" * len(header))
-    for row in price_rows(read_results(arguments.results)):
+    for row in price_rows(read_results(arguments.plan.parent / "results" / arguments.plan.stem), words):
         print("| " + " | ".join(row) + " |")
 
 

@@ -141,5 +141,5 @@ def test_a_plan_runs_and_is_not_run_twice(tmp_path):
     assert [point["queries"] for point in found["points"]] == [0, 4, 8]
     assert {"kilobytes", "recognised", "compressibility", "recognition"} == set(found["points"][0]["all"])
     assert all(math.isfinite(value) for point in found["points"] for value in point["all"].values())
-    assert price_rows([found])[0][:4] == ["small", "emoji-lcm", "fast", "1"]
+    assert price_rows([found], {"fast": "faster"})[0][:4] == ["small", "emoji-lcm", "faster", "1"]
     assert subprocess.run(command, cwd=EXAMPLES.parent, check=True, capture_output=True, text=True).stdout == ""
