@@ -10,7 +10,7 @@ import typer
 
 from rlcm_cli.cli import options as o
 from rlcm_cli.cli.completion import complete_from, complete_model, complete_reward
-from rlcm_cli.cli.evaluate_images import Drawn, evaluate_drawn, evaluate_stored
+from rlcm_cli.cli.evaluate_images import ToDraw, evaluate_drawn, evaluate_stored
 from rlcm_cli.cli.evaluate_run import Manner, evaluate_run
 from rlcm_cli.cli.generate import MODEL_SETTINGS, parse_numbers
 from rlcm_cli.cli.sampler_options import SamplerCommand, chosen_sampler_settings
@@ -177,7 +177,7 @@ def evaluate_command(
     refuse_with_prompts(named, checkpoints, shard_weights=settings["runtime.shard_weights"])
     announce(named or next(iter(loras), None) or model or "the model", quiet=quiet, as_json=as_json)
     evaluate_drawn(
-        Drawn(
+        ToDraw(
             prompts,
             most,
             loras,

@@ -22,7 +22,7 @@ REWARD_SETTINGS = "reward_settings"
 
 
 @dataclass(frozen=True)
-class Drawn:
+class ToDraw:
     """What is drawn; what is empty or None was not given."""
 
     prompts: str
@@ -44,7 +44,7 @@ class Drawn:
     out: Path | None = None
 
 
-def evaluate_drawn(drawn: Drawn, rewards: Sequence[str], manner: Manner) -> None:
+def evaluate_drawn(drawn: ToDraw, rewards: Sequence[str], manner: Manner) -> None:
     """Draw the images that a folder lacks, and score them."""
     from rlcm_cli.cli.display import Display
     from rlcm_cli.judging.drawing import draw_ways
@@ -69,7 +69,7 @@ def evaluate_stored(folder: Path, rewards: Sequence[str], manner: Manner) -> Non
     judge(folder, read_rewards(rewards, manner.assignments), manner, display)
 
 
-def plan(drawn: Drawn) -> tuple[list[Way], Path, list[str]]:
+def plan(drawn: ToDraw) -> tuple[list[Way], Path, list[str]]:
     """Plan the ways, choose the folder, and say which checkpoints were chosen."""
     from rlcm_cli.config import EMBEDDED_MODEL
     from rlcm_cli.judging.ways import Wanted, plan_ways
