@@ -47,17 +47,23 @@ TASKS = {
     "incompression": ("--task=incompression", "--reward=incompressibility", "--monitor=recognition"),
     "alignment": (
         "--task=prompt_image_alignment",
+        "--last-step=deterministic",
         "--set=sample.samples=64",
         "--set=sample.batch_size=64",
         "--set=train.minibatch_size=64",
     ),
 }
 
+# What the presets had when this was measured.
+ALONE = ("--set=sample.group_size=1", "--set=train.advantages=per-prompt")
+ALL_ACTIONS = (*ALONE, "--set=train.actions=[0,1,2]")
+
 METHODS = {
-    "rlcm": Method((), 20, 60),
+    "rlcm": Method(ALL_ACTIONS, 20, 60),
     # DDPO's own clip of advantages and gradients (arXiv 2305.13301); 20 DDIM steps of the LCM's teacher.
     "ddpo": Method(
         (
+            *ALONE,
             "--model=emoji-diffusion",
             "--steps=20",
             "--set=sampler.eta=1.0",
@@ -67,9 +73,9 @@ METHODS = {
         10,
         30,
     ),
-    "rebel": Method(("--objective=rebel", "--set=sample.group_size=2"), 20, 30),
-    "rwr": Method(("--objective=rwr", "--set=objective.beta=0.2"), 20, 30),
-    "rwr-sparse": Method(("--objective=rwr-sparse",), 20, 30),
+    "rebel": Method(("--objective=rebel", "--set=sample.group_size=2", "--set=train.advantages=per-prompt"), 20, 30),
+    "rwr": Method((*ALL_ACTIONS, "--objective=rwr", "--set=objective.beta=0.2"), 20, 30),
+    "rwr-sparse": Method((*ALL_ACTIONS, "--objective=rwr-sparse"), 20, 30),
 }
 
 
