@@ -57,17 +57,22 @@ class Cell:
 
 
 def read_plan(path: Path) -> list[Cell]:
-    """Read the runs of a plan, in its order. Raises `ValueError` for a name that the plan does not explain."""
+    """Read the runs of a plan, each once, in its order. Raises as `read_blocks`."""
+    return list({cell.name: cell for block in reversed(read_blocks(path)) for cell in reversed(block)}.values())[::-1]
+
+
+def read_blocks(path: Path) -> list[list[Cell]]:
+    """Read the runs of each [[runs]] of a plan. Raises `ValueError` for a name that the plan does not explain."""
     plan = tomllib.loads(path.read_text(encoding="utf-8"))
-    cells: dict[str, Cell] = {}
+    blocks = []
     for block in plan["runs"]:
         if unknown := set(block) - KEYS:
             raise ValueError(f"{path}: [[runs]] has {', '.join(sorted(unknown))}; it takes {', '.join(sorted(KEYS))}")
-        chosen = (block[key] for key in ("seeds", "tasks", "models", "methods"))
-        for seed, task, model, method in itertools.product(*chosen):
-            cell = _make_cell(path, plan, block, (task, model, method, seed))
-            cells.setdefault(cell.name, cell)
-    return list(cells.values())
+        chosen = itertools.product(*(block[key] for key in ("seeds", "tasks", "models", "methods")))
+        blocks.append(
+            [_make_cell(path, plan, block, (task, model, method, seed)) for seed, task, model, method in chosen]
+        )
+    return blocks
 
 
 def _make_cell(

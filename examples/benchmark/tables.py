@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from examples.benchmark.measure import Costs
-from examples.benchmark.plan import Target
+from examples.benchmark.plan import Target, read_blocks
 
 KEY = ("task", "model", "method")
 
@@ -42,11 +42,6 @@ def find_crossing(result: Mapping[str, Any]) -> Costs | None:
     return None
 
 
-def read_results(folder: Path) -> list[dict[str, Any]]:
-    """Read all results of a folder."""
-    return [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))]
-
-
 def group_results(results: Sequence[Mapping[str, Any]]) -> dict[tuple[str, ...], list[Mapping[str, Any]]]:
     """Group results by task, model and method; the seeds of a group ascend."""
     groups: dict[tuple[str, ...], list[Mapping[str, Any]]] = {}
@@ -59,10 +54,12 @@ def show_spread(values: Sequence[float | None], digits: int = 0) -> str:
     """Write the median with the lowest and the highest; a run that has none counts as above all others."""
     reached = sorted(value for value in values if value is not None)
     if not reached:
-        return f"never (0 of {len(values)})"
+        return "never" if len(values) == 1 else f"never (0 of {len(values)})"
     ordered = [*reached, *[float("inf")] * (len(values) - len(reached))]
     middle = statistics.median(ordered)
     shown = "never" if middle == float("inf") else f"{middle:.{digits}f}"
+    if len(values) == 1:
+        return shown
     few = "" if len(reached) == len(values) else f", {len(reached)} of {len(values)}"
     return f"{shown} ({reached[0]:.{digits}f} to {reached[-1]:.{digits}f}{few})"
 
@@ -90,7 +87,7 @@ def price_rows(results: Sequence[Mapping[str, Any]], words: Mapping[str, str]) -
                 task,
                 model,
                 words.get(method, method),
-                str(len(group)),
+                ", ".join(str(one["seed"]) for one in group),
                 show_spread([None if one is None else one.processor for one in crossings]),
                 show_spread([None if one is None else one.queries for one in crossings]),
                 f"{statistics.median(ends[0]):.2f} → {show_spread(ends[1], 2)}",
@@ -102,26 +99,22 @@ def price_rows(results: Sequence[Mapping[str, Any]], words: Mapping[str, str]) -
 
 
 def main() -> None:
-    """Print the table of costs."""
+    """Print a table of costs for each [[runs]] of the plan."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("plan", type=Path)
     arguments = parser.parse_args()
     methods = tomllib.loads(arguments.plan.read_text(encoding="utf-8"))["methods"]
     words = {name: about["about"] for name, about in methods.items() if "about" in about}
-    header = [
-        "task",
-        "model",
-        "method",
-        "seeds",
-        "processor s to the target",
-        "queries to it",
-        "measure",
-        "recognised, %",
-    ]
-    header.append("after processor s")
-    print("| " + " | ".join(header) + " |\n|" + "---|" * len(header))
-    for row in price_rows(read_results(arguments.plan.parent / "results" / arguments.plan.stem), words):
-        print("| " + " | ".join(row) + " |")
+    folder = arguments.plan.parent / "results" / arguments.plan.stem
+    header = ["task", "model", "method", "seeds", "processor s to the target", "queries to it", "measure"]
+    header += ["recognised, %", "after processor s"]
+    for block in read_blocks(arguments.plan):
+        files = [folder / f"{cell.name}.json" for cell in block]
+        results = [json.loads(file.read_text(encoding="utf-8")) for file in files if file.exists()]
+        print("| " + " | ".join(header) + " |\n|" + "---|" * len(header))
+        for row in price_rows(results, words):
+            print("| " + " | ".join(row) + " |")
+        print()
 
 
 if __name__ == "__main__":

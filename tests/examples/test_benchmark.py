@@ -122,7 +122,8 @@ class TestCrossing:
     def test_a_run_that_never_reached_it_counts_as_above_all_others(self):
         assert show_spread([3.0, 1.0, None]) == "3 (1 to 3, 2 of 3)"
         assert show_spread([3.0, None, None]) == "never (3 to 3, 1 of 3)"
-        assert show_spread([None]) == "never (0 of 1)"
+        assert show_spread([None, None]) == "never (0 of 2)"
+        assert [show_spread([None]), show_spread([2.0])] == ["never", "2"]
         assert show_spread([2.0, 1.0]) == "2 (1 to 2)"
 
 
