@@ -6,6 +6,7 @@ import io
 
 import pytest
 from command_line import succeed
+from compared_runs import write_run
 from reported_runs import write_reported
 from rich.console import Console
 
@@ -14,6 +15,9 @@ from rlcm_cli.cli.tables import print_rows
 from rlcm_cli.config import task_names
 from rlcm_cli.measuring import doctor
 from rlcm_cli.measuring.doctor import Finding
+from rlcm_cli.report.compare.comparison import compare_runs
+from rlcm_cli.report.compare.runs import open_compared
+from rlcm_cli.report.compare.table import tabulate
 from rlcm_cli.rewards import REWARDS
 
 WIDTHS = [20, 25, 32, 40, 60, 80, 200]
@@ -74,28 +78,23 @@ def test_findings_are_wrapped_in_a_window_only(capsys, monkeypatch, width):
     assert squeeze("yet → pip install 'rlcm[wandb]'") in squeeze(shown)
 
 
-def test_a_comparison_that_does_not_fit_is_a_table_a_method(capsys, monkeypatch):
-    spread = {"mean": 1.0, "lowest": 0.5, "highest": 1.5}
-    methods = [
-        {
-            "label": f"method-{number}",
-            "seeds": [1, 2],
-            "iterations": 4,
-            "windows": [1, 1],
-            **dict.fromkeys(("first", "best", "final"), spread),
-            "evaluated": None,
-            "reach": {},
-            "total": {},
-        }
-        for number in range(3)
-    ]
-    table = {"methods": methods, "costs": [], "reward": "sharpness", "smoothed_over_iterations": 1, "target": 1.0}
+def test_a_comparison_that_does_not_fit_has_the_cells_of_a_row_below_each_other(capsys, monkeypatch, tmp_path):
+    roots = [write_run(tmp_path / f"run-{seed}", [0.0, 1.0 * seed], seed=seed) for seed in (1, 2)]
+    table = tabulate(compare_runs([open_compared(root, label="method") for root in roots], window=1))
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("NO_COLOR", "1")
-    for columns, tables in ((30, 3), (120, 1)):
+    texts = {}
+    for columns in (30, 120):
         monkeypatch.setenv("COLUMNS", str(columns))
         show(table)
-        shown = capsys.readouterr().out
-        assert shown.count("best reward") == tables
-        assert squeeze(shown).count("(0.500to1.500)") == 9
-        assert all(f"method-{number}" in shown for number in range(3))
+        texts[columns] = capsys.readouterr().out
+    assert max(map(len, texts[30].splitlines())) <= 30
+    narrow, wide = (squeeze(text) for text in texts.values())
+    for words in ("Trainingreward", "1.500±6.353"):  # 12.706 standard errors of 0.5
+        assert words in narrow
+        assert words in wide
+    in_one_line = [
+        any(all(word in line for word in ("method", "iterations", "final")) for line in text.splitlines())
+        for text in texts.values()
+    ]
+    assert in_one_line == [False, True]

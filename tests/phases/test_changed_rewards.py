@@ -13,7 +13,7 @@ from rlcm_cli.phases.sample import sample
 from rlcm_cli.phases.score import load_scorers, score
 from rlcm_cli.phases.train import train
 from rlcm_cli.report.compare.comparison import compare_runs
-from rlcm_cli.report.compare.evaluations import read_first_and_last
+from rlcm_cli.report.compare.evaluations import read_held_out_levels
 from rlcm_cli.report.compare.runs import ComparedRun
 from rlcm_cli.rewards import REWARDS, RewardEntry
 from rlcm_cli.rewards.custom.functions import code_files, digest_code
@@ -135,14 +135,14 @@ def test_evaluations_of_two_versions_are_not_compared(run, code):
     """As where only the newest evaluation of a remote run was fetched and scored again."""
     both = [read_evaluation(run.layout, number) for number in (0, 1)]
     assert comparable_evaluations(both) == both
-    assert read_first_and_last(compared(run), None) is not None
+    assert read_held_out_levels(compared(run), None) is not None
     name = f"{code}:mine"
     publish_rescored(
         run.layout, both[1], {name: channel(torch.from_numpy(both[1].images), 1).numpy()}, {name: "another"}
     )
     changed = [read_evaluation(run.layout, number) for number in (0, 1)]
     assert comparable_evaluations(changed) == changed[1:]
-    assert read_first_and_last(compared(run), None) is None
+    assert read_held_out_levels(compared(run), None) is None
 
 
 def test_stored_rollouts_are_scored_anew(run, code):
