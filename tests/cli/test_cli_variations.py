@@ -108,7 +108,8 @@ def test_seeds_are_ordinary_runs_that_resume_and_compare(capsys, tiny_lcm, tmp_p
     )  # fmt: skip
 
 
-def test_a_dry_run_of_several_prints_each(capsys, tmp_path):
+def test_a_dry_run_of_several_prints_each(capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)  # runs are made where the command is started
     asked = ["loop", "--task", "compression", "--seed", "1,2", "--dry-run"]
     shown = succeed(capsys, *asked).out
     assert [line for line in shown.splitlines() if line.startswith("# runs")] == [
@@ -134,6 +135,7 @@ def test_folders_on_object_storage_are_named_alike():
 
 
 def test_processes_of_a_launcher_share_one_run(capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
     for name, value in {
         "RANK": "0",
         "WORLD_SIZE": "2",
