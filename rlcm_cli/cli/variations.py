@@ -1,4 +1,4 @@
-"""Several runs of one command: seeds and a grid of settings, each an ordinary run in a folder of its own."""
+"""Several runs of one command: seeds and a grid of settings, each an ordinary run in its own folder."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Losses over drawn images that are noised again: of what the denoiser makes of them, whatever sampler drew them.
 
-Shape suffixes in prose: N noised images, each at a time of its own.
+Shape suffixes in prose: N noised images, each with its time.
 """
 
 from __future__ import annotations

@@ -41,7 +41,7 @@ def faults_of_libraries() -> Iterator[None]:
     except Exception as error:
         if type(error) is not Exception:
             raise
-        raise ForeignError(first_lines(error)) from error  # tokenizers has no error class of its own
+        raise ForeignError(first_lines(error)) from error  # tokenizers has no error class
 
 
 def first_lines(error: BaseException) -> str:

@@ -1,4 +1,4 @@
-"""An evaluation in a folder of its own: images, a row for each, and their summary.
+"""An evaluation outside a run: images, a row for each, and their summary.
 
 DIR/<way>/00000-<prompt>-<seed>.png   images; each says how it was drawn
 DIR/results.jsonl                     a row an image: file, prompt, seed, way, settings, `reward.NAME` for each reward

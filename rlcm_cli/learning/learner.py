@@ -55,7 +55,7 @@ class Learner:
 
     @property
     def settings(self) -> Any:
-        """The objective's own settings, of its own class."""
+        """The objective's settings."""
         return self.config.objective
 
 
