@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import fcntl
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,16 +15,20 @@ from typing import Any
 import torch
 
 from examples.benchmark.measure import count_costs, measure_checkpoint
-from examples.benchmark.plan import Cell, read_plan
+from examples.benchmark.plan import Cell, read_plan, read_tunings, results_folder
+from examples.benchmark.results import write_result
 from examples.benchmark.tables import find_crossing
+from examples.benchmark.tuning import next_trial
 from examples.benchmarks.costs import describe_machine
 from rlcm_cli.config import Config, resolve_settings
-from rlcm_cli.events import Evaluated, IterationTrained
+from rlcm_cli.errors import NotFiniteError, TrainingError
+from rlcm_cli.events import Evaluated, Event, IterationTrained
 from rlcm_cli.models.parts import recommend
 from rlcm_cli.phases.evaluate import evaluate
 from rlcm_cli.phases.loop import start_loop
 from rlcm_cli.phases.score import load_scorers
 from rlcm_cli.processes.job import Processes
+from rlcm_cli.runs.run import Run
 from rlcm_cli.store.metrics import read_metrics
 
 
@@ -39,17 +42,29 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    results = arguments.results or arguments.plan.parent / "results" / arguments.plan.stem
+    results = arguments.results or results_folder(arguments.plan)
     results.mkdir(parents=True, exist_ok=True)
     arguments.runs.mkdir(parents=True, exist_ok=True)
-    for cell in read_plan(arguments.plan):
-        file = results / f"{cell.name}.json"
-        if arguments.only not in cell.name or file.exists():
+    for tuning in read_tunings(arguments.plan):
+        if arguments.only not in tuning.name:
             continue
-        with claimed(arguments.runs / f"{cell.name}.lock") as mine:
-            if not mine or file.exists():
-                continue
-            found = run_cell(cell, arguments.runs / cell.name)
+        with claimed(arguments.runs / f"{tuning.name}.lock") as mine:
+            while mine and (trial := next_trial(tuning.space, tuning.scores(results))):
+                for cell in tuning.runs_of(trial):
+                    run_missing(cell, arguments.runs, results)
+    for cell in read_plan(arguments.plan):
+        if arguments.only in cell.name:
+            run_missing(cell, arguments.runs, results)
+
+
+def run_missing(cell: Cell, runs: Path, results: Path) -> None:
+    """Make a run that has no result and that no other worker makes."""
+    file = results / f"{cell.name}.json"
+    if file.exists():
+        return
+    with claimed(runs / f"{cell.name}.lock") as mine:
+        if mine and not file.exists():
+            found = run_cell(cell, runs / cell.name)
             write_result(file, found)
             print(f"{cell.name}: {tell(found)}", flush=True)
 
@@ -75,26 +90,34 @@ def claimed(lock: Path) -> Iterator[bool]:
 
 
 def run_cell(cell: Cell, folder: Path) -> dict[str, Any]:
-    """Make one run, or resume it, and measure its evaluations."""
+    """Make one run, or resume it, and measure its evaluations; a run that fails has those up to there."""
     started = start_loop(folder, configure(cell), Processes())
     run, points = started.run, {}
     for number in run.layout.evaluations():  # of a run that is resumed
         points[number] = measure_checkpoint(run, number)
-    ended = False
-    for event in started.events:
-        if isinstance(event, Evaluated):
-            points[event.checkpoint] = measure_checkpoint(run, event.checkpoint)
-            ended = ended or (cell.until_target and find_crossing(describe(cell, points)) is not None)
-        if isinstance(event, IterationTrained) and cell.processor_seconds is not None:
-            ended = count_costs(read_metrics(run.layout)).processor >= cell.processor_seconds
-        if ended:
-            break
-    last = run.layout.checkpoints()[-1]
-    if last not in points and not cell.until_target:
-        for _ in evaluate(run, started.model, load_scorers(run), last):
-            pass
-        points[last] = measure_checkpoint(run, last)
+    try:
+        for event in started.events:
+            if isinstance(event, Evaluated):
+                points[event.checkpoint] = measure_checkpoint(run, event.checkpoint)
+            if is_over(cell, run, event, points):
+                break
+        last = run.layout.checkpoints()[-1]
+        if last not in points and not cell.until_target:
+            for _ in evaluate(run, started.model, load_scorers(run), last):
+                pass
+            points[last] = measure_checkpoint(run, last)
+    except (TrainingError, NotFiniteError) as error:
+        return {**describe(cell, points), "failed": str(error)}
     return describe(cell, points)
+
+
+def is_over(cell: Cell, run: Run, event: Event, points: dict[int, dict[str, object]]) -> bool:
+    """Say whether a run ends with an event: at its target, or with its processor time."""
+    if isinstance(event, Evaluated) and cell.until_target:
+        return find_crossing(describe(cell, points)) is not None
+    if isinstance(event, IterationTrained) and cell.processor_seconds is not None:
+        return count_costs(read_metrics(run.layout)).processor >= cell.processor_seconds
+    return False
 
 
 def configure(cell: Cell) -> Config:
@@ -114,27 +137,14 @@ def describe(cell: Cell, points: dict[int, dict[str, object]]) -> dict[str, Any]
         "task": cell.task,
         "model": cell.model,
         "method": cell.method,
+        "trial": cell.trial,
         "seed": cell.seed,
         "settings": list(cell.settings),
+        "reward": dict(cell.reward),
         "target": None if cell.target is None else vars(cell.target),
         "machine": describe_machine(),
         "points": [points[number] for number in sorted(points)],
     }
-
-
-def write_result(file: Path, found: dict[str, Any]) -> None:
-    """Write a result whole or not at all."""
-    part = file.with_suffix(".part")
-    part.write_text(json.dumps(_rounded(found)) + "\n", encoding="utf-8")
-    part.replace(file)
-
-
-def _rounded(value: Any) -> Any:
-    if isinstance(value, float):
-        return round(value, 4)
-    if isinstance(value, dict):
-        return {name: _rounded(part) for name, part in value.items()}
-    return [_rounded(part) for part in value] if isinstance(value, list) else value
 
 
 if __name__ == "__main__":
