@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -28,31 +29,32 @@ NEIGHBOURS = 5
 """Of an image of the base model, that set the radius of its ball; k of `coverage`."""
 
 
-def measure_finals(run: Run, model: LatentModel, *, few_steps: bool = True) -> dict[str, Any]:
+def measure_finals(run: Run, model: LatentModel) -> dict[str, Any]:
     """Measure the policy of a run's last checkpoint, which `model` holds.
 
-    - `second_judge`, `diversity`: of the fixed images of the first checkpoint and of the last one.
-    - `coverage`: of the base model's images of the same prompts and other seeds, by the last checkpoint's; beside it
-      that of the first checkpoint's, which is what there is to be had.
+    - `second_judge`, `diversity`: of the fixed images of the first checkpoint, and of the last one.
+    - `coverage`: the same two; of the base model's images of the same prompts and other seeds.
     - `kl`: of trajectories to the base model, in nats per value of the latents.
-    - `steps`: the measures of `measure_images`, drawn in so many steps; two images a prompt.
+    - `steps`: number of steps → what `measure_images` says of images drawn in so many, two of each prompt.
     """
-    first, last = (read_evaluation(run.layout, run.layout.evaluations()[place]) for place in (0, -1))
-    images = [torch.from_numpy(one.images) for one in (first, last)]
+    numbers = run.layout.evaluations()
+    images = [torch.from_numpy(read_evaluation(run.layout, number).images) for number in (numbers[0], numbers[-1])]
     plan = plan_evaluation(run.config, run.prompts)
     prompts = [fixed.prompt for fixed in plan]
     judge = load_reward(RewardSpec(SECOND_JUDGE))
     schedule = drawing_schedule(run.config.sampler, run.config.sample.steps, model)
+    drawn = draw_planned(run, model, schedule, plan)
     with model.trained.base_model(model):
-        others = torch.cat([drawn.images for _, drawn in _draw(run, model, schedule, plan, seed_shift=1)])
-    features = [extract_features(drawn) for drawn in images]
-    base = extract_features(others)
+        others = draw_planned(run, model, schedule, [replace(fixed, seed=fixed.seed + 1) for fixed in plan])
+    features = [extract_features(own) for own in images]
+    base = extract_features(torch.cat([batch.images for batch in others]))
+    scorers = load_scorers(run)
     return {
-        "second_judge": [judge.score(drawn, prompts, [{}] * len(drawn)).mean().item() for drawn in images],
+        "second_judge": [judge.score(own, prompts, [{}] * len(own)).mean().item() for own in images],
         "diversity": [pairwise_distance(own, prompts) for own in features],
         "coverage": [coverage(base, own) for own in features],
-        "kl": trajectory_kl(run, model, schedule, plan),
-        "steps": {str(steps): measure_steps(run, model, plan, steps) for steps in STEPS} if few_steps else {},
+        "kl": trajectory_kl(run, model, schedule, prompts, drawn),
+        "steps": {str(steps): measure_steps(run, model, plan, scorers, steps) for steps in STEPS},
     }
 
 
@@ -74,66 +76,61 @@ def coverage(base: Tensor, features: Tensor, neighbours: int = NEIGHBOURS) -> fl
     Features are float32 [B, F]; the ball of an image of the base reaches to its k-th neighbour among the base's.
     """
     among = torch.cdist(base, base).fill_diagonal_(float("inf"))
-    radius = among.kthvalue(neighbours, dim=1).values
+    radius = among.kthvalue(min(neighbours, len(base) - 1), dim=1).values
     return (torch.cdist(base, features).amin(1) <= radius).float().mean().item()
 
 
-def trajectory_kl(run: Run, model: LatentModel, schedule: Schedule, plan: Sequence[PlannedImage]) -> float:
-    """Return KL(policy ‖ base) of whole trajectories, over the policy's own, in nats per value of the latents."""
-    total, guidance = 0.0, run.config.sample.guidance_scale
-    for part, drawn in _draw(run, model, schedule, plan):
+def trajectory_kl(
+    run: Run, model: LatentModel, schedule: Schedule, prompts: Sequence[str], batches: Sequence[Drawn]
+) -> float:
+    """Return KL(policy ‖ base) of whole trajectories, over those that the policy drew, per value of the latents."""
+    total, first, guidance = 0.0, 0, run.config.sample.guidance_scale
+    for drawn in batches:
         trajectories = drawn.trajectories
-        conditioning = model.encode_prompts([fixed.prompt for fixed in part])
+        conditioning = model.encode_prompts(prompts[first : first + len(trajectories)])
+        first += len(trajectories)
         for position, call in zip(trajectories.positions.tolist(), trajectories.calls_A.tolist(), strict=True):
             states = trajectories.latents_BSCHW[:, position]
-            calls = torch.full((len(part),), call)
-            timesteps = schedule.timesteps[calls]
+            calls = torch.full((len(states),), call)
+            given = (states, schedule.timesteps[calls], conditioning, guidance)
             with torch.no_grad():
-                own = transition(schedule, model.predict(states, timesteps, conditioning, guidance), states, calls)
+                own = transition(schedule, model.predict(*given), states, calls)
                 with model.trained.base_model(model):
-                    output = model.predict(states, timesteps, conditioning, guidance)
-                base = transition(schedule, output, states, calls)
+                    base = transition(schedule, model.predict(*given), states, calls)
             total += gaussian_kl(own.mean, base.mean, own.std, "mean").sum().item()
-    return total / len(plan)
+    return total / len(prompts)
 
 
-def measure_steps(run: Run, model: LatentModel, plan: Sequence[PlannedImage], steps: int) -> dict[str, float]:
-    """Measure what the policy draws in a number of steps: the fixed images, two of a prompt."""
+def measure_steps(
+    run: Run, model: LatentModel, plan: Sequence[PlannedImage], scorers: Mapping[str, Scorer], steps: int
+) -> dict[str, float]:
+    """Measure what the policy draws in a number of steps: the fixed images, two of each prompt."""
     places = run.config.evaluate.images_per_prompt
     chosen = [fixed for number, fixed in enumerate(plan) if number % places < 2]
-    schedule = drawing_schedule(run.config.sampler, steps, model)
-    images = torch.cat([drawn.images for _, drawn in _draw(run, model, schedule, chosen)])
-    return measure_images(images, [fixed.prompt for fixed in chosen], load_scorers(run))
-
-
-def measure_images(images: Tensor, prompts: Sequence[str], scorers: dict[str, Scorer]) -> dict[str, float]:
-    """Return the mean size as a JPEG, the share that is recognised, and the mean of each reward."""
+    drawn = draw_planned(run, model, drawing_schedule(run.config.sampler, steps, model), chosen)
+    images, prompts = torch.cat([batch.images for batch in drawn]), [fixed.prompt for fixed in chosen]
     return {
         "kilobytes": statistics.fmean(map(jpeg_kilobytes, images)),
         "recognised": recognise(images, prompts).float().mean().item(),
         **{
-            name: scorer.reward.score(images, list(prompts), [{}] * len(images)).mean().item()
+            name: scorer.reward.score(images, prompts, [{}] * len(images)).mean().item()
             for name, scorer in scorers.items()
         },
     }
 
 
-def _draw(
-    run: Run, model: LatentModel, schedule: Schedule, plan: Sequence[PlannedImage], seed_shift: int = 0
-) -> list[tuple[Sequence[PlannedImage], Drawn]]:
-    """Draw planned images, batch by batch."""
-    size = run.config.sample.batch_size
+def draw_planned(run: Run, model: LatentModel, schedule: Schedule, plan: Sequence[PlannedImage]) -> list[Drawn]:
+    """Draw planned images, in batches as the run's."""
+    sample = run.config.sample
+    parts = [plan[first : first + sample.batch_size] for first in range(0, len(plan), sample.batch_size)]
     return [
-        (
-            plan[first : first + size],
-            draw_batch(
-                model,
-                schedule,
-                [fixed.prompt for fixed in plan[first : first + size]],
-                [fixed.seed + seed_shift for fixed in plan[first : first + size]],
-                guidance_scale=run.config.sample.guidance_scale,
-                reduction="mean",
-            ),
+        draw_batch(
+            model,
+            schedule,
+            [fixed.prompt for fixed in part],
+            [fixed.seed for fixed in part],
+            guidance_scale=sample.guidance_scale,
+            reduction="mean",
         )
-        for first in range(0, len(plan), size)
+        for part in parts
     ]

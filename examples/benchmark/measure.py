@@ -4,28 +4,17 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 
 import torch
 from torch import Tensor
 
-from examples.frontier.measure import recognised
+from examples.benchmark.classifier import recognise
+from examples.benchmark.results import Costs
 from rlcm_cli.rewards.compressibility import jpeg_kilobytes
 from rlcm_cli.runs.run import Run
 from rlcm_cli.store.evaluations import read_evaluation
 from rlcm_cli.store.metrics import IterationMetrics, read_metrics
-
-
-@dataclass(frozen=True)
-class Costs:
-    """What the iterations before a checkpoint cost, evaluations not included."""
-
-    processor: float
-    """Seconds of sampling, scoring and training."""
-    queries: int
-    """Images that were drawn and scored."""
-    forwards: int
-    """Forwards of the model, a backward pass as two."""
 
 
 def measure_checkpoint(run: Run, checkpoint: int) -> dict[str, object]:
@@ -34,7 +23,7 @@ def measure_checkpoint(run: Run, checkpoint: int) -> dict[str, object]:
     images = torch.from_numpy(evaluation.images)
     values = {
         "kilobytes": torch.tensor([jpeg_kilobytes(image) for image in images]),
-        "recognised": recognised(evaluation).float(),
+        "recognised": recognise(images, evaluation.prompts).float(),
         **{name: torch.from_numpy(given) for name, given in evaluation.rewards.items()},
     }
     held_out = torch.from_numpy(evaluation.held_out)

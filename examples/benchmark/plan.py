@@ -7,31 +7,14 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
-from examples.benchmark.results import find_results
+from examples.benchmark.results import Target, final_reward, read_result, results_folder
 from examples.benchmark.tuning import Space, Trial, choose
 
 RUN_KEYS = {"tasks", "models", "methods", "seeds", "processor_seconds", "until_target", "every", "tuned", "finals"}
 TUNING_KEYS = {"task", "models", "methods", "seeds", "processor_seconds", "learning_rates", "trials"}
-
-
-@dataclass(frozen=True)
-class Target:
-    """What the fixed images of a run have to reach, compared with those of its first checkpoint."""
-
-    measure: str
-    """A measure of `examples.benchmark.measure`."""
-    factor: float = 1.0
-    """The first value is multiplied by it …"""
-    change: float = 0.0
-    """… and this is added; a fall is asked for where the result is below the first value."""
-    recognised: float = 0.0
-    """Smallest share of images that the independent classifier recognises."""
-
-    def bound(self, first: float) -> float:
-        """Return what the measure has to reach from its first value."""
-        return first * self.factor + self.change
 
 
 @dataclass(frozen=True)
@@ -89,12 +72,13 @@ class Tuning:
         ]
 
     def scores(self, results: Path) -> dict[Trial, float]:
-        """Return the mean reward of each trial that has all of its runs in a folder of results."""
-        return {
-            trial: sum(one.reward for one in found) / len(found)
-            for trial in self.space.all_trials()
-            if (found := find_results(results, [cell.name for cell in self.runs_of(trial)]))
-        }
+        """Return the mean final reward of each trial that has all of its results in a folder."""
+        scores = {}
+        for trial in self.space.all_trials():
+            files = [results / f"{cell.name}.json" for cell in self.runs_of(trial)]
+            if all(file.exists() for file in files):
+                scores[trial] = fmean(final_reward(read_result(file)) for file in files)
+        return scores
 
 
 def read_plan(path: Path) -> list[Cell]:
@@ -130,11 +114,6 @@ def read_tunings(path: Path) -> list[Tuning]:
             knob = tuple(map(tuple, plan["methods"][method].get("knob", [[]])))
             tunings.append(Tuning(cells, Space(tuple(block["learning_rates"]), knob, block["trials"])))
     return tunings
-
-
-def results_folder(path: Path) -> Path:
-    """Return the folder of a plan's results."""
-    return path.parent / "results" / path.stem
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -14,10 +14,10 @@ from typing import Any
 
 import torch
 
+from examples.benchmark.finals import measure_finals
 from examples.benchmark.measure import count_costs, measure_checkpoint
-from examples.benchmark.plan import Cell, read_plan, read_tunings, results_folder
-from examples.benchmark.results import write_result
-from examples.benchmark.tables import find_crossing
+from examples.benchmark.plan import Cell, read_plan, read_tunings
+from examples.benchmark.results import find_crossing, results_folder, write_result
 from examples.benchmark.tuning import next_trial
 from examples.benchmarks.costs import describe_machine
 from rlcm_cli.config import Config, resolve_settings
@@ -106,9 +106,10 @@ def run_cell(cell: Cell, folder: Path) -> dict[str, Any]:
             for _ in evaluate(run, started.model, load_scorers(run), last):
                 pass
             points[last] = measure_checkpoint(run, last)
+        finals = measure_finals(run, started.model) if cell.finals else {}
     except (TrainingError, NotFiniteError) as error:
         return {**describe(cell, points), "failed": str(error)}
-    return describe(cell, points)
+    return {**describe(cell, points), "finals": finals}
 
 
 def is_over(cell: Cell, run: Run, event: Event, points: dict[int, dict[str, object]]) -> bool:

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from examples.benchmark.plan import read_plan
+from examples.benchmark.price import price_rows, show_spread
+from examples.benchmark.results import find_crossing
 from examples.benchmark.run import configure
-from examples.benchmark.tables import find_crossing, price_rows, show_spread
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 PLANS = sorted((EXAMPLES / "benchmark").glob("*.toml"))
@@ -131,7 +132,8 @@ def test_a_plan_runs_and_is_not_run_twice(tmp_path):
     plan = tmp_path / "plan.toml"
     small = ["sample.steps=2", "sample.batch_size=4", "train.minibatch_size=4", "runtime.iterations=2"]
     small += ["evaluate.prompts=2", "evaluate.images_per_prompt=2"]
-    plan.write_text(PLAN.replace('"sample.samples=4"', ", ".join(f'"{one}"' for one in ["sample.samples=4", *small])))
+    settings = ", ".join(f'"{one}"' for one in ["sample.samples=4", *small])
+    plan.write_text(PLAN.replace('"sample.samples=4"', settings) + "finals = true\n")
     command = [sys.executable, "-m", "examples.benchmark.run", str(plan), "--runs", str(tmp_path / "runs")]
     command += ["--only", "emoji-lcm-fast-1"]
     first = subprocess.run(command, cwd=EXAMPLES.parent, check=True, capture_output=True, text=True).stdout
@@ -142,5 +144,9 @@ def test_a_plan_runs_and_is_not_run_twice(tmp_path):
     assert [point["queries"] for point in found["points"]] == [0, 4, 8]
     assert {"kilobytes", "recognised", "compressibility", "recognition"} == set(found["points"][0]["all"])
     assert all(math.isfinite(value) for point in found["points"] for value in point["all"].values())
+    finals = found["finals"]
+    assert list(finals["steps"]) == ["1", "2", "4", "8"]
+    assert 0 < finals["kl"] < 1  # two steps at a learning rate of 1e-2
+    assert finals["diversity"][0] != finals["diversity"][1]
     assert price_rows([found], {"fast": "faster"})[0][:4] == ["small", "emoji-lcm", "faster", "1"]
     assert subprocess.run(command, cwd=EXAMPLES.parent, check=True, capture_output=True, text=True).stdout == ""

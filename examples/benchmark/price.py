@@ -1,45 +1,25 @@
-"""What the results of a plan say: costs to a target, and what was reached; tables in Markdown from stored results.
-
-python -m examples.benchmark.tables examples/benchmark/price.toml
-"""
+"""The table of a plan that asks for a price: costs to a target, and what was reached."""
 
 from __future__ import annotations
 
-import argparse
-import itertools
-import json
 import statistics
-import tomllib
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from examples.benchmark.measure import Costs
-from examples.benchmark.plan import Target, read_blocks
+from examples.benchmark.results import find_crossing
 
+HEADER = [
+    "task",
+    "model",
+    "method",
+    "seeds",
+    "processor s to the target",
+    "queries to it",
+    "measure",
+    "recognised, %",
+    "after processor s",
+]
 KEY = ("task", "model", "method")
-
-
-def find_crossing(result: Mapping[str, Any]) -> Costs | None:
-    """Return what it cost to reach the run's target, between two evaluations by a straight line; None: not reached.
-
-    The share that is recognised has to be there at the evaluation that ends the interval.
-    """
-    if result["target"] is None:
-        return None
-    target, points = Target(**result["target"]), result["points"]
-    first = points[0]["all"][target.measure]
-    bound = target.bound(first)
-    for before, after in itertools.pairwise(points):
-        low, high = (point["all"][target.measure] - bound for point in (before, after))
-        if bound < first:
-            low, high = -low, -high
-        if high < 0 or after["all"]["recognised"] < target.recognised:
-            continue
-        share = 1.0 if low >= 0 else -low / (high - low)
-        names = ("processor", "queries", "forwards")
-        return Costs(*(before[name] + share * (after[name] - before[name]) for name in names))
-    return None
 
 
 def group_results(results: Sequence[Mapping[str, Any]]) -> dict[tuple[str, ...], list[Mapping[str, Any]]]:
@@ -96,26 +76,3 @@ def price_rows(results: Sequence[Mapping[str, Any]], words: Mapping[str, str]) -
             ]
         )
     return rows
-
-
-def main() -> None:
-    """Print a table of costs for each [[runs]] of the plan."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("plan", type=Path)
-    arguments = parser.parse_args()
-    methods = tomllib.loads(arguments.plan.read_text(encoding="utf-8"))["methods"]
-    words = {name: about["about"] for name, about in methods.items() if "about" in about}
-    folder = arguments.plan.parent / "results" / arguments.plan.stem
-    header = ["task", "model", "method", "seeds", "processor s to the target", "queries to it", "measure"]
-    header += ["recognised, %", "after processor s"]
-    for block in read_blocks(arguments.plan):
-        files = [folder / f"{cell.name}.json" for cell in block]
-        results = [json.loads(file.read_text(encoding="utf-8")) for file in files if file.exists()]
-        print("| " + " | ".join(header) + " |\n|" + "---|" * len(header))
-        for row in price_rows(results, words):
-            print("| " + " | ".join(row) + " |")
-        print()
-
-
-if __name__ == "__main__":
-    main()
