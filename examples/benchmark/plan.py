@@ -128,10 +128,11 @@ def _read_block(
     cells = [_make_cell(path, plan, block, (task, model, method, seed)) for seed, task, model, method in names]
     if not block.get("tuned"):
         return cells
+    tuned_as = {name: how.get("tuned_as", name) for name, how in plan["methods"].items()}
     return [
-        replace(cell, settings=(*cell.settings, *chosen[cell.model, cell.method]))
+        replace(cell, settings=(*cell.settings, *chosen[cell.model, tuned_as[cell.method]]))
         for cell in cells
-        if (cell.model, cell.method) in chosen
+        if (cell.model, tuned_as[cell.method]) in chosen
     ]
 
 

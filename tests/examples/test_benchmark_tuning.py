@@ -18,6 +18,10 @@ reward = { compressibility = 1.0, recognition = 2.0 }
 settings = ["objective.kind=rwr"]
 knob = [["objective.beta=2.0"], ["objective.beta=0.5"]]
 
+[methods.longer]
+settings = ["objective.kind=rwr"]
+tuned_as = "rwr"
+
 [[tuning]]
 task = "small"
 models = ["emoji-lcm"]
@@ -30,7 +34,7 @@ trials = 3
 [[runs]]
 tasks = ["small"]
 models = ["emoji-lcm"]
-methods = ["rwr"]
+methods = ["rwr", "longer"]
 seeds = [3]
 tuned = true
 """
@@ -103,7 +107,8 @@ class TestPlan:
 
     def test_and_take_what_it_chose(self, tmp_path):
         plan, tuning = self.write(tmp_path, (Trial(1e-3), -2.0), (Trial(2e-3), -3.0), (Trial(5e-4), -1.0))
-        (cell,) = read_plan(plan)
+        cell, longer = read_plan(plan)
+        assert (longer.name, longer.settings) == ("small-emoji-lcm-longer-3", cell.settings)
         assert (cell.name, cell.trial) == ("small-emoji-lcm-rwr-3", None)
         assert cell.settings == ("objective.kind=rwr", "train.learning_rate=0.0005", "objective.beta=2.0")
         assert [one.name for one in tuning.runs_of(Trial(2e-3, 1))] == [
