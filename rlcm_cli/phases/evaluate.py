@@ -13,13 +13,13 @@ from rlcm_cli.config import Config
 from rlcm_cli.core.noise import derive_seed
 from rlcm_cli.errors import ForeignFileError
 from rlcm_cli.events import Advanced, Evaluated, Event, PhaseStarted
-from rlcm_cli.learning.advantages import rows_of, sum_rewards
 from rlcm_cli.models.latent_model import LatentModel
 from rlcm_cli.phases.sample import REDUCTION, draw_batch
 from rlcm_cli.phases.score import Scorer
 from rlcm_cli.processes.job import Processes
 from rlcm_cli.prompts import draw_prompts
 from rlcm_cli.rewards import RewardSpec
+from rlcm_cli.runs.held_out import estimate_images, rows_of_task, sum_by_task
 from rlcm_cli.runs.inputs import TaskPrompts
 from rlcm_cli.runs.policy import load_checkpoint
 from rlcm_cli.runs.run import Run
@@ -232,31 +232,26 @@ def score_fixed(
 
 
 def average_evaluation(evaluation: Evaluation, config: Config) -> Evaluated:
-    """Average the rewards of an evaluation over its training and its held-out prompts.
+    """Average the rewards of an evaluation over its training and its held-out prompts, as `estimate_images` does.
 
     Images that people have not voted on do not count.
     """
-    rewards = {name: torch.from_numpy(values) for name, values in evaluation.rewards.items()}
-    unknown = torch.full((len(evaluation.tasks),), torch.nan)
-    trained = {name for task in config.joint_tasks().values() for name in task.rewards}
-    total = sum_rewards(config, evaluation.tasks, {**dict.fromkeys(trained, unknown), **rewards})
-    held_out = torch.from_numpy(evaluation.held_out)
+    tasks = {name: task.rewards for name, task in config.joint_tasks().items()}
+    total, held_out = sum_by_task(evaluation, tasks), evaluation.held_out
     # An evaluation may be older than what is monitored today.
-    present = [name for name in config.reward_names() if name in rewards]
+    present = [name for name in config.reward_names() if name in evaluation.rewards]
+    components = {name: _mean(evaluation, evaluation.rewards[name]) for name in present}
+    of_task = {task: _mean(evaluation, total, rows_of_task(evaluation, task)) for task in tasks}
     return Evaluated(
         checkpoint=evaluation.checkpoint,
-        reward_training=_mean(total[~held_out]),
-        reward_held_out=_mean(total[held_out]),
-        components={name: rewards[name].nanmean().item() for name in present},
-        tasks={
-            task: mean
-            for task in dict.fromkeys(evaluation.tasks)
-            if (mean := _mean(total[rows_of(evaluation.tasks, task)])) is not None
-        },
+        reward_training=_mean(evaluation, total, ~held_out),
+        reward_held_out=_mean(evaluation, total, held_out),
+        components={name: mean for name, mean in components.items() if mean is not None},
+        tasks={task: mean for task, mean in of_task.items() if mean is not None},
     )
 
 
-def _mean(values: Tensor) -> float | None:
-    """Return the mean of the values that are known; None: none is."""
-    known = values[~values.isnan()]
-    return known.mean().item() if len(known) else None
+def _mean(evaluation: Evaluation, values: np.ndarray, chosen: np.ndarray | None = None) -> float | None:
+    """Return the mean over prompts of the values that are known; None: none is."""
+    found = estimate_images(evaluation, values, chosen)
+    return None if found is None else found.mean

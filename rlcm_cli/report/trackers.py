@@ -26,6 +26,7 @@ from rlcm_cli.errors import ConfigError
 from rlcm_cli.pictures.contact_sheet import arrange_sheet
 from rlcm_cli.report.private import withhold, withhold_text
 from rlcm_cli.report.tracker_services import PROJECT, SERVICES
+from rlcm_cli.runs.held_out import estimate_images
 from rlcm_cli.runs.run import Run
 from rlcm_cli.store.atomic import replace_bytes
 from rlcm_cli.store.evaluations import Evaluation, read_evaluation
@@ -181,11 +182,11 @@ def name_numbers(values: Mapping[str, Any]) -> dict[str, int | float]:
 
 
 def average_rewards(evaluation: Evaluation) -> dict[str, dict[str, float]]:
-    """Average each reward of the fixed images, of training prompts and of held-out prompts."""
+    """Average each reward of the fixed images over prompts, of training prompts and of held-out prompts."""
     means: dict[str, dict[str, float]] = {}
     for part, rows in (("training", ~evaluation.held_out), ("held_out", evaluation.held_out)):
-        known = {name: values[rows][~np.isnan(values[rows])] for name, values in evaluation.rewards.items()}
-        means[part] = {name: float(values.mean()) for name, values in known.items() if len(values)}
+        known = {name: estimate_images(evaluation, values, rows) for name, values in evaluation.rewards.items()}
+        means[part] = {name: found.mean for name, found in known.items() if found is not None}
     return means
 
 

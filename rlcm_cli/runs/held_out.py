@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from rlcm_cli.config import Config
+from rlcm_cli.core.estimates import Estimate, estimate
 from rlcm_cli.store.evaluations import Evaluation, comparable_evaluations, read_evaluation
 from rlcm_cli.store.layout import RunLayout
 
@@ -45,40 +46,76 @@ def read_held_out(layout: RunLayout, config: Config, numbers: Sequence[int] | No
     return measure_held_out(comparable_evaluations(found), config)
 
 
+def estimate_images(found: Evaluation, values: np.ndarray, chosen: np.ndarray | None = None) -> Estimate | None:
+    """Average values of fixed images over prompts, each the mean of its own known images.
+
+    Every mean of held-out rewards that is shown or decides anything is this one.
+
+    Args:
+        found: The evaluation.
+        values: A number an image, [B], NaN where it is not known.
+        chosen: Which images count, bool [B]; None: all.
+
+    Returns:
+        The mean with its standard error over prompts; None where no value is known.
+    """
+    rows = np.arange(len(found.prompts)) if chosen is None else np.flatnonzero(chosen)
+    return estimate(values[rows].astype(np.float64).tolist(), [found.prompts[row] for row in rows])
+
+
+def sum_by_task(found: Evaluation, tasks: Mapping[str, Mapping[str, float]]) -> np.ndarray:
+    """Return the weighted sum of each image by the weights of its task, float64 [B].
+
+    NaN for images of other tasks, and for those of which a reward of their task is not known.
+    """
+    total = np.full(len(found.tasks), np.nan)
+    unknown = np.full(len(found.tasks), np.nan)
+    for task, weights in tasks.items():
+        rows = rows_of_task(found, task)
+        parts = [
+            weight * found.rewards.get(name, unknown)[rows].astype(np.float64) for name, weight in weights.items()
+        ]
+        total[rows] = np.sum(parts, axis=0)
+    return total
+
+
+def rows_of_task(found: Evaluation, task: str) -> np.ndarray:
+    """Return which images are of a task, bool [B]."""
+    return np.array([of_image == task for of_image in found.tasks], dtype=bool)
+
+
 def measure_held_out(evaluations: Sequence[Evaluation], config: Config) -> dict[int, float]:
     """Return what each evaluation reached of what is trained for, by checkpoint, ascending.
 
-    It is one number that only a comparison gives a meaning: the weighted means of the rewards over all fixed images,
-    as they are where the task sums them, else in standard deviations over the first evaluation's images, so that the
-    reward with the largest unit does not decide. An evaluation without a trained reward is left out; of people's votes
-    the images count that somebody voted on.
+    It is the mean over all fixed images, as `estimate_images` has it, of the weighted sum of the rewards: as they are
+    where the task sums them, else in standard deviations over the first evaluation's images, so that the reward with
+    the largest unit does not decide. An evaluation without a trained reward is left out; of people's votes the images
+    count that somebody voted on.
     """
     tasks = config.joint_tasks()
-    weights = {(task, name): weight for task in tasks for name, weight in tasks[task].rewards.items()}
+    weights: dict[str, Mapping[str, float]] = {task: settings.rewards for task, settings in tasks.items()}
     whole = [
-        found for found in evaluations if all(key[1] in found.rewards and len(_values(found, *key)) for key in weights)
+        found
+        for found in sorted(evaluations, key=lambda found: found.checkpoint)
+        if all(not np.isnan(sum_by_task(found, {task: weights[task]})).all() for task in tasks)
     ]
-    scales = {
-        (task, name): 1.0 if tasks[task].combine == "sum" else measure_spread(whole[0], task, name)
-        for task, name in weights
-        if whole
-    }
-    return {
-        found.checkpoint: float(
-            sum(weight * _values(found, *key).mean() / scales[key] for key, weight in weights.items())
-        )
-        for found in sorted(whole, key=lambda found: found.checkpoint)
-    }
+    for task, settings in tasks.items():
+        if settings.combine != "sum" and whole:
+            weights[task] = {
+                name: weight / measure_spread(whole[0], task, name) for name, weight in settings.rewards.items()
+            }
+    reached = {found.checkpoint: estimate_images(found, sum_by_task(found, weights)) for found in whole}
+    return {checkpoint: known.mean for checkpoint, known in reached.items() if known is not None}
 
 
 def measure_reward(evaluations: Sequence[Evaluation], name: str) -> dict[int, float]:
     """Return the mean of one reward, watched or trained for, over the fixed images of each evaluation that has it."""
-    known = {
-        found.checkpoint: found.rewards[name][~np.isnan(found.rewards[name])].astype(np.float64)
-        for found in evaluations
+    reached = {
+        found.checkpoint: estimate_images(found, found.rewards[name])
+        for found in sorted(evaluations, key=lambda found: found.checkpoint)
         if name in found.rewards
     }
-    return {checkpoint: float(values.mean()) for checkpoint, values in sorted(known.items()) if len(values)}
+    return {checkpoint: known.mean for checkpoint, known in reached.items() if known is not None}
 
 
 def measure_spread(found: Evaluation, task: str, name: str) -> float:
@@ -136,7 +173,6 @@ def find_span(evaluations: Sequence[Evaluation], config: Config) -> HeldOutSpan 
 
 
 def _values(found: Evaluation, task: str, name: str) -> np.ndarray:
-    rows = np.array([of_image == task for of_image in found.tasks], dtype=bool)
-    given = found.rewards[name][rows].astype(np.float64)
+    given = found.rewards[name][rows_of_task(found, task)].astype(np.float64)
     values: np.ndarray = given[~np.isnan(given)]
     return values

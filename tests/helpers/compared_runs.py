@@ -29,7 +29,10 @@ def write_run(
     monitored: Mapping[str, Sequence[float]] | None = None,
     **sections: Any,
 ) -> Path:
-    """Write a run whose iterations have these mean rewards and cost the same each; `seconds` is the wall time."""
+    """Write a run whose iterations have these mean rewards and cost the same each; `seconds` is the wall time.
+
+    A setting that is None is left out, such as `rewards` where `tasks` have their own.
+    """
     layout = RunLayout(root)
     values: dict[str, Any] = {
         "task": "compression",
@@ -37,6 +40,10 @@ def write_run(
         "rewards": weights or {"compressibility": 1.0},
         **sections,
     }
+    trained = values["rewards"] or dict.fromkeys(
+        (name for task in values["tasks"].values() for name in task["rewards"]), 1.0
+    )
+    values = {key: value for key, value in values.items() if value is not None}
     if monitored:
         values["monitor"] = {"rewards": list(monitored)}
     publish_config(layout, parse_config(values).to_json(), {})
@@ -45,8 +52,8 @@ def write_run(
             "reward_mean": reward,
             "reward_std": 0.0,
             "reward_best": reward,
-            "rewards": dict.fromkeys(values["rewards"], reward / sum(values["rewards"].values())),
-            "reward_stds": dict.fromkeys([*values["rewards"], *(monitored or {})], 0.0),
+            "rewards": dict.fromkeys(trained, reward / sum(trained.values())),
+            "reward_stds": dict.fromkeys([*trained, *(monitored or {})], 0.0),
             "monitored": {name: series[number] for name, series in (monitored or {}).items()},
             "samples": samples,
             "sample_seconds": seconds / 2,
@@ -66,8 +73,9 @@ def write_evaluation(
     held_out: Sequence[bool],
     revisions: Mapping[str, str] | None = None,
     prompts: Sequence[str] | None = None,
+    tasks: Sequence[str] | None = None,
 ) -> None:
-    """Publish an evaluation of images of one task."""
+    """Publish an evaluation, without `tasks` of images of one task."""
     count = len(held_out)
     publish_evaluation(
         RunLayout(root),
@@ -76,7 +84,7 @@ def write_evaluation(
             policy_digest="p" * 64,
             images=np.zeros((count, 3, 4, 4), np.uint8),
             prompts=list(prompts or ["cat"] * count),
-            tasks=["compression"] * count,
+            tasks=list(tasks or ["compression"] * count),
             seed=np.arange(count),
             held_out=np.array(held_out),
             rewards={name: np.array(values, np.float32) for name, values in rewards.items()},

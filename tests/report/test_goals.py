@@ -11,7 +11,8 @@ from reported_runs import MONITORED, REWARD, data_of, write_reported
 
 from rlcm_cli.config.validation import parse_config
 from rlcm_cli.report.run.data import RunData
-from rlcm_cli.report.run.goals import Goal, find_goals, sum_by_task
+from rlcm_cli.report.run.goals import Goal, find_goals
+from rlcm_cli.runs.held_out import sum_by_task
 
 
 @pytest.fixture

@@ -18,6 +18,7 @@ from rlcm_cli.report.html.compare import tabulate_runs
 from rlcm_cli.report.run.data import read_run
 from rlcm_cli.report.run.summary import describe_best, find_changes
 from rlcm_cli.runs.choosing import choose_checkpoint
+from rlcm_cli.runs.held_out import measure_reward
 from rlcm_cli.runs.pruning import find_best
 from rlcm_cli.store.evaluations import read_evaluation
 
@@ -25,38 +26,67 @@ REWARDS = ("compressibility", "sharpness", "colourfulness")
 PARTS = {False: "held_out_seeds", True: "held_out_prompts"}
 
 
-def make_runs(root, random):
-    """Write runs of one method and return them as compare and report open them."""
+def draw_weights(random):
+    """Draw one to three rewards with weights."""
     names = REWARDS[: random.integers(1, 4)]
     weights = {name: float(random.choice([1.0, 2.0, -0.5])) for name in names}
     if abs(sum(weights.values())) < 0.1:  # by which the helper divides
         weights[names[0]] += 1.0
+    return weights
+
+
+def draw_goal(random):
+    """Draw what a run is trained for, by one task or two: its settings, and the rewards of each task."""
+    goals = {
+        task: {"rewards": draw_weights(random), "combine": str(random.choice(["sum", "normalised"]))}
+        for task in ("compression", "other")[: random.integers(1, 3)]
+    }
+    if len(goals) == 1:
+        (goal,) = goals.values()
+        return {"weights": goal["rewards"], "combine": goal["combine"]}, {"compression": goal["rewards"]}
+    return {"rewards": None, "tasks": goals}, {task: goal["rewards"] for task, goal in goals.items()}
+
+
+def draw_rewards(random, weights, tasks, partly):
+    """Draw a number an image of each reward, of those that its task has; `partly`: not of all of these."""
+    rewards = {}
+    for scale, name in enumerate((*REWARDS, "extra"), 1):
+        values = random.normal(0, scale, len(tasks))
+        if partly:
+            values[random.random(len(tasks)) < 0.3] = np.nan
+        if name != "extra":
+            values[[name not in weights[task] for task in tasks]] = np.nan
+        rewards[name] = values
+    return {name: values for name, values in rewards.items() if not np.isnan(values).all()}
+
+
+def make_runs(root, random):
+    """Write runs of one method; return them as compare and report open them, and whether some rewards are unknown."""
+    sections, weights = draw_goal(random)
     prompts = [f"prompt {number}" for number in range(random.integers(2, 6))]
-    images, kept_out = int(random.integers(1, 4)), int(random.integers(0, len(prompts)))
+    images, kept_out, partly = int(random.integers(1, 4)), int(random.integers(0, len(prompts))), random.random() < 0.5
+    plan = [
+        (task, f"{prompt} of {task}", number < kept_out)
+        for task in weights
+        for number, prompt in enumerate(prompts)
+        for _ in range(images)
+    ]
+    tasks, of_images, held_out = zip(*plan, strict=True)
     checkpoints = [0, *np.cumsum(random.integers(1, 4, random.integers(1, 4))).tolist()]
-    combine = str(random.choice(["sum", "normalised"]))
     runs = []
     for seed in range(random.integers(1, 4)):
         means = random.normal(0, 2, random.integers(2, 14)).tolist()
-        run = write_run(root / f"run-{seed}", means, seed=seed, weights=weights, combine=combine)
+        run = write_run(root / f"run-{seed}", means, seed=seed, **sections)
         for checkpoint in checkpoints:
-            rewards = {
-                name: random.normal(0, scale, len(prompts) * images) for scale, name in enumerate((*names, "extra"), 1)
-            }
-            write_evaluation(
-                run,
-                checkpoint,
-                rewards,
-                [number < kept_out for number in range(len(prompts)) for _ in range(images)],
-                prompts=[prompt for prompt in prompts for _ in range(images)],
-            )
+            rewards = draw_rewards(random, weights, tasks, partly)
+            write_evaluation(run, checkpoint, rewards, held_out, prompts=of_images, tasks=tasks)
         runs.append(open_compared(run))
-    return runs
+    return runs, partly
 
 
-@pytest.mark.parametrize("number", range(8))
+@pytest.mark.parametrize("number", range(24))
 def test_every_number_that_two_of_them_tell_is_the_same(tmp_path, number):
-    runs = make_runs(tmp_path, np.random.default_rng(number))
+    runs, partly = make_runs(tmp_path, np.random.default_rng(number))
     (method,) = tabulate(compare_runs(runs))["methods"]
     read = [read_run(run, run.name) for run in runs]
     for index, (run, data, row) in enumerate(zip(runs, read, tabulate_runs(read), strict=True)):
@@ -75,22 +105,32 @@ def test_every_number_that_two_of_them_tell_is_the_same(tmp_path, number):
         # the held-out images: the report
         told = method["held_out"]["rewards"]
         for change in find_changes(data):
-            if change.is_sum and data.config.combine != "sum":
-                continue  # the report's sum is in standard deviations, and says so
-            reached = told["" if change.is_sum else change.reward][PARTS[change.held_out]]
+            if change.is_sum and (data.config.combine != "sum" or len(run.tasks) > 1):
+                continue  # the report's sum is in standard deviations, or of one task, and says so
+            reached = told.get("" if change.is_sum else change.reward, {}).get(PARTS[change.held_out])
+            if reached is None:
+                assert partly  # another seed lacks it
+                continue
             assert reached["first"]["of_each_seed"][index] == change.before.mean
             assert reached["final"]["of_each_seed"][index] == change.after.mean
             assert reached["change"]["of_each_seed"][index] == pytest.approx(change.difference.mean, abs=1e-9)
         # … what `evaluate` and `loop` print of a checkpoint
         for level, checkpoint in chosen.items():
-            printed = average_evaluation(read_evaluation(run.layout, checkpoint), run.config)
+            evaluation = read_evaluation(run.layout, checkpoint)
+            printed = average_evaluation(evaluation, run.config)
             for held_out, value in ((False, printed.reward_training), (True, printed.reward_held_out)):
-                if value is not None:
-                    same = told[""][PARTS[held_out]][level]["of_each_seed"][index]
-                    assert value == pytest.approx(same, rel=1e-5, abs=1e-5)
+                same = told.get("", {}).get(PARTS[held_out], {}).get(level)
+                assert partly or (value is None) == (same is None)
+                if same is not None:
+                    assert value == same["of_each_seed"][index]
+            for name, value in printed.components.items():
+                assert value == measure_reward([evaluation], name)[checkpoint]
         # … and how `evaluate --reward` compares checkpoints
         for judged in judge_checkpoints(run.layout, [chosen["final"]], [*run.trained, "extra"]).get("held_out", []):
-            reached = told[judged.reward]["held_out_prompts"]
+            reached = told.get(judged.reward, {}).get("held_out_prompts")
+            if reached is None:
+                assert partly
+                continue
             level = "final" if judged.way == str(chosen["final"]) else "first"
             assert reached[level]["of_each_seed"][index] == judged.estimate.mean
             if judged.difference:

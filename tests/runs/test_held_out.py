@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,8 +12,18 @@ from reported_runs import write_evaluation, write_reported
 from rlcm_cli.config import parse_config
 from rlcm_cli.errors import ConfigError
 from rlcm_cli.runs import held_out
-from rlcm_cli.runs.held_out import HeldOutRewards, best_held_out, find_flat, measure_held_out, read_held_out
+from rlcm_cli.runs.held_out import (
+    HeldOutRewards,
+    best_held_out,
+    estimate_images,
+    find_flat,
+    measure_held_out,
+    measure_reward,
+    read_held_out,
+)
 from rlcm_cli.store.evaluations import Evaluation, read_evaluation
+
+NAN = float("nan")
 
 
 def make_config(**sections: Any):
@@ -57,12 +68,28 @@ def test_the_largest_unit_decides_only_where_rewards_are_summed(combine, best):
     assert best_held_out(measure_held_out(given, config)) == best
 
 
-def test_tasks_count_by_their_own_images():
+def test_the_images_of_each_task_count_by_its_own_rewards():
     tasks = {"one": {"rewards": {"sharpness": 1.0}}, "two": {"rewards": {"brightness": 2.0}}}
     config = make_config(tasks={name: {**task, "combine": "sum"} for name, task in tasks.items()})
-    nan = float("nan")
-    given = make_evaluation(3, ("one", "two"), sharpness=[1, nan, 3, nan], brightness=[nan, 5, nan, 7])
-    assert measure_held_out([given], config) == {3: 2.0 + 2 * 6.0}
+    given = make_evaluation(3, ("one", "two"), sharpness=[1, NAN, 3, NAN], brightness=[NAN, 5, NAN, 7])
+    given = replace(given, prompts=["cat", "dog"] * 2)
+    assert measure_held_out([given], config) == {3: (2.0 + 2 * 6.0) / 2}
+
+
+def test_each_prompt_counts_once_however_many_of_its_images_are_known():
+    found = replace(make_evaluation(0, votes=[1.0, 3.0, 6.0, NAN]), prompts=["cat", "cat", "dog", "dog"])
+    assert measure_held_out([found], make_config(rewards={"votes": 1.0}, combine="sum")) == {0: 4.0}  # of 2 and 6
+    assert measure_reward([found], "votes") == {0: 4.0}
+    known = estimate_images(found, found.rewards["votes"])
+    assert (known.mean, known.error, known.prompts) == (4.0, 2.0, 2)
+    assert estimate_images(found, found.rewards["votes"], np.array([True, False, False, True])).mean == 1.0
+    assert estimate_images(found, found.rewards["votes"], np.array([False, False, False, True])) is None
+
+
+def test_an_image_without_one_of_the_rewards_of_its_sum_does_not_count():
+    found = make_evaluation(0, votes=[1.0, NAN, 3.0], sharpness=[10.0, 20.0, 30.0])
+    config = make_config(rewards={"votes": 1.0, "sharpness": 0.5}, combine="sum")
+    assert measure_held_out([found], config) == {0: (6.0 + 18.0) / 2}
 
 
 def test_an_evaluation_without_a_trained_reward_is_left_out_and_one_is_no_choice():

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
 from rlcm_cli.report.compare.runs import ComparedRun
-from rlcm_cli.report.run.goals import sum_by_task
-from rlcm_cli.report.run.summary import estimate_part
-from rlcm_cli.runs.held_out import find_span
+from rlcm_cli.runs.held_out import HeldOutSpan, estimate_images, find_span, sum_by_task
 from rlcm_cli.store.evaluations import Evaluation, read_evaluation
 
+ValuesOf = Callable[[Evaluation], np.ndarray]
+"""Returns a number for each image of an evaluation, NaN where it is not known."""
 TOTAL = ""
 """In the place of a reward's name: what is trained for, the weighted sum of the rewards as they are."""
 PARTS = {"held_out_seeds": False, "held_out_prompts": True}
@@ -27,6 +28,8 @@ class Reached:
     best: float | None
     """None where the run has no best checkpoint, see `HeldOutSpan`."""
     final: float
+    change: float
+    """Of the images that have the reward at both, paired; final minus first where every image has it."""
 
 
 @dataclass(frozen=True)
@@ -56,14 +59,11 @@ def read_held_out_levels(run: ComparedRun, component: str | None) -> HeldOutLeve
         return None
     first, best, final = span.first, span.best, span.final
     means = {}
-    for name, tasks in _list_sums(run, component, final):
-        needed = {reward for weights in tasks.values() for reward in weights}
-        if needed <= first.rewards.keys() & final.rewards.keys():
-            in_best = best if best is not None and needed <= best.rewards.keys() else None
-            for part, held_out in PARTS.items():
-                reached = _reach(first, in_best, final, tasks, held_out=held_out)
-                if reached:
-                    means[name, part] = reached
+    for name, values_of in _list_values(run, component, span):
+        for part, held_out in PARTS.items():
+            reached = _reach(span, values_of, held_out=held_out)
+            if reached:
+                means[name, part] = reached
     return HeldOutLevels(
         checkpoints=(first.checkpoint, None if best is None else best.checkpoint, final.checkpoint),
         means=means,
@@ -73,29 +73,25 @@ def read_held_out_levels(run: ComparedRun, component: str | None) -> HeldOutLeve
     )
 
 
-def _list_sums(
-    run: ComparedRun, component: str | None, final: Evaluation
-) -> Iterator[tuple[str, Mapping[str, Mapping[str, float]]]]:
-    """List what is to be averaged, with its weights by task: the total, then reward by reward, or one reward only."""
+def _list_values(run: ComparedRun, component: str | None, span: HeldOutSpan) -> Iterator[tuple[str, ValuesOf]]:
+    """List what is to be averaged: the total, then reward by reward, or one reward only."""
     if component is None:
-        yield TOTAL, run.tasks
-    for name in [component] if component else list(dict.fromkeys([*run.trained, *run.rewards, *final.rewards])):
-        if name in final.rewards:
-            known = ~np.isnan(final.rewards[name])
-            scored = {task for task, is_known in zip(final.tasks, known.tolist(), strict=True) if is_known}
-            yield name, {task: {name: 1.0} for task in scored}
+        yield TOTAL, partial(sum_by_task, tasks=run.tasks)
+    for name in [component] if component else dict.fromkeys([*run.trained, *run.rewards, *span.final.rewards]):
+        if name in span.first.rewards and name in span.final.rewards:
+            yield name, partial(_values_of, name)
 
 
-def _reach(
-    first: Evaluation,
-    best: Evaluation | None,
-    final: Evaluation,
-    tasks: Mapping[str, Mapping[str, float]],
-    *,
-    held_out: bool,
-) -> Reached | None:
-    before, chosen, after = (
-        None if found is None else estimate_part(found, sum_by_task(found, tasks), held_out=held_out)
-        for found in (first, best, final)
-    )
-    return Reached(before.mean, chosen.mean if chosen else None, after.mean) if before and after else None
+def _values_of(name: str, found: Evaluation) -> np.ndarray:
+    given = found.rewards.get(name, np.full(len(found.prompts), np.nan))
+    return given.astype(np.float64)
+
+
+def _reach(span: HeldOutSpan, values_of: ValuesOf, *, held_out: bool) -> Reached | None:
+    rows = span.first.held_out == held_out
+    then, now = values_of(span.first), values_of(span.final)
+    before, after, moved = (estimate_images(span.first, values, rows) for values in (then, now, now - then))
+    best = estimate_images(span.best, values_of(span.best), span.best.held_out == held_out) if span.best else None
+    if before is None or after is None or moved is None:
+        return None
+    return Reached(before.mean, None if best is None else best.mean, after.mean, moved.mean)

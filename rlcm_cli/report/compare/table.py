@@ -135,7 +135,7 @@ def _tabulate_held_out(levels: Sequence[HeldOutLevels | None]) -> dict[str, Any]
             "first": _spread([reached.first for reached in means]),
             "best": None if None in best else _spread([value for value in best if value is not None]),
             "final": _spread([reached.final for reached in means]),
-            "change": _spread([reached.final - reached.first for reached in means]),
+            "change": _spread([reached.change for reached in means]),
         }
     return {
         "checkpoints": [dict(zip(("first", "best", "final"), found.checkpoints, strict=True)) for found in known],

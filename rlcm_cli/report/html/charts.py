@@ -29,7 +29,7 @@ from rlcm_cli.report.private import name_reward
 from rlcm_cli.report.run.bands import FREE, Range, band
 from rlcm_cli.report.run.data import RunData
 from rlcm_cli.report.run.goals import find_goals
-from rlcm_cli.report.run.summary import estimate_part
+from rlcm_cli.runs.held_out import estimate_images
 from rlcm_cli.store.evaluations import Evaluation
 from rlcm_cli.store.metrics import PHASES, IterationMetrics
 
@@ -347,7 +347,7 @@ def _evaluated(data: RunData, values_of: Callable[[Evaluation], np.ndarray | Non
     for evaluation in data.evaluations:
         values = values_of(evaluation)
         for held_out in (False, True):
-            found = None if values is None else estimate_part(evaluation, values, held_out=held_out)
+            found = None if values is None else estimate_images(evaluation, values, evaluation.held_out == held_out)
             if found:
                 error = found.error if math.isfinite(found.error) else 0.0
                 points.append(

@@ -9,7 +9,7 @@ import numpy as np
 
 from rlcm_cli.report.compare.runs import describe_weights
 from rlcm_cli.report.run.data import RunData
-from rlcm_cli.runs.held_out import measure_spread
+from rlcm_cli.runs.held_out import measure_spread, sum_by_task
 from rlcm_cli.store.evaluations import Evaluation
 
 
@@ -26,16 +26,6 @@ class Goal:
     def values(self, evaluation: Evaluation) -> np.ndarray:
         """Return the sum of each image, float64 [B]; NaN for images of other tasks."""
         return sum_by_task(evaluation, {self.task: self.weights})
-
-
-def sum_by_task(evaluation: Evaluation, tasks: Mapping[str, Mapping[str, float]]) -> np.ndarray:
-    """Return the weighted sum of each image by the weights of its task, float64 [B]; NaN for images of other tasks."""
-    total = np.full(len(evaluation.tasks), np.nan)
-    for task, weights in tasks.items():
-        rows = [row for row, of_image in enumerate(evaluation.tasks) if of_image == task]
-        parts = [weight * evaluation.rewards[name][rows].astype(np.float64) for name, weight in weights.items()]
-        total[rows] = np.sum(parts, axis=0)
-    return total
 
 
 def find_goals(data: RunData) -> list[Goal]:

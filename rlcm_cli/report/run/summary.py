@@ -9,14 +9,13 @@ from itertools import takewhile
 
 import numpy as np
 
-from rlcm_cli.core.estimates import Estimate, estimate
+from rlcm_cli.core.estimates import Estimate
 from rlcm_cli.core.hacking import measure_drop
 from rlcm_cli.report.compare.runs import describe_weights
 from rlcm_cli.report.private import name_reward, withhold_text
 from rlcm_cli.report.run.data import RunData
 from rlcm_cli.report.run.goals import find_goals
-from rlcm_cli.runs.held_out import find_span
-from rlcm_cli.store.evaluations import Evaluation
+from rlcm_cli.runs.held_out import estimate_images, find_span
 from rlcm_cli.store.metrics import PHASES
 from rlcm_cli.wording import count, format_duration
 
@@ -52,12 +51,6 @@ class Change:
         return "rose" if self.difference.mean > 0 else "fell"
 
 
-def estimate_part(evaluation: Evaluation, values: np.ndarray, *, held_out: bool) -> Estimate | None:
-    """Average values of an evaluation's images, [B], over its training prompts or over those kept out of training."""
-    rows = np.flatnonzero(evaluation.held_out == held_out)
-    return estimate(values[rows].astype(np.float64).tolist(), [evaluation.prompts[row] for row in rows])
-
-
 def find_changes(data: RunData) -> list[Change]:
     """Compare the first and the last evaluation: what is trained for, where that is a sum, then reward by reward.
 
@@ -76,12 +69,9 @@ def find_changes(data: RunData) -> list[Change]:
     changes = []
     for number, (reward, then, now) in enumerate([*goals, *single]):
         for held_out in (False, True):
-            rows = np.flatnonzero(first.held_out == held_out)
-            parts = [
-                estimate(values[rows].tolist(), [first.prompts[row] for row in rows])
-                for values in (then, now, now - then)
-            ]
-            before, after, moved = parts
+            before, after, moved = (
+                estimate_images(first, values, first.held_out == held_out) for values in (then, now, now - then)
+            )
             if before and after and moved:
                 changes.append(Change(reward, held_out, before, after, moved, is_sum=number < len(goals)))
     return changes
