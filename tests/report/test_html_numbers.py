@@ -11,6 +11,7 @@ import pytest
 from metric_rows import make_row
 from reported_runs import MONITORED, PROMPTS, REWARD, SAMPLES, data_of, reward_of, write_reported
 
+from rlcm_cli.core.estimates import estimate
 from rlcm_cli.errors import ConfigError
 from rlcm_cli.report.html.charts import chart_costs, chart_rewards, chart_updates, group_rows, read_group, trace
 from rlcm_cli.report.html.images import Budget, find_extremes, follow_images
@@ -22,7 +23,6 @@ from rlcm_cli.report.run.summary import (
     Change,
     Estimate,
     describe_cost,
-    estimate,
     find_changes,
     format_estimate,
 )
