@@ -65,6 +65,8 @@ class Evaluated:
     """Mean of each reward over the images that have it."""
     tasks: Mapping[str, float]
     """Mean of the training reward of each task."""
+    in_deviations: bool = False
+    """The training reward is a sum of rewards in standard deviations, see `weigh_rewards`."""
 
 
 @dataclass(frozen=True)

@@ -181,6 +181,8 @@ class Display:
             reward = f"{event.reward_training:.3f} on training prompts" if known else "drawn, without votes"
             if event.reward_held_out is not None:
                 reward += f", {event.reward_held_out:.3f} on held-out prompts"
+        if event.in_deviations and event.tasks:  # else no image has a reward
+            reward += ", in standard deviations"
         self.console.print(
             f"held-out evaluation, checkpoint {event.checkpoint}: {reward}  ({parts})",
             markup=False,
@@ -188,6 +190,7 @@ class Display:
         self.summary.setdefault("evaluations", {})[str(event.checkpoint)] = {
             "reward_training": event.reward_training,
             "reward_held_out": event.reward_held_out,
+            **({"in_standard_deviations": True} if event.in_deviations else {}),
             **event.components,
         }
 

@@ -19,7 +19,7 @@ from rlcm_cli.phases.score import Scorer
 from rlcm_cli.processes.job import Processes
 from rlcm_cli.prompts import draw_prompts
 from rlcm_cli.rewards import RewardSpec
-from rlcm_cli.runs.held_out import estimate_images, rows_of_task, sum_by_task
+from rlcm_cli.runs.held_out import estimate_images, has_deviations, read_weights, rows_of_task, sum_by_task
 from rlcm_cli.runs.inputs import TaskPrompts
 from rlcm_cli.runs.policy import load_checkpoint
 from rlcm_cli.runs.run import Run
@@ -94,7 +94,7 @@ def evaluate(
     processes.wait()
     evaluation = read_evaluation(layout, checkpoint, images=False)
     _check_policy(layout, evaluation, state)
-    yield average_evaluation(evaluation, config)
+    yield average_evaluation(evaluation, config, read_weights(layout, config, checkpoint))
 
 
 def _check_policy(layout: RunLayout, evaluation: Evaluation, state: TrainerState) -> None:
@@ -149,7 +149,8 @@ def score_evaluations(
             _score_again(run, {name: scorers[name]}, checkpoint, device)
             yield Advanced(total)
     for checkpoint in checkpoints:
-        yield average_evaluation(read_evaluation(layout, checkpoint, images=False), run.config)
+        found = read_evaluation(layout, checkpoint, images=False)
+        yield average_evaluation(found, run.config, read_weights(layout, run.config, checkpoint))
 
 
 def _score_again(run: Run, scorers: Mapping[str, Scorer], checkpoint: int, device: torch.device) -> None:
@@ -231,23 +232,25 @@ def score_fixed(
     return values
 
 
-def average_evaluation(evaluation: Evaluation, config: Config) -> Evaluated:
+def average_evaluation(
+    evaluation: Evaluation, config: Config, weights: Mapping[str, Mapping[str, float]]
+) -> Evaluated:
     """Average the rewards of an evaluation over its training and its held-out prompts, as `estimate_images` does.
 
-    Images that people have not voted on do not count.
+    `weights` are those of `weigh_rewards`. Images that people have not voted on do not count.
     """
-    tasks = {name: task.rewards for name, task in config.joint_tasks().items()}
-    total, held_out = sum_by_task(evaluation, tasks), evaluation.held_out
+    total, held_out = sum_by_task(evaluation, weights), evaluation.held_out
     # An evaluation may be older than what is monitored today.
     present = [name for name in config.reward_names() if name in evaluation.rewards]
     components = {name: _mean(evaluation, evaluation.rewards[name]) for name in present}
-    of_task = {task: _mean(evaluation, total, rows_of_task(evaluation, task)) for task in tasks}
+    of_task = {task: _mean(evaluation, total, rows_of_task(evaluation, task)) for task in weights}
     return Evaluated(
         checkpoint=evaluation.checkpoint,
         reward_training=_mean(evaluation, total, ~held_out),
         reward_held_out=_mean(evaluation, total, held_out),
         components={name: mean for name, mean in components.items() if mean is not None},
         tasks={task: mean for task, mean in of_task.items() if mean is not None},
+        in_deviations=any(has_deviations(config).values()),
     )
 
 

@@ -84,26 +84,57 @@ def rows_of_task(found: Evaluation, task: str) -> np.ndarray:
     return np.array([of_image == task for of_image in found.tasks], dtype=bool)
 
 
+def has_deviations(config: Config) -> dict[str, bool]:
+    """Return for each task whether the sum of its rewards is one of standard deviations, as training normalises them.
+
+    A single reward of a single task stays as it is.
+    """
+    tasks = config.joint_tasks()
+    several = sum(len(task.rewards) for task in tasks.values()) > 1
+    return {name: several and task.combine != "sum" for name, task in tasks.items()}
+
+
+def weigh_rewards(evaluations: Sequence[Evaluation], config: Config) -> dict[str, dict[str, float]]:
+    """Return task → reward → by what its values are multiplied in the sum that is trained for.
+
+    It is the weight where rewards are summed as they are. Where training normalises them, see `has_deviations`, it is
+    the weight over the reward's standard deviation over the images of the first evaluation that has it, so that the
+    reward with the largest unit does not decide.
+
+    Args:
+        evaluations: Of the run, which can be compared, by checkpoint, ascending.
+        config: Its configuration.
+    """
+    scaled = has_deviations(config)
+    return {
+        task: {
+            name: weight / _first_spread(evaluations, task, name) if scaled[task] else weight
+            for name, weight in settings.rewards.items()
+        }
+        for task, settings in config.joint_tasks().items()
+    }
+
+
+def read_weights(layout: RunLayout, config: Config, newest: int) -> dict[str, dict[str, float]]:
+    """Read what `weigh_rewards` returns; `newest`: a checkpoint whose evaluation a file system may list late."""
+    numbers = sorted({*layout.evaluations(), newest}) if any(has_deviations(config).values()) else []
+    found = [read_evaluation(layout, number, images=False) for number in numbers]
+    return weigh_rewards(comparable_evaluations(found), config)
+
+
 def measure_held_out(evaluations: Sequence[Evaluation], config: Config) -> dict[int, float]:
     """Return what each evaluation reached of what is trained for, by checkpoint, ascending.
 
-    It is the mean over all fixed images, as `estimate_images` has it, of the weighted sum of the rewards: as they are
-    where the task sums them, else in standard deviations over the first evaluation's images, so that the reward with
-    the largest unit does not decide. An evaluation without a trained reward is left out; of people's votes the images
-    count that somebody voted on.
+    It is the mean over all fixed images, as `estimate_images` has it, of their sums by `weigh_rewards`. An evaluation
+    without a trained reward is left out; of people's votes the images count that somebody voted on.
     """
-    tasks = config.joint_tasks()
-    weights: dict[str, Mapping[str, float]] = {task: settings.rewards for task, settings in tasks.items()}
+    ordered = sorted(evaluations, key=lambda found: found.checkpoint)
+    weights = weigh_rewards(ordered, config)
     whole = [
         found
-        for found in sorted(evaluations, key=lambda found: found.checkpoint)
-        if all(not np.isnan(sum_by_task(found, {task: weights[task]})).all() for task in tasks)
+        for found in ordered
+        if all(not np.isnan(sum_by_task(found, {task: weights[task]})).all() for task in weights)
     ]
-    for task, settings in tasks.items():
-        if settings.combine != "sum" and whole:
-            weights[task] = {
-                name: weight / measure_spread(whole[0], task, name) for name, weight in settings.rewards.items()
-            }
     reached = {found.checkpoint: estimate_images(found, sum_by_task(found, weights)) for found in whole}
     return {checkpoint: known.mean for checkpoint, known in reached.items() if known is not None}
 
@@ -170,6 +201,12 @@ def find_span(evaluations: Sequence[Evaluation], config: Config) -> HeldOutSpan 
         return None
     number = best_held_out(measure_held_out(found, config))
     return HeldOutSpan(first, next((one for one in found if one.checkpoint == number), None), final)
+
+
+def _first_spread(evaluations: Sequence[Evaluation], task: str, name: str) -> float:
+    known = (found for found in evaluations if name in found.rewards and len(_values(found, task, name)))
+    first = next(known, None)
+    return 1.0 if first is None else measure_spread(first, task, name)
 
 
 def _values(found: Evaluation, task: str, name: str) -> np.ndarray:

@@ -143,6 +143,17 @@ def test_rewards_of_several_tasks_are_shown_apart(capsys):
     )
 
 
+def test_a_sum_in_standard_deviations_says_so(capsys):
+    display = Display(quiet=False, as_json=False)
+    event = Evaluated(1, 0.5, 0.25, {"compressibility": -1.0}, {"compression": 0.4}, in_deviations=True)
+    display.follow([event])
+    shown = "0.500 on training prompts, 0.250 on held-out prompts, in standard deviations  (compressibility -1.000)"
+    assert shown in " ".join(capsys.readouterr().out.split("\n"))
+    assert display.summary["evaluations"]["1"]["in_standard_deviations"] is True
+    display.follow([Evaluated(2, None, None, {}, {}, in_deviations=True)])
+    assert "standard deviations" not in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("stops", [False, True])
 def test_hacking_is_told_even_where_it_is_quiet(capsys, stops):
     display = Display(quiet=True, as_json=True)

@@ -15,6 +15,7 @@ from rlcm_cli.phases.loop import loop
 from rlcm_cli.phases.sample import sample
 from rlcm_cli.phases.score import load_scorers, score
 from rlcm_cli.phases.train import train
+from rlcm_cli.runs.held_out import read_weights
 from rlcm_cli.runs.policy import ensure_start
 from rlcm_cli.runs.run import check_run, create_run
 from rlcm_cli.store.checkpoint import latest_checkpoint
@@ -96,10 +97,10 @@ def test_an_evaluation_counts_the_images_that_were_voted_on(tmp_path):
     run = write_voted(tmp_path / "run")
     write_grey_evaluation(run, 0, [1, 2, 3, 4])
     found = read_evaluation(run.layout, 0)
-    event = average_evaluation(found, run.config)
+    event = average_evaluation(found, run.config, read_weights(run.layout, run.config, 0))
     assert (event.reward_training, event.reward_held_out, event.tasks) == (None, None, {})
     publish_rescored(run.layout, found, {"votes": np.array([np.nan, 1, np.nan, 0], np.float32)}, {})
-    event = average_evaluation(read_evaluation(run.layout, 0), run.config)
+    event = average_evaluation(read_evaluation(run.layout, 0), run.config, read_weights(run.layout, run.config, 0))
     assert (event.reward_training, event.reward_held_out) == (0.5, None)
     assert event.tasks == {"compression": 0.5}
 

@@ -11,6 +11,7 @@ from compared_runs import write_evaluation, write_run
 
 from rlcm_cli.judging.held_out import judge_checkpoints
 from rlcm_cli.phases.evaluate import average_evaluation
+from rlcm_cli.report.compare.blocks import arrange
 from rlcm_cli.report.compare.comparison import compare_runs
 from rlcm_cli.report.compare.runs import open_compared
 from rlcm_cli.report.compare.table import tabulate
@@ -18,7 +19,7 @@ from rlcm_cli.report.html.compare import tabulate_runs
 from rlcm_cli.report.run.data import read_run
 from rlcm_cli.report.run.summary import describe_best, find_changes
 from rlcm_cli.runs.choosing import choose_checkpoint
-from rlcm_cli.runs.held_out import measure_reward
+from rlcm_cli.runs.held_out import measure_reward, read_weights
 from rlcm_cli.runs.pruning import find_best
 from rlcm_cli.store.evaluations import read_evaluation
 
@@ -105,8 +106,8 @@ def test_every_number_that_two_of_them_tell_is_the_same(tmp_path, number):
         # the held-out images: the report
         told = method["held_out"]["rewards"]
         for change in find_changes(data):
-            if change.is_sum and (data.config.combine != "sum" or len(run.tasks) > 1):
-                continue  # the report's sum is in standard deviations, or of one task, and says so
+            if change.is_sum and len(run.tasks) > 1:
+                continue  # the report's sums are each of one task, and say so
             reached = told.get("" if change.is_sum else change.reward, {}).get(PARTS[change.held_out])
             if reached is None:
                 assert partly  # another seed lacks it
@@ -117,7 +118,7 @@ def test_every_number_that_two_of_them_tell_is_the_same(tmp_path, number):
         # … what `evaluate` and `loop` print of a checkpoint
         for level, checkpoint in chosen.items():
             evaluation = read_evaluation(run.layout, checkpoint)
-            printed = average_evaluation(evaluation, run.config)
+            printed = average_evaluation(evaluation, run.config, read_weights(run.layout, run.config, checkpoint))
             for held_out, value in ((False, printed.reward_training), (True, printed.reward_held_out)):
                 same = told.get("", {}).get(PARTS[held_out], {}).get(level)
                 assert partly or (value is None) == (same is None)
@@ -136,6 +137,41 @@ def test_every_number_that_two_of_them_tell_is_the_same(tmp_path, number):
             if judged.difference:
                 assert reached["change"]["of_each_seed"][index] == pytest.approx(judged.difference.mean, abs=1e-9)
     check_spreads(method)
+
+
+def write_two_rewards(root, combine):
+    """Write a run for two rewards: of a spread of 100 and of 1, each a spread higher at the end."""
+    run = write_run(root, [0.0, 1.0], weights={"sharpness": 1.0, "brightness": 2.0}, combine=combine)
+    write_evaluation(run, 0, {"sharpness": [0, 200], "brightness": [0, 2]}, [False] * 2, prompts=["cat", "dog"])
+    write_evaluation(run, 1, {"sharpness": [100, 300], "brightness": [1, 3]}, [False] * 2, prompts=["cat", "dog"])
+    return run
+
+
+@pytest.mark.parametrize(
+    ("combine", "unit", "levels"),
+    [
+        ("sum", "", [102.0, 204.0, 102.0]),
+        ("normalised", ", each in standard deviations", [1 + 2, 2 + 4, 3]),  # 100 of 100 and twice 1 of 1, then twice
+    ],
+)
+def test_the_sum_is_in_the_unit_that_training_has_it_in(tmp_path, combine, unit, levels):
+    run = open_compared(write_two_rewards(tmp_path / "run", combine))
+    table = tabulate(compare_runs([run]))
+    told = table["methods"][0]["held_out"]["rewards"][""]["held_out_seeds"]
+    assert [told[level]["mean"] for level in ("first", "final", "change")] == levels
+    assert f"sharpness + 2 × brightness{unit}, held-out seeds" in [block.title for block in arrange(table)]
+    change = find_changes(read_run(run, run.name))[0]
+    assert (change.name, change.before.mean, change.after.mean) == (f"sharpness + 2 × brightness{unit}", *levels[:2])
+    found = read_evaluation(run.layout, 1)
+    printed = average_evaluation(found, run.config, read_weights(run.layout, run.config, 1))
+    assert (printed.reward_training, printed.in_deviations) == (levels[1], bool(unit))
+
+
+def test_sums_in_different_units_are_not_compared(tmp_path):
+    runs = [open_compared(write_two_rewards(tmp_path / combine, combine)) for combine in ("sum", "normalised")]
+    table = tabulate(compare_runs(runs))
+    assert [list(method["held_out"]["rewards"]) for method in table["methods"]] == [["sharpness", "brightness"]] * 2
+    assert any(note.startswith("no sum of the held-out rewards") for note in table["notes"])
 
 
 def check_spreads(value):

@@ -156,7 +156,7 @@ def _held_out(table: Table) -> Iterator[NumberBlock]:
                 at = Cell(number, NOTHING if number is None else str(number))
                 return [cells["first"], cells["best"], at, cells["final"], cells["change"]]
 
-            shown = name or table["reward"]
+            shown = name or table["held_out_reward"]
             yield NumberBlock(
                 f"{part} {name}".strip(),
                 f"{shown}, {PART_NAMES[part]}",

@@ -14,6 +14,7 @@ from rlcm_cli.report.compare.runs import (
     ComparedRun,
     SettingRow,
     check_comparable,
+    describe_held_out,
     describe_total,
     group_runs,
     list_differences,
@@ -21,6 +22,7 @@ from rlcm_cli.report.compare.runs import (
 from rlcm_cli.report.private import name_reward, withhold_text
 from rlcm_cli.report.run.levels import WINDOW, Levels, find_levels
 from rlcm_cli.runs.hacking import advise_checkpoint
+from rlcm_cli.runs.held_out import has_deviations
 from rlcm_cli.store.metrics import PHASES, IterationMetrics, read_metrics
 from rlcm_cli.store.reward_versions import comparable_rows
 from rlcm_cli.wording import command, count
@@ -59,6 +61,8 @@ class Comparison:
     methods: tuple[Method, ...]
     reward: str
     """What the rewards are, as shown."""
+    held_out: str
+    """What the rewards of held-out images are, as shown."""
     window: int
     """Iterations that a reward is averaged over; in short runs fewer, which the notes tell."""
     costs: tuple[str, ...]
@@ -91,6 +95,8 @@ def compare_runs(
     for run in compared:
         metrics[run.layout.root], cut[run.layout.root] = _read_metrics(run)
     costs, notes = _find_costs(compared, metrics, clock)
+    # Sums in different units are no comparison; the rewards by themselves are.
+    total = len({tuple(has_deviations(run.config).items()) for run in compared}) == 1
     methods = []
     for label, runs in group_runs(compared).items():
         rewards = [[_reward_of(row, component, run) for row in metrics[run.layout.root]] for run in runs]
@@ -103,7 +109,7 @@ def compare_runs(
                 curves=curves,
                 levels=tuple(find_levels(of_run, window) for of_run in rewards),
                 mean=average_curves(curves),
-                held_out=tuple(read_held_out_levels(run, component) for run in runs),
+                held_out=tuple(read_held_out_levels(run, component, total=total) for run in runs),
             )
         )
     notes += [*_note_lengths(methods), *_note_short_runs(methods, window), *_note_models(methods)]
@@ -114,9 +120,15 @@ def compare_runs(
         for run in compared
         if cut[run.layout.root]
     ]
+    if component is None and not total:
+        notes.append(
+            "no sum of the held-out rewards: only some runs have it in standard deviations (combine differs); compare "
+            "reward by reward"
+        )
     return Comparison(
         methods=tuple(methods),
         reward=name_reward(component) if component else describe_total(compared[0]),
+        held_out=name_reward(component) if component else describe_held_out(compared[0]),
         window=window,
         costs=tuple(costs),
         target=min(levels.best for method in methods for levels in method.levels) if target is None else target,

@@ -9,13 +9,13 @@ from functools import partial
 import numpy as np
 
 from rlcm_cli.report.compare.runs import ComparedRun
-from rlcm_cli.runs.held_out import HeldOutSpan, estimate_images, find_span, sum_by_task
-from rlcm_cli.store.evaluations import Evaluation, read_evaluation
+from rlcm_cli.runs.held_out import HeldOutSpan, estimate_images, find_span, sum_by_task, weigh_rewards
+from rlcm_cli.store.evaluations import Evaluation, comparable_evaluations, read_evaluation
 
 ValuesOf = Callable[[Evaluation], np.ndarray]
 """Returns a number for each image of an evaluation, NaN where it is not known."""
 TOTAL = ""
-"""In the place of a reward's name: what is trained for, the weighted sum of the rewards as they are."""
+"""In the place of a reward's name: what is trained for, the weighted sum of the rewards, see `weigh_rewards`."""
 PARTS = {"held_out_seeds": False, "held_out_prompts": True}
 """Name of a part of the fixed images → whether its prompts are kept out of training; else only their seeds are."""
 
@@ -48,8 +48,8 @@ class HeldOutLevels:
     """Prompts and images in all."""
 
 
-def read_held_out_levels(run: ComparedRun, component: str | None) -> HeldOutLevels | None:
-    """Read what a run reached by its training reward and by each reward, or by one reward only.
+def read_held_out_levels(run: ComparedRun, component: str | None, *, total: bool) -> HeldOutLevels | None:
+    """Read what a run reached by its training reward (with `total`) and by each reward, or by one reward only.
 
     None where there are not two evaluations that can be compared. Raises the errors of `read_evaluation`.
     """
@@ -59,7 +59,8 @@ def read_held_out_levels(run: ComparedRun, component: str | None) -> HeldOutLeve
         return None
     first, best, final = span.first, span.best, span.final
     means = {}
-    for name, values_of in _list_values(run, component, span):
+    weights = weigh_rewards(comparable_evaluations(evaluations), run.config) if total and component is None else None
+    for name, values_of in _list_values(run, component, span, weights):
         for part, held_out in PARTS.items():
             reached = _reach(span, values_of, held_out=held_out)
             if reached:
@@ -73,10 +74,12 @@ def read_held_out_levels(run: ComparedRun, component: str | None) -> HeldOutLeve
     )
 
 
-def _list_values(run: ComparedRun, component: str | None, span: HeldOutSpan) -> Iterator[tuple[str, ValuesOf]]:
-    """List what is to be averaged: the total, then reward by reward, or one reward only."""
-    if component is None:
-        yield TOTAL, partial(sum_by_task, tasks=run.tasks)
+def _list_values(
+    run: ComparedRun, component: str | None, span: HeldOutSpan, weights: Mapping[str, Mapping[str, float]] | None
+) -> Iterator[tuple[str, ValuesOf]]:
+    """List what is to be averaged: the total where it has `weights`, then reward by reward, or one reward only."""
+    if weights is not None:
+        yield TOTAL, partial(sum_by_task, tasks=weights)
     for name in [component] if component else dict.fromkeys([*run.trained, *run.rewards, *span.final.rewards]):
         if name in span.first.rewards and name in span.final.rewards:
             yield name, partial(_values_of, name)

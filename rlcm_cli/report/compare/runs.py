@@ -15,11 +15,14 @@ from typing import Any
 from rlcm_cli.config import Config
 from rlcm_cli.errors import ConfigError, MissingFileError
 from rlcm_cli.report.private import name_reward, withhold
+from rlcm_cli.runs.held_out import has_deviations
 from rlcm_cli.runs.run import Run, identify, open_run
 from rlcm_cli.store.layout import RunLayout
 
 ONLY_SEED = re.compile(r"seed[-_. ]?\d+")
 """Name of a folder that tells a run's seed and nothing else."""
+DEVIATIONS = ", each in standard deviations"
+"""Unit of a sum of rewards that training normalises."""
 
 
 @dataclass(frozen=True)
@@ -165,6 +168,13 @@ def describe_weights(weights: Mapping[str, float]) -> str:
     return " + ".join(
         name_reward(name) if weight == 1 else f"{weight:g} × {name_reward(name)}" for name, weight in weights.items()
     )
+
+
+def describe_held_out(compared: ComparedRun) -> str:
+    """Describe what a run reaches on held-out images: the sum of its rewards, and in which unit."""
+    scaled = has_deviations(compared.config).values()
+    note = DEVIATIONS if all(scaled) else ", in standard deviations where training normalises" if any(scaled) else ""
+    return describe_goals(compared) + note
 
 
 def describe_total(compared: ComparedRun) -> str:

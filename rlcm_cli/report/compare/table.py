@@ -41,6 +41,7 @@ def tabulate(comparison: Comparison) -> dict[str, Any]:
     return {
         "kind": KIND,
         "reward": comparison.reward,
+        "held_out_reward": comparison.held_out,
         "smoothed_over_iterations": comparison.window,
         "target": comparison.target,
         "target_given": comparison.target_given,

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rlcm_cli.report.compare.runs import describe_weights
+from rlcm_cli.report.compare.runs import DEVIATIONS, describe_weights
 from rlcm_cli.report.run.data import RunData
-from rlcm_cli.runs.held_out import measure_spread, sum_by_task
+from rlcm_cli.runs.held_out import has_deviations, sum_by_task, weigh_rewards
 from rlcm_cli.store.evaluations import Evaluation
 
 
@@ -31,22 +31,15 @@ class Goal:
 def find_goals(data: RunData) -> list[Goal]:
     """Find the goals of the tasks that have several rewards, all of which every evaluation has.
 
-    Where training normalises each reward, the sum is of standard deviations over the first evaluation's images: of
-    the rewards as they are, the one with the largest unit would decide the sum by itself.
+    Where training normalises each reward, the sum is of standard deviations, see `weigh_rewards`.
     """
     goals = []
-    tasks = data.config.joint_tasks()
+    tasks, scaled = data.config.joint_tasks(), has_deviations(data.config)
+    weights = weigh_rewards(data.evaluations, data.config)
     for name, task in tasks.items():
-        weights: Mapping[str, float] = task.rewards
-        known = all(weights.keys() <= evaluation.rewards.keys() for evaluation in data.evaluations)
-        if len(weights) < 2 or not data.evaluations or not known:
+        known = all(task.rewards.keys() <= evaluation.rewards.keys() for evaluation in data.evaluations)
+        if len(task.rewards) < 2 or not data.evaluations or not known:
             continue
-        title = describe_weights(weights)
-        if task.combine != "sum":
-            weights = {
-                reward: weight / measure_spread(data.evaluations[0], name, reward)
-                for reward, weight in weights.items()
-            }
-            title += ", each in standard deviations"
-        goals.append(Goal(title if len(tasks) == 1 else f"{name}: {title}", name, weights))
+        title = describe_weights(task.rewards) + (DEVIATIONS if scaled[name] else "")
+        goals.append(Goal(title if len(tasks) == 1 else f"{name}: {title}", name, weights[name]))
     return goals
