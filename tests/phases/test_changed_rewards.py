@@ -135,14 +135,14 @@ def test_evaluations_of_two_versions_are_not_compared(run, code):
     """As where only the newest evaluation of a remote run was fetched and scored again."""
     both = [read_evaluation(run.layout, number) for number in (0, 1)]
     assert comparable_evaluations(both) == both
-    assert read_held_out_levels(compared(run), None) is not None
+    assert read_held_out_levels(compared(run), None, total=True) is not None
     name = f"{code}:mine"
     publish_rescored(
         run.layout, both[1], {name: channel(torch.from_numpy(both[1].images), 1).numpy()}, {name: "another"}
     )
     changed = [read_evaluation(run.layout, number) for number in (0, 1)]
     assert comparable_evaluations(changed) == changed[1:]
-    assert read_held_out_levels(compared(run), None) is None
+    assert read_held_out_levels(compared(run), None, total=True) is None
 
 
 def test_stored_rollouts_are_scored_anew(run, code):
