@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 
 from examples.benchmark.classifier import extract_features, recognise
+from examples.benchmark.measure import draw_planned
 from rlcm_cli.core.gaussian import gaussian_kl
 from rlcm_cli.core.schedule import Schedule, transition
 from rlcm_cli.models.latent_model import LatentModel
 from rlcm_cli.phases.evaluate import PlannedImage, plan_evaluation
-from rlcm_cli.phases.sample import Drawn, draw_batch
+from rlcm_cli.phases.sample import Drawn
 from rlcm_cli.phases.score import Scorer, load_scorers
 from rlcm_cli.rewards import RewardSpec, load_reward
 from rlcm_cli.rewards.compressibility import jpeg_kilobytes
@@ -117,20 +118,3 @@ def measure_steps(
             for name, scorer in scorers.items()
         },
     }
-
-
-def draw_planned(run: Run, model: LatentModel, schedule: Schedule, plan: Sequence[PlannedImage]) -> list[Drawn]:
-    """Draw planned images, in batches as the run's."""
-    sample = run.config.sample
-    parts = [plan[first : first + sample.batch_size] for first in range(0, len(plan), sample.batch_size)]
-    return [
-        draw_batch(
-            model,
-            schedule,
-            [fixed.prompt for fixed in part],
-            [fixed.seed for fixed in part],
-            guidance_scale=sample.guidance_scale,
-            reduction="mean",
-        )
-        for part in parts
-    ]

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from examples.benchmark.finals import measure_finals
-from examples.benchmark.measure import count_costs, measure_checkpoint
+from examples.benchmark.measure import count_costs, measure_average, measure_checkpoint
 from examples.benchmark.plan import Cell, read_plan, read_tunings
 from examples.benchmark.results import find_crossing, results_folder, write_result
 from examples.benchmark.tuning import next_trial
@@ -91,21 +91,27 @@ def claimed(lock: Path) -> Iterator[bool]:
 
 def run_cell(cell: Cell, folder: Path) -> dict[str, Any]:
     """Make one run, or resume it, and measure its evaluations; a run that fails has those up to there."""
-    started = start_loop(folder, configure(cell), Processes())
+    config = configure(cell)
+    started = start_loop(folder, config, Processes())
     run, points = started.run, {}
+
+    def measure(number: int) -> None:
+        averaged = config.train.ema_decay is not None
+        points[number] = measure_average(run, started.model, number) if averaged else measure_checkpoint(run, number)
+
     for number in run.layout.evaluations():  # of a run that is resumed
-        points[number] = measure_checkpoint(run, number)
+        measure(number)
     try:
         for event in started.events:
             if isinstance(event, Evaluated):
-                points[event.checkpoint] = measure_checkpoint(run, event.checkpoint)
+                measure(event.checkpoint)
             if is_over(cell, run, event, points):
                 break
         last = run.layout.checkpoints()[-1]
         if last not in points and not cell.until_target:
             for _ in evaluate(run, started.model, load_scorers(run), last):
                 pass
-            points[last] = measure_checkpoint(run, last)
+            measure(last)
         finals = measure_finals(run, started.model) if cell.finals else {}
     except (TrainingError, NotFiniteError) as error:
         return {**describe(cell, points), "failed": str(error)}

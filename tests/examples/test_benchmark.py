@@ -12,6 +12,8 @@ from examples.benchmark.plan import read_plan
 from examples.benchmark.price import price_rows, show_spread
 from examples.benchmark.results import find_crossing
 from examples.benchmark.run import configure
+from rlcm_cli.runs.run import open_run
+from rlcm_cli.store.evaluations import read_evaluation
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 PLANS = sorted((EXAMPLES / "benchmark").glob("*.toml"))
@@ -131,7 +133,7 @@ class TestCrossing:
 def test_a_plan_runs_and_is_not_run_twice(tmp_path):
     plan = tmp_path / "plan.toml"
     small = ["sample.steps=2", "sample.batch_size=4", "train.minibatch_size=4", "runtime.iterations=2"]
-    small += ["evaluate.prompts=2", "evaluate.images_per_prompt=2"]
+    small += ["evaluate.prompts=2", "evaluate.images_per_prompt=2", "train.ema_decay=0.5"]
     settings = ", ".join(f'"{one}"' for one in ["sample.samples=4", *small])
     plan.write_text(PLAN.replace('"sample.samples=4"', settings) + "finals = true\n")
     command = [sys.executable, "-m", "examples.benchmark.run", str(plan), "--runs", str(tmp_path / "runs")]
@@ -144,6 +146,11 @@ def test_a_plan_runs_and_is_not_run_twice(tmp_path):
     assert [point["queries"] for point in found["points"]] == [0, 4, 8]
     assert {"kilobytes", "recognised", "compressibility", "recognition"} == set(found["points"][0]["all"])
     assert all(math.isfinite(value) for point in found["points"] for value in point["all"].values())
+    layout = open_run(tmp_path / "runs/small-emoji-lcm-fast-1").layout
+    plain = [read_evaluation(layout, number).rewards["compressibility"].mean() for number in (0, 2)]
+    averaged = [found["points"][number]["all"]["compressibility"] for number in (0, 2)]
+    assert averaged[0] == pytest.approx(plain[0], rel=1e-5)
+    assert averaged[1] != pytest.approx(plain[1], rel=1e-3)  # drawn with the average of the weights
     finals = found["finals"]
     assert list(finals["steps"]) == ["1", "2", "4", "8"]
     assert 0 < finals["kl"] < 1  # two steps at a learning rate of 1e-2
