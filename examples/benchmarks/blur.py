@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from examples.frontier.measure import named_label_wins
+from examples.benchmark.classifier import recognise
 from rlcm_cli.rewards.compressibility import jpeg_kilobytes
 from rlcm_cli.rewards.pixels import in_parts, laplacian_variance
 from rlcm_cli.runs.run import open_run
@@ -30,7 +30,7 @@ def main() -> None:
             images = torch.from_numpy(drawn.images)
             sharpness = in_parts(laplacian_variance, images).mean().item()
             kilobytes = statistics.mean(jpeg_kilobytes(image) for image in images)
-            share = named_label_wins(images, drawn.prompts).float().mean().item()
+            share = recognise(images, drawn.prompts).float().mean().item()
             kind = run.config.objective.kind
             print(f"| {folder.name} | {kind} | {number} | {sharpness:.0f} | {kilobytes:.2f} | {share:.1%} |")
 

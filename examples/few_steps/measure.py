@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from examples.frontier.measure import named_label_wins
+from examples.benchmark.classifier import recognise
 from rlcm_cli.models.latent_model import LatentModel
 from rlcm_cli.phases.evaluate import PlannedImage, plan_evaluation
 from rlcm_cli.phases.sample import REDUCTION, draw_batch
@@ -61,7 +61,7 @@ def main() -> None:
             for steps in STEPS:
                 images = draw(run, model, plan, steps)
                 kilobytes = statistics.mean(jpeg_kilobytes(image) for image in images)
-                share = named_label_wins(images, [fixed.prompt for fixed in plan]).float().mean().item()
+                share = recognise(images, [fixed.prompt for fixed in plan]).float().mean().item()
                 print(f"| {folder.name} | {checkpoint} | {steps} | {kilobytes:.2f} | {share:.1%} |")
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from examples.frontier.measure import recognised
+from examples.benchmark.classifier import recognise
 from rlcm_cli.pictures.contact_sheet import write_png
 from rlcm_cli.pictures.labelled_sheet import Block, arrange_blocks
 from rlcm_cli.rewards.compressibility import jpeg_kilobytes
@@ -44,7 +44,8 @@ def summarise(evaluation: Evaluation) -> str:
     """Describe an evaluation: mean JPEG size, and the share of images that an independent classifier recognises."""
     count = len(evaluation.images)
     size = sum(map(jpeg_kilobytes, torch.from_numpy(evaluation.images))) / count
-    return f"{count} images, {size:.2f} kB, {recognised(evaluation).float().mean().item():.1%} recognised"
+    share = recognise(torch.from_numpy(evaluation.images), evaluation.prompts).float().mean().item()
+    return f"{count} images, {size:.2f} kB, {share:.1%} recognised"
 
 
 def main() -> None:

@@ -14,17 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
+from examples.benchmark.classifier import recognise
 from rlcm_cli.phases.evaluate import evaluate
 from rlcm_cli.phases.score import load_scorers
 from rlcm_cli.rewards.compressibility import jpeg_kilobytes
 from rlcm_cli.runs.policy import load_policy_model
 from rlcm_cli.runs.run import Run, open_run
-from rlcm_cli.store.evaluations import Evaluation, read_evaluation
-
-CLASSIFIERS = {64: "emoji_lcm", 96: "emoji_sprint"}
-"""The recipe whose evaluation classifier is made for pictures of so many pixels a side."""
+from rlcm_cli.store.evaluations import read_evaluation
 
 
 def run_loop(task: str, seed: int, folder: Path, extra: list[str]) -> float:
@@ -55,33 +52,15 @@ def draw_checkpoints(run: Run, numbers: list[int]) -> list[int]:
 def measure_checkpoint(run: Run, number: int) -> dict[str, Any]:
     """Measure the images of one evaluation."""
     evaluation = read_evaluation(run.layout, number)
+    images = torch.from_numpy(evaluation.images)
+    found = recognise(images, evaluation.prompts).float()
     return {
         "checkpoint": number,
-        "kilobytes": sum(map(jpeg_kilobytes, torch.from_numpy(evaluation.images))) / len(evaluation.images),
-        "recognised": recognised(evaluation).float().mean().item(),
-        "recognised_held_out_prompts": recognised(evaluation)[torch.from_numpy(evaluation.held_out)]
-        .float()
-        .mean()
-        .item(),
+        "kilobytes": sum(map(jpeg_kilobytes, images)) / len(images),
+        "recognised": found.mean().item(),
+        "recognised_held_out_prompts": found[torch.from_numpy(evaluation.held_out)].mean().item(),
         "images": len(evaluation.images),
     }
-
-
-def recognised(evaluation: Evaluation) -> Tensor:
-    """Tell of each image, bool [B], whether the independent classifier finds the prompt's animal first of 45."""
-    return named_label_wins(torch.from_numpy(evaluation.images), evaluation.prompts)
-
-
-def named_label_wins(images: Tensor, prompts: list[str]) -> Tensor:
-    """Tell of each image whether the label that its prompt names is the classifier's first choice, bool [B]."""
-    from transformers import AutoModelForImageClassification
-
-    folder = Path(__file__).parents[1] / CLASSIFIERS[images.shape[-1]] / "classifier"
-    model = AutoModelForImageClassification.from_pretrained(folder).eval()
-    with torch.no_grad():
-        logits = torch.cat([model(part.float() / 127.5 - 1).logits for part in images.split(64)])
-    found = [model.config.id2label[index] for index in logits.argmax(1).tolist()]
-    return torch.tensor([label in prompt.split() for label, prompt in zip(found, prompts, strict=True)])
 
 
 def table(results: list[dict[str, Any]]) -> str:

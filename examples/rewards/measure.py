@@ -19,7 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from examples.frontier.measure import recognised, run_loop
+from examples.benchmark.classifier import recognise
+from examples.frontier.measure import run_loop
 from rlcm_cli.config import Config
 from rlcm_cli.models.embedded import EMBEDDED
 from rlcm_cli.runs.hacking import find_hacking, trained_progress
@@ -55,7 +56,7 @@ def measure_run(folder: Path) -> dict[str, Any]:
     """Compare the first and the last evaluation of a run: every reward, and the recognised share."""
     layout = RunLayout(folder)
     before, after = (read_evaluation(layout, layout.evaluations()[index]) for index in (0, -1))
-    right = [recognised(evaluation).float() for evaluation in (before, after)]
+    right = [recognise(torch.from_numpy(one.images), one.prompts).float() for one in (before, after)]
     figures = {
         name: (torch.from_numpy(before.rewards[name]), torch.from_numpy(after.rewards[name])) for name in after.rewards
     }

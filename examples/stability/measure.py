@@ -17,8 +17,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from examples.benchmark.classifier import recognise
 from examples.few_steps.measure import draw
-from examples.frontier.measure import named_label_wins
 from rlcm_cli.core.ema import average_weights
 from rlcm_cli.models.lora import load_lora
 from rlcm_cli.phases.evaluate import plan_evaluation
@@ -80,7 +80,7 @@ def print_windows(name: str, layout: RunLayout) -> None:
 def print_images(name: str, images: Tensor, prompts: list[str]) -> None:
     """Print the mean size of fixed images, and the share that the independent classifier recognises."""
     kilobytes = statistics.mean(jpeg_kilobytes(image) for image in images)
-    print(f"| {name} | {kilobytes:.2f} | {named_label_wins(images, prompts).float().mean().item():.1%} |")
+    print(f"| {name} | {kilobytes:.2f} | {recognise(images, prompts).float().mean().item():.1%} |")
 
 
 def draw_average(layout: RunLayout) -> tuple[Tensor, list[str]]:

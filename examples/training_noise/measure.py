@@ -9,8 +9,8 @@ import argparse
 import statistics
 from pathlib import Path
 
+from examples.benchmark.classifier import recognise
 from examples.few_steps.measure import draw
-from examples.frontier.measure import named_label_wins
 from rlcm_cli.config import override_section
 from rlcm_cli.phases.evaluate import plan_evaluation
 from rlcm_cli.rewards.compressibility import jpeg_kilobytes
@@ -34,7 +34,7 @@ def main() -> None:
                 sampler = override_section(run.config.sampler, {"eta": eta})
                 images = draw(run, model, plan, run.config.sample.steps, sampler)
                 kilobytes = statistics.mean(jpeg_kilobytes(image) for image in images)
-                share = named_label_wins(images, [fixed.prompt for fixed in plan]).float().mean().item()
+                share = recognise(images, [fixed.prompt for fixed in plan]).float().mean().item()
                 print(
                     f"| {trained} | {run.config.seed} | {checkpoint} | {eta} | {kilobytes:.3f} | {share:.1%} |",
                     flush=True,
