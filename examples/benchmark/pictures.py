@@ -21,7 +21,7 @@ def draw_curves(methods: Mapping[str, Sequence[Mapping[str, Any]]], words: Mappi
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(1, 3, figsize=(14, 4.6), layout="constrained")
-    colours = pyplot.get_cmap("tab20").colors
+    colours = mpl.colormaps["tab20"](range(20))
     for number, (name, results) in enumerate(methods.items()):
         colour = colours[2 * number % 20 + 2 * number // 20]
         for axis, cost in zip(axes, ("processor", "queries"), strict=False):
@@ -36,14 +36,12 @@ def draw_curves(methods: Mapping[str, Sequence[Mapping[str, Any]]], words: Mappi
             s=18,
         )
     firsts = [one["points"][0]["all"] for results in methods.values() for one in results]
-    axes[2].scatter(
+    start = (
         statistics.fmean(point["kilobytes"] for point in firsts),
         100 * statistics.fmean(point["recognised"] for point in firsts),
-        color="black",
-        marker="*",
-        s=80,
     )
-    axes[2].annotate("before", (firsts[0]["kilobytes"], 100 * firsts[0]["recognised"]), fontsize=8)
+    axes[2].scatter(*start, color="black", marker="*", s=80)
+    axes[2].annotate("before training", start, xytext=(4, -14), textcoords="offset points", ha="right", fontsize=8)
     axes[0].set(xlabel="processor time, s", ylabel="trained reward, held-out seeds (mean of seeds)")
     axes[1].set(xlabel="images drawn", ylim=axes[0].get_ylim())
     axes[2].set(xlabel="mean JPEG size at the end, kB", ylabel="recognised, % (a dot a seed)")
