@@ -50,6 +50,30 @@ def find_following(
     ]
 
 
+def follow_rewards(
+    preset: Values, file: Values, line: Values, rewards: Any, differentiable: Callable[[str], bool]
+) -> list[tuple[str, Any, str]]:
+    """Return what follows from the rewards that are trained for, as `find_following` does.
+
+    A preset's back-propagation is left out where no reward has a gradient.
+
+    Args:
+        preset: As there.
+        file: As there.
+        line: As there.
+        rewards: The rewards of all layers; of a wrong type they are left for the validation to refuse.
+        differentiable: Says whether a reward has a gradient, by its name.
+    """
+    asked = _first([line, file], "last_step", "mode")
+    if asked is not None or _look_up(preset, "last_step", "mode") != "backprop" or not isinstance(rewards, Mapping):
+        return []
+    trained = [name for name, weight in rewards.items() if weight]
+    if any(differentiable(name) for name in trained):
+        return []
+    note = f"last_step.mode is deterministic, not backprop: {', '.join(trained)} cannot be differentiated"
+    return [("last_step.mode", "deterministic", note)]
+
+
 def _follow_samples(preset: Values, file: Values, line: Values) -> list[tuple[str, Any, str]]:
     # Samples given on the command line override what a file says about both, as they override a preset.
     below = [file, preset] if _look_up(line, "sample", "samples") is not None else [preset]

@@ -17,11 +17,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rlcm_cli.config.following import Recommend, find_following
+from rlcm_cli.config.following import Recommend, find_following, follow_rewards
 from rlcm_cli.config.presets import task_text
 from rlcm_cli.config.settings import EMBEDDED_MODEL, EMBEDDED_MODELS, Config, ModelSettings, keep_commit
 from rlcm_cli.config.validation import parse_config
 from rlcm_cli.errors import ConfigError
+from rlcm_cli.rewards import REWARDS
 from rlcm_cli.sections import choices_of
 from rlcm_cli.toml_files import DEEPEST, parse_value, read_settings
 from rlcm_cli.wording import expand_home, shorten
@@ -97,6 +98,7 @@ def resolve_settings(
     following = find_following(preset, file, line, _model_of(tomllib.loads(task_text(names[0]))), recommend)
     if len(names) == 1:
         values = _layered(names[0], file_layer, assignments, flags)
+        following += follow_rewards(preset, file, line, values.get("rewards"), _has_gradient)
         notes = _follow(values, following)
         return parse_config(_drop_weightless({**values, "task": names[0]})), notes
     if (flags or {}).get("prompts.source") is not None:
@@ -118,6 +120,10 @@ def resolve_settings(
     values = _explicit([together, file_layer], assignments, flags)
     notes = _follow(values, following)
     return parse_config(_drop_weightless({**values, "task": "+".join(names)})), notes
+
+
+def _has_gradient(reward: str) -> bool:
+    return reward in REWARDS and REWARDS[reward].differentiable
 
 
 def _follow(values: dict[str, Any], following: Sequence[tuple[str, Any, str]]) -> list[str]:

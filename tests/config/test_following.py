@@ -250,6 +250,32 @@ def test_every_objective_can_be_put_in_the_place_of_a_preset_s(kind):
     assert resolve("compression", *options, objective__kind=kind)[0].objective.kind == kind
 
 
+class TestRewards:
+    """A preset's back-propagation, and rewards without a gradient."""
+
+    def test_back_propagation_is_left_out_where_no_reward_has_a_gradient(self):
+        config, told = resolve("prompt_image_alignment", "rewards={ compressibility = 1.0 }")
+        assert config.last_step.mode == "deterministic"
+        assert told == ["last_step.mode is deterministic, not backprop: compressibility cannot be differentiated"]
+
+    @pytest.mark.parametrize("reward", ["mine.py:f", "http://127.0.0.1:8000/mine"])
+    def test_of_a_user_s_own_code_nothing_is_known(self, reward):
+        config, told = resolve("prompt_image_alignment", rewards={reward: 1.0})
+        assert (config.last_step.mode, len(told)) == ("deterministic", 1)
+
+    @pytest.mark.parametrize(
+        "given", ["rewards.compressibility=1", "rewards={ compressibility = 1.0, recognition = 1.0 }", "seed=1"]
+    )
+    def test_it_stays_where_one_has(self, given):
+        config, told = resolve("prompt_image_alignment", given)
+        assert (config.last_step.mode, told) == ("backprop", [])
+
+    def test_what_the_user_asks_for_stays(self):
+        rewards = "rewards={ compressibility = 1.0 }"
+        assert resolve("prompt_image_alignment", rewards, last_step__mode="backprop")[0].last_step.mode == "backprop"
+        assert resolve("prompt_image_alignment", rewards, last_step__mode="noise")[1] == []
+
+
 def test_a_setting_of_another_objective_is_refused():
     with pytest.raises(
         ConfigError, match=r"'objective.clip_range' of the kind 'rebel': it belongs to 'awm', 'grpo', .* or 'pso'"
