@@ -17,6 +17,8 @@ from rlcm_cli.store.remote.objects import is_url
 from rlcm_cli.wording import count, format_size
 
 NEWEST_SHOWN = 5
+OWN_KEYS = ("kind", "size", "bytes", "faults")
+"""Keys of a description that have a meaning here, which a picture's text of the same name must not take."""
 
 
 def register(app: typer.Typer) -> None:
@@ -110,11 +112,13 @@ def _describe_picture(path: Path) -> dict[str, Any]:
     from PIL import Image
 
     from rlcm_cli.pictures.png_texts import read_png_texts
+    from rlcm_cli.store.inspection import INSPECTED
 
-    texts = read_png_texts(path)
+    texts = read_png_texts(path, remedy=f"name {INSPECTED} of any program")
+    named = {f"text {key}" if key in OWN_KEYS else key: text for key, text in texts.items()}
     with Image.open(path) as picture:
         size = f"{picture.width} × {picture.height} pixels"
-    return {"kind": "picture", "size": size, **(texts or {"metadata": "none: it does not say how it was made"})}
+    return {"kind": "picture", "size": size, **(named or {"metadata": "none: it does not say how it was made"})}
 
 
 def _export(path: Path, folder: Path, iteration: int | None, *, as_json: bool) -> None:

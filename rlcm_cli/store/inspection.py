@@ -21,6 +21,8 @@ from rlcm_cli.store.run import read_config
 from rlcm_cli.store.shards import check_record, is_published, read_receipt
 from rlcm_cli.store.tensor_file import DTYPES, read_stored
 
+INSPECTED = "a run, a checkpoint, a shard, a LoRA file or a PNG"
+
 
 def describe_path(path: Path) -> dict[str, Any]:
     """Describe a run, a checkpoint, a record or a LoRA file.
@@ -28,9 +30,7 @@ def describe_path(path: Path) -> dict[str, Any]:
     Raises `ConfigError` for a path that is none of them, and `StoreError` for a damaged one.
     """
     if not path.exists():
-        raise MissingFileError(
-            f"{path}: no such file or folder; name a run, a checkpoint, a shard, a LoRA file or a PNG"
-        )
+        raise MissingFileError(f"{path}: no such file or folder; name {INSPECTED}")
     if (path / "config.json").is_file():
         return _describe_run(RunLayout(path))
     if (path / "trainer.json").is_file():
@@ -39,7 +39,12 @@ def describe_path(path: Path) -> dict[str, Any]:
         return _describe_record(path)
     if path.suffix == ".safetensors":
         return _describe_weights(path)
-    raise ConfigError(f"{path}: is not a run, checkpoint, shard or LoRA file")
+    pictures = [file for form in ("*", "*/*") for file in path.glob(form) if file.suffix.lower() == ".png"]
+    if pictures:
+        raise ConfigError(
+            f"{path}: is a folder with pictures, not a run; name one of its PNGs, such as {min(pictures)}"
+        )
+    raise ConfigError(f"{path}: is none of what can be inspected; name {INSPECTED}")
 
 
 def _describe_run(layout: RunLayout) -> dict[str, Any]:

@@ -254,4 +254,22 @@ def test_inspect_shows_how_a_picture_and_its_sheet_were_made(capsys, tiny_lcm, t
     Image.new("RGB", (3, 2)).save(tmp_path / "plain.png")
     assert "does not say how it was made" in succeed(capsys, "inspect", tmp_path / "plain.png").out
     (tmp_path / "text.png").write_text("no picture")
-    refuse(capsys, ConfigError, "inspect", tmp_path / "text.png", saying=("text.png: is not a PNG",))
+    takes = "text.png: is not a PNG; name a run, a checkpoint, a shard, a LoRA file or a PNG of any program"
+    assert refuse(capsys, ConfigError, "inspect", tmp_path / "text.png", saying=(takes,)).endswith(takes)
+
+
+def test_texts_of_a_picture_leave_the_rows_of_inspect_as_they_are(capsys, tmp_path):
+    info = PngInfo()
+    for key in ("kind", "size", "bytes", "faults", "author"):
+        info.add_text(key, f"own {key}")
+    Image.new("RGB", (3, 2)).save(tmp_path / "a.png", pnginfo=info)
+    assert succeed(capsys, "inspect", tmp_path / "a.png", "--json").json_line() == {
+        "kind": "picture",
+        "size": "3 × 2 pixels",
+        "text kind": "own kind",
+        "text size": "own size",
+        "text bytes": "own bytes",
+        "text faults": "own faults",
+        "author": "own author",
+    }
+    assert "own bytes" in succeed(capsys, "inspect", tmp_path / "a.png").out

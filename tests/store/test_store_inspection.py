@@ -85,8 +85,18 @@ class TestDescribe:
     def test_what_is_none_of_them(self, layout, tmp_path):
         with pytest.raises(MissingFileError, match="no such file or folder"):
             describe_path(tmp_path / "nowhere")
-        with pytest.raises(ConfigError, match="is not a run, checkpoint, shard or LoRA file"):
-            describe_path(layout.root / "metrics")
+        (tmp_path / "notes.txt").write_text("no record")
+        for path in (layout.root / "metrics", tmp_path / "notes.txt"):
+            with pytest.raises(ConfigError, match="name a run, a checkpoint, a shard, a LoRA file or a PNG$"):
+                describe_path(path)
+
+    @pytest.mark.parametrize("inside", ["b.PNG", "way/b.png"])
+    def test_a_folder_of_pictures_is_not_described_but_one_of_them_named(self, tmp_path, inside):
+        file = tmp_path / "outputs" / inside
+        file.parent.mkdir(parents=True)
+        file.touch()
+        with pytest.raises(ConfigError, match=f"name one of its PNGs, such as {file}$"):
+            describe_path(tmp_path / "outputs")
 
     def test_a_damaged_shard(self, layout):
         flip_bit(layout.shard(0, 0, 2), 600)
