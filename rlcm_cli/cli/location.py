@@ -12,6 +12,7 @@ from urllib.parse import unquote
 
 from rlcm_cli.errors import ConfigError, RlcmError
 from rlcm_cli.store.remote.objects import is_url
+from rlcm_cli.wording import command
 
 if TYPE_CHECKING:
     from rlcm_cli.config import Config
@@ -101,12 +102,28 @@ def local_path(named: str) -> Path:
 
 
 def expand_folder(named: str) -> list[str]:
-    """Return the runs in a folder that is none itself, in the order of people; else what is named."""
+    """Return the runs in a folder that is none itself, in the order of people; else what is named.
+
+    Raises `ConfigError` for what `rlcm evaluate --out` wrote.
+    """
     from rlcm_cli.report.run.listing import find_runs
 
     path = local_path(named)
     inner = [] if is_url(named) or (path / "config.json").is_file() else find_runs(path)
+    if not inner and not is_url(named) and not (path / "config.json").is_file():
+        refuse_evaluation(path)
     return sorted(map(str, inner), key=natural_key) or [named]
+
+
+def refuse_evaluation(folder: Path) -> None:
+    """Raise `ConfigError` for a folder with the results of an evaluation outside of a run."""
+    from rlcm_cli.judging.folder import RESULTS, SUMMARY
+
+    if (folder / RESULTS).is_file() and (folder / SUMMARY).is_file():
+        raise ConfigError(
+            f"{folder}: is no run but what `rlcm evaluate` drew outside of one; see its table with "
+            f"`{command('evaluate', '--images', folder)}`"
+        )
 
 
 def natural_key(text: str) -> list[tuple[int, str]]:

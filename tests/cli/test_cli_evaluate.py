@@ -11,6 +11,7 @@ import pytest
 from command_line import refuse, snapshot, succeed, write_settings
 
 from rlcm_cli.errors import ConfigError, MissingFileError
+from rlcm_cli.judging.folder import Results, write_results
 from rlcm_cli.report.compare.runs import open_compared
 from rlcm_cli.report.run.data import read_run
 from rlcm_cli.report.run.summary import find_changes
@@ -152,6 +153,23 @@ class TestOwnPrompts:
         later = succeed(capsys, "evaluate", "--images", out, "--reward", "sharpness", "--json").json_line()
         assert {one["reward"] for one in later["judged"]} == {"brightness", "sharpness"}
         assert all(row["reward.sharpness"] is not None for row in read_rows(out))
+        before = snapshot(out)
+        shown = succeed(capsys, "evaluate", "--images", out).out
+        assert "brightness" in shown
+        assert "sharpness" in shown
+        assert snapshot(out) == before
+
+    @pytest.mark.parametrize("words", [("compare", "{}"), ("compare", "--label", "a={}"), ("report", "{}")])
+    def test_its_folder_is_no_run_to_compare_or_report(self, capsys, tmp_path, monkeypatch, words):
+        monkeypatch.chdir(tmp_path)
+        row = {"file": "base/0.png", "prompt": "a cat", "seed": 0, "way": "base", "reward.brightness": 0.5}
+        (tmp_path / "out").mkdir()
+        write_results(tmp_path / "out", Results([row]))
+        before = snapshot(tmp_path)
+        saying = ("out: is no run but what `rlcm evaluate` drew outside of one; see", "`rlcm evaluate --images out`")
+        refuse(capsys, ConfigError, *(word.format("out") for word in words), saying=saying)
+        assert snapshot(tmp_path) == before
+        assert "0.5" in succeed(capsys, "evaluate", "--images", "out").out
 
     def test_a_sweep_says_which_is_compared_with_which(self, capsys, run, tmp_path):
         words = ["--lora", run, "--prompts", "simple_animals", "--most-prompts", 2, "--out", tmp_path / "out"]

@@ -1,3 +1,4 @@
+import re
 import shutil
 
 import pytest
@@ -87,7 +88,7 @@ class TestDescribe:
             describe_path(tmp_path / "nowhere")
         (tmp_path / "notes.txt").write_text("no record")
         for path in (layout.root / "metrics", tmp_path / "notes.txt"):
-            with pytest.raises(ConfigError, match="name a run, a checkpoint, a shard, a LoRA file or a PNG$"):
+            with pytest.raises(ConfigError, match=r"name a run, a checkpoint, a shard, a LoRA file or a PNG$"):
                 describe_path(path)
 
     @pytest.mark.parametrize("inside", ["b.PNG", "way/b.png"])
@@ -95,7 +96,7 @@ class TestDescribe:
         file = tmp_path / "outputs" / inside
         file.parent.mkdir(parents=True)
         file.touch()
-        with pytest.raises(ConfigError, match=f"name one of its PNGs, such as {file}$"):
+        with pytest.raises(ConfigError, match=re.escape(f"name one of its PNGs, such as {file}")):
             describe_path(tmp_path / "outputs")
 
     def test_a_damaged_shard(self, layout):
