@@ -87,7 +87,8 @@ def compare_command(
         bool,
         typer.Option(
             "--draw",
-            help="Also generate the same prompts and seeds with each method's first run, at several step counts.",
+            help="Also generate the same prompts and seeds with the base model, if all runs have the same, and with "
+            "each method's first run, at several step counts.",
         ),
     ] = False,
     form: Annotated[
@@ -159,7 +160,7 @@ def find_compared(named: Iterable[tuple[str, str]]) -> Iterator[tuple[str, str]]
 
 
 def draw_strips(runs: Mapping[str, Path], folder: Path, device: str, display: Display) -> list[ImageRow]:
-    """Generate the same prompts with the newest checkpoint of each run, method → run directory."""
+    """Generate the same prompts with a shared base model and the newest checkpoints, method → run directory."""
     from rlcm_cli.pictures.compare import draw_samples, plan_samples
     from rlcm_cli.report.compare.samples import ImageRow
 
