@@ -22,7 +22,7 @@ from rlcm_cli.config.presets import task_text
 from rlcm_cli.config.settings import EMBEDDED_MODEL, EMBEDDED_MODELS, Config, ModelSettings, keep_commit
 from rlcm_cli.config.validation import parse_config
 from rlcm_cli.errors import ConfigError
-from rlcm_cli.rewards import REWARDS
+from rlcm_cli.rewards import REWARDS, is_address, is_code
 from rlcm_cli.sections import choices_of
 from rlcm_cli.toml_files import DEEPEST, parse_value, read_settings
 from rlcm_cli.wording import expand_home, shorten
@@ -123,7 +123,10 @@ def resolve_settings(
 
 
 def _has_gradient(reward: str) -> bool:
-    return reward in REWARDS and REWARDS[reward].differentiable
+    """Say whether a reward has a gradient; of a user's code nothing is known, and what does not exist is refused later."""
+    if reward in REWARDS:
+        return REWARDS[reward].differentiable
+    return not is_code(reward) and not is_address(reward)
 
 
 def _follow(values: dict[str, Any], following: Sequence[tuple[str, Any, str]]) -> list[str]:

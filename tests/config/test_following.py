@@ -270,6 +270,9 @@ class TestRewards:
         config, told = resolve("prompt_image_alignment", given)
         assert (config.last_step.mode, told) == ("backprop", [])
 
+    def test_of_a_reward_that_does_not_exist_nothing_is_said_before_it_is_refused(self):
+        assert resolve("prompt_image_alignment", rewards={"beuty": 1.0})[1] == []
+
     def test_what_the_user_asks_for_stays(self):
         rewards = "rewards={ compressibility = 1.0 }"
         assert resolve("prompt_image_alignment", rewards, last_step__mode="backprop")[0].last_step.mode == "backprop"
