@@ -123,7 +123,7 @@ def resolve_settings(
 
 
 def _has_gradient(reward: str) -> bool:
-    """Say whether a reward has a gradient: unknown of a user's code; of a name that does not exist, left to its check."""
+    """Say whether a reward has a gradient; nothing is known of a user's code, and a name may not exist."""
     if reward in REWARDS:
         return REWARDS[reward].differentiable
     return not is_code(reward) and not is_address(reward)
