@@ -15,7 +15,7 @@ from typing import Any
 
 from examples.benchmark.comparison import cost_table, difference_table, score_table, steps_table, tuning_table
 from examples.benchmark.pictures import draw_curves
-from examples.benchmark.plan import read_blocks, read_tunings
+from examples.benchmark.plan import Cell, read_blocks, read_plan, read_tunings
 from examples.benchmark.price import HEADER, price_rows
 from examples.benchmark.results import read_result, results_folder
 
@@ -52,8 +52,9 @@ def make_table(words: str) -> str:
     name, kind, *pairs = words.split()
     plan, given = PLANS / f"{name}.toml", dict(pair.split("=") for pair in pairs)
     if kind == "price":
-        found = [one for block in given["blocks"].split(",") for one in find_results(plan, int(block))]
-        return lay_out(HEADER, price_rows(found, name_methods(plan)))
+        blocks = read_blocks(plan)
+        cells = [cell for block in given["blocks"].split(",") for cell in blocks[int(block)]]
+        return lay_out(HEADER, price_rows(find_results(plan, cells), name_methods(plan)))
     if kind == "tuning":
         tunings = [(tuning, tuning.scores(results_folder(plan))) for tuning in read_tunings(plan)]
         return lay_out(*tuning_table(tunings, name_methods(plan)))
@@ -61,15 +62,15 @@ def make_table(words: str) -> str:
     return lay_out(*COMPARISONS[kind](methods, name_methods(plan))) if methods else "No results yet."
 
 
-def find_results(plan: Path, block: int) -> list[dict[str, Any]]:
-    """Read the results that there are of a plan's block of runs, counted from 0."""
-    files = [results_folder(plan) / f"{cell.name}.json" for cell in read_blocks(plan)[block]]
+def find_results(plan: Path, cells: Sequence[Cell]) -> list[dict[str, Any]]:
+    """Read the results that there are of runs of a plan."""
+    files = [results_folder(plan) / f"{cell.name}.json" for cell in cells]
     return [read_result(file) for file in files if file.exists()]
 
 
 def reported(plan: Path) -> list[dict[str, Any]]:
     """Read the results that are reported, in the order of the plan."""
-    return [one for block in range(len(read_blocks(plan))) for one in find_results(plan, block)]
+    return find_results(plan, read_plan(plan))
 
 
 def choose(plan: Path, task: str, model: str) -> dict[str, list[dict[str, Any]]]:

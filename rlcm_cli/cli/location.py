@@ -109,10 +109,12 @@ def expand_folder(named: str) -> list[str]:
     from rlcm_cli.report.run.listing import find_runs
 
     path = local_path(named)
-    inner = [] if is_url(named) or (path / "config.json").is_file() else find_runs(path)
-    if not inner and not is_url(named) and not (path / "config.json").is_file():
+    if is_url(named) or (path / "config.json").is_file():
+        return [named]
+    inner = sorted(map(str, find_runs(path)), key=natural_key)
+    if not inner:
         refuse_evaluation(path)
-    return sorted(map(str, inner), key=natural_key) or [named]
+    return inner or [named]
 
 
 def refuse_evaluation(folder: Path) -> None:
@@ -121,7 +123,7 @@ def refuse_evaluation(folder: Path) -> None:
 
     if (folder / RESULTS).is_file() and (folder / SUMMARY).is_file():
         raise ConfigError(
-            f"{folder}: is no run but what `rlcm evaluate` drew outside of one; see its table with "
+            f"{folder}: is not a run; it holds images that `rlcm evaluate` drew outside of one; see its table with "
             f"`{command('evaluate', '--images', folder)}`"
         )
 

@@ -26,7 +26,7 @@ class Minibatch:
 
 
 def draw_minibatches(rollout: Rollout, config: Config, iteration: int) -> Iterator[Minibatch]:
-    """Return the samples of each optimizer step: every inner epoch in an order of its own, groups together.
+    """Return the samples of each optimizer step: each inner epoch in a new random order, groups together.
 
     Actions that the gradient of the reward goes back through are not among those that are trained on.
     """

@@ -49,7 +49,9 @@ def read_pairs(path: Path, rollout: Rollout) -> Tensor:
     """Read the pairs of a rollout from a table, rows int64 [P, 2]. Raises `ConfigError` for one that does not fit."""
     kind = TABLE_SUFFIXES.get(path.suffix.lower())
     if kind is None:
-        raise ConfigError(f"objective.pairs: {path} is no table; name a file that ends in {', '.join(TABLE_SUFFIXES)}")
+        raise ConfigError(
+            f"objective.pairs: {path} is not a table; name a file that ends in {', '.join(TABLE_SUFFIXES)}"
+        )
     table, iteration = read_table(kind, path, COLUMNS, "pairs file"), rollout.manifest.iteration
     missing = [column for column in COLUMNS if column not in table.columns]
     if missing:
@@ -72,7 +74,7 @@ def _read_count(table: Table, place: str, column: str, cells: Mapping[str, Any])
     value = cells.get(column)
     text = str(value).strip()
     if isinstance(value, bool) or not (text.isascii() and text.isdecimal() and len(text) < 10):
-        raise ConfigError(f"{table.file}, {place}: '{column}' is no whole number from 0; correct it")
+        raise ConfigError(f"{table.file}, {place}: '{column}' is not a whole number of 0 or more; correct it")
     return int(text)
 
 

@@ -54,7 +54,7 @@ def noise_again(
     Args:
         model: Whose noise it is.
         rollout: With final latents.
-        epoch: The inner epoch, from 0: each draws noise of its own.
+        epoch: The inner epoch, from 0: each draws new noise.
         samples_N: int64, rows of the rollout.
         calls_N: int64, model calls 0 … H − 1.
         owners_N: int64, the samples that the noise belongs to: as a rule the same; those of a pair share it.

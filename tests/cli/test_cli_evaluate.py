@@ -166,7 +166,10 @@ class TestOwnPrompts:
         (tmp_path / "out").mkdir()
         write_results(tmp_path / "out", Results([row]))
         before = snapshot(tmp_path)
-        saying = ("out: is no run but what `rlcm evaluate` drew outside of one; see", "`rlcm evaluate --images out`")
+        saying = (
+            "out: is not a run; it holds images that `rlcm evaluate` drew outside of one; see",
+            "`rlcm evaluate --images out`",
+        )
         refuse(capsys, ConfigError, *(word.format("out") for word in words), saying=saying)
         assert snapshot(tmp_path) == before
         assert "0.5" in succeed(capsys, "evaluate", "--images", "out").out

@@ -66,9 +66,9 @@ def test_a_table_chooses_its_own(tiny_lcm, rollout, tmp_path, name):
         ([(0, 8, 1)], "there is no sample 8; the iteration has 8"),
         ([(0, 1, 2)], "samples 1 and 2 are not two of one group"),
         ([(0, 1, 1)], "samples 1 and 1 are not two of one group"),
-        ([(0, 1, 0), ("zero", 1, 0)], "line 3: 'iteration' is no whole number from 0"),
-        ([(0, "-1", 0)], "'chosen' is no whole number from 0"),
-        ([(0, 1, "")], "'rejected' is no whole number from 0"),
+        ([(0, 1, 0), ("zero", 1, 0)], "line 3: 'iteration' is not a whole number of 0 or more"),
+        ([(0, "-1", 0)], "'chosen' is not a whole number of 0 or more"),
+        ([(0, 1, "")], "'rejected' is not a whole number of 0 or more"),
     ],
 )
 def test_a_table_that_does_not_fit_is_refused_in_one_line(rollout, tmp_path, rows, words):
@@ -81,7 +81,7 @@ def test_a_file_that_is_no_such_table_is_refused(rollout, tmp_path):
     (tmp_path / "pairs.csv").write_text("iteration,better\n0,1\n")
     with pytest.raises(ConfigError, match="there is no column 'chosen'; the columns are iteration, chosen, rejected"):
         read_pairs(tmp_path / "pairs.csv", rollout)
-    with pytest.raises(ConfigError, match=r"is no table; name a file that ends in \.csv"):
+    with pytest.raises(ConfigError, match=r"is not a table; name a file that ends in \.csv"):
         read_pairs(tmp_path / "pairs.txt", rollout)
     with pytest.raises(ConfigError, match=r"pairs file .* is not there"):
         read_pairs(tmp_path / "none.csv", rollout)
